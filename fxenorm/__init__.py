@@ -1,0 +1,39 @@
+"""fxenorm finds every way to rescale a PyTorch network without changing its function, and uses that freedom."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Names are resolved on first use (PEP 562), so that `fxenorm-inspect --help` need not wait for torch.
+_HOMES = {
+    "analyze": "fxenorm.plan.analyze",
+    "Plan": "fxenorm.plan.plan",
+    "BalanceResult": "fxenorm.plan.plan",
+    "FxenormError": "fxenorm.errors",
+    "FxenormWarning": "fxenorm.errors",
+    "errors": "fxenorm",
+}
+
+__all__ = ["BalanceResult", "FxenormError", "FxenormWarning", "Plan", "analyze", "errors"]
+
+if TYPE_CHECKING:
+    from . import errors
+    from .errors import FxenormError, FxenormWarning
+    from .plan.analyze import analyze
+    from .plan.plan import BalanceResult, Plan
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'fxenorm' has no attribute {name!r}")
+    if name == "errors":
+        return importlib.import_module("fxenorm.errors")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

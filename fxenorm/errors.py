@@ -1,0 +1,56 @@
+"""The errors that fxenorm raises on purpose, one class a reason, and its warning."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BindError",
+    "ExampleInputsError",
+    "FxenormError",
+    "FxenormWarning",
+    "ModelFileError",
+    "OptimizerError",
+    "OptionError",
+    "RescaleError",
+    "TraceError",
+    "UnsupportedOperatorError",
+]
+
+
+class FxenormError(Exception):
+    """Base class of every error that fxenorm raises on purpose."""
+
+
+class OptionError(FxenormError, ValueError):
+    """An argument has a value or a type that is not one of the documented ones."""
+
+
+class ExampleInputsError(FxenormError, ValueError):
+    """The model does not run on the given example inputs, or none that run could be guessed."""
+
+
+class TraceError(FxenormError, RuntimeError):
+    """The model could not be turned into a graph by any tracer."""
+
+
+class UnsupportedOperatorError(FxenormError, NotImplementedError):
+    """Operators without a scale rule were met and ``on_unknown="error"`` was asked for."""
+
+
+class OptimizerError(FxenormError, TypeError):
+    """The optimizer's state cannot follow a rescaling exactly, or does not belong to the model."""
+
+
+class RescaleError(FxenormError, ValueError):
+    """The given log-scales have a wrong shape, are not finite, or would overflow a weight."""
+
+
+class BindError(FxenormError, ValueError):
+    """A plan does not fit a module: parameter names, shapes or the stored format differ."""
+
+
+class ModelFileError(FxenormError, ValueError):
+    """``fxenorm-inspect`` could not find, import or build the model that it was asked for."""
+
+
+class FxenormWarning(UserWarning):
+    """Something was lost or left inexact; said once, with what and why."""
