@@ -1,0 +1,105 @@
+"""The first tracer: `torch.export`, non-strict, to the pre-dispatch ATen graph."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..errors import ExampleInputsError
+from .escapes import ExportWatch
+from .flatten import drop_idle, inline_regions, tensor_leaves
+from .inputs import Inputs
+from .names import overlapping, tied_names
+from .preserve import prepared
+from .source import SourceLines, annotate
+from .traced_model import Mode, Placeholder, TracedModel
+
+__all__ = ["finish", "trace_by_export"]
+
+_ONE_DTYPE = frozenset({"linear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "bmm", "addmm"})
+
+
+def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode) -> TracedModel:
+    """Traces `model` in `mode`; raises whatever `torch.export` or the model raises. The model is left as it was."""
+    with prepared(model, mode) as notes:
+        # torch.export refuses outputs that are no known pytree (key-value caches). This hook runs after the user's own.
+        model.register_forward_hook(lambda module, args, output: tensor_leaves(output))
+        with ExportWatch():
+            program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
+
+    graph = program.graph
+    _check_dtypes(graph, inputs)
+    values: dict[str, Any] = {**program.constants, **dict(model.named_buffers(remove_duplicate=False))}
+    aliases = tied_names(model)
+    placeholders: dict[str, Placeholder] = {}
+    kinds = {"PARAMETER": "parameter", "BUFFER": "buffer", "CONSTANT_TENSOR": "constant"}
+    for spec, node in zip(program.graph_signature.input_specs, _placeholder_nodes(graph), strict=True):
+        kind: Any = kinds.get(spec.kind.name, "input")
+        target = str(spec.target) if kind != "input" else node.name
+        name = aliases.get(target, target)
+        value = values.get(name) if kind in ("buffer", "constant") else None
+        placeholders[node.name] = Placeholder(kind, name, value)
+    inline_regions(program.graph_module)
+    return finish(model, graph, mode, "export", placeholders, aliases, tuple(notes))
+
+
+def _check_dtypes(graph: fx.Graph, inputs: Inputs) -> None:
+    """Raises if a layer multiplies tensors of different dtypes, which fake values let pass and real ones do not."""
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        return
+    for node in graph.nodes:
+        if getattr(node.target, "_name", "") == "wrap_with_autocast":
+            return
+    for node in graph.nodes:
+        if str(node.target).removeprefix("aten.").split(".")[0] not in _ONE_DTYPE:
+            continue
+        values = [source.meta.get("val") for source in node.all_input_nodes]
+        dtypes = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+        if len(dtypes) > 1:
+            found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+            raise ExampleInputsError(
+                f"The model does not run on inputs {inputs}: {node.target} would multiply tensors of different dtypes ({found}). "
+                "Pass example_inputs of the model's dtype."
+            )
+
+
+def _name_constants(model: nn.Module, placeholders: dict[str, Placeholder]) -> None:
+    """Calls a constant that is a parameter or buffer of the model, reached past its registration, by its name."""
+    parameters = {id(tensor): name for name, tensor in model.named_parameters()}
+    buffers = {id(tensor): name for name, tensor in model.named_buffers()}
+    for node_name, item in placeholders.items():
+        if item.kind == "constant" and id(item.value) in parameters:
+            placeholders[node_name] = Placeholder("parameter", parameters[id(item.value)])
+        elif item.kind == "constant" and id(item.value) in buffers:
+            placeholders[node_name] = Placeholder("buffer", buffers[id(item.value)], item.value)
+
+
+def _placeholder_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """The placeholders in order."""
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def finish(
+    model: nn.Module,
+    graph: fx.Graph,
+    mode: Mode,
+    tracer: Any,
+    placeholders: dict[str, Placeholder],
+    aliases: dict[str, str],
+    notes: tuple[str, ...] = (),
+) -> TracedModel:
+    """What both tracers do at the end: annotate the nodes, resolve get_attr nodes, look for overlapping tensors."""
+    drop_idle(graph)
+    annotate(graph, SourceLines())
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.name not in placeholders:
+            value = functools.reduce(lambda owner, part: getattr(owner, part, None), node.target.split("."), graph.owning_module)
+            tensor = value if isinstance(value, torch.Tensor) else None
+            placeholders[node.name] = Placeholder("constant", node.target, tensor)
+    _name_constants(model, placeholders)
+    constants = {item.name: item.value for item in placeholders.values() if item.kind == "constant" and item.value is not None}
+    shared = overlapping([*model.named_parameters(), *model.named_buffers(), *constants.items()])
+    return TracedModel(graph, mode, tracer, placeholders, aliases, notes, shared, (mode,))

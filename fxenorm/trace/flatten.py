@@ -1,0 +1,96 @@
+"""Brings a traced graph into the flat form: nested regions inlined, outputs that are tensors only."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+__all__ = ["drop_idle", "inline_regions", "tensor_leaves"]
+
+# Position of the body among the operands; what stands in front of it are switches that do not change the mathematics.
+_BODY_POSITION = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4, "tag_activation_checkpoint": 0, "wrap": 0}
+
+_IDLE = frozenset(
+    {"_set_grad_enabled", "_enter_autocast", "_exit_autocast", "_assert_tensor_metadata.default", "_assert_scalar.default"}
+)
+
+
+def inline_regions(module: fx.GraphModule) -> None:
+    """Replaces every region under ``no_grad``, autocast or checkpointing by its body, in place, nested ones included."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        name = getattr(node.target, "_name", "") if node.op == "call_function" else ""
+        position = _BODY_POSITION.get(name)
+        if position is None or len(node.args) <= position:
+            continue
+        holder = node.args[position]
+        body = getattr(module, str(holder.target), None) if isinstance(holder, fx.Node) and holder.op == "get_attr" else None
+        if not isinstance(body, fx.GraphModule):
+            continue
+        inline_regions(body)
+        _inline(graph, node, body, list(node.args[position + 1 :]))
+        if not holder.users:
+            graph.erase_node(holder)
+
+
+def _inline(graph: fx.Graph, node: fx.Node, body: fx.GraphModule, operands: list[Any]) -> None:
+    """Copies `body` in front of `node`, which calls it with `operands`, and removes `node`."""
+    values: dict[fx.Node, Any] = {}
+    inputs = iter(operands)
+    results: Any = ()
+    with graph.inserting_before(node):
+        for inner in body.graph.nodes:
+            if inner.op == "placeholder":
+                values[inner] = next(inputs)
+            elif inner.op == "output":
+                results = fx.map_arg(inner.args[0], values.__getitem__)
+            else:
+                values[inner] = graph.node_copy(inner, values.__getitem__)
+    for user in list(node.users):
+        if user.target is operator.getitem:
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.erase_node(user)
+    if not node.users:
+        graph.erase_node(node)
+    elif isinstance(results, fx.Node):
+        node.replace_all_uses_with(results)
+        graph.erase_node(node)
+
+
+def drop_idle(graph: fx.Graph) -> None:
+    """Removes the nodes that compute nothing: switches of gradients and autocast, and checks of shapes and dtypes."""
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and not node.users and getattr(node.target, "__name__", "") in _IDLE:
+            graph.erase_node(node)
+
+
+def tensor_leaves(value: Any) -> tuple[torch.Tensor, ...]:
+    """The tensors in a model's output, whatever holds them: containers, dataclasses, or objects such as a key-value cache."""
+    found: list[torch.Tensor] = []
+    _collect(value, found, set())
+    return tuple(found)
+
+
+def _collect(value: Any, found: list[torch.Tensor], seen: set[int]) -> None:
+    """Appends the tensors of `value` to `found`, each container once."""
+    if isinstance(value, torch.Tensor):
+        found.append(value)
+        return
+    if value is None or isinstance(value, (str, bytes, int, float, complex, type, torch.nn.Module)) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Mapping):
+        inner: Any = value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        inner = value
+    elif dataclasses.is_dataclass(value):
+        inner = [getattr(value, item.name, None) for item in dataclasses.fields(value)]
+    else:
+        inner = list(getattr(value, "__dict__", {}).values())
+    for item in inner:
+        _collect(item, found, seen)

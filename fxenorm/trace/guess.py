@@ -1,0 +1,249 @@
+"""Example inputs made up from a model's first layers and its forward signature."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ExampleInputsError
+from .inputs import Inputs, given_inputs
+from .reasons import needs_values, reason, runs_on
+from .traced_model import Mode
+
+__all__ = ["candidates", "choose", "resolve_inputs"]
+
+_SIDES = (224, 299, 96, 64, 32, 256, 28, 128, 48, 16, 8, 384, 512)
+_LENGTHS = (128, 1024, 16000, 256, 64, 32, 100, 16, 3000)
+_CLIPS = ((16, 112, 112), (16, 224, 224), (32, 224, 224), (16, 64, 64), (32, 32, 32), (8, 32, 32), (16, 16, 16), (8, 8, 8))
+_TOKENS = (16, 32, 8, 64, 128, 512, 1)
+_WITHOUT_PARAMETERS = ((2, 3, 224, 224), (2, 3, 32, 32), (2, 16), (2, 3, 64), (2, 16, 32), (2, 3, 16, 32, 32), (2,))
+_SHOWN = 12
+
+
+def candidates(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[Inputs]:
+    """Inputs to try, the likeliest first: one shape for every required argument of forward, a batch of two."""
+    yield from _from_pretrained(model, kwargs)
+    if not _accepts_arguments(model):
+        yield Inputs((), dict(kwargs), True)
+        return
+    device, dtype = _device_and_dtype(model)
+    vocabulary = _smallest_vocabulary(model)
+
+    def tensor(shape: tuple[int, ...], integer: bool) -> torch.Tensor:
+        return _make(shape, integer, vocabulary, device, dtype)
+
+    required = _required(model, kwargs)
+    if kwargs and not required:
+        yield Inputs((), dict(kwargs), True)
+    lists = [_is_list_of_tensors(parameter) for parameter in required] or [False]
+    bilinear = next((module for module in model.modules() if isinstance(module, nn.Bilinear)), None)
+    if bilinear is not None and len(required) == 2:
+        sides = (bilinear.in1_features, bilinear.in2_features)
+        yield _arrange(required, [tensor((2, side), False) for side in sides], kwargs)
+    for shape, integer in dict.fromkeys(_shapes(model)):
+        arguments: list[Any] = [[tensor(shape[1:], integer)] if listed else tensor(shape, integer) for listed in lists]
+        yield _arrange(required, arguments, kwargs)
+    if len(required) in (2, 3):  # arguments of different kinds: a picture and a sentence
+        kinds = {type(layer): next(_for_layer(layer)) for layer in model.modules() if isinstance(layer, _FIRST_LAYERS)}
+        for mixed in itertools.product(list(kinds.values())[:3], repeat=len(required)):
+            if len(set(mixed)) > 1:
+                yield _arrange(required, [tensor(shape, integer) for shape, integer in mixed], kwargs)
+
+
+def choose(model: nn.Module, ladder: Iterable[Inputs], mode: Mode) -> Inputs:
+    """The first of `ladder` on which the model runs, with fake values where that can be."""
+    tried: list[tuple[Inputs, Exception]] = []
+    for inputs in ladder:
+        failure = runs_on(model, inputs, mode, confirm=False)
+        if failure is None or needs_values(failure):  # the second: on the meta device, where the tracer will say so
+            return inputs
+        tried.append((inputs, failure))
+    shown = "\n".join(f"  {inputs}: {reason(failure)}" for inputs, failure in tried[:_SHOWN])
+    more = f"\n  ... and {len(tried) - _SHOWN} more" if len(tried) > _SHOWN else ""
+    raise ExampleInputsError(
+        f"No example inputs could be guessed for {type(model).__name__}. Tried:\n{shown}{more}\n"
+        "Pass example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments."
+    )
+
+
+def resolve_inputs(model: nn.Module, example_inputs: Any = None, example_kwargs: Any = None, mode: Mode = "eval") -> Inputs:
+    """The given inputs in one form, or where none are given the first guess on which the model runs.
+
+    Raises:
+        ExampleInputsError: the inputs are of a wrong type, or no guess runs.
+    """
+    given = given_inputs(example_inputs, example_kwargs)
+    return choose(model, candidates(model, example_kwargs or {}), mode) if given is None else given
+
+
+def _arrange(required: list[inspect.Parameter], arguments: list[Any], kwargs: Mapping[str, Any]) -> Inputs:
+    """Positional arguments by position, keyword-only ones by name."""
+    positional: list[Any] = []
+    named = dict(kwargs)
+    for parameter, value in itertools.zip_longest(required, arguments):
+        if parameter is not None and parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            named[parameter.name] = value
+        else:
+            positional.append(value)
+    return Inputs(tuple(positional), named, True)
+
+
+def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+    """Forward's parameters; none where they cannot be read."""
+    try:
+        return list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def _required(model: nn.Module, kwargs: Mapping[str, Any]) -> list[inspect.Parameter]:
+    """Forward's parameters that have no default and are not given."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [
+        parameter
+        for parameter in _parameters(model)
+        if parameter.default is inspect.Parameter.empty and parameter.kind not in variadic and parameter.name not in kwargs
+    ]
+
+
+def _accepts_arguments(model: nn.Module) -> bool:
+    """Whether forward takes anything at all."""
+    return bool(_parameters(model)) or not hasattr(model, "forward")
+
+
+def _is_list_of_tensors(parameter: inspect.Parameter) -> bool:
+    """Whether the parameter is annotated as a list of tensors, as detection models' images are."""
+    return re.search(r"(list|sequence)\[.*tensor", str(parameter.annotation), re.IGNORECASE) is not None
+
+
+def _device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device of the first tensor and dtype of the first floating one."""
+    tensors = [*model.parameters(), *model.buffers()]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    floating = (tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.dtype.itemsize > 1)
+    return device, next(floating, torch.get_default_dtype())
+
+
+def _smallest_vocabulary(model: nn.Module) -> int:
+    """Number of rows of the smallest embedding, so that made-up indices fit every one of them."""
+    sizes = [module.num_embeddings for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
+    return max(1, min(sizes, default=2))
+
+
+def _make(shape: tuple[int, ...], integer: bool, vocabulary: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """A made-up tensor; its random numbers come from a generator of its own."""
+    if device.type == "meta":
+        return torch.empty(shape, dtype=torch.int64 if integer else dtype, device=device)
+    if integer:
+        return (torch.arange(math.prod(shape)).reshape(shape) % vocabulary).to(device)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu").to(device, dtype)
+
+
+def _shapes(model: nn.Module) -> Iterator[tuple[tuple[int, ...], bool]]:
+    """(shape, integer) of a tensor that the first layers could take, likeliest first."""
+    layer = next((module for module in model.modules() if isinstance(module, _FIRST_LAYERS)), None)
+    if layer is not None:
+        yield from _for_layer(layer)
+    # A layer registered first need not run first, and an image may be cut into patches before it.
+    if layer is None or not next(model.parameters(), None) is not None:
+        yield from ((shape, False) for shape in _WITHOUT_PARAMETERS)
+        yield (2, 16), True
+        return
+    others: dict[type, nn.Module] = {}
+    for module in model.modules():
+        if isinstance(module, _FIRST_LAYERS) and type(module) is not type(layer):
+            others.setdefault(type(module), module)
+    for other in itertools.islice(others.values(), 3):
+        yield from itertools.islice(_for_layer(other), 5)
+    for channels in (3, 1):
+        yield from (((2, channels, side, side), False) for side in (224, 32, 28))
+
+
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
+_FIRST_LAYERS = (
+    *_CONV, *_NORM, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention,
+)  # fmt: skip
+
+
+def _for_layer(layer: nn.Module) -> Iterator[tuple[tuple[int, ...], bool]]:
+    """(shape, integer) of tensors that a model that begins with `layer` could take."""
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+        yield from (((2, length), True) for length in _TOKENS)
+        yield (2,), True
+    elif isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+        yield from (((2, layer.in_channels, side, side), False) for side in _SIDES)
+    elif isinstance(layer, (nn.Conv1d, nn.ConvTranspose1d)):
+        yield from (((2, layer.in_channels, length), False) for length in _LENGTHS)
+        if layer.in_channels == 1:
+            yield from (((2, length), False) for length in _LENGTHS)
+    elif isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d)):
+        yield from (((2, layer.in_channels, *clip), False) for clip in _CLIPS)
+    elif isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)):
+        channels = layer.num_features if isinstance(layer, nn.BatchNorm2d) else layer.num_channels
+        yield from (((2, channels, side, side), False) for side in _SIDES)
+        yield (2, channels), False
+    elif isinstance(layer, nn.BatchNorm3d):
+        yield from (((2, layer.num_features, *clip), False) for clip in _CLIPS)
+    elif isinstance(layer, nn.LayerNorm):
+        yield (2, *layer.normalized_shape), False
+        yield (2, 16, *layer.normalized_shape), False
+    elif isinstance(layer, nn.MultiheadAttention):
+        yield (16, 2, layer.embed_dim), False
+        yield (2, 16, layer.embed_dim), False
+    elif isinstance(layer, nn.RNNBase):
+        yield ((2, 16, layer.input_size) if layer.batch_first else (16, 2, layer.input_size)), False
+    else:
+        yield from _for_vectors(layer)
+
+
+def _for_vectors(layer: nn.Module) -> Iterator[tuple[tuple[int, ...], bool]]:
+    """Shapes for a layer that takes vectors: the vectors, sequences of them, and images that flatten to them."""
+    names = ("in_features", "input_size", "num_features", "in1_features")
+    features = next(int(getattr(layer, name)) for name in names if hasattr(layer, name))
+    yield (2, features), False
+    yield (2, 16, features), False
+    for channels in (1, 3):
+        side = math.isqrt(features // channels)
+        if features == channels * side * side:
+            yield (2, channels, side, side), False
+    yield (2, 8, 8, features), False
+    yield (features,), False
+
+
+def _from_pretrained(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[Inputs]:
+    """Inputs for models that name their main input, as Hugging Face's do."""
+    name = getattr(model, "main_input_name", None)
+    if not isinstance(name, str):
+        return
+    config = getattr(model, "config", None)
+    device, dtype = _device_and_dtype(model)
+    vocabulary = _smallest_vocabulary(model)
+    encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+
+    def call(value: torch.Tensor) -> Inputs:
+        extra = {"decoder_input_ids": _make((2, 8), True, vocabulary, device, dtype)} if encoder_decoder else {}
+        return Inputs((), {name: value, **extra, **kwargs}, True)
+
+    if name == "input_ids":
+        yield from (call(_make((2, length), True, vocabulary, device, dtype)) for length in _TOKENS)
+    else:
+        size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+        if isinstance(size, int) and isinstance(channels, int):
+            yield call(_make((2, channels, size, size), False, vocabulary, device, dtype))
+        for shape, integer in itertools.islice(dict.fromkeys(_shapes(model)), 20):
+            yield call(_make(shape, integer, vocabulary, device, dtype))
+    try:
+        dummy = getattr(model, "dummy_inputs", None)
+    except Exception:  # a property of the model's library, which may fail in any way
+        dummy = None
+    if isinstance(dummy, Mapping):
+        tensors = {key: value.to(device) for key, value in dummy.items() if isinstance(value, torch.Tensor)}
+        yield Inputs((), {**tensors, **kwargs}, True)

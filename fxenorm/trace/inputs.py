@@ -1,0 +1,88 @@
+"""Example inputs in one form, and the versions of them that a run needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..errors import ExampleInputsError
+
+__all__ = ["Inputs", "given_inputs", "is_meta"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one forward call; `guessed` tells whether we made them up."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    guessed: bool = False
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
+        """The same arguments with `function` applied to every tensor in them."""
+
+        def apply(leaf: Any) -> Any:
+            return function(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+        return Inputs(tree_map(apply, self.args), tree_map(apply, dict(self.kwargs)), self.guessed)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Every tensor in the arguments."""
+        return [leaf for leaf in tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, torch.Tensor)]
+
+    def repeated(self) -> Inputs | None:
+        """The arguments with a batch of one made a batch of two; None if no tensor has such a batch."""
+        if not any(tensor.dim() > 1 and tensor.shape[0] == 1 for tensor in self.tensors()):
+            return None
+        return self.map(lambda tensor: torch.cat([tensor, tensor]) if tensor.dim() > 0 and tensor.shape[0] == 1 else tensor)
+
+    def __str__(self) -> str:
+        parts = [_describe(value) for value in self.args]
+        parts += [f"{name}={_describe(value)}" for name, value in self.kwargs.items()]
+        return "(" + ", ".join(parts) + ")"
+
+
+def _describe(value: Any) -> str:
+    """A short text: "float32[2, 3, 224, 224]"."""
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_describe(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_describe(item)}" for key, item in value.items()) + "}"
+    return repr(value) if isinstance(value, (int, float, bool, str, type(None))) else type(value).__name__
+
+
+def given_inputs(example_inputs: Any, example_kwargs: Any) -> Inputs | None:
+    """The user's inputs in one form, None if there are none; see `trace_model` for what may be given."""
+    if example_kwargs is None:
+        extra: dict[str, Any] = {}
+    elif isinstance(example_kwargs, Mapping) and all(isinstance(key, str) for key in example_kwargs):
+        extra = dict(example_kwargs)
+    else:
+        raise ExampleInputsError(f"example_kwargs must be a dict of keyword arguments, got {type(example_kwargs).__name__}.")
+    if example_inputs is None:
+        return None
+    if isinstance(example_inputs, torch.Tensor):
+        return Inputs((example_inputs,), extra)
+    if isinstance(example_inputs, Mapping) and all(isinstance(key, str) for key in example_inputs):
+        twice = sorted(set(example_inputs) & set(extra))
+        if twice:
+            raise ExampleInputsError(f"{', '.join(twice)} is given both in example_inputs and in example_kwargs.")
+        return Inputs((), {**example_inputs, **extra})
+    if isinstance(example_inputs, (tuple, list)):
+        return Inputs(tuple(example_inputs), extra)
+    raise ExampleInputsError(
+        "example_inputs must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "
+        f"got {type(example_inputs).__name__}."
+    )
+
+
+def is_meta(model: nn.Module) -> bool:
+    """Whether any parameter or buffer is on the meta device, so that nothing can be computed for real."""
+    return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))

@@ -1,0 +1,191 @@
+"""Leaves a model, the random numbers and torch's switches as they were found, also when the trace raises."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import random
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .names import storage_id
+
+__all__ = ["RunGuard", "prepared"]
+
+DREW_RANDOM = (
+    "The forward pass draws random numbers from Python or numpy in {mode} mode, which a trace does not see: "
+    "the result holds for the path that these numbers took."
+)
+
+
+@contextlib.contextmanager
+def prepared(model: nn.Module, mode: str) -> Iterator[list[str]]:
+    """Within it `model` is in `mode` ("train" or "eval"), ready to be run or traced; at exit it is as it was.
+
+    Yields a list that holds, after the exit, what the user should know about the run.
+    """
+    notes: list[str] = []
+    with _preserved(model), _random_state(notes, mode), _quiet(model):
+        if mode == "train":
+            model.train()
+        else:
+            model.eval()
+        for module in model.modules():
+            if getattr(module, "_compiled_call_impl", None) is not None:
+                module._compiled_call_impl = None  # of model.compile(): a trace wants the plain forward
+        yield notes
+
+
+@contextlib.contextmanager
+def _preserved(model: nn.Module) -> Iterator[None]:
+    """Restores at exit every module's attributes, flags and hooks, and every requires_grad."""
+    attributes = [(module, dict(vars(module)), _containers(module)) for module in model.modules()]
+    plain = _plain_tensors(model)
+    gradients = [(tensor, tensor.requires_grad) for tensor in (*model.parameters(), *model.buffers())]
+    try:
+        yield
+    finally:
+        for module, before, containers in attributes:
+            _restore(vars(module), before)
+            for container, content in containers:
+                _restore(container, content)
+        with torch.no_grad():
+            for tensor, value, version in plain:
+                if tensor._version != version:
+                    tensor.copy_(value)
+        for tensor, flag in gradients:
+            if tensor.requires_grad != flag:
+                tensor.requires_grad_(flag)
+
+
+def _plain_tensors(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
+    """Tensors that are plain attributes of modules, with a copy and a version: torch.export runs writes into them for real."""
+    found: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+            if name not in ("_parameters", "_buffers"):
+                found.update((id(item), item) for item in inner if isinstance(item, torch.Tensor) and not item.is_inference())
+    for tensor in (*model.parameters(), *model.buffers()):
+        found.pop(id(tensor), None)
+    return [(tensor, tensor.detach().clone(), tensor._version) for tensor in found.values()]
+
+
+def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
+    """Every non-empty or writable dict, list and set that `module` holds (parameters, hooks, caches), with a shallow copy."""
+    return [(value, value.copy()) for value in vars(module).values() if isinstance(value, (dict, list, set))]
+
+
+def _restore(container: Any, before: Any) -> None:
+    """Gives a dict, list or set its former content back; compares by identity, as == on tensors is no truth value."""
+    if isinstance(container, dict):
+        same = len(container) == len(before) and all(
+            key is old_key and value is old_value
+            for (key, value), (old_key, old_value) in zip(container.items(), before.items(), strict=True)
+        )
+    elif isinstance(container, list):
+        same = len(container) == len(before) and all(new is old for new, old in zip(container, before, strict=True))
+    else:
+        same = container == before
+    if same:
+        return
+    container.clear()
+    if isinstance(container, list):
+        container.extend(before)
+    else:
+        container.update(before)
+
+
+@contextlib.contextmanager
+def _random_state(notes: list[str], mode: str) -> Iterator[None]:
+    """Restores torch's generators, on the CPU and, where CUDA is in use, on every GPU, and Python's and numpy's.
+
+    No tracer sees numbers that Python or numpy draws; `notes` says so where the run drew any.
+    """
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    python, legacy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        # numpy's state holds an array; its printed form has the position, which every draw changes.
+        if random.getstate() != python or repr(np.random.get_state()) != repr(legacy):
+            notes.append(DREW_RANDOM.format(mode=mode))
+            random.setstate(python)
+            np.random.set_state(legacy)
+
+
+@contextlib.contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """Silences what torch logs, warns and prints on the way: the outcome is told by our own errors and notes.
+
+    Also makes the run independent of where it was called from: attention's fused inference kernel, which only runs
+    without gradients, is off, and gradient and inference mode are as usual in training.
+    """
+    fast_path, disabled = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
+    torch.backends.mha.set_fastpath_enabled(False)
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            # Tensors made in inference mode cannot take part where gradients are recorded.
+            gradients = not any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
+            with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+                yield
+    finally:
+        logging.disable(disabled)
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+class RunGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Undoes what operators wrote into the given tensors, each copied at its first write only, and knows what the run made."""
+
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._guarded: dict[int, torch.Tensor] = {}
+        for tensor in tensors:
+            self._guarded.setdefault(storage_id(tensor), tensor)
+        self._guarded.pop(0, None)
+        self._saved: list[tuple[torch.UntypedStorage, torch.UntypedStorage]] = []
+        self._made: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Copies what `func` is about to write, then runs it."""
+        kwargs = kwargs or {}
+        schema = getattr(func, "_schema", None)  # higher-order operators have none
+        if schema is not None and schema.is_mutable:
+            for position, argument in enumerate(schema.arguments):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    value = kwargs.get(argument.name, args[position] if position < len(args) else None)
+                    for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                        if isinstance(tensor, torch.Tensor):
+                            self._save(tensor)
+        known = {storage_id(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)}
+        output = func(*args, **kwargs)
+        made = (storage_id(tensor) for tensor in tree_leaves(output) if isinstance(tensor, torch.Tensor))
+        self._made.update(storage for storage in made if storage not in known)
+        return output
+
+    def made(self, tensor: torch.Tensor) -> bool:
+        """Whether an operator of this run computed `tensor`, which must have been alive since."""
+        return storage_id(tensor) in self._made
+
+    def _save(self, tensor: torch.Tensor) -> None:
+        """Copies the storage of `tensor` if it is a guarded one that was not written before."""
+        if self._guarded.pop(storage_id(tensor), None) is not None:
+            storage = tensor.untyped_storage()
+            self._saved.append((storage, storage.clone()))  # type: ignore[no-untyped-call]
+
+    def restore(self) -> None:
+        """Writes the former content back."""
+        for storage, before in self._saved:
+            storage.copy_(before)
+        self._saved.clear()

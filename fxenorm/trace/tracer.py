@@ -1,0 +1,166 @@
+"""`trace_model`: from a model to one flat graph a mode."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import ExampleInputsError, FxenormWarning, OptionError, TraceError
+from .exported import trace_by_export
+from .guess import candidates, choose
+from .inputs import Inputs, given_inputs, is_meta
+from .modes import depends_on_mode
+from .real_run import trace_by_real_run
+from .reasons import needs_values, reason, runs_on
+from .traced_model import Mode, TracedModel
+from .unwrap import unwrap
+
+__all__ = ["trace_model"]
+
+
+def trace_model(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    example_kwargs: dict[str, Any] | None = None,
+    modes: Literal["both", "train", "eval"] = "both",
+    report: Callable[[str], None] | None = None,
+) -> list[TracedModel]:
+    """Turns a model into a flat graph of ATen operators, one for each mode in which it behaves differently.
+
+    The model is left as it was: parameters, buffers, flags, hooks and torch's random numbers.
+
+    Args:
+        model: the module; wrappers (see `unwrap`) are looked through. It may be on any device, "meta" included.
+        example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments; None: guessed.
+        example_kwargs: further keyword arguments.
+        modes: "both", "train" or "eval".
+        report: called with the name of each stage when it begins.
+
+    Returns:
+        One traced model a mode, eval first. With "both" there is only one if nothing in the model reads the mode (it
+        covers both) or if it cannot be traced in train mode (it covers eval, and a warning says so).
+
+    Raises:
+        OptionError: `model` is not a module or `modes` none of the three words.
+        ExampleInputsError: the model does not run on the inputs, or no guess runs.
+        TraceError: no tracer could follow the model, or it has lazy parameters without a shape.
+
+    Example:
+        >>> traced, = trace_model(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+        >>> [str(node.target) for node in traced.graph.nodes if node.op == "call_function"]
+        ['aten.linear.default', 'aten.relu.default']
+        >>> traced.covers
+        ('eval', 'train')
+    """
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    if modes not in ("both", "train", "eval"):
+        raise OptionError(f'modes must be "both", "train" or "eval", got {modes!r}.')
+    # What is made on the way, made-up inputs among it, must be ordinary tensors wherever the call comes from.
+    with torch.inference_mode(False):
+        return _trace_modes(unwrap(model), example_inputs, example_kwargs, modes, report or (lambda stage: None))
+
+
+def _trace_modes(
+    model: nn.Module, example_inputs: Any, example_kwargs: dict[str, Any] | None, modes: str, say: Callable[[str], None]
+) -> list[TracedModel]:
+    """`trace_model` after its options are checked."""
+    lazy = [name for name, tensor in model.named_parameters() if is_lazy(tensor)]
+    if lazy:
+        raise TraceError(
+            f"{lazy[0]} has no shape yet ({len(lazy)} such parameters of lazy modules): run the model once on real data first."
+        )
+    first: Mode = "train" if modes == "train" else "eval"
+    inputs = given_inputs(example_inputs, example_kwargs)
+    if inputs is None:
+        say("guessing example inputs")
+        inputs, traced = _guess(model, _on_meta(model, Inputs((), example_kwargs or {})).kwargs, first, say)
+    else:
+        inputs = _on_meta(model, inputs).map(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
+        traced = _trace(model, inputs, first, say)
+    traced = dataclasses.replace(traced, inputs=inputs)
+    if modes != "both":
+        return [traced]
+    if not depends_on_mode(model):
+        return [dataclasses.replace(traced, covers=("eval", "train"))]
+    try:
+        return [traced, _trace(model, inputs, "train", say)]
+    except (ExampleInputsError, TraceError) as error:
+        warnings.warn(
+            f"The model could not be traced in train mode, so only eval mode is covered: {error} "
+            'Pass modes="eval" to silence this, or example inputs on which the model runs in train mode.',
+            FxenormWarning,
+            stacklevel=3,
+        )
+        return [traced]
+
+
+def _on_meta(model: nn.Module, inputs: Inputs) -> Inputs:
+    """The same inputs, without values where the model is on the meta device."""
+    return inputs.map(lambda tensor: torch.empty_like(tensor, device="meta")) if is_meta(model) else inputs
+
+
+def _guess(model: nn.Module, kwargs: Mapping[str, Any], mode: Mode, say: Callable[[str], None]) -> tuple[Inputs, TracedModel]:
+    """Inputs on which the model runs, and its trace on them."""
+    ladder = candidates(model, kwargs)
+    first = next(ladder)
+    # Mostly the first rung runs, and then a trial run before the trace would be wasted.
+    try:
+        say(f"tracing in {mode} mode")
+        return first, trace_by_export(model, first, mode)
+    except Exception:  # the trial runs below find out why
+        inputs = choose(model, itertools.chain([first], ladder), mode)
+    return inputs, _trace(model, inputs, mode, say)
+
+
+def _trace(model: nn.Module, inputs: Inputs, mode: Mode, say: Callable[[str], None]) -> TracedModel:
+    """Traces the model in one mode; in train mode a batch of one that fails is tried again as a batch of two."""
+    say(f"tracing in {mode} mode")
+    try:
+        return _trace_once(model, inputs, mode, say)
+    except (ExampleInputsError, TraceError):
+        repeated = inputs.repeated() if mode == "train" else None
+        if repeated is None:
+            raise
+        if runs_on(model, repeated, mode) is not None:
+            raise
+    return _trace_once(model, repeated, mode, say)
+
+
+def _trace_once(model: nn.Module, inputs: Inputs, mode: Mode, say: Callable[[str], None]) -> TracedModel:
+    """Traces by `torch.export`, else along a real run."""
+    try:
+        return trace_by_export(model, inputs, mode)
+    except ExampleInputsError:
+        raise
+    except Exception as error:  # torch.export raises anything; the reason is told below
+        refusal = error
+    meta = is_meta(model) or any(tensor.is_meta for tensor in inputs.tensors())
+    failure = runs_on(model, inputs, mode)
+    if failure is not None and not (meta and needs_values(failure)):
+        raise ExampleInputsError(
+            f"The model does not run on the {'guessed' if inputs.guessed else 'given'} inputs {inputs} in {mode} mode: "
+            f"{reason(failure)}. Pass example_inputs that the model runs on."
+        ) from failure
+    if meta:
+        raise TraceError(
+            f"torch.export cannot follow the model in {mode} mode: {reason(refusal)}. The other tracer follows a real run, "
+            "which a model or inputs on the meta device do not allow: pass a model with weights, on the CPU or a GPU."
+        ) from refusal
+    say(f"following a real run in {mode} mode")
+    try:
+        return trace_by_real_run(model, inputs, mode, reason(refusal))
+    except Exception as error:
+        raise TraceError(
+            f"No tracer could follow the model in {mode} mode.\n  torch.export: {reason(refusal)}\n"
+            f"  make_fx along a real run: {reason(error)}\n"
+            "Pass other example_inputs, or call the part of the model that computes with tensors only."
+        ) from refusal

@@ -1,0 +1,38 @@
+"""Looks through the wrappers that put a model inside another module."""
+
+from __future__ import annotations
+
+from torch import nn
+
+__all__ = ["unwrap"]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Returns the model inside `model`'s wrappers.
+
+    Looked through are ``torch.compile``'s module, ``DataParallel``, ``DistributedDataParallel`` and ``AveragedModel``.
+
+    Args:
+        model: any module, wrapped any number of times or not at all.
+
+    Returns:
+        The innermost module; `model` itself where it is no wrapper.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> unwrap(nn.DataParallel(layer)) is layer
+        True
+    """
+    # Imported here: they pull in optimizers and the distributed package, which `import fxenorm` need not wait for.
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+    from torch.optim.swa_utils import AveragedModel
+
+    while True:
+        inner: object = None
+        if isinstance(model, (DataParallel, DistributedDataParallel, AveragedModel)):
+            inner = model.module
+        elif type(model).__name__ == "OptimizedModule":  # by name: importing torch._dynamo takes seconds
+            inner = getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
