@@ -1,0 +1,27 @@
+"""The vocabulary: scale fields, the equations on them, their exact integer solution."""
+
+from .equations import Equations
+from .parameter_view import ParameterFields, ParameterView, Step
+from .scale_field import FIXED, AnyField, Ids, ScaleField, Term, align, compress, invert, product, simplify, times
+from .solution import NEVER, Solution, solve
+
+__all__ = [
+    "FIXED",
+    "NEVER",
+    "AnyField",
+    "Equations",
+    "Ids",
+    "ParameterFields",
+    "ParameterView",
+    "ScaleField",
+    "Solution",
+    "Step",
+    "Term",
+    "align",
+    "compress",
+    "invert",
+    "product",
+    "simplify",
+    "solve",
+    "times",
+]

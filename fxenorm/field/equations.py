@@ -1,0 +1,108 @@
+"""The equations that a model imposes on its scale variables, collected while its graph is walked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .scale_field import FIXED, Ids, ScaleField, Term, align, invert, simplify
+
+__all__ = ["Equations"]
+
+
+@dataclass
+class Equations:
+    """Homogeneous linear equations with integer coefficients, each with the position (origin) of the node that imposed it.
+
+    Three lists, from the cheap to the general: ties (a = b), zeros (a = 0) and sums (c1 a1 + c2 a2 + ... = 0).
+
+    Example:
+        >>> equations = Equations()
+        >>> a, b = equations.fresh((4,)), equations.fresh((4,))
+        >>> equations.require_equal(a, b, origin=7)
+        >>> equations.count, len(equations.ties)
+        (8, 1)
+    """
+
+    count: int = 0
+    ties: list[tuple[Ids, Ids, int]] = field(default_factory=list)
+    zeros: list[tuple[Ids, int]] = field(default_factory=list)
+    sums: list[tuple[tuple[int, ...], Ids, int]] = field(default_factory=list)
+    """(coefficients, ids of shape (number of terms, number of equations), origin)."""
+
+    def fresh(self, shape: Sequence[int], varying: Sequence[int] | None = None) -> ScaleField:
+        """A field of new variables over a tensor of `shape`: one for each position on the `varying` axes (default: all)."""
+        axes = range(len(shape)) if varying is None else varying
+        sizes = [size if axis in axes else 1 for axis, size in enumerate(shape)]
+        number = math.prod(sizes)
+        ids = np.arange(self.count, self.count + number, dtype=np.int64).reshape(sizes)
+        self.count += number
+        return ScaleField(tuple(shape), ((1, ids),) if number else ())
+
+    def require_zero(self, fields: ScaleField, origin: int) -> None:
+        """The tensor must be left as it is."""
+        terms = fields.terms
+        if not terms:
+            return
+        parts = _independent(terms)
+        if len(parts) > 1:
+            # Terms on different axes: each part is constant, and the constants cancel. Never one equation an entry.
+            shape = fields.shape
+            rest = [t for part in parts for t in self.require_constant(ScaleField(shape, part), range(len(shape)), origin).terms]
+            terms = simplify(rest)
+            if not terms:
+                return
+        if len(terms) == 1:
+            ids = terms[0][1].ravel()
+            self.zeros.append((ids[ids != FIXED], origin))
+        elif len(terms) == 2 and terms[0][0] == -terms[1][0]:
+            self.ties.append((*_rows(terms), origin))
+        else:
+            rows = _rows(terms)
+            if rows.shape[1] > 1:
+                rows = np.unique(rows, axis=1)
+            self.sums.append((tuple(c for c, _ in terms), rows, origin))
+
+    def require_equal(self, a: ScaleField, b: ScaleField, origin: int) -> None:
+        """Both tensors (of one shape, or broadcast against each other) must carry the same field."""
+        shape = a.shape if len(a.shape) >= len(b.shape) else b.shape
+        terms = simplify((*align(a, shape).terms, *invert(align(b, shape)).terms))
+        self.require_zero(ScaleField(shape, terms), origin)
+
+    def require_constant(self, fields: ScaleField, axes: Sequence[int], origin: int) -> ScaleField:
+        """The field must not change along `axes`; returns it, reduced to size-1 ids there."""
+        for axis in axes:
+            varying = [term for term in fields.terms if term[1].shape[axis] != 1]
+            if not varying:
+                continue
+            first = [(c, ids.take([0], axis=axis)) for c, ids in varying]
+            self.require_zero(ScaleField(fields.shape, simplify([*varying, *((-c, ids) for c, ids in first)])), origin)
+            rest = [term for term in fields.terms if term[1].shape[axis] == 1]
+            fields = ScaleField(fields.shape, simplify([*rest, *first]))
+        return fields
+
+
+def _independent(terms: tuple[Term, ...]) -> list[tuple[Term, ...]]:
+    """The terms in parts that share no varying axis; constant terms go with the first."""
+    parts: list[tuple[set[int], list[Term]]] = []
+    constant = []
+    for term in terms:
+        axes = {axis for axis, size in enumerate(term[1].shape) if size > 1}
+        if not axes:
+            constant.append(term)
+            continue
+        touching = [part for part in parts if part[0] & axes]
+        for part in touching:
+            parts.remove(part)
+        parts.append((axes.union(*(part[0] for part in touching)), [t for part in touching for t in part[1]] + [term]))
+    if len(parts) <= 1:
+        return [terms]
+    return [tuple(found) for _, found in parts[:-1]] + [(*parts[-1][1], *constant)]
+
+
+def _rows(terms: Sequence[Term]) -> Ids:
+    """The ids of all terms broadcast against each other: shape (terms, entries)."""
+    return np.stack([ids.ravel() for ids in np.broadcast_arrays(*(ids for _, ids in terms))])

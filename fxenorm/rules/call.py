@@ -1,0 +1,137 @@
+"""One operator call as its rule sees it: fields and shapes of the arguments, and the equations that the rule may impose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField, product
+
+__all__ = ["Call", "Field", "RuleOptions", "is_floating"]
+
+Field = ScaleField | AnyField | ParameterView
+
+
+@dataclass(frozen=True)
+class RuleOptions:
+    """The options of `analyze` that change a law (see `fxenorm.analyze`)."""
+
+    batchnorm: str = "affine"
+    biases: str = "scale"
+    approximate: frozenset[str] = frozenset()
+
+
+def is_floating(value: Any) -> bool:
+    """Whether `value` is a tensor that a scale can act on."""
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+@dataclass
+class Call:
+    """What a scale rule gets.
+
+    Attributes:
+        operator: the operator's name, "aten::conv2d".
+        arguments: by schema name, Python values and tensors' fields (`ScaleField`, `AnyField`, `ParameterView`; for lists of
+            tensors a list of them).
+        fakes: by schema name, the fake tensors of the same arguments.
+        output: the fake output, or tuple of outputs.
+        equations, parameters: what the rule may add to.
+        origin: position of the node, given to every equation.
+        options: see `RuleOptions`.
+        constants: gives the value of an integer argument that depends on no model input, None where it is unknown.
+        active: by schema name, whether the argument depends on a model input.
+        roles: by schema name, as what the call uses the argument if it is a parameter; filled by the rule.
+        inexact: sentences that say what the rule gave up; filled by the rule.
+        barrier: why the call forces its inputs to zero, where it does; filled by the rule.
+    """
+
+    operator: str
+    arguments: Mapping[str, Any]
+    fakes: Mapping[str, Any]
+    output: Any
+    equations: Equations
+    parameters: ParameterFields
+    origin: int
+    options: RuleOptions
+    constants: Callable[[str, int | None], torch.Tensor | None]
+    active: Mapping[str, bool]
+    roles: dict[str, str] = field(default_factory=dict)
+    inexact: list[str] = field(default_factory=list)
+    barrier: str | None = None
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments.get(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of the tensor argument `name`."""
+        return tuple(self.fakes[name].shape)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the (first) output."""
+        first = self.output[0] if isinstance(self.output, (tuple, list)) else self.output
+        return tuple(first.shape)
+
+    def field(self, name: str) -> ScaleField:
+        """The field of a tensor argument, where a parameter gets one and a zero constant is left as it is."""
+        return self.settle(self.arguments[name])
+
+    def settle(self, value: Field) -> ScaleField:
+        """`value` as a field: a parameter gets the freest form, a zero constant keeps still."""
+        if isinstance(value, AnyField):
+            return ScaleField(value.shape)
+        if isinstance(value, ParameterView):
+            return self.parameters.form(value)
+        return value
+
+    def tensors(self) -> list[tuple[str, Field]]:
+        """All floating-point tensor arguments that are read, with their names, lists flattened."""
+        found = []
+        for name, value in self.arguments.items():
+            if name == "out":
+                continue
+            for item, fake in _pairs(value, self.fakes.get(name)):
+                if is_floating(fake) and isinstance(item, (ScaleField, AnyField, ParameterView)):
+                    found.append((name, item))
+        return found
+
+    # --- imposing ------------------------------------------------------------------------------------------------
+
+    def zero(self, value: Field) -> None:
+        """The tensor must be left as it is."""
+        if isinstance(value, ParameterView):
+            self.give(value, ScaleField(value.shape))
+        elif isinstance(value, ScaleField):
+            self.equations.require_zero(value, self.origin)
+
+    def constant(self, value: ScaleField, axes: Sequence[int]) -> ScaleField:
+        """The field must not change along `axes`; returns it with ids of size 1 there."""
+        return self.equations.require_constant(value, axes, self.origin)
+
+    def equal(self, a: ScaleField, b: ScaleField) -> None:
+        """Both must carry the same field."""
+        self.equations.require_equal(a, b, self.origin)
+
+    def give(self, view: ParameterView, wanted: ScaleField) -> None:
+        """Create the parameter's field so that `view` carries `wanted`."""
+        self.parameters.give(view, wanted, self.origin)
+
+    def scaled_by(self, value: ScaleField, name: str, role: str, shape: tuple[int, ...]) -> ScaleField:
+        """Field of value * argument `name`, which may be None or a parameter without a field (it gets a new one)."""
+        if self[name] is None:
+            return ScaleField(shape, value.terms)
+        self.roles[name] = role
+        return product(shape, value, self.field(name))
+
+
+def _pairs(value: Any, fake: Any) -> list[tuple[Any, Any]]:
+    """(field, fake tensor) of an argument that is a tensor or a list of tensors."""
+    if isinstance(value, (list, tuple)) and isinstance(fake, (list, tuple)):
+        return list(zip(value, fake, strict=True))
+    return [(value, fake)]

@@ -1,0 +1,48 @@
+"""Complex numbers: one positive factor for both parts of each."""
+
+from __future__ import annotations
+
+from ..field import AnyField, ScaleField
+from ..field.structure import broadcast, reshape
+from .call import Call, Field
+from .laws import barrier, same_field
+from .registry import scale_rule
+
+
+@scale_rule("aten::complex", family="structural")
+def complex_rule(call: Call) -> Field:
+    """t x + i t y = t (x + i y)."""
+    return same_field(call, [call["real"], call["imag"]], call.out_shape)
+
+
+@scale_rule("aten::view_as_complex", family="structural")
+def view_as_complex(call: Call) -> Field:
+    """The last axis holds the real and the imaginary part: the field is constant along it."""
+    if isinstance(call["self"], AnyField):
+        return AnyField(call.out_shape)
+    field = call.field("self")
+    last = len(field.shape) - 1
+    pairs = call.constant(field, [last])
+    return reshape(ScaleField((*field.shape[:last], 1), pairs.terms), call.out_shape)
+
+
+@scale_rule("aten::view_as_real", family="structural")
+def view_as_real(call: Call) -> Field:
+    """Both parts carry the number's field, along a new last axis."""
+    shape = call.out_shape
+    if isinstance(call["self"], AnyField):
+        return AnyField(shape)
+    return broadcast(reshape(call.field("self"), (*shape[:-1], 1)), shape)
+
+
+@scale_rule("aten::polar", family="multiplicative")
+def polar(call: Call) -> ScaleField:
+    """r (cos a + i sin a): r passes, the angle is held."""
+    call.zero(call["angle"])
+    return ScaleField(call.out_shape, broadcast(call.field("abs"), call.out_shape).terms)
+
+
+@scale_rule("aten::angle", "aten::arctan2", "aten::atan2", family="barrier")
+def angle(call: Call) -> Field:
+    """The angle of (x, y) depends on the ratio of both."""
+    return barrier(call, "angles are held")  # type: ignore[no-any-return]

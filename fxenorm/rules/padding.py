@@ -1,0 +1,60 @@
+"""Padding: by zeros (which carry any field), by a constant, or by entries of the tensor itself."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..field import AnyField, ScaleField
+from ..field.structure import concatenate, select_positions
+from .call import Call, Field
+from .registry import scale_rule
+
+
+@scale_rule(
+    "aten::pad", "aten::constant_pad_nd", "aten::reflection_pad1d", "aten::reflection_pad2d", "aten::reflection_pad3d",
+    "aten::replication_pad1d", "aten::replication_pad2d", "aten::replication_pad3d",
+    family="structural",
+)  # fmt: skip
+def pad(call: Call) -> Field:
+    """y = x with `pad` = (before, after) of the last axis, of the one before it, ... added around."""
+    shape, new, pads = call.shape("self"), call.out_shape, call["pad"] if call["pad"] is not None else call["padding"]
+    mode = {"refl": "reflect", "repl": "replicate"}.get(call.operator[6:10], call["mode"] or "constant")
+    value = call["value"] if call["value"] is not None else 0.0
+    if isinstance(call["self"], AnyField) and mode == "constant" and (value == 0 or math.isinf(value)):
+        return AnyField(new)
+    field = call.field("self")
+    for k in range(len(pads) // 2):
+        axis = len(shape) - 1 - k
+        before, after = pads[2 * k], pads[2 * k + 1]
+        if before == after == 0:
+            continue
+        if mode == "constant":
+            field = _constant(call, field, axis, before, after, value)
+        else:
+            size = field.shape[axis]
+            source = np.pad(np.arange(size), (before, after), mode={"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode])
+            field = select_positions(field, axis, source)
+    return field
+
+
+def _constant(call: Call, field: ScaleField, axis: int, before: int, after: int, value: float) -> ScaleField:
+    """Pad one axis by a constant; a negative width crops."""
+    size = field.shape[axis]
+    kept = select_positions(field, axis, np.arange(max(0, -before), size - max(0, -after)))
+    widths = [max(0, before), max(0, after)]
+    held = value != 0 and not math.isinf(value)
+    new_size = kept.shape[axis] + sum(widths)
+    shape = (*kept.shape[:axis], new_size, *kept.shape[axis + 1 :])
+    if not kept.varies_along(axis) and not (held and sum(widths) and kept.terms):
+        return ScaleField(shape, kept.terms)
+    # The axis carries a field of its own: padded zeros have variables that are tied to nothing yet, other constants have none.
+    parts = []
+    for part in (widths[0], kept, widths[1]):
+        if isinstance(part, ScaleField):
+            parts.append(part)
+        elif part:
+            around = (*kept.shape[:axis], part, *kept.shape[axis + 1 :])
+            parts.append(ScaleField(around) if held else call.equations.fresh(around, [axis]))
+    return concatenate(parts, axis)

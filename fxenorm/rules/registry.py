@@ -1,0 +1,78 @@
+"""The table of scale rules: which law each operator obeys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .call import Call
+
+__all__ = ["Rule", "family", "find_rule", "iterate_rules", "scale_rule"]
+
+RuleFunction = Callable[["Call"], Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One operator's law.
+
+    Attributes:
+        operator: "aten::relu" (all overloads) or "aten::add.Tensor" (one overload).
+        family: the law's family, as in the table of the README.
+        function: from the call to the field of its result.
+    """
+
+    operator: str
+    family: str
+    function: RuleFunction
+
+
+_RULES: dict[str, Rule] = {}
+
+
+def scale_rule(*operators: str, family: str) -> Callable[[RuleFunction], RuleFunction]:
+    """Register the decorated function as the rule of `operators` ("namespace::name" or "namespace::name.overload").
+
+    In-place (`relu_`) and out variants follow from the operator's schema; they need no rule of their own.
+
+    Raises:
+        ValueError: one of them has a rule already.
+    """
+
+    def register(function: RuleFunction) -> RuleFunction:
+        for operator in operators:
+            if operator in _RULES:
+                raise ValueError(f"{operator} has a scale rule already ({_RULES[operator].function.__name__})")
+            _RULES[operator] = Rule(operator, family, function)
+        return function
+
+    return register
+
+
+def family(name: str, function: RuleFunction, operators: list[str]) -> None:
+    """Register one law for a list of operators."""
+    scale_rule(*operators, family=name)(function)
+
+
+def find_rule(name: str, overload: str) -> Rule | None:
+    """The rule of the operator `name` ("aten::relu_") and `overload`, or of the operator that it is the in-place form of."""
+    namespace, base = name.split("::")
+    stems = [base]
+    if base.endswith("_") and not base.endswith("__"):
+        stems.append(base[:-1])
+    if base.startswith("__i") and base.endswith("__"):
+        stems.append(f"__{base[3:]}")
+    # An out variant of an overload computes what the overload does.
+    inner = overload.removesuffix("out").removesuffix("_") if overload.endswith("out") else overload
+    for stem in stems:
+        for key in (f"{namespace}::{stem}.{overload}", f"{namespace}::{stem}.{inner or 'default'}", f"{namespace}::{stem}"):
+            if key in _RULES:
+                return _RULES[key]
+    return None
+
+
+def iterate_rules() -> Iterator[Rule]:
+    """All rules, in alphabetical order of their operators."""
+    return iter(_RULES[key] for key in sorted(_RULES))

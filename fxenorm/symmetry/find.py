@@ -1,0 +1,206 @@
+"""From traced graphs to the group of rescalings: walk with the rules, solve the equations, number the variables."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..errors import FxenormWarning, UnsupportedOperatorError
+from ..field import NEVER, Equations, Ids, ParameterFields, ParameterView, ScaleField, Solution, Term, solve
+from ..rules import NO_RULE, RuleOptions, is_floating
+from ..trace.traced_model import TracedModel
+from .express import Expander, coprime_signs, group_order, redundant_variables
+from .flow import flows_of, sites_of
+from .folds import find_folds
+from .symmetry import Barrier, Role, Symmetry
+from .walk import Origin, Walk
+
+__all__ = ["find_symmetry"]
+
+_ROLE_ORDER: tuple[Role, ...] = ("weight", "gamma", "bias", "slope", "other")
+
+
+def find_symmetry(
+    traced: Sequence[TracedModel],
+    model: nn.Module,
+    *,
+    batchnorm: str = "affine",
+    biases: str = "scale",
+    exclude: Sequence[str] = (),
+    approximate: Sequence[str] = (),
+    on_unknown: str = "barrier",
+) -> Symmetry:
+    """Find all positive diagonal rescalings of a model that keep every traced graph's outputs.
+
+    Args:
+        traced: the model's graphs, one a mode.
+        model: the module that was traced; only names, shapes and integer buffers are read.
+        batchnorm, biases, exclude, approximate, on_unknown: see `fxenorm.analyze`.
+
+    Returns:
+        The symmetry, plain data without any graph.
+
+    Raises:
+        UnsupportedOperatorError: an operator without a rule was met and `on_unknown` is "error"; lists all of them.
+    """
+    if batchnorm == "frozen":
+        traced = [graph for graph in traced if graph.mode == "eval"]
+    aliases = {alias: name for graph in traced for alias, name in graph.aliases.items()}
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if is_floating(p)}
+    walk = _walk(traced, model, shapes, RuleOptions(batchnorm, biases, frozenset(approximate)))
+    _hold_parameters(walk, traced, shapes, aliases, exclude)
+    solution = solve(walk.equations)
+    barriers, fixed_by_output = _barriers(walk.origins, solution)
+    if on_unknown == "error":
+        _refuse_unknown(barriers)
+    exponents, starts, expander = _final_exponents(walk, solution)
+    flows = {mode: flows_of(events, expander, starts) for mode, events in walk.events.items()}
+    roles = {name: next(role for role in _ROLE_ORDER if role in seen) for name, seen in walk.roles.items() if name in shapes}
+    moved = sorted(walk.movable & exponents.keys())
+    buffers = dict(model.named_buffers())
+    return Symmetry(
+        num_scales=int(starts[-1]),
+        exponents=exponents,
+        group_starts=starts,
+        shapes={**shapes, **{name: tuple(buffers[name].shape) for name in moved}},
+        buffers=frozenset(moved),
+        aliases=aliases,
+        roles=roles,
+        flows=flows,
+        sites=sites_of(walk.events, expander),
+        barriers=barriers,
+        folds=find_folds(traced),
+        fixed_by_output=fixed_by_output,
+        modes=tuple(dict.fromkeys(mode for graph in traced for mode in (graph.covers or (graph.mode,)))),
+        tracer=traced[0].tracer if all(graph.tracer == "export" for graph in traced) else "make_fx",
+        inexact_reasons=tuple(walk.inexact),
+        notes=tuple(dict.fromkeys(note for graph in traced for note in graph.notes)),
+    )
+
+
+def _walk(traced: Sequence[TracedModel], model: nn.Module, shapes: dict[str, tuple[int, ...]], options: RuleOptions) -> Walk:
+    """Walk all graphs over one set of equations."""
+    equations = Equations()
+    buffers = {name: tuple(b.shape) for name, b in model.named_buffers() if is_floating(b)}
+    movable = _running_means(traced) if options.batchnorm == "frozen" else set()
+    fields = ParameterFields(equations, {**shapes, **{name: buffers[name] for name in movable if name in buffers}})
+    walk = Walk(equations, fields, options, movable=movable)
+    for graph in traced:
+        walk.run(graph)
+    return walk
+
+
+def _running_means(traced: Sequence[TracedModel]) -> set[str]:
+    """Names of the buffers that BatchNorms subtract."""
+    names = set()
+    for graph in traced:
+        for node in graph.graph.nodes:
+            if node.op == "call_function" and "batch_norm" in str(node.target) and len(node.args) > 3:
+                source = node.args[3]
+                known = graph.placeholders.get(getattr(source, "name", ""))
+                if known is not None and known.kind == "buffer":
+                    names.add(known.name)
+    return names
+
+
+def _hold_parameters(
+    walk: Walk, traced: Sequence[TracedModel], shapes: dict[str, tuple[int, ...]], aliases: dict[str, str], exclude: Sequence[str]
+) -> None:
+    """Force the exponents of excluded parameters, and of parameters that share memory without being one, to zero."""
+    excluded = walk.origin(Origin("exclude", "", "", "", "excluded"))
+    shared = walk.origin(Origin("shared memory", "", "", "", "parameters that overlap in memory without being the same tensor"))
+    overlapping = {name for graph in traced for names in graph.shared_storage for name in names}
+    names_of: dict[str, list[str]] = {name: [name] for name in shapes}
+    for alias, name in aliases.items():
+        names_of.get(name, []).append(alias)
+    unmatched = set(exclude)
+    for name, names in names_of.items():
+        hits = {pattern for pattern in exclude if any(_matches(other, pattern) for other in names)}
+        unmatched -= hits
+        if hits or name in overlapping:
+            _zero(walk, name, excluded if hits else shared)
+    if unmatched:
+        text = ", ".join(repr(pattern) for pattern in sorted(unmatched))
+        warnings.warn(f"exclude: no parameter or module is named {text}", FxenormWarning, stacklevel=4)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether the pattern names the parameter or one of the modules that it is in."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:k]), pattern) for k in range(1, len(parts) + 1))
+
+
+def _zero(walk: Walk, name: str, origin: int) -> None:
+    """Every entry of the parameter stays as it is."""
+    view = ParameterView(name, walk.parameters.shapes[name])
+    field = walk.parameters.look(view)
+    if isinstance(field, ScaleField):
+        # A sum of terms on different axes is zero everywhere iff it is constant along every axis and zero at one entry.
+        rest = walk.equations.require_constant(field, range(len(field.shape)), origin)
+        walk.equations.require_zero(rest, origin)
+
+
+def _barriers(origins: Sequence[Origin], solution: Solution) -> tuple[tuple[Barrier, ...], int]:
+    """Who forced how many variables (classes of tied ones) to zero first, and how many the outputs did."""
+    _, representative = np.unique(solution.labels, return_index=True)
+    origin = solution.zero_origin[representative]
+    counts = np.bincount(origin[origin != NEVER], minlength=len(origins))
+    found: list[Barrier] = []
+    by_output = 0
+    for where, count in zip(origins, counts, strict=True):
+        if where.operator == "output":
+            by_output += int(count)
+        elif count or not where.known:
+            reason = where.reason or "ties its inputs to what is held"
+            found.append(Barrier(where.operator, where.node, where.module, where.source, int(count), reason, where.known))
+    return tuple(found), by_output
+
+
+def _refuse_unknown(barriers: Sequence[Barrier]) -> None:
+    """Raise with the full list of operators without a rule."""
+    unknown = [barrier for barrier in barriers if not barrier.known]
+    if unknown:
+        lines = [f"  {b.operator} at {b.node} ({b.source or 'source unknown'}), stops {b.variables} variables" for b in unknown]
+        raise UnsupportedOperatorError(
+            f"{NO_RULE}:\n" + "\n".join(lines) + '\nAdd a rule, or pass on_unknown="barrier" to hold what reaches them.'
+        )
+
+
+def _final_exponents(walk: Walk, solution: Solution) -> tuple[dict[str, tuple[Term, ...]], Ids, Expander]:
+    """The exponents of all parameters over final variables, the starts of the groups, and the way from raw ids there."""
+    fields = walk.parameters.fields
+    first = Expander(solution.matrix)
+    raw = {name: (field.shape, first.terms(field.terms)) for name, field in fields.items()}
+    count = solution.matrix.shape[1]
+    used = np.zeros(count, dtype=bool)
+    for _, terms in raw.values():
+        for _, ids in terms:
+            used[ids[ids >= 0]] = True
+    used[redundant_variables(raw, count)] = False
+    matrix = solution.matrix[:, np.flatnonzero(used)]
+    matrix.eliminate_zeros()
+    count = matrix.shape[1]
+    second = Expander(matrix)
+    exponents = {name: second.terms(field.terms) for name, field in fields.items()}
+    divisor, sign = coprime_signs(exponents, count)
+    columns = matrix.tocsc()
+    columns.sort_indices()
+    first_seen = columns.indices[columns.indptr[:-1]].astype(np.int64) if count else np.zeros(0, dtype=np.int64)
+    number, starts = group_order(exponents, count, first_seen)
+    unit = np.ones(count, dtype=np.int64)
+    unit[number] = divisor
+    final = Expander(_renumber(matrix, sign, number), unit)
+    return {name: terms for name, field in fields.items() if (terms := final.terms(field.terms))}, starts, final
+
+
+def _renumber(matrix: Any, sign: Ids, number: Ids) -> Any:
+    """The columns in their final order, each with the sign that makes its first exponent positive."""
+    from scipy.sparse import csr_array
+
+    coo = matrix.tocoo()
+    return csr_array((coo.data * sign[coo.col], (coo.row, number[coo.col])), shape=matrix.shape)

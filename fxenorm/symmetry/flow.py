@@ -1,0 +1,80 @@
+"""Which call carries which group, and the module boundaries where variables lie: for pairs and for users of activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from ..field import Ids, Term
+from .express import Expander
+from .symmetry import FlowNode, ParameterUse, Role, Site
+from .walk import Event
+
+__all__ = ["flows_of", "sites_of"]
+
+
+def flows_of(events: Sequence[Event], expander: Expander, starts: Ids) -> tuple[FlowNode, ...]:
+    """The calls of one graph, each with the groups that its outputs carry."""
+    cache: dict[int, frozenset[int]] = {}
+
+    def groups(terms: tuple[Term, ...]) -> frozenset[int]:
+        found: frozenset[int] = frozenset()
+        for _, ids in terms:
+            key = id(ids)
+            if key not in cache:
+                parts = [np.unique(expanded) for _, expanded in expander.terms([(1, ids)])]
+                variables = np.unique(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int64)
+                variables = variables[variables >= 0]
+                cache[key] = frozenset((np.unique(np.searchsorted(starts, variables, side="right")) - 1).tolist())
+            found |= cache[key]
+        return found
+
+    return tuple(
+        FlowNode(
+            name=event.origin.node,
+            operator=event.origin.operator,
+            module=event.origin.module,
+            source=event.origin.source,
+            inputs=event.inputs,
+            carried=frozenset().union(*(groups(output.terms) for output in event.outputs)),
+            parameters=tuple(ParameterUse(name, cast(Role, role)) for name, role in event.roles),
+        )
+        for event in events
+    )
+
+
+def sites_of(events: Mapping[str, Sequence[Event]], expander: Expander) -> tuple[Site, ...]:
+    """Every module boundary that carries variables along one axis, in graph order, without repetitions."""
+    found: dict[tuple[Any, ...], Site] = {}
+    for calls in events.values():
+        readers: list[set[str]] = [set() for _ in calls]
+        for event in calls:
+            for source in event.inputs:
+                readers[source].add(event.origin.module)
+        for event, modules in zip(calls, readers, strict=True):
+            for source in event.inputs:
+                origin = calls[source].origin
+                if not _inside(origin.module, event.origin.module):
+                    _add(found, calls[source], event.origin.module, "input", expander)
+            if not modules or any(not _inside(reader, event.origin.module) for reader in modules):
+                _add(found, event, event.origin.module, "output", expander)
+    return tuple(found.values())
+
+
+def _inside(module: str, other: str) -> bool:
+    """Whether `module` is `other` or one of its submodules."""
+    return module == other or other == "" or module.startswith(other + ".")
+
+
+def _add(found: dict[tuple[Any, ...], Site], event: Event, module: str, direction: Any, expander: Expander) -> None:
+    """Note the axes along which the event's outputs carry variables, as seen at a boundary of `module`."""
+    for field in event.outputs:
+        for coefficient, ids in expander.terms(field.terms):
+            axes = [axis for axis, size in enumerate(ids.shape) if size > 1]
+            if len(axes) == 1 or (not axes and ids.ndim):
+                axis = axes[0] if axes else ids.ndim - 1
+                variables = np.broadcast_to(ids.reshape(-1), (field.shape[axis],))
+                key = (module, direction, axis, coefficient, variables.tobytes())
+                found.setdefault(key, Site(module, direction, axis, variables, coefficient))

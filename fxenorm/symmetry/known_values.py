@@ -1,0 +1,87 @@
+"""Integer and boolean tensors that depend on no model input, evaluated for real, so that constant gathers are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..trace.traced_model import TracedModel
+from .storage import Storage, written_arguments
+
+__all__ = ["KnownValues"]
+
+LARGEST = 10_000_000
+"""Constants with more entries than this are not evaluated."""
+
+
+class KnownValues:
+    """Evaluates nodes on demand and remembers the answers."""
+
+    def __init__(self, traced: TracedModel, storage: Storage) -> None:
+        self._placeholders = traced.placeholders
+        self._storage = storage
+        self._values: dict[fx.Node, Any] = {}
+        self._writes = {node for node in traced.graph.nodes if _mutates(node)}
+
+    def value(self, node: fx.Node) -> torch.Tensor | None:
+        """The integer or boolean tensor of `node`, None where it is not known."""
+        found = self._evaluate(node)
+        if not isinstance(found, torch.Tensor) or found.is_floating_point() or found.is_complex():
+            return None
+        return found
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        # Iterative, as chains of constants can be longer than Python's stack.
+        stack = [node]
+        while stack:
+            current = stack[-1]
+            if current in self._values:
+                stack.pop()
+                continue
+            waiting = [source for source in current.all_input_nodes if source not in self._values]
+            if waiting and self._evaluable(current):
+                stack += waiting
+                continue
+            self._values[current] = self._compute(current) if self._evaluable(current) else None
+            stack.pop()
+        return self._values[node]
+
+    def _evaluable(self, node: fx.Node) -> bool:
+        """Whether the node is free of randomness, of writes and of anything that is not an operator or a known constant."""
+        if node.op in ("placeholder", "get_attr"):
+            return True
+        if node.op != "call_function" or node in self._writes:
+            return False
+        if isinstance(node.target, torch._ops.OpOverload):
+            if torch.Tag.nondeterministic_seeded in node.target.tags:
+                return False
+            value = node.meta.get("val")
+            return not isinstance(value, torch.Tensor) or value.numel() <= LARGEST
+        return getattr(node.target, "__module__", "") in ("_operator", "operator", "math")
+
+    def _compute(self, node: fx.Node) -> Any:
+        if any(member in self._writes for member in self._storage.members(node)):
+            return None
+        if node.op in ("placeholder", "get_attr"):
+            known = self._placeholders.get(node.name)
+            if known is None or known.kind not in ("buffer", "constant") or known.value is None or known.value.is_meta:
+                return None
+            # Floating-point buffers may move or be trained on; only integers are part of the architecture.
+            if known.kind == "buffer" and known.value.is_floating_point():
+                return None
+            return known.value.detach().cpu()
+        if any(self._values.get(source) is None for source in node.all_input_nodes):
+            return None
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: self._values[source])
+        # Everything known was brought to the CPU above.
+        args = tuple(torch.device("cpu") if isinstance(value, torch.device) else value for value in args)
+        kwargs = {key: torch.device("cpu") if isinstance(value, torch.device) else value for key, value in kwargs.items()}
+        with torch.no_grad():
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _mutates(node: fx.Node) -> bool:
+    """Whether the node writes to one of its arguments."""
+    return node.op == "call_function" and bool(written_arguments(node))

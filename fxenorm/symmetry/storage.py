@@ -1,0 +1,120 @@
+"""Which nodes of a graph share memory, so that a write through one is seen through the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+__all__ = ["Storage", "written_arguments"]
+
+# Operators that hand back their input itself in some modes or dtypes, though their schema does not say so.
+_MAY_RETURN_INPUT = {
+    "aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::feature_alpha_dropout", "aten::type_as",
+    "aten::broadcast_tensors", "aten::meshgrid", "aten::einsum", "aten::atleast_1d", "aten::atleast_2d", "aten::atleast_3d",
+    "aten::to", "aten::reshape", "aten::contiguous", "aten::flatten", "aten::view_as_complex", "aten::view_as_real",
+    "aten::resolve_conj", "aten::resolve_neg", "aten::tile",
+}  # fmt: skip
+
+
+def _nodes(value: Any) -> Iterator[fx.Node]:
+    """The nodes in an argument that is a node or a (nested) list."""
+    if isinstance(value, fx.Node):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _nodes(item)
+
+
+def bound_arguments(node: fx.Node) -> dict[str, Any]:
+    """The call's arguments by schema name, defaults included."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    values = {}
+    for position, argument in enumerate(schema.arguments):
+        if position < len(node.args) and not argument.kwarg_only:
+            values[argument.name] = node.args[position]
+        elif argument.name in node.kwargs:
+            values[argument.name] = node.kwargs[argument.name]
+        else:
+            values[argument.name] = argument.default_value if argument.has_default_value() else None
+    return values
+
+
+def written_arguments(node: fx.Node) -> list[tuple[fx.Node, int | None]]:
+    """(argument, position of the output that holds its new value or None) for each argument that the call writes to."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    schema = node.target._schema
+    # detach_ is marked as a write, but changes no value.
+    if not schema.is_mutable or schema.name == "aten::detach_":
+        return []
+    values = bound_arguments(node)
+    found = []
+    for argument in schema.arguments:
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        before = argument.alias_info.before_set
+        outputs = [k for k, r in enumerate(schema.returns) if r.alias_info is not None and r.alias_info.before_set & before]
+        found += [(written, outputs[0] if outputs else None) for written in _nodes(values[argument.name])]
+    return found
+
+
+class Storage:
+    """Sets of nodes that may share memory (union-find over the graph)."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._parent: dict[fx.Node, fx.Node] = {}
+        self._members: dict[fx.Node, list[fx.Node]] = {}
+        self.order = {node: position for position, node in enumerate(graph.nodes)}
+        if not any(written_arguments(node) for node in graph.nodes if node.op == "call_function"):
+            return
+        for node in graph.nodes:
+            for source in self._sources(node):
+                self._join(node, source)
+
+    def _sources(self, node: fx.Node) -> Iterator[fx.Node]:
+        """The arguments whose memory the node's output may share."""
+        if node.op != "call_function":
+            return
+        if not isinstance(node.target, torch._ops.OpOverload):
+            yield from _nodes(node.args)
+            return
+        schema = node.target._schema
+        if schema.name in _MAY_RETURN_INPUT:
+            yield from _nodes(node.args)
+            return
+        shared = [r.alias_info.before_set for r in schema.returns if r.alias_info is not None]
+        if not shared:
+            return
+        values = bound_arguments(node)
+        for argument in schema.arguments:
+            info = argument.alias_info
+            if info is not None and any(info.before_set & other for other in shared):
+                yield from _nodes(values[argument.name])
+
+    def _root(self, node: fx.Node) -> fx.Node:
+        while self._parent.get(node, node) is not node:
+            self._parent[node] = self._parent.get(self._parent[node], self._parent[node])
+            node = self._parent[node]
+        return node
+
+    def _join(self, a: fx.Node, b: fx.Node) -> None:
+        a, b = self._root(a), self._root(b)
+        if a is not b:
+            self._parent[b] = a
+            self._members.setdefault(a, [a]).extend(self._members.pop(b, [b]))
+
+    def members(self, node: fx.Node) -> list[fx.Node]:
+        """All nodes that may share memory with `node`, itself included."""
+        return self._members.get(self._root(node), [node])
+
+    def read_later(self, node: fx.Node, after: fx.Node) -> list[fx.Node]:
+        """The other nodes of the same memory that are read behind the node `after`."""
+        limit = self.order[after]
+        return [
+            other
+            for other in self.members(node)
+            if other is not node and other is not after and any(self.order[user] > limit for user in other.users)
+        ]

@@ -1,0 +1,160 @@
+"""The answer of the symmetry stage: the free scale variables and what each of them multiplies. Plain data, no graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Barrier", "Exponents", "FlowNode", "NormFold", "ParameterUse", "Role", "Site", "Symmetry", "Term"]
+
+Term = tuple[int, NDArray[np.int64]]
+"""(coefficient, variable ids); the ids broadcast to the tensor's shape, -1 = fixed."""
+
+Exponents = Mapping[str, tuple[Term, ...]]
+"""By tensor name: entry e is multiplied by exp(sum of coefficient * log_scales[id])."""
+
+Role = Literal["weight", "gamma", "bias", "slope", "other"]
+"""How an operator uses a parameter: "weight" and "gamma" (of a normalisation) multiply, "bias" is added,
+"slope" is PReLU's, "other" is everything else."""
+
+
+@dataclass(frozen=True)
+class ParameterUse:
+    """A parameter (or moved buffer) that an operator reads, and as what."""
+
+    name: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class FlowNode:
+    """One operator of the graph, reduced to what pairs and drawings need.
+
+    Attributes:
+        name: the node's name in the graph.
+        operator: the ATen operator, as "relu.default".
+        module: path of the module that was running.
+        source: the user's source line.
+        inputs: positions in the same list of the nodes whose activations it reads.
+        carried: ids of the groups that its output carries.
+        parameters: the parameters it reads, directly or through views.
+    """
+
+    name: str
+    operator: str
+    module: str
+    source: str
+    inputs: tuple[int, ...]
+    carried: frozenset[int]
+    parameters: tuple[ParameterUse, ...]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One axis of one activation along which scale variables lie.
+
+    Attributes:
+        module: path of the module.
+        direction: whether the activation enters or leaves the module.
+        axis: the axis of the activation.
+        variables: (size of the axis,) the variable of each position, -1 = fixed.
+        coefficient: the integer by which these variables enter.
+    """
+
+    module: str
+    direction: Literal["input", "output"]
+    axis: int
+    variables: NDArray[np.int64]
+    coefficient: int
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """A node that forces variables to zero.
+
+    Attributes:
+        operator, node, module, source: where.
+        variables: number of variables that this node was the first to force to zero.
+        reason: a sentence: the law that is missing, or that there is no rule.
+        known: False for an operator that has no rule.
+    """
+
+    operator: str
+    node: str
+    module: str
+    source: str
+    variables: int
+    reason: str
+    known: bool = True
+
+
+@dataclass(frozen=True)
+class NormFold:
+    """A BatchNorm that could be folded into the layer in front of it.
+
+    Attributes:
+        weight, bias: parameter names of that layer (bias None where it has none).
+        output_axis: axis of `weight` that holds the output channels (for grouped transposed convolutions
+            see `groups`: output channel = group * shape[1] + position on axis 1).
+        gamma, beta, mean, variance: names of the norm's tensors (gamma and beta None without affine).
+        eps: the norm's eps.
+        transposed: the layer is a transposed convolution (weight (in, out/groups, ...)).
+        groups: its groups.
+    """
+
+    weight: str
+    bias: str | None
+    output_axis: int
+    gamma: str | None
+    beta: str | None
+    mean: str
+    variance: str
+    eps: float
+    transposed: bool = False
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """The group of positive diagonal rescalings of a model.
+
+    Attributes:
+        num_scales: its dimension.
+        exponents: by canonical parameter and moved-buffer name; only tensors that carry at least one variable.
+        group_starts: (number of groups + 1,) group g holds the variables group_starts[g] ... group_starts[g + 1] - 1;
+            variables with the same producers and consumers form a group.
+        shapes: by name, the shape of every parameter of the model and of every moved buffer, in registration order.
+        buffers: names in `exponents` that are buffers.
+        aliases: every further name of a tensor -> its canonical name.
+        roles: by parameter name, the role that decides whether it is counted: "weight" beats "gamma" beats "bias" beats the rest.
+        flows: by mode, the operators in graph order.
+        sites: every module boundary that carries variables, in graph order.
+        barriers: in graph order, only those with variables > 0 and those without a rule.
+        folds: BatchNorms that can be folded.
+        fixed_by_output: number of variables fixed first because a model output carries them.
+        modes: the modes in which the function is preserved.
+        tracer: "export" or "make_fx".
+        inexact_reasons: why rescaling is not exact, in sentences ("" never occurs; empty = exact).
+        notes: other sentences for the user.
+    """
+
+    num_scales: int
+    exponents: Exponents
+    group_starts: NDArray[np.int64]
+    shapes: Mapping[str, tuple[int, ...]]
+    buffers: frozenset[str]
+    aliases: Mapping[str, str]
+    roles: Mapping[str, Role]
+    flows: Mapping[str, tuple[FlowNode, ...]]
+    sites: tuple[Site, ...]
+    barriers: tuple[Barrier, ...]
+    folds: tuple[NormFold, ...]
+    fixed_by_output: int
+    modes: tuple[str, ...]
+    tracer: str
+    inexact_reasons: tuple[str, ...]
+    notes: tuple[str, ...] = ()

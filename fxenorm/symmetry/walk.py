@@ -1,0 +1,383 @@
+"""The walk over a traced graph: rules turn the fields of each operator's inputs into that of its output, and into equations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField
+from ..rules import NO_RULE, Call, RuleOptions, barrier, find_rule, is_floating
+from ..rules.laws import zero_field
+from ..trace.traced_model import TracedModel, module_path, source_line
+from .known_values import KnownValues
+from .storage import Storage, bound_arguments, written_arguments
+
+__all__ = ["Event", "Origin", "Walk"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where equations come from: a node of a graph, or an option.
+
+    Attributes:
+        operator, node, module, source: where.
+        reason: why the inputs are held, "" where the operator only ties fields together.
+        known: False for an operator without a rule.
+    """
+
+    operator: str
+    node: str
+    module: str
+    source: str
+    reason: str = ""
+    known: bool = True
+
+
+@dataclass
+class Event:
+    """One operator call, as pairs and sites need it.
+
+    Attributes:
+        origin: the call.
+        inputs: positions of the events whose outputs it reads.
+        outputs: the fields of its outputs (kept as they are: ids of size 1 along constant axes).
+        roles: by parameter name, how the call uses it.
+    """
+
+    origin: Origin
+    inputs: tuple[int, ...]
+    outputs: tuple[ScaleField, ...]
+    roles: tuple[tuple[str, str], ...]
+
+
+@dataclass
+class Walk:
+    """Walks graphs of one model over one set of equations and parameter fields.
+
+    Attributes:
+        equations, parameters: shared by all graphs of the model.
+        options: what the rules may depend on.
+        origins: by the number that equations carry.
+        events: by mode, the calls that depend on a model input or read a parameter.
+        roles: by parameter name, all roles seen.
+        inexact: what rules gave up, in sentences, in order.
+        movable: names of buffers that carry a field.
+        hold_outputs: whether model outputs are forced to zero; off only where the law of a single operator is looked at.
+        outputs: the outputs' fields, kept where they are not held.
+    """
+
+    equations: Equations
+    parameters: ParameterFields
+    options: RuleOptions
+    origins: list[Origin] = field(default_factory=list)
+    events: dict[str, list[Event]] = field(default_factory=dict)
+    roles: dict[str, set[str]] = field(default_factory=dict)
+    inexact: dict[str, None] = field(default_factory=dict)
+    movable: set[str] = field(default_factory=set)
+    hold_outputs: bool = True
+    outputs: list[Any] = field(default_factory=list)
+
+    def origin(self, origin: Origin) -> int:
+        """Number a new origin."""
+        self.origins.append(origin)
+        return len(self.origins) - 1
+
+    def run(self, traced: TracedModel) -> None:
+        """Walk one graph."""
+        _GraphWalk(self, traced).run()
+
+
+class _GraphWalk:
+    """The state of the walk over one graph: the current field of every node."""
+
+    def __init__(self, walk: Walk, traced: TracedModel) -> None:
+        self.walk = walk
+        self.traced = traced
+        self.storage = Storage(traced.graph)
+        self.known = KnownValues(traced, self.storage)
+        self.values: dict[fx.Node, Any] = {}
+        self.active: set[fx.Node] = set()
+        # Parameters that a node is made of, as long as no model input is mixed in.
+        self.made_of: dict[fx.Node, frozenset[str]] = {}
+        self.event_of: dict[fx.Node, int] = {}
+        self.events: list[Event] = walk.events.setdefault(traced.mode, [])
+        # Fields are dropped after their last user; events keep what sites need.
+        self.last_use = {source: node for node in traced.graph.nodes for source in node.all_input_nodes}
+
+    def run(self) -> None:
+        for node in self.traced.graph.nodes:
+            if node.op in ("placeholder", "get_attr"):
+                self._start(node)
+            elif node.op == "output":
+                self._finish(node)
+            else:
+                self._step(node)
+
+    # --- ends ----------------------------------------------------------------------------------------------------
+
+    def _start(self, node: fx.Node) -> None:
+        value = node.meta.get("val")
+        known = self.traced.placeholders.get(node.name)
+        if not isinstance(value, torch.Tensor):
+            self.values[node] = value
+            return
+        shape = tuple(value.shape)
+        self.values[node] = ScaleField(shape)
+        if known is None or known.kind == "input":
+            self.active.add(node)
+        elif is_floating(value) and (known.kind == "parameter" or known.name in self.walk.movable):
+            self.values[node] = ParameterView(known.name, shape)
+            self.made_of[node] = frozenset([known.name])
+        elif known.kind == "constant" and is_floating(value) and _carries_any(known.value):
+            self.values[node] = AnyField(shape)
+
+    def _finish(self, node: fx.Node) -> None:
+        if not self.walk.hold_outputs:
+            self.walk.outputs += [self._current(source) for source in _nodes(node.args[0])]
+            return
+        origin = self.walk.origin(Origin("output", node.name, "", "", "a model output stays as it is"))
+        for source in node.all_input_nodes:
+            for value in _flat(self._current(source)):
+                self._force(value, origin)
+            for name in self.made_of.get(source, ()):
+                self.walk.roles.setdefault(name, set()).add("other")
+
+    def _force(self, value: Any, origin: int) -> None:
+        """Force one value to zero."""
+        if isinstance(value, ParameterView):
+            self.walk.parameters.give(value, ScaleField(value.shape), origin)
+        elif isinstance(value, ScaleField):
+            self.walk.equations.require_zero(value, origin)
+
+    def _current(self, node: fx.Node) -> Any:
+        """The node's value as of now: parameters that got a field meanwhile show it."""
+        value = self.values.get(node)
+        if isinstance(value, ParameterView):
+            return self.walk.parameters.look(value)
+        if isinstance(value, (list, tuple)):
+            return [self.walk.parameters.look(v) if isinstance(v, ParameterView) else v for v in value]
+        return value
+
+    # --- one operator --------------------------------------------------------------------------------------------
+
+    def _step(self, node: fx.Node) -> None:
+        sources = node.all_input_nodes
+        if any(source in self.active for source in sources):
+            self.active.add(node)
+        else:
+            self.made_of[node] = frozenset().union(*(self.made_of.get(source, frozenset()) for source in sources))
+        if getattr(node.target, "__name__", "") == "getitem" and isinstance(node.args[0], fx.Node):
+            holder = self._current(node.args[0])
+            if isinstance(holder, (list, tuple)) and isinstance(node.args[1], int):
+                self.values[node] = holder[node.args[1]]
+                self._record(node, "getitem", ())
+                self._drop(node)
+                return
+        if isinstance(node.target, torch._ops.OpOverload):
+            self.values[node] = self._call(node)
+        else:
+            self.values[node] = self._unknown(node)
+        self._drop(node)
+
+    def _drop(self, node: fx.Node) -> None:
+        """Forget the fields of nodes that nothing reads any more."""
+        for source in node.all_input_nodes:
+            if self.last_use.get(source) is node and len(self.storage.members(source)) == 1:
+                self.values.pop(source, None)
+
+    def _call(self, node: fx.Node) -> Any:
+        name, overload = node.target._schema.name, node.target._overloadname  # type: ignore[union-attr]
+        bound = bound_arguments(node)
+        arguments = {key: _map(value, self._current) for key, value in bound.items()}
+        fakes = {key: _map(value, lambda source: source.meta.get("val")) for key, value in bound.items()}
+        rule = find_rule(name, overload or "default")
+        origin = self.walk.origin(Origin(f"{name.split('::')[-1]}.{overload}", node.name, module_path(node), source_line(node)))
+
+        def constants(argument: str, position: int | None) -> torch.Tensor | None:
+            source = bound[argument] if position is None else bound[argument][position]
+            return self.known.value(source) if isinstance(source, fx.Node) else None
+
+        call = Call(
+            operator=name if rule is None else rule.operator.split(".")[0],
+            arguments=arguments,
+            fakes=fakes,
+            output=node.meta.get("val"),
+            equations=self.walk.equations,
+            parameters=self.walk.parameters,
+            origin=origin,
+            options=self.walk.options,
+            constants=constants,
+            active={key: any(source in self.active for source in _nodes(value)) for key, value in bound.items()},
+        )
+        if _symbolic(call.output) or any(_symbolic(fake) for fake in fakes.values()):
+            result = barrier(call, "a shape depends on the data") if call.tensors() else zero_field(call)
+        elif rule is not None:
+            result = rule.function(call)
+        elif all(isinstance(value, ScaleField) and value.is_zero for _, value in call.tensors()):
+            result = zero_field(call)
+        else:
+            result = barrier(call, NO_RULE)
+        if call.barrier:
+            where = self.walk.origins[origin]
+            known = rule is not None
+            self.walk.origins[origin] = Origin(where.operator, where.node, where.module, where.source, call.barrier, known)
+        self.walk.inexact.update(dict.fromkeys(call.inexact))
+        result = _only_floating(result, node.meta.get("val"))
+        for written, position in written_arguments(node):
+            value = result[position] if isinstance(result, (list, tuple)) and position is not None else result
+            result_of_write = self._write(written, value, node, origin)
+            if not isinstance(result, (list, tuple)):
+                result = result_of_write
+        self.values[node] = result
+        self._record(node, self.walk.origins[origin].operator, tuple(self._uses(bound, call)), origin)
+        return result
+
+    def _uses(self, bound: Mapping[str, Any], call: Call) -> Iterator[tuple[str, str]]:
+        """(parameter name, role) for every parameter that the call reads."""
+        for key, value in bound.items():
+            for source in _nodes(value):
+                for name in self.made_of.get(source, ()):
+                    yield name, call.roles.get(key, "other")
+
+    def _unknown(self, node: fx.Node) -> Any:
+        """A call of something that is no ATen operator."""
+        output = node.meta.get("val")
+        values = [value for source in node.all_input_nodes for value in _flat(self._current(source))]
+        moving = [v for v in values if isinstance(v, ParameterView) or (isinstance(v, ScaleField) and not v.is_zero)]
+        name = str(getattr(node.target, "__name__", node.target))
+        if moving:
+            origin = self.walk.origin(Origin(name, node.name, module_path(node), source_line(node), NO_RULE, known=False))
+            for value in moving:
+                self._force(value, origin)
+        result = [ScaleField(tuple(v.shape)) if isinstance(v, torch.Tensor) else v for v in _flat(output)]
+        self.values[node] = result if isinstance(output, (list, tuple)) else result[0] if result else None
+        uses = tuple((used, "other") for source in node.all_input_nodes for used in self.made_of.get(source, ()))
+        self._record(node, name, uses)
+        return self.values[node]
+
+    # --- writes --------------------------------------------------------------------------------------------------
+
+    def _write(self, target: fx.Node, new: Any, node: fx.Node, origin: int) -> Any:
+        """`node` writes a tensor of field `new` into `target`; returns the field that later readers of the memory see."""
+        fake = target.meta.get("val")
+        if (
+            not isinstance(fake, torch.Tensor)
+            or not is_floating(fake)
+            or not isinstance(new, (ScaleField, AnyField, ParameterView))
+        ):
+            return new
+        owners = [
+            self.traced.placeholders[member.name]
+            for member in self.storage.members(target)
+            if member.op in ("placeholder", "get_attr") and member.name in self.traced.placeholders
+        ]
+        kept = [owner for owner in owners if owner.kind in ("parameter", "buffer")]
+        if kept:
+            # What the model keeps from one call to the next must not depend on the scales.
+            self._reason(origin, f"writes to the {kept[0].kind} {kept[0].name}")
+            self._force(new, origin)
+            for owner in kept:
+                if owner.name in self.walk.parameters.shapes:
+                    view = self.walk.parameters.look(ParameterView(owner.name, self.walk.parameters.shapes[owner.name]))
+                    self._force(view, origin)
+            return ScaleField(tuple(fake.shape))
+        shared = self.storage.read_later(target, node)
+        shared = [member for member in shared if member in self.values]
+        if not shared:
+            self.values[target] = new
+            return new
+        old = self._current(target)
+        if isinstance(new, AnyField):
+            # Zeros carry whatever the memory carries.
+            return old
+        if isinstance(old, ScaleField) and not isinstance(new, ParameterView):
+            self.walk.equations.require_equal(new, old, origin)
+            return old
+        self._reason(origin, "writes through a view")
+        self._force(new, origin)
+        for member in [target, *shared]:
+            self.values[member] = _zeros_like(self.values[member])
+        return ScaleField(tuple(fake.shape))
+
+    def _reason(self, origin: int, reason: str) -> None:
+        where = self.walk.origins[origin]
+        self.walk.origins[origin] = Origin(where.operator, where.node, where.module, where.source, where.reason or reason)
+
+    # --- events --------------------------------------------------------------------------------------------------
+
+    def _record(self, node: fx.Node, operator: str, uses: tuple[tuple[str, str], ...], origin: int | None = None) -> None:
+        """Note the call for pairs and sites."""
+        for name, role in uses:
+            self.walk.roles.setdefault(name, set()).add(role)
+        if node not in self.active:
+            return
+        where = Origin(operator, node.name, module_path(node), source_line(node)) if origin is None else self.walk.origins[origin]
+        inputs = tuple(dict.fromkeys(self.event_of[source] for source in node.all_input_nodes if source in self.event_of))
+        outputs = tuple(value for value in _flat(self.values.get(node)) if isinstance(value, ScaleField))
+        self.event_of[node] = len(self.events)
+        self.events.append(Event(where, inputs, outputs, tuple(dict.fromkeys(uses))))
+
+
+def _nodes(value: Any) -> Iterator[fx.Node]:
+    """The nodes in an argument."""
+    if isinstance(value, fx.Node):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _nodes(item)
+
+
+def _map(value: Any, function: Any) -> Any:
+    """Replace the nodes in an argument."""
+    if isinstance(value, fx.Node):
+        return function(value)
+    if isinstance(value, (list, tuple)):
+        return [_map(item, function) for item in value]
+    return value
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """The items of a value that may be a nested list."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _flat(item)
+    elif value is not None:
+        yield value
+
+
+def _symbolic(fake: Any) -> bool:
+    """Whether a tensor, or one in a list, has a size that is known at run time only."""
+    return any(not isinstance(size, int) for value in _flat(fake) if isinstance(value, torch.Tensor) for size in value.shape)
+
+
+def _only_floating(result: Any, output: Any) -> Any:
+    """Tensors of integers and booleans carry no scale, whatever a rule says."""
+    if isinstance(output, (list, tuple)) and isinstance(result, (list, tuple)):
+        return [_only_floating(r, o) for r, o in zip(result, output, strict=True)]
+    if isinstance(output, torch.Tensor):
+        shape = tuple(output.shape)
+        if not is_floating(output):
+            return ScaleField(shape)
+        if not isinstance(result, (ScaleField, AnyField, ParameterView)) or tuple(result.shape) != shape:
+            found = getattr(result, "shape", type(result).__name__)
+            raise RuntimeError(f"a scale rule returned a field of shape {found} for an output of shape {shape}")
+    return result
+
+
+def _carries_any(value: torch.Tensor | None) -> bool:
+    """Whether a constant is known to hold nothing but 0 and infinities."""
+    if value is None or value.is_meta or value.numel() > 1_000_000:
+        return False
+    value = value.detach()
+    return bool(((value == 0) | torch.isinf(value)).all())
+
+
+def _zeros_like(value: Any) -> Any:
+    """Fields of the same shapes that are left as they are."""
+    if isinstance(value, (list, tuple)):
+        return [_zeros_like(item) for item in value]
+    return ScaleField(tuple(value.shape)) if isinstance(value, (ScaleField, AnyField, ParameterView)) else value
