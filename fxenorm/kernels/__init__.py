@@ -1,0 +1,1 @@
+"""Executors: |W|^p to channel sums, and log-scales into weights and state."""

@@ -1,0 +1,80 @@
+"""Executors by name: what reads the weights into channel sums and writes the scales back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError
+from .program import ChannelSums, ReduceProgram, ScaleTarget
+
+__all__ = ["Backend", "get_backend", "register_backend"]
+
+
+class Backend(Protocol):
+    """An executor. None of its methods may wait for the device.
+
+    Attributes:
+        name: as in ``analyze(backend=...)``.
+    """
+
+    name: str
+
+    def matrices(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> list[Tensor]:
+        """Reads the weights once: everything that `sums` and `energies` need for any number of log-scales."""
+
+    def sums(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> ChannelSums:
+        """N and P of the weights as they would be after a rescaling by `log_scales`."""
+
+    def contributions(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> Tensor:
+        """(slots,) the logarithms of the channel sums of each tensor by itself, in the order of ``program.slots``."""
+
+    def reduce(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> ChannelSums:
+        """N and P of the weights as they are; what one cycle needs."""
+
+    def energies(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> Tensor:
+        """(blocks,) log of each tensor's sum of |w|^p (of the largest |w| for p = inf), without layer weights."""
+
+    def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
+        """Multiplies every target in place."""
+
+    def headroom(self, targets: Sequence[ScaleTarget], device: torch.device) -> Tensor:
+        """0-d: a natural logarithm by which every target can grow without overflow."""
+
+    def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor, *, net: bool = False) -> Tensor:
+        """(num_scales,) bool: variables to set to 0 so that no target overflows, whatever else is set to 0.
+
+        With `net`, growth and shrinkage of an entry are set off first: nothing is flagged if `log_scales` as they are do no harm.
+        """
+
+
+_BACKENDS: dict[str, Callable[[], Backend]] = {}
+
+
+def register_backend(name: str, factory: Callable[[], Backend]) -> None:
+    """Makes an executor known; called while its module is imported."""
+    _BACKENDS[name] = factory
+
+
+def get_backend(name: str) -> Backend:
+    """The executor of that name.
+
+    Args:
+        name: "auto" takes the fastest that runs here; for now that is "eager".
+
+    Raises:
+        OptionError: there is no executor of that name.
+
+    Example:
+        >>> get_backend("auto").name
+        'eager'
+    """
+    from . import eager  # noqa: F401  (registers itself)
+
+    factory = _BACKENDS.get("eager" if name == "auto" else name)
+    if factory is None:
+        raise OptionError(f"backend={name!r} is not a valid option: expected 'auto' or one of {sorted(_BACKENDS)}")
+    return factory()

@@ -1,0 +1,171 @@
+"""The reference executor: plain PyTorch, a few operators a tensor, any device, dtype and memory layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from .backend import register_backend
+from .channel_sums import contributions, energy, power_matrix, row_blocks, rows_of, streamed_contributions
+from .program import ChannelSums, ReduceProgram, ScaleTarget, as_float, float_dtype
+
+__all__ = ["EagerBackend", "exact_exp2", "log2_factors"]
+
+_ROOM = 690.0
+"""Largest natural logarithm of a factor: the exponents of a float64 end at 1022 log 2 = 708."""
+
+
+class EagerBackend:
+    """See `Backend`. Sums run in float64 where the device has it."""
+
+    name = "eager"
+
+    @torch.no_grad()
+    def matrices(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> list[Tensor]:
+        """By block, |w|^p summed over the kernel axes; see `power_matrix`."""
+        members = zip(program.blocks, tensors, factors, strict=True)
+        return [power_matrix(program.p, block, tensor, factor) for block, tensor, factor in members]
+
+    @torch.no_grad()
+    def reduce(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> ChannelSums:
+        """N and P of the weights as they are."""
+        members = zip(program.blocks, tensors, factors, strict=True)
+        parts = [
+            part.to(program.slots.device)
+            for block, tensor, factor in members
+            for part in streamed_contributions(program.p, block, tensor, factor)
+        ]
+        return _channel_sums(program, torch.cat(parts) if parts else program.offsets)
+
+    @torch.no_grad()
+    def sums(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> ChannelSums:
+        """N and P, after a rescaling by `log_scales` where given."""
+        return _channel_sums(program, self.contributions(program, matrices, log_scales))
+
+    @torch.no_grad()
+    def contributions(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> Tensor:
+        """(slots,) the logs of all blocks' channel sums, without coefficients and layer weights."""
+        device = program.slots.device
+        parts: list[Tensor] = []
+        for position, matrix in enumerate(matrices):
+            block = program.to(matrix.device).blocks[position]
+            scales = None if log_scales is None else log_scales.to(matrix)
+            parts.extend(part.to(device) for part in contributions(program.p, block, matrix, scales))
+        return torch.cat(parts) if parts else program.offsets
+
+    @torch.no_grad()
+    def energies(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> Tensor:
+        """By block, the logarithm of its sum of |w|^p."""
+        found = []
+        for position, matrix in enumerate(matrices):
+            block = program.to(matrix.device).blocks[position]
+            scales = None if log_scales is None else log_scales.to(matrix)
+            found.append(energy(program.p, block, matrix, scales).to(program.slots.device))
+        return torch.stack(found) if found else program.log_weights
+
+    @torch.no_grad()
+    def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
+        """Multiplies every target in place; a factor is rounded once, and powers of two are exact."""
+        exponents: dict[torch.device, Tensor] = {}
+        for target in targets:
+            tensor = target.tensor
+            if not target.terms or not tensor.numel():
+                continue
+            log2_scales = exponents.get(tensor.device)
+            if log2_scales is None:
+                log2_scales = exponents.setdefault(tensor.device, log2_factors(log_scales.to(tensor.device)))
+            factors = [exact_exp2(target.power * coefficient * log2_scales[ids]) for coefficient, ids in target.terms]
+            for rows in row_blocks(tensor):
+                product = math.prod((rows_of(factor, rows) for factor in factors[1:]), start=rows_of(factors[0], rows))
+                # The product is taken in float64 and rounded once to the weight's own type.
+                (tensor if tensor.ndim == 0 else tensor[rows]).mul_(product)
+
+    @torch.no_grad()
+    def headroom(self, targets: Sequence[ScaleTarget], device: torch.device) -> Tensor:
+        """0-d: the largest natural logarithm by which every target can grow; what is not finite already does not count."""
+        found = [torch.full((), _ROOM, dtype=float_dtype(device), device=device)]
+        by_device: dict[torch.device, list[ScaleTarget]] = {}
+        for target in targets:
+            if target.terms and target.tensor.numel():
+                by_device.setdefault(target.tensor.device, []).append(target)
+        for members in by_device.values():
+            largest = torch._foreach_norm([target.tensor for target in members], math.inf)
+            for target, size in zip(members, largest, strict=True):
+                room = math.log(torch.finfo(target.tensor.dtype).max) - as_float(size, size.device).log()
+                found.append(torch.where(room.isfinite(), room / abs(target.power), _ROOM).to(device))
+        return torch.stack(found).amin().clamp(min=0.0)
+
+    @torch.no_grad()
+    def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor, *, net: bool = False) -> Tensor:
+        """The variables that make an entry grow too far; what makes the same entry shrink counts only with `net`."""
+        flagged = log_scales.new_zeros(log_scales.numel() + 1, dtype=float_dtype(log_scales.device))
+        for target in targets:
+            tensor = target.tensor
+            if not target.terms or not tensor.numel():
+                continue
+            log2_scales = log2_factors(log_scales.to(tensor.device))
+            limit = math.log2(torch.finfo(tensor.dtype).max)
+            local = flagged.to(tensor.device)
+            changes = [target.power * coefficient * log2_scales[ids] for coefficient, ids in target.terms]
+            for rows in row_blocks(tensor):
+                part = tensor if tensor.ndim == 0 else tensor[rows]
+                parts = [rows_of(change, rows) for change in changes]
+                growths = parts if net else [change.clamp(min=0) for change in parts]
+                growth = sum(growths[1:], growths[0])
+                axes = tuple(axis for axis in range(part.ndim) if growth.shape[axis] == 1)
+                largest = as_float(part.abs().amax(axes, keepdim=True) if axes else part.abs(), part.device)
+                bad = (largest.log2() + growth >= limit) & (growth > 0)
+                for (_, ids), change in zip(target.terms, parts, strict=True):
+                    over = tuple(axis for axis in range(part.ndim) if change.shape[axis] != bad.shape[axis])
+                    hit = (bad.amax(over, keepdim=True) if over else bad) & (change > 0)
+                    hit |= change.abs() >= _ROOM / math.log(2.0)
+                    local = local.index_add(0, rows_of(ids, rows).reshape(-1), hit.reshape(-1).to(local.dtype))
+            flagged = local.to(flagged.device)
+        return flagged[:-1] > 0
+
+
+def log2_factors(log_scales: Tensor) -> Tensor:
+    """(K + 1,) base-2 log-scales, 0 for "fixed" at the end; what only a rounding error keeps from an integer becomes it."""
+    log2_scales = as_float(log_scales, log_scales.device) * math.log2(math.e)
+    whole = log2_scales.round()
+    slack = 4 * torch.finfo(log2_scales.dtype).eps
+    snapped = torch.where((log2_scales - whole).abs() <= slack * whole.abs().clamp(min=1.0), whole, log2_scales)
+    return torch.nn.functional.pad(snapped, (0, 1))
+
+
+def exact_exp2(exponent: Tensor) -> Tensor:
+    """2 ** exponent, exact for integers, whatever the device's exp2 does."""
+    if exponent.dtype == torch.float64:
+        bias, width, kind = 1023, 52, torch.int64
+    else:
+        bias, width, kind = 127, 23, torch.int32
+    whole = exponent.round().clamp(1 - bias, bias)
+    power = ((whole.to(kind) + bias) << width).view(exponent.dtype)
+    return torch.exp2(exponent - whole) * power
+
+
+def _channel_sums(program: ReduceProgram, logs: Tensor) -> ChannelSums:
+    """All contributions gathered by variable and sign."""
+    count = program.num_scales
+    totals = _combine(program, logs)
+    return ChannelSums(totals[:count], totals[count : 2 * count])
+
+
+def _combine(program: ReduceProgram, logs: Tensor) -> Tensor:
+    """(2 K + 1,) log of what arrives in each slot; the largest is taken out first, so that no power leaves float64."""
+    totals = logs.new_full((2 * program.num_scales + 1,), -math.inf)
+    weighted = logs + program.offsets
+    largest = totals.scatter_reduce(0, program.slots, weighted, "amax")
+    if math.isinf(program.p):
+        return largest
+    reference = torch.where(largest.isfinite(), largest, 0.0)
+    parts = (weighted - reference[program.slots]).exp()
+    # index_put_ rather than index_add_: on GPUs it adds in a fixed order, so every run gives the same bits.
+    sums = torch.zeros_like(totals).index_put_((program.slots,), parts, accumulate=True)
+    return reference + sums.log()
+
+
+register_backend("eager", EagerBackend)

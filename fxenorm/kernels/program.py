@@ -1,0 +1,214 @@
+"""What an executor runs: the counted tensors of a plan as index tensors, and the tensors that a rescaling multiplies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .terms import Ids, collisions, degrees, joint_shape, normalise
+
+__all__ = [
+    "Block",
+    "ChannelSums",
+    "ReduceProgram",
+    "ScaleTarget",
+    "TermTensors",
+    "as_float",
+    "build_program",
+    "float_dtype",
+    "term_tensors",
+]
+
+TermTensors = tuple[tuple[int, Tensor], ...]
+"""Terms on a device: (coefficient, ids), where "fixed" is ``num_scales``, one past the last variable."""
+
+
+@dataclass(frozen=True)
+class ChannelSums:
+    """N and P of the objective, as natural logarithms, so that no power over- or underflows.
+
+    Attributes:
+        log_negative: (num_scales,) log N_k: entries with a negative exponent of variable k.
+        log_positive: (num_scales,) log P_k: entries with a positive one. -inf where there is nothing.
+    """
+
+    log_negative: Tensor
+    log_positive: Tensor
+
+
+@dataclass(frozen=True)
+class ScaleTarget:
+    """A tensor that follows a rescaling: entry e is multiplied by exp(power * sum of coefficient * log_scales[id]).
+
+    Attributes:
+        name: what it is, for messages.
+        tensor: written in place.
+        terms: exponents, on the tensor's device.
+        power: +1 for parameters, -1 for gradients and first moments, -2 for second moments.
+    """
+
+    name: str
+    tensor: Tensor
+    terms: TermTensors
+    power: int = 1
+
+
+@dataclass(frozen=True)
+class Block:
+    """One counted tensor.
+
+    Attributes:
+        shape: the tensor's.
+        terms: its exponents in normal form; every variable in at most one term an entry, but for `collided`.
+        kernel_axes: axes along which no exponent varies (the kernel of a convolution); summed first.
+        term_axes: by term, the further axes that its channel sums run over.
+        collided: flat positions, after summing `kernel_axes`, that are left out of the terms' sums; None: none.
+        collided_rows: index into `collided`, one for each net exponent that is counted instead.
+    """
+
+    shape: tuple[int, ...]
+    terms: TermTensors
+    kernel_axes: tuple[int, ...]
+    term_axes: tuple[tuple[int, ...], ...]
+    collided: Tensor | None = None
+    collided_rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ReduceProgram:
+    """All counted tensors of a plan.
+
+    Every block yields one contribution for each position of each term, then one for each row of `collided_rows`; `slots` and
+    `offsets` say where these go: slot k is N_k, slot num_scales + k is P_k, the last one is thrown away.
+
+    Attributes:
+        num_scales: number of variables K.
+        p: the exponent of the norm.
+        blocks: one a counted tensor.
+        slots: (contributions,) int64.
+        offsets: (contributions,) float64: log(|coefficient| * layer weight), 0 where p is infinite.
+        log_weights: (blocks,) float64: log of the layer weights, 0 where p is infinite.
+        degree: (K,) float64: A_k.
+        counted_negative, counted_positive: (K,) bool: whether any counted entry carries k with that sign.
+    """
+
+    num_scales: int
+    p: float
+    blocks: tuple[Block, ...]
+    slots: Tensor
+    offsets: Tensor
+    log_weights: Tensor
+    degree: Tensor
+    counted_negative: Tensor
+    counted_positive: Tensor
+    _copies: dict[torch.device, ReduceProgram] = field(default_factory=dict, repr=False, compare=False)
+
+    def to(self, device: torch.device) -> ReduceProgram:
+        """The same program with its tensors on `device`; made once a device."""
+        if self.slots.device == device:
+            return self
+        known = self._copies.get(device)
+        if known is None:
+            known = ReduceProgram(
+                num_scales=self.num_scales,
+                p=self.p,
+                blocks=tuple(_moved(block, device) for block in self.blocks),
+                slots=self.slots.to(device),
+                offsets=as_float(self.offsets, device),
+                log_weights=as_float(self.log_weights, device),
+                degree=as_float(self.degree, device),
+                counted_negative=self.counted_negative.to(device),
+                counted_positive=self.counted_positive.to(device),
+            )
+            self._copies[device] = known
+        return known
+
+
+def as_float(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, in float64 where the device has it."""
+    return tensor.to(device=device, dtype=float_dtype(device))
+
+
+def float_dtype(device: torch.device) -> torch.dtype:
+    """The dtype in which sums and log-scales are kept: float64, but for Apple's GPUs, which lack it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def term_tensors(terms: Sequence[tuple[int, Ids]], ndim: int, num_scales: int) -> TermTensors:
+    """Terms in normal form as index tensors on the CPU, "fixed" mapped to `num_scales`."""
+    return tuple(
+        (coefficient, torch.from_numpy(np.where(ids < 0, num_scales, ids).copy())) for coefficient, ids in normalise(terms, ndim)
+    )
+
+
+def build_program(
+    counted: Sequence[tuple[tuple[int, ...], Sequence[tuple[int, Ids]], float]], num_scales: int, p: float
+) -> ReduceProgram:
+    """The program for tensors given as (shape, terms, log of the layer weight).
+
+    Args:
+        counted: the counted tensors.
+        num_scales: number of variables.
+        p: the exponent of the norm, > 0 or infinite.
+
+    Returns:
+        The program, on the CPU.
+    """
+    blocks: list[Block] = []
+    slots: list[Ids] = []
+    offsets: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = []
+    degree = np.full(num_scales, 2, dtype=np.int64)
+    nowhere = 2 * num_scales
+    finite = math.isfinite(p)
+    for shape, given, log_weight in counted:
+        ndim = len(shape)
+        terms = normalise(given, ndim)
+        met = collisions(terms, ndim)
+        degrees(terms, ndim, met, degree)
+        joint = joint_shape(terms, ndim)
+        for coefficient, ids in terms:
+            flat = ids.reshape(-1)
+            slots.append(np.where(flat < 0, nowhere, flat + (num_scales if coefficient > 0 else 0)))
+            offsets.append(np.full(flat.size, math.log(abs(coefficient)) + log_weight if finite else 0.0))
+        if met is not None:
+            slots.append(met.ids + np.where(met.coefficients > 0, num_scales, 0))
+            offsets.append(np.log(np.abs(met.coefficients)) + log_weight if finite else np.zeros(met.ids.size))
+        blocks.append(
+            Block(
+                shape=tuple(shape),
+                terms=term_tensors(terms, ndim, num_scales),
+                kernel_axes=tuple(axis for axis in range(ndim) if joint[axis] == 1),
+                term_axes=tuple(tuple(axis for axis in range(ndim) if joint[axis] != ids.shape[axis]) for _, ids in terms),
+                collided=None if met is None else torch.from_numpy(met.entries),
+                collided_rows=None if met is None else torch.from_numpy(met.rows),
+            )
+        )
+    all_slots = np.concatenate(slots) if slots else np.zeros(0, dtype=np.int64)
+    present = np.zeros(2 * num_scales + 1, dtype=bool)
+    present[all_slots] = True
+    return ReduceProgram(
+        num_scales=num_scales,
+        p=p,
+        blocks=tuple(blocks),
+        slots=torch.from_numpy(all_slots),
+        offsets=torch.from_numpy(np.concatenate(offsets) if offsets else np.zeros(0)),
+        log_weights=torch.tensor([log_weight if finite else 0.0 for _, _, log_weight in counted], dtype=torch.float64),
+        degree=torch.from_numpy(degree).to(torch.float64),
+        counted_negative=torch.from_numpy(present[:num_scales].copy()),
+        counted_positive=torch.from_numpy(present[num_scales:-1].copy()),
+    )
+
+
+def _moved(block: Block, device: torch.device) -> Block:
+    """`block` with its index tensors on `device`."""
+    return replace(
+        block,
+        terms=tuple((coefficient, ids.to(device)) for coefficient, ids in block.terms),
+        collided=None if block.collided is None else block.collided.to(device),
+        collided_rows=None if block.collided_rows is None else block.collided_rows.to(device),
+    )

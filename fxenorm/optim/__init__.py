@@ -1,0 +1,1 @@
+"""How each optimizer's state follows its parameters."""

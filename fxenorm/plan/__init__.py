@@ -1,0 +1,1 @@
+"""What users hold: groups, pairs, the objective, and the `Plan` that rescales a model."""

@@ -1,0 +1,139 @@
+"""`analyze`: from a model to a plan."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+from ..errors import FxenormWarning, OptionError
+from ..symmetry.find import find_symmetry
+from ..symmetry.symmetry import Symmetry
+from ..trace import trace_model
+from ..trace.unwrap import unwrap
+from .options import Options
+from .plan import Plan
+
+__all__ = ["analyze"]
+
+
+def analyze(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    example_kwargs: dict[str, Any] | None = None,
+    p: float = 2.0,
+    c: float | Literal["adaptive"] | Mapping[str, float] = 1.0,
+    batchnorm: Literal["affine", "folded", "frozen", "skip"] = "affine",
+    biases: Literal["scale", "count", "skip"] = "scale",
+    balance_last: bool = True,
+    exclude: str | Sequence[str] = (),
+    modes: Literal["both", "train", "eval"] = "both",
+    approximate: str | Sequence[str] = (),
+    on_unknown: Literal["barrier", "error"] = "barrier",
+    solver: Literal["jacobi"] = "jacobi",
+    backend: Literal["auto", "eager"] = "auto",
+    scales: Literal["exact", "pow2", "auto"] = "auto",
+    max_log_scale: float | None = None,
+    _report: Callable[[str], None] | None = None,
+) -> Plan:
+    """Finds every way to rescale a model's weights without changing its function, and returns the plan that uses it.
+
+    The model is traced on fake tensors, on any device including "meta", and left as it was: no activation is computed.
+
+    Args:
+        model: the module; wrappers (DataParallel, DistributedDataParallel, torch.compile, AveragedModel) are looked through.
+        example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments; None: guessed from the
+            first layers, with a batch of 2.
+        example_kwargs: further keyword arguments.
+        p: exponent of the norm, > 0, or ``math.inf`` for ranges.
+        c: layer weights: a number c gives layer l the weight ``c ** (-p * depth(l))``, so that the norms of a chain grow
+            by c from layer to layer; "adaptive": 1 / number of entries; a dict: the weights themselves, by layer (others 1).
+            Without effect at p = inf.
+        batchnorm: what a BatchNorm between two layers does. "affine": its gamma and beta carry the scale and gamma is counted
+            (exact). "folded": as before, but the norm is taken of the weights that folding would give (exact). "frozen":
+            running statistics move along (exact in eval mode only). "skip": looked through and left alone (not exact).
+        biases: "scale": they follow; "count": they follow and count in the norm; "skip": left alone (not exact).
+        balance_last: False holds the channels that feed a layer from which an output is reached without another layer.
+        exclude: fnmatch patterns of parameter or module names; the parameters they match are not rescaled.
+        modes: in which modes the function is to be preserved; "both", "train" or "eval".
+        approximate: names of activations that are treated as homogeneous though they are not, as ``("relu6",)``; not exact.
+        on_unknown: "barrier": an operator without a rule holds what it touches; "error": all such operators are listed.
+        solver: "jacobi".
+        backend: "auto" or "eager".
+        scales: "exact"; "pow2": powers of two only, so that outputs stay bit-identical; "auto": powers of two for groups with
+            16-bit weights.
+        max_log_scale: largest change of a channel in one call, a natural logarithm; None: any.
+
+    Returns:
+        The plan.
+
+    Raises:
+        OptionError: the model is no module, or an option has no documented value.
+        ExampleInputsError: the model does not run on the inputs, or none could be guessed.
+        TraceError: the model cannot be turned into a graph.
+        UnsupportedOperatorError: with ``on_unknown="error"``.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plan = analyze(model)
+        >>> plan.num_scales
+        8
+        >>> plan.step()
+
+    The objective and its cycle are those of ENorm (Stock et al., ICLR 2019, sections 3 and 6), for any graph.
+    """
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    options = Options(
+        p=p,
+        c=c,  # type: ignore[arg-type]
+        batchnorm=batchnorm,
+        biases=biases,
+        balance_last=balance_last,
+        exclude=exclude,  # type: ignore[arg-type]
+        modes=modes,
+        approximate=approximate,  # type: ignore[arg-type]
+        on_unknown=on_unknown,
+        solver=solver,
+        backend=backend,
+        scales=scales,
+        max_log_scale=max_log_scale,
+    )
+    say = _report or (lambda stage: None)
+    inner = unwrap(model)
+    traced = trace_model(inner, example_inputs, example_kwargs=example_kwargs, modes=modes, report=_report)
+    say("finding the scales")
+    symmetry = find_symmetry(
+        traced,
+        inner,
+        batchnorm=options.batchnorm,
+        biases=options.biases,
+        exclude=options.exclude,
+        approximate=options.approximate,
+        on_unknown=options.on_unknown,
+    )
+    _warn(symmetry, options)
+    say("building the plan")
+    plan = Plan(symmetry, options, inner, example=traced[0].inputs)
+    plan.prepare()
+    return plan
+
+
+def _warn(symmetry: Symmetry, options: Options) -> None:
+    """Says once what the combination of options and model leaves undone."""
+    if not math.isinf(options.p):
+        return
+    if options.batchnorm == "affine" and symmetry.folds:
+        warnings.warn(
+            "p=inf with batchnorm='affine' equalises gamma with the next layer, not the weights that quantisation will see. "
+            f"{len(symmetry.folds)} BatchNorm layers can be folded: pass batchnorm='folded' for cross-layer equalisation",
+            FxenormWarning,
+            stacklevel=3,
+        )
+    if options.c != 1.0:
+        warnings.warn("layer weights play no part at p=inf: c is ignored", FxenormWarning, stacklevel=3)

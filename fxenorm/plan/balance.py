@@ -1,0 +1,114 @@
+"""`balance`: to the least norm at once, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels.program import ScaleTarget
+from .describe import plural
+from .held import Held, held_by_group
+from .iterate import solve_rounded
+from .snapshot import Snapshot
+
+__all__ = ["BalanceResult", "balance"]
+
+_OVERFLOW = "not attained: its scale would overflow a tensor that follows it"
+_AT_LIMIT = "not attained: it reached max_log_scale"
+
+
+@dataclass(frozen=True)
+class BalanceResult:
+    """What `Plan.balance` did; print it to see before and after, since the model's outputs do not change.
+
+    Attributes:
+        converged: whether the imbalance over all variables that are not held fell to the tolerance.
+        iterations: Jacobi cycles.
+        passes: how often all weights were read or written.
+        log_scales: (num_scales,) float64 on the CPU, natural logarithms; ``plan.rescale(-result.log_scales)`` undoes it.
+        norm_before, norm_after: `Plan.norm`.
+        imbalance_before, imbalance_after: `Plan.imbalance`; after: of the solution, before it is rounded to the weights' type.
+        layer_norms_before, layer_norms_after: `Plan.layer_norms`.
+        held: the variables left at 0, with the reasons.
+    """
+
+    converged: bool
+    iterations: int
+    passes: int
+    log_scales: Tensor
+    norm_before: float
+    norm_after: float
+    imbalance_before: float
+    imbalance_after: float
+    layer_norms_before: Mapping[str, float]
+    layer_norms_after: Mapping[str, float]
+    held: tuple[Held, ...]
+
+    def __str__(self) -> str:
+        """Before and after, in a few lines."""
+        ending = "converged" if self.converged else "NOT converged"
+        lines = [
+            f"balance: {ending} after {plural(self.iterations, 'cycle')} ({self.passes} passes over the weights)",
+            f"  norm         {self.norm_before:.6g} -> {self.norm_after:.6g}",
+            f"  imbalance    {self.imbalance_before:.3g} -> {self.imbalance_after:.3g}",
+        ]
+        if self.layer_norms_before:
+            spans = []
+            for norms in (self.layer_norms_before, self.layer_norms_after):
+                spans.append(f"{min(norms.values()):.4g} ... {max(norms.values()):.4g}")
+            lines.append(f"  layer norms  {spans[0]} -> {spans[1]}")
+        count = sum(len(item.variables) for item in self.held)
+        if count:
+            lines.append(f"  held         {count:,} of {self.log_scales.numel():,} scales")
+            lines += [f"    {item}" for item in self.held[:8]]
+            if len(self.held) > 8:
+                lines.append(f"    and {len(self.held) - 8} more")
+        return "\n".join(lines)
+
+
+def balance(snapshot: Snapshot, targets: Sequence[ScaleTarget], *, tol: float, max_iterations: int) -> BalanceResult:
+    """Solves for the least norm, writes the targets once, and reports.
+
+    A variable whose optimum would overflow a tensor is held instead and the rest solved again, so all that is written is finite.
+    """
+    core, backend = snapshot.core, snapshot.core.backend
+    powers_of_two = snapshot.powers_of_two()
+    problem = snapshot.problem()
+    reasons = snapshot.all_reasons(problem)
+    held = np.logical_or.reduce([mask for mask, _ in reasons])
+    problem = replace(problem, held=torch.from_numpy(held).to(snapshot.device))
+    passes, overflowed = 2, torch.zeros_like(problem.held)
+    while True:
+        solution = solve_rounded(problem, powers_of_two, tol=tol, max_iterations=max_iterations)
+        flagged = backend.overflowing(targets, solution.log_scales)
+        passes += 1
+        if not bool(flagged.any()):
+            break
+        overflowed = overflowed | flagged
+        problem = replace(problem, held=problem.held | flagged)
+    reasons += [(overflowed.cpu().numpy(), _OVERFLOW), (solution.at_limit.cpu().numpy(), _AT_LIMIT)]
+    result = BalanceResult(
+        converged=solution.converged and not bool(overflowed.any()),
+        iterations=solution.iterations,
+        passes=passes if solution.iterations else passes - 1,
+        log_scales=solution.log_scales.to("cpu", torch.float64, copy=True),
+        norm_before=float(problem.norm()),
+        norm_after=float(problem.norm(solution.log_scales)),
+        imbalance_before=problem.imbalance(),
+        imbalance_after=problem.imbalance(solution.log_scales),
+        layer_norms_before=_floats(snapshot.layer_norms(problem)),
+        layer_norms_after=_floats(snapshot.layer_norms(problem, solution.log_scales)),
+        held=held_by_group(core.groups, reasons, core.symmetry.num_scales),
+    )
+    if solution.iterations:
+        backend.apply(targets, solution.log_scales)
+    return result
+
+
+def _floats(norms: Mapping[str, Tensor]) -> dict[str, float]:
+    """0-d tensors as numbers, in one transfer."""
+    return dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True)) if norms else {}

@@ -1,0 +1,153 @@
+"""The part of a plan that does not depend on the module: shared by every plan that `bind` makes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..kernels.backend import Backend, get_backend
+from ..kernels.program import TermTensors, as_float, term_tensors
+from ..kernels.terms import collisions, degrees, normalise
+from ..symmetry.symmetry import Symmetry
+from .graph import last_layers, layer_depths, pair_graph
+from .groups import Group, build_groups, layer_of
+from .held import LAST, Mask, one_sided_reasons
+from .objective import Objective, build_objective
+from .options import Options
+from .pairs import Pair, build_pairs
+
+__all__ = ["Core"]
+
+
+class Core:
+    """Symmetry, options and what follows from the two; index tensors are made once a device.
+
+    Args:
+        symmetry: the graph half's answer.
+        options: the options of `analyze`.
+        groups, pairs: where they are known already (a stored plan).
+    """
+
+    def __init__(
+        self,
+        symmetry: Symmetry,
+        options: Options,
+        groups: tuple[Group, ...] | None = None,
+        pairs: tuple[Pair, ...] | None = None,
+    ) -> None:
+        self.symmetry = symmetry
+        self.options = options
+        self.pairs = build_pairs(symmetry) if pairs is None else pairs
+        self.groups = build_groups(symmetry, self.depths) if groups is None else groups
+        self.backend: Backend = get_backend(options.backend)
+        self._terms: dict[tuple[str, torch.device], TermTensors] = {}
+        self._arrays: dict[tuple[str, bytes, torch.device], Tensor] = {}
+
+    @cached_property
+    def depths(self) -> dict[str, int]:
+        """By layer, its depth in the pair graph."""
+        return layer_depths(pair_graph(self.symmetry, self.pairs))
+
+    @cached_property
+    def objective(self) -> Objective:
+        """What is counted."""
+        return build_objective(self.symmetry, self.options, self.depths)
+
+    @cached_property
+    def variables_of(self) -> dict[str, NDArray[np.int64]]:
+        """By tensor name, the variables that it carries."""
+        found = {}
+        for name, given in self.symmetry.exponents.items():
+            terms = normalise(given, len(self.symmetry.shapes[name]))
+            ids = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *(ids.reshape(-1) for _, ids in terms)]))
+            found[name] = ids[ids >= 0]
+        return found
+
+    @cached_property
+    def reach(self) -> NDArray[np.int64]:
+        """(K,) the largest sum of |exponents| among all entries, counted or not, that carry a variable; at least 2."""
+        reach = np.full(self.symmetry.num_scales, 2, dtype=np.int64)
+        for name, given in self.symmetry.exponents.items():
+            ndim = len(self.symmetry.shapes[name])
+            terms = normalise(given, ndim)
+            if sum(abs(coefficient) for coefficient, _ in terms) > 2:
+                degrees(terms, ndim, collisions(terms, ndim), reach)
+        return reach
+
+    @cached_property
+    def fixed_reasons(self) -> list[tuple[Mask, str]]:
+        """The variables held by the graph and the options alone, with the reasons."""
+        program = self.objective.program
+        reasons = one_sided_reasons(program.counted_negative.numpy(), program.counted_positive.numpy())
+        if not self.options.balance_last:
+            reasons.insert(0, (self._feeding_last(), LAST))
+        return reasons
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the tensors' names, shapes and exponents and of the options."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps({name: list(shape) for name, shape in self.symmetry.shapes.items()}).encode())
+        for name, terms in self.symmetry.exponents.items():
+            for coefficient, ids in terms:
+                array = np.ascontiguousarray(ids, dtype="<i8")
+                digest.update(f"{name} {coefficient} {array.shape}".encode())
+                digest.update(array.tobytes())
+        values = sorted((key, repr(value)) for key, value in dataclasses.asdict(self.options).items() if key != "c")
+        c = self.options.c
+        digest.update(json.dumps([values, repr(sorted(c.items())) if isinstance(c, dict) else repr(c)]).encode())
+        return digest.hexdigest()
+
+    def terms(self, name: str, device: torch.device) -> TermTensors:
+        """Exponents of a tensor for the executors."""
+        known = self._terms.get((name, device))
+        if known is None:
+            terms = term_tensors(self.symmetry.exponents[name], len(self.symmetry.shapes[name]), self.symmetry.num_scales)
+            known = tuple((coefficient, ids.to(device)) for coefficient, ids in terms)
+            self._terms[name, device] = known
+        return known
+
+    def on_device(self, purpose: str, values: NDArray[np.bool_] | NDArray[np.int64], device: torch.device) -> Tensor:
+        """A (K,) array on a device, copied once for each of its values: masks follow flags that seldom change."""
+        key = (purpose, values.tobytes(), device)
+        known = self._arrays.get(key)
+        if known is None:
+            for old in [other for other in self._arrays if other[0] == purpose and other[2] == device]:
+                del self._arrays[old]
+            tensor = torch.from_numpy(values.copy())
+            known = tensor.to(device) if values.dtype == np.bool_ else as_float(tensor, device)
+            self._arrays[key] = known
+        return known
+
+    def mask_of(self, names: list[str]) -> Mask:
+        """(K,) the variables that any of the named tensors carries."""
+        mask = np.zeros(self.symmetry.num_scales, dtype=bool)
+        for name in names:
+            mask[self.variables_of[name]] = True
+        return mask
+
+    def group_mask(self, names: list[str]) -> Mask:
+        """(K,) the variables of every group that one of the named tensors carries."""
+        mask = self.mask_of(names)
+        for group in self.groups:
+            part = slice(group.variables.start, group.variables.stop)
+            mask[part] = mask[part].any()
+        return mask
+
+    def _feeding_last(self) -> Mask:
+        """The variables by whose negative powers a last layer's weight is multiplied."""
+        last = last_layers(self.symmetry)
+        mask = np.zeros(self.symmetry.num_scales, dtype=bool)
+        for name, terms in self.symmetry.exponents.items():
+            if layer_of(name) in last and self.symmetry.roles.get(name) == "weight":
+                for coefficient, ids in normalise(terms, len(self.symmetry.shapes[name])):
+                    if coefficient < 0:
+                        mask[ids[ids >= 0]] = True
+        return mask

@@ -1,0 +1,126 @@
+"""Every choice that `analyze` takes, checked once, as plain data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from types import MappingProxyType
+from typing import Any
+
+from ..errors import OptionError
+
+__all__ = ["Options"]
+
+_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "batchnorm": ("affine", "folded", "frozen", "skip"),
+        "biases": ("scale", "count", "skip"),
+        "modes": ("both", "train", "eval"),
+        "on_unknown": ("barrier", "error"),
+        "solver": ("jacobi",),
+        "backend": ("auto", "eager"),
+        "scales": ("exact", "pow2", "auto"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `fxenorm.analyze`; see there for what each of them means.
+
+    Numbers become floats and sequences tuples, so that equal options compare and serialise equally.
+
+    Raises:
+        OptionError: an option has a value that is not one of the documented ones, or two of them exclude each other.
+
+    Example:
+        >>> Options(p=1, exclude="*.head").exclude
+        ('*.head',)
+    """
+
+    p: float = 2.0
+    c: float | str | dict[str, float] = 1.0
+    batchnorm: str = "affine"
+    biases: str = "scale"
+    balance_last: bool = True
+    exclude: tuple[str, ...] = ()
+    modes: str = "both"
+    approximate: tuple[str, ...] = ()
+    on_unknown: str = "barrier"
+    solver: str = "jacobi"
+    backend: str = "auto"
+    scales: str = "auto"
+    max_log_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        _set(self, "p", _positive("p", self.p, "a number > 0, or math.inf", infinite=True))
+        _set(self, "c", _layer_weights(self.c))
+        for name, choices in _CHOICES.items():
+            _check_choice(name, getattr(self, name), choices)
+        if not isinstance(self.balance_last, bool):
+            raise _wrong("balance_last", self.balance_last, "True or False")
+        for name in ("exclude", "approximate"):
+            _set(self, name, _names(name, getattr(self, name)))
+        if self.max_log_scale is not None:
+            limit = _positive("max_log_scale", self.max_log_scale, "None, or a number > 0 (a natural logarithm)")
+            _set(self, "max_log_scale", limit)
+        if self.batchnorm == "frozen" and self.modes == "train":
+            raise OptionError(
+                "batchnorm='frozen' preserves the function in eval mode only: it cannot be combined with modes='train'; "
+                "pass modes='eval', or batchnorm='affine', which is exact in both modes"
+            )
+
+
+def _set(options: Options, name: str, value: Any) -> None:
+    """Stores a normalised value in a frozen dataclass."""
+    object.__setattr__(options, name, value)
+
+
+def _wrong(name: str, value: object, valid: str) -> OptionError:
+    """The error for one option."""
+    return OptionError(f"{name}={value!r} is not a valid option: expected {valid}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises unless `value` is one of the words in `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise _wrong(name, value, f"one of {listed}" if len(choices) > 1 else listed)
+
+
+def _positive(name: str, value: object, valid: str, infinite: bool = False) -> float:
+    """`value` as a float > 0."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise _wrong(name, value, valid)
+    number = float(value)
+    if not number > 0 or (math.isinf(number) and not infinite):
+        raise _wrong(name, value, valid)
+    return number
+
+
+def _layer_weights(c: object) -> float | str | dict[str, float]:
+    """`c` as a float, "adaptive" or a dict of floats by layer."""
+    valid = "a number > 0, 'adaptive', or a dict from layer names to numbers > 0"
+    if isinstance(c, Mapping):
+        weights = {}
+        for layer, weight in c.items():
+            if not isinstance(layer, str):
+                raise _wrong("c", c, valid)
+            weights[layer] = _positive(f"c[{layer!r}]", weight, "a number > 0")
+        return weights
+    if isinstance(c, str):
+        if c != "adaptive":
+            raise _wrong("c", c, valid)
+        return c
+    return _positive("c", c, valid)
+
+
+def _names(name: str, value: object) -> tuple[str, ...]:
+    """One string, or a sequence of strings, as a tuple."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(item, str) for item in value):
+        raise _wrong(name, value, "a string or a sequence of strings")
+    return tuple(sorted(value)) if isinstance(value, (set, frozenset)) else tuple(value)

@@ -1,0 +1,372 @@
+"""`Plan`: the symmetry of a model, its objective, and the calls that rescale it in place."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..errors import FxenormWarning, OptionError, RescaleError
+from ..kernels.program import ScaleTarget
+from ..optim.state import OptimizerLike, unwrap_optimizers
+from ..solve.jacobi import imbalance
+from ..symmetry.symmetry import Barrier, Symmetry
+from ..trace import Inputs, resolve_inputs, unwrap
+from .balance import BalanceResult, balance
+from .bind import check_fits
+from .core import Core
+from .describe import describe
+from .graph import pair_graph
+from .groups import Group
+from .held import Held, held_by_group
+from .options import Options
+from .pairs import Pair
+from .serialise import from_dict, to_dict
+from .snapshot import Snapshot
+from .verify import Verification, verify
+
+if TYPE_CHECKING:
+    import networkx
+
+__all__ = ["BalanceResult", "Plan"]
+
+
+class Plan:
+    """Every way to rescale a model without changing its function, and the calls that use it; made by `fxenorm.analyze`.
+
+    The model is held by reference and its tensors are looked up by name at each call, so a plan survives ``.to()`` and
+    ``load_state_dict``. Printing a plan shows its groups.
+
+    Args:
+        symmetry: the free scale variables and each parameter's exponents.
+        options: the options of `fxenorm.analyze`.
+        model: the module; wrappers are looked through.
+        core: what a plan on another module has derived from the same symmetry and options.
+        example: inputs on which the model runs; None: guessed where they are needed.
+    """
+
+    def __init__(
+        self, symmetry: Symmetry, options: Options, model: nn.Module, *, core: Core | None = None, example: Inputs | None = None
+    ) -> None:
+        self._core = Core(symmetry, options) if core is None else core
+        self._model = unwrap(model)
+        self._example = example
+        self._warned_unowned = False
+
+    def prepare(self) -> None:
+        """Works out now what the first step needs and what checks the options against the model; else it waits until then.
+
+        Raises:
+            OptionError: the dict `c` names a layer that is not counted.
+        """
+        _ = self._core.objective
+
+    # ---------------------------------------------------------------- what was found
+
+    @property
+    def symmetry(self) -> Symmetry:
+        """The graph half's answer, as plain data."""
+        return self._core.symmetry
+
+    @property
+    def options(self) -> Options:
+        """The options of `fxenorm.analyze`."""
+        return self._core.options
+
+    @property
+    def model(self) -> nn.Module:
+        """The module that this plan rescales, without wrappers."""
+        return self._model
+
+    @property
+    def num_scales(self) -> int:
+        """Dimension of the group of rescalings under the options: the length of ``log_scales``."""
+        return self.symmetry.num_scales
+
+    @cached_property
+    def exponents(self) -> dict[str, list[tuple[int, Tensor]]]:
+        """By parameter and moved buffer: (coefficient, ids), ids broadcastable to the tensor, -1 = fixed.
+
+        Entry e of a tensor is multiplied by exp(sum of coefficient * log_scales[id]).
+        """
+        return {
+            name: [(coefficient, torch.from_numpy(np.array(ids, dtype=np.int64))) for coefficient, ids in terms]
+            for name, terms in self.symmetry.exponents.items()
+        }
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Variables with the same producers and consumers, in graph order; every variable is in exactly one."""
+        return self._core.groups
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Producer and consumer layers joined by a path that meets no other layer of the group."""
+        return self._core.pairs
+
+    @property
+    def barriers(self) -> tuple[Barrier, ...]:
+        """The operators that force variables to zero, and those without a rule."""
+        return self.symmetry.barriers
+
+    @property
+    def held(self) -> tuple[Held, ...]:
+        """The variables that `step` and `balance` leave at 0 at the current weights, with the reasons; waits for the device."""
+        if not self.num_scales:
+            return ()
+        snapshot = self._snapshot()
+        return held_by_group(self.groups, snapshot.all_reasons(snapshot.problem()), self.num_scales)
+
+    @property
+    def exact(self) -> bool:
+        """Whether a rescaling leaves the function as it is in every mode in `modes`."""
+        return not self.symmetry.inexact_reasons
+
+    @property
+    def inexact_reasons(self) -> tuple[str, ...]:
+        """Why `exact` is False, in sentences."""
+        return self.symmetry.inexact_reasons
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes, of "eval" and "train", in which the function is preserved."""
+        return self.symmetry.modes
+
+    @property
+    def tracer(self) -> str:
+        """How the graph was made: "export", or "make_fx", which holds for the path that the example inputs took."""
+        return self.symmetry.tracer
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of names, shapes, exponents and options: equal fingerprints mean equal ``log_scales``."""
+        return self._core.fingerprint
+
+    # ---------------------------------------------------------------- what the weights are like
+
+    def norm(self) -> Tensor:
+        """The norm that balancing lowers: F ** (1 / p), F the sum of ω |w|^p over the counted entries; p = inf: the largest |w|.
+
+        Returns:
+            A 0-d tensor on the weights' device; nothing waits for it.
+        """
+        return self._snapshot().problem().norm()
+
+    def layer_norms(self) -> dict[str, Tensor]:
+        """By layer, the p-norm of its counted tensors, without layer weights.
+
+        Returns:
+            0-d tensors on the weights' device; nothing waits for them.
+        """
+        snapshot = self._snapshot()
+        return snapshot.layer_norms(snapshot.problem())
+
+    def imbalance(self) -> Tensor:
+        """How far the weights are from balanced: the largest |log(N_k / P_k)| / p over the variables that are not held.
+
+        Returns:
+            A 0-d tensor on the weights' device; nothing waits for it.
+        """
+        snapshot = self._snapshot()
+        sums = snapshot.sums()
+        return imbalance(sums.log_negative, sums.log_positive, self.options.p, snapshot.held_mask())
+
+    def channel_imbalance(self) -> Tensor:
+        """The signed imbalance of each variable, log(N_k / P_k) / p: positive where the consumers outweigh the producers.
+
+        Returns:
+            (num_scales,) on the weights' device, held variables included; not finite where N or P is zero.
+        """
+        sums = self._snapshot().sums()
+        return (sums.log_negative - sums.log_positive) / (1.0 if math.isinf(self.options.p) else self.options.p)
+
+    # ---------------------------------------------------------------- what rescales
+
+    def step(self, optimizer: OptimizerLike = None, *, cycles: int = 1, grads: bool = False) -> None:
+        """Moves the weights towards their least norm by Jacobi cycles, in place; call it after ``optimizer.step()``.
+
+        One cycle multiplies channel k by sqrt(R_k / L_k) as in ENorm (Stock et al., ICLR 2019, section 3), all channels from
+        the same weights. The objective never increases, and nothing waits for the device.
+
+        Args:
+            optimizer: whose state follows: one, a sequence, a wrapper with ``.optimizer``, or None.
+            cycles: number of cycles; all of them work on sums, and the weights are written once.
+            grads: whether ``.grad`` follows too, as under gradient accumulation.
+
+        Raises:
+            OptimizerError: the optimizer has no rule, or its state does not fit the model; nothing was written.
+            BindError: a parameter has another shape than at the analysis; nothing was written.
+            OptionError: `cycles` is not a positive integer.
+        """
+        if isinstance(cycles, bool) or not isinstance(cycles, int) or cycles < 1:
+            raise OptionError(f"cycles={cycles!r} is not valid: expected an integer >= 1")
+        snapshot, targets = self._prepared(optimizer, grads=grads)
+        if self.num_scales:
+            self._core.backend.apply(targets, snapshot.cycles(targets, cycles))
+
+    def balance(self, optimizer: OptimizerLike = None, *, tol: float = 1e-6, max_iterations: int = 10_000) -> BalanceResult:
+        """Moves the weights to their least norm: Jacobi cycles until the imbalance is at most `tol`, then one write.
+
+        Args:
+            optimizer: as in `step`.
+            tol: largest imbalance |log(N_k / P_k)| / p that counts as balanced.
+            max_iterations: cycles at most; the best that was reached is applied then, and ``converged`` is False.
+
+        Returns:
+            What was done; print it. ``plan.rescale(-result.log_scales)`` undoes it.
+
+        Raises:
+            OptimizerError, BindError: as `step`; nothing was written.
+            OptionError: `tol` or `max_iterations` is not positive.
+        """
+        if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not tol > 0:
+            raise OptionError(f"tol={tol!r} is not valid: expected a number > 0")
+        if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
+            raise OptionError(f"max_iterations={max_iterations!r} is not valid: expected an integer >= 1")
+        snapshot, targets = self._prepared(optimizer)
+        return balance(snapshot, targets, tol=float(tol), max_iterations=max_iterations)
+
+    def rescale(self, log_scales: Tensor | Sequence[float], optimizer: OptimizerLike = None) -> None:
+        """Multiplies every entry by exp(a . log_scales), in place; frozen parameters too.
+
+        Args:
+            log_scales: (num_scales,) natural logarithms, a tensor or a sequence of floats.
+            optimizer: as in `step`.
+
+        Raises:
+            RescaleError: `log_scales` has another shape or is not finite, or a tensor would overflow; nothing was written.
+            OptimizerError, BindError: as `step`; nothing was written.
+        """
+        given = self._checked(log_scales)
+        snapshot, targets = self._prepared(optimizer, frozen=True)
+        scales = snapshot.checked_scales(given)
+        for target in targets:
+            if bool(self._core.backend.overflowing([target], scales, net=True).any()):
+                raise RescaleError(
+                    f"log_scales (largest absolute value {float(scales.abs().max()):.3g}) would overflow {target.name!r} of type "
+                    f"{target.tensor.dtype}: nothing was rescaled; use smaller ones"
+                )
+        self._core.backend.apply(targets, scales)
+
+    def verify(self, inputs: Any = None, *, seed: int = 0) -> Verification:
+        """Checks on the model itself that rescaling leaves its outputs as they are; the model is left alone.
+
+        In float64 on copies, in every mode in `modes`: all variables at once drawn from uniform(-1, 1), and by one backward
+        pass the slope of a random function of the outputs along every variable, which must vanish.
+
+        Args:
+            inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments; None: those of the analysis, or
+                guessed.
+            seed: of the log-scales and of the model's own randomness.
+
+        Returns:
+            What was found; falsy where the outputs changed. Print it.
+
+        Raises:
+            RescaleError: the model is on the meta device, or does not run in float64 on the inputs.
+            ExampleInputsError: no inputs were given and none can be guessed.
+        """
+        example = self._example if inputs is None else None
+        if example is None or any(tensor.is_meta for tensor in example.tensors()):
+            example = resolve_inputs(self._model, inputs)
+        return verify(self, example, seed=seed)
+
+    # ---------------------------------------------------------------- other models, storage, pictures
+
+    def bind(self, model: nn.Module) -> Plan:
+        """The same plan on another module of the same parameter names and shapes: a checkpoint, a copy; no new trace.
+
+        Args:
+            model: the module; wrappers are looked through.
+
+        Returns:
+            A plan that shares everything but the module with this one.
+
+        Raises:
+            BindError: names or shapes differ; the differences are listed.
+        """
+        check_fits(model, self.symmetry)
+        return Plan(self.symmetry, self.options, model, core=self._core, example=self._example)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as a JSON-compatible dict, without any weights; see `from_dict`."""
+        return to_dict(self.symmetry, self.options, self.groups, self.pairs)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any], model: nn.Module) -> Plan:
+        """A stored plan on a module, without a trace.
+
+        Args:
+            stored: what `to_dict` returned, possibly after a trip through JSON.
+            model: a module of the same parameter names and shapes.
+
+        Raises:
+            BindError: `stored` is damaged or of another format, or the module does not fit.
+        """
+        symmetry, options, groups, pairs = from_dict(stored)
+        check_fits(model, symmetry)
+        return cls(symmetry, options, model, core=Core(symmetry, options, groups, pairs))
+
+    def to_networkx(self) -> networkx.MultiDiGraph[Any]:
+        """The pair graph: layers as nodes, pairs as edges with ``group``, ``channels`` and ``operators``."""
+        return pair_graph(self.symmetry, self.pairs)
+
+    def __str__(self) -> str:
+        """The groups with their producers and consumers, and what holds the other channels."""
+        return describe(self)
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"<fxenorm.Plan of {type(self._model).__name__}: {self.num_scales} scales in {len(self.groups)} groups>"
+
+    # ---------------------------------------------------------------- helpers
+
+    def _snapshot(self) -> Snapshot:
+        """The model's tensors now."""
+        return Snapshot(self._core, self._model)
+
+    def _prepared(
+        self, optimizer: OptimizerLike, *, frozen: bool = False, grads: bool = False
+    ) -> tuple[Snapshot, list[ScaleTarget]]:
+        """The model's tensors now and everything that follows a rescaling; raises before anything is written."""
+        optimizers = unwrap_optimizers(optimizer)
+        snapshot = self._snapshot()
+        targets = snapshot.targets(optimizers, frozen=frozen, grads=grads)
+        if optimizers and not self._warned_unowned:
+            self._warn_of_unowned(snapshot, optimizers)
+        return snapshot, targets
+
+    def _warn_of_unowned(self, snapshot: Snapshot, optimizers: Sequence[Optimizer]) -> None:
+        """Lists, once a plan, the parameters that move though no optimizer holds them."""
+        names = snapshot.unowned(optimizers)
+        if names:
+            self._warned_unowned = True
+            shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+            warnings.warn(
+                f"these parameters are rescaled but belong to none of the optimizers given: {shown}. If another optimizer holds "
+                "them, pass all of them as a sequence",
+                FxenormWarning,
+                stacklevel=4,
+            )
+
+    def _checked(self, log_scales: Tensor | Sequence[float]) -> Tensor:
+        """Log-scales as a finite float tensor of the right shape."""
+        try:
+            scales = torch.as_tensor(log_scales, dtype=None if isinstance(log_scales, Tensor) else torch.float64).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise RescaleError(f"log_scales must be a tensor or a sequence of {self.num_scales} floats: {error}") from error
+        if tuple(scales.shape) != (self.num_scales,):
+            raise RescaleError(f"log_scales has shape {tuple(scales.shape)}; this plan expects ({self.num_scales},)")
+        if not scales.is_floating_point():
+            raise RescaleError(f"log_scales has type {scales.dtype}: expected floats (natural logarithms)")
+        broken = ~scales.isfinite()
+        if bool(broken.any()):
+            raise RescaleError(f"log_scales is not finite in {int(broken.sum())} places: nothing was rescaled")
+        return scales

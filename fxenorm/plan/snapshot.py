@@ -1,0 +1,184 @@
+"""The model's tensors at one call, checked, and what the executors need of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..errors import OptimizerError
+from ..kernels.program import ChannelSums, ReduceProgram, ScaleTarget, float_dtype
+from ..optim.state import owned_by, state_tensors
+from ..solve.jacobi import jacobi_step
+from .attained import NOT_ATTAINED, unattained
+from .core import Core
+from .held import FROZEN, Mask, dead_reasons
+from .iterate import Problem, move, round_limit
+from .tensors import model_tensors
+
+__all__ = ["Snapshot"]
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Snapshot:
+    """One call's view of the model. Making it reads names, shapes and flags only, and raises before anything is written.
+
+    Args:
+        core: the plan without its module.
+        model: the module, without wrappers.
+
+    Raises:
+        BindError, RescaleError: see `model_tensors`.
+    """
+
+    def __init__(self, core: Core, model: nn.Module) -> None:
+        self.core = core
+        statistics = {name for item in core.objective.counted if item.fold for name in _names_of(item.fold)}
+        tensors = model_tensors(model, core.symmetry, frozenset(statistics))
+        self.tensors = {name: tensor for name, tensor in tensors.items() if name in core.symmetry.exponents}
+        self._read = tensors
+        self._model = model
+        first = core.objective.counted[0].parameter if core.objective.counted else next(iter(self.tensors), None)
+        self.device = tensors[first].device if first is not None else torch.device("cpu")
+
+    @property
+    def program(self) -> ReduceProgram:
+        """The objective's program on the device where sums and log-scales live."""
+        return self.core.objective.program.to(self.device)
+
+    @cached_property
+    def frozen(self) -> frozenset[str]:
+        """Names of tensors that carry variables and are frozen; none where the model trains nothing (inference)."""
+        if not any(parameter.requires_grad for parameter in self._model.parameters()):
+            return frozenset()
+        buffers = self.core.symmetry.buffers
+        return frozenset(name for name, tensor in self.tensors.items() if name not in buffers and not tensor.requires_grad)
+
+    def held_reasons(self) -> list[tuple[Mask, str]]:
+        """Masks of the variables held whatever the weights' values are, with the reasons."""
+        return [(self.core.mask_of(sorted(self.frozen)), FROZEN), *self.core.fixed_reasons]
+
+    def held_mask(self) -> Tensor:
+        """(K,) bool on the device: the union of `held_reasons`."""
+        union: Mask = np.zeros(self.core.symmetry.num_scales, dtype=bool)
+        for mask, _ in self.held_reasons():
+            union |= mask
+        return self.core.on_device("held", union, self.device)
+
+    def powers_of_two(self) -> Tensor | None:
+        """(K,) bool on the device: variables that move by powers of two only; None: none."""
+        choice = self.core.options.scales
+        if choice == "exact":
+            return None
+        half = [name for name, tensor in self.tensors.items() if tensor.dtype in _HALF]
+        if choice == "auto" and not half:
+            return None
+        mask = self.core.group_mask(half) if choice == "auto" else np.ones(self.core.symmetry.num_scales, dtype=bool)
+        return self.core.on_device("powers of two", mask, self.device)
+
+    def targets(self, optimizers: Sequence[Optimizer] = (), *, frozen: bool = True, grads: bool = False) -> list[ScaleTarget]:
+        """Everything that a rescaling multiplies: parameters, moved buffers, optimizer state, gradients.
+
+        Args:
+            optimizers: whose state follows.
+            frozen: whether frozen parameters are among them (`step` and `balance` leave those alone).
+            grads: whether gradients are.
+
+        Raises:
+            OptimizerError: no rule, foreign parameters, or state of another shape.
+        """
+        left_out = frozenset() if frozen else self.frozen
+        moved = {name: tensor for name, tensor in self.tensors.items() if name not in left_out}
+        if optimizers and not owned_by(optimizers) & {id(parameter) for parameter in self._model.parameters()}:
+            names = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
+            raise OptimizerError(f"{names} holds none of the model's parameters: pass the optimizer that trains this model")
+        parameters = {name: tensor for name, tensor in moved.items() if name not in self.core.symmetry.buffers}
+        found = [ScaleTarget(name, tensor, self.core.terms(name, tensor.device)) for name, tensor in moved.items()]
+        for state in state_tensors(optimizers, parameters):
+            terms = self.core.terms(state.parameter, state.tensor.device)
+            found.append(ScaleTarget(f"{state.key} of {state.parameter}", state.tensor, terms, state.power))
+        if grads:
+            for name, tensor in parameters.items():
+                if tensor.grad is not None:
+                    gradient = tensor.grad
+                    found.append(ScaleTarget(f"gradient of {name}", gradient, self.core.terms(name, gradient.device), -1))
+        return found
+
+    def unowned(self, optimizers: Sequence[Optimizer]) -> list[str]:
+        """Moved parameters that none of the optimizers holds."""
+        owned = owned_by(optimizers)
+        skipped = self.frozen | self.core.symmetry.buffers
+        return [name for name, tensor in self.tensors.items() if name not in skipped and id(tensor) not in owned]
+
+    def sums(self) -> ChannelSums:
+        """N and P of the weights as they are."""
+        return self.core.backend.reduce(self.program, *self.core.objective.gather(self._read))
+
+    def all_reasons(self, problem: Problem) -> list[tuple[Mask, str]]:
+        """`held_reasons`, and what the current weights add; waits for the device."""
+        sums = self.core.backend.sums(problem.program, problem.matrices)
+        reasons = [*self.held_reasons(), *dead_reasons(sums)]
+        union: Mask = np.zeros(self.core.symmetry.num_scales, dtype=bool)
+        for mask, _ in reasons:
+            union |= mask
+        contributions = self.core.backend.contributions(problem.program, problem.matrices).cpu().numpy()
+        return [*reasons, (unattained(self.core.objective.program, contributions, union), NOT_ATTAINED)]
+
+    def problem(self, held: Tensor | None = None) -> Problem:
+        """The objective, with its matrices read."""
+        program = self.program
+        matrices = self.core.backend.matrices(program, *self.core.objective.gather(self._read))
+        limit = torch.full_like(program.degree, self.core.options.max_log_scale or math.inf)
+        held = torch.zeros_like(program.counted_negative) if held is None else held
+        return Problem(self.core.backend, program, matrices, held, limit)
+
+    def layer_norms(self, problem: Problem, log_scales: Tensor | None = None) -> dict[str, Tensor]:
+        """By layer, the p-norm of its counted tensors, without layer weights."""
+        members: dict[str, list[Tensor]] = {}
+        energies = self.core.backend.energies(problem.program, problem.matrices, log_scales)
+        for item, energy in zip(self.core.objective.counted, energies.unbind(), strict=True):
+            members.setdefault(item.layer, []).append(energy)
+        p = self.core.options.p
+        if math.isinf(p):
+            return {layer: torch.stack(logs).amax(0).exp() for layer, logs in members.items()}
+        return {layer: (torch.stack(logs).logsumexp(0) / p).exp() for layer, logs in members.items()}
+
+    def cycles(self, targets: Sequence[ScaleTarget], count: int) -> Tensor:
+        """(K,) log-scales of `count` Jacobi cycles, small enough that no target overflows; waits for nothing."""
+        program, held, powers_of_two = self.program, self.held_mask(), self.powers_of_two()
+        # Counted weights of 32 bits and more cannot outgrow the norm, so only the rest is asked how far it may grow.
+        counted = {item.parameter for item in self.core.objective.counted}
+        followers = [target for target in targets if target.name not in counted or target.tensor.dtype in _HALF]
+        reach = self.core.on_device("reach", self.core.reach, self.device)
+        limit = self.core.backend.headroom(followers, self.device) / reach
+        if self.core.options.max_log_scale is not None:
+            limit = limit.clamp(max=self.core.options.max_log_scale)
+        if powers_of_two is not None:
+            limit = round_limit(limit, powers_of_two)
+        total = torch.zeros_like(program.degree)
+        if count == 1 and powers_of_two is None:
+            sums = self.sums()
+            return jacobi_step(sums.log_negative, sums.log_positive, program.degree, self.core.options.p, held, limit)
+        problem = replace(self.problem(held), limit=limit)
+        for _ in range(count):
+            sums = self.core.backend.sums(program, problem.matrices, total)
+            cycle = jacobi_step(sums.log_negative, sums.log_positive, program.degree, self.core.options.p, held)
+            total = move(problem, total, cycle, powers_of_two)
+        return total
+
+    def checked_scales(self, log_scales: Tensor) -> Tensor:
+        """Log-scales on the device, in its float type."""
+        return log_scales.detach().to(device=self.device, dtype=float_dtype(self.device))
+
+
+def _names_of(fold: object) -> list[str]:
+    """The names of all tensors that folding a BatchNorm reads."""
+    names = (getattr(fold, key) for key in ("weight", "bias", "gamma", "beta", "mean", "variance"))
+    return [name for name in names if name is not None]

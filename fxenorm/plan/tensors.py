@@ -1,0 +1,77 @@
+"""The model's tensors by name, looked up afresh and checked at each call, and how they differ from what was analysed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..errors import BindError, RescaleError
+from ..symmetry.symmetry import Symmetry
+
+__all__ = ["differences", "model_tensors", "named_tensors"]
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by each of its names."""
+    found: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
+    found.update(model.named_parameters(remove_duplicate=False))
+    return found
+
+
+def differences(model: nn.Module, symmetry: Symmetry, limit: int = 10) -> list[str]:
+    """In what a model's names and shapes differ from the analysed one's, in sentences, at most `limit` and a count."""
+    tensors = named_tensors(model)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    found = []
+    for name, shape in symmetry.shapes.items():
+        if name not in tensors:
+            found.append(f"{name} {tuple(shape)} is missing")
+        elif tuple(tensors[name].shape) != tuple(shape):
+            found.append(f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(shape)}")
+    known = {*symmetry.shapes, *symmetry.aliases}
+    found += [f"{name} {tuple(tensor.shape)} is unknown" for name, tensor in tensors.items() if name in parameters - known]
+    for alias, name in symmetry.aliases.items():
+        if alias in tensors and name in tensors and not _same_memory(tensors[alias], tensors[name]):
+            found.append(f"{alias} and {name} are no longer one tensor")
+    if len(found) > limit:
+        found = [*found[:limit], f"and {len(found) - limit} more"]
+    return found
+
+
+def model_tensors(model: nn.Module, symmetry: Symmetry, extra: frozenset[str] = frozenset()) -> dict[str, Tensor]:
+    """The tensors that carry variables (and those in `extra`), ready to be read and written.
+
+    Raises:
+        BindError: a tensor is missing, has another shape than at the analysis, or is no longer tied to its other names.
+        RescaleError: a tensor is on the meta device, or is sharded.
+    """
+    tensors = named_tensors(model)
+    found: dict[str, Tensor] = {}
+    for name in (*symmetry.exponents, *sorted(extra - set(symmetry.exponents))):
+        tensor = tensors.get(name)
+        if tensor is None or (name in symmetry.shapes and tuple(tensor.shape) != tuple(symmetry.shapes[name])):
+            listed = "; ".join(differences(model, symmetry))
+            raise BindError(f"not the model that was analysed: {listed}. Nothing was rescaled; call fxenorm.analyze again")
+        if tensor.is_meta:
+            raise RescaleError(f"{name!r} is on the meta device and has no values yet: call to_empty and load the weights first")
+        if hasattr(tensor, "device_mesh") and hasattr(tensor, "placements"):
+            raise RescaleError(f"{name!r} is sharded (a DTensor), which is not supported yet: rescale before sharding the model")
+        found[name] = tensor
+    _check_ties(tensors, found, symmetry.aliases)
+    return found
+
+
+def _check_ties(tensors: Mapping[str, Tensor], found: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
+    """Raises where two names of one analysed tensor have come to stand for two."""
+    for alias, name in aliases.items():
+        if name in found and alias in tensors and not _same_memory(tensors[alias], found[name]):
+            raise BindError(
+                f"{alias!r} and {name!r} were one tensor when the model was analysed and are two now: nothing was rescaled. "
+                "Tie them again, or call fxenorm.analyze again"
+            )
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one, or start at the same place in memory."""
+    return one is other or (one.device == other.device and one.data_ptr() == other.data_ptr())

@@ -1,0 +1,1 @@
+"""From channel sums to log-scales: pure functions of small tensors."""

@@ -1,0 +1,95 @@
+"""One Jacobi cycle: every variable at once, from the same sums."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["imbalance", "jacobi_step", "round_to_powers_of_two", "solvable", "truncate_to_powers_of_two"]
+
+
+def solvable(log_negative: Tensor, log_positive: Tensor, held: Tensor | None = None) -> Tensor:
+    """(K,) bool: variables with N and P finite and above zero that are not held.
+
+    Args:
+        log_negative, log_positive: (K,) log N and log P.
+        held: (K,) bool, or None.
+    """
+    good = log_negative.isfinite() & log_positive.isfinite()
+    return good if held is None else good & ~held
+
+
+def jacobi_step(
+    log_negative: Tensor,
+    log_positive: Tensor,
+    degree: Tensor,
+    p: float,
+    held: Tensor | None = None,
+    limit: Tensor | None = None,
+) -> Tensor:
+    """The log-scales of one cycle: s_k = log(N_k / P_k) / (p A_k), which never raises the objective.
+
+    With A_k = 2 this is the factor sqrt(R / L) of ENorm (Stock et al., ICLR 2019, section 3), R and L taken over all readers
+    and writers of the channel. For p = inf, N and P are maxima and the p in the formula is 1.
+
+    Args:
+        log_negative: (K,) log N_k, natural.
+        log_positive: (K,) log P_k.
+        degree: (K,) A_k >= 2.
+        p: the norm's exponent, > 0 or infinite.
+        held: (K,) bool: variables that stay at 0.
+        limit: (K,) the largest |s_k|; None: any.
+
+    Returns:
+        (K,) natural log-scales, 0 where a variable is held or its N or P is zero or not finite.
+
+    Example:
+        >>> four, one = torch.tensor([4.0]).log(), torch.tensor([1.0]).log()
+        >>> bool(jacobi_step(four, one, torch.tensor([2.0]), p=2.0).exp().allclose(torch.tensor([2.0]).sqrt()))
+        True
+    """
+    scale = 1.0 if math.isinf(p) else p
+    step = torch.where(solvable(log_negative, log_positive, held), (log_negative - log_positive) / (scale * degree), 0.0)
+    return step if limit is None else torch.minimum(torch.maximum(step, -limit), limit)
+
+
+def imbalance(log_negative: Tensor, log_positive: Tensor, p: float, held: Tensor | None = None) -> Tensor:
+    """0-d: the largest |log(N_k / P_k)| / p (p = inf: without the division) over the variables that can move; 0 without any.
+
+    Args:
+        log_negative: (K,) log N_k, natural.
+        log_positive: (K,) log P_k.
+        p: the norm's exponent.
+        held: (K,) bool: variables that do not count.
+    """
+    if not log_negative.numel():
+        return log_negative.new_zeros(())
+    difference = (log_negative - log_positive).abs() / (1.0 if math.isinf(p) else p)
+    return torch.where(solvable(log_negative, log_positive, held), difference, 0.0).amax()
+
+
+def round_to_powers_of_two(log_scales: Tensor, where: Tensor) -> Tensor:
+    """Log-scales whose factors are powers of two in the masked places: the nearest, and 1 where |log2 s| < 0.5.
+
+    Args:
+        log_scales: (K,) natural logarithms.
+        where: (K,) bool.
+    """
+    octaves = log_scales * math.log2(math.e)
+    # Half octaves go away from zero, as "moved where |log2 s| >= 0.5" asks; torch.round would take 0.5 to 0.
+    rounded = torch.sign(octaves) * (octaves.abs() + 0.5).floor()
+    return torch.where(where, rounded * math.log(2.0), log_scales)
+
+
+def truncate_to_powers_of_two(log_scales: Tensor, where: Tensor) -> Tensor:
+    """As `round_to_powers_of_two`, but always towards 1, so that no factor is larger than asked for.
+
+    Args:
+        log_scales: (K,) natural logarithms.
+        where: (K,) bool.
+    """
+    # A whole number of octaves comes back from natural logarithms a rounding error short.
+    octaves = (log_scales * math.log2(math.e) * (1 + 1e-12)).trunc()
+    return torch.where(where, octaves * math.log(2.0), log_scales)

@@ -1,0 +1,181 @@
+"""The eager executor against the definition, and what writing in place must keep."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fxenorm.errors import OptionError
+from fxenorm.kernels.backend import get_backend
+from fxenorm.kernels.eager import EagerBackend, exact_exp2, log2_factors
+from fxenorm.kernels.program import ScaleTarget, build_program, term_tensors
+
+from .random_plans import Case, cases
+
+BACKEND = EagerBackend()
+K = 8
+
+
+def target(tensor: torch.Tensor, terms: list[tuple[int, np.ndarray]], num_scales: int, power: int = 1) -> ScaleTarget:
+    """A tensor to rescale."""
+    return ScaleTarget("tensor", tensor, term_tensors(terms, tensor.ndim, num_scales), power)
+
+
+def factors(terms: list[tuple[int, np.ndarray]], log_scales: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """exp(sum of coefficient * log_scales[id]), entry by entry."""
+    padded = np.append(log_scales, 0.0)
+    return np.exp(sum((c * np.broadcast_to(padded[ids], shape) for c, ids in terms), np.zeros(shape)))
+
+
+def assert_logs(actual: torch.Tensor, expected: np.ndarray) -> None:
+    """Logarithms agree, -inf where the value is 0."""
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(actual.numpy(), np.log(expected), rtol=1e-10, atol=1e-10)
+
+
+@settings(deadline=None, max_examples=80)
+@given(case=cases(), seed=st.integers(0, 2**32 - 1))
+def test_sums_are_those_of_the_definition(case: Case, seed: int) -> None:
+    program, none = case.program(), [None] * len(case.tensors)
+    matrices = BACKEND.matrices(program, case.tensors, none)
+    log_scales = np.random.default_rng(seed).uniform(-1, 1, case.num_scales)
+    for scales, sums in (
+        (None, BACKEND.reduce(program, case.tensors, none)),
+        (log_scales, BACKEND.sums(program, matrices, torch.from_numpy(log_scales))),
+    ):
+        oracle = case.oracle(scales)
+        assert_logs(sums.log_negative, oracle.negative)
+        assert_logs(sums.log_positive, oracle.positive)
+        given_scales = None if scales is None else torch.from_numpy(scales)
+        assert_logs(BACKEND.energies(program, matrices, given_scales), np.array(oracle.energies))
+        np.testing.assert_array_equal(program.degree.numpy(), oracle.degree)
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=cases(), seed=st.integers(0, 2**32 - 1), power=st.sampled_from([1, -1, -2]))
+def test_apply_multiplies_every_entry(case: Case, seed: int, power: int) -> None:
+    log_scales = np.random.default_rng(seed).uniform(-1, 1, case.num_scales)
+    targets = [
+        target(tensor.clone(), terms, case.num_scales, power) for tensor, terms in zip(case.tensors, case.terms, strict=True)
+    ]
+    BACKEND.apply(targets, torch.from_numpy(log_scales))
+    for scaled, tensor, terms in zip(targets, case.tensors, case.terms, strict=True):
+        expected = tensor.numpy() * factors(terms, power * log_scales, tuple(tensor.shape))
+        np.testing.assert_allclose(scaled.tensor.numpy(), expected, rtol=1e-13, atol=0)
+
+
+def test_row_factors_weight_the_entries() -> None:
+    weight, factor = torch.randn(3, 4, dtype=torch.float64), torch.rand(3, 1, dtype=torch.float64)
+    ids = np.arange(3)[:, None]
+    program = build_program([((3, 4), [(1, ids)], 0.0)], 3, 3.0)
+    sums = BACKEND.reduce(program, [weight], [factor])
+    torch.testing.assert_close(sums.log_positive.exp(), ((weight * factor).abs() ** 3).sum(1))
+
+
+@pytest.mark.parametrize("p", [2.0, 64.0])
+def test_powers_do_not_leave_the_range(p: float) -> None:
+    weight = torch.tensor([[1e-30], [1e25]], dtype=torch.float32)
+    program = build_program([((2, 1), [(1, np.arange(2)[:, None])], -2000.0)], 2, p)
+    sums = BACKEND.reduce(program, [weight], [None])
+    torch.testing.assert_close(sums.log_positive, p * weight[:, 0].double().log() - 2000.0)
+
+
+@given(st.lists(st.integers(-1022, 1023), min_size=1, max_size=50))
+def test_powers_of_two_are_exact(integers: list[int]) -> None:
+    exponents = torch.tensor(integers, dtype=torch.float64)
+    assert exact_exp2(exponents).tolist() == [2.0**n for n in integers]
+    small = torch.tensor([n % 120 - 60 for n in integers], dtype=torch.float32)
+    assert exact_exp2(small).tolist() == [2.0**n for n in small.tolist()]
+    log_scales = exponents * math.log(2.0)
+    assert log2_factors(log_scales)[:-1].tolist() == integers
+    torch.testing.assert_close(exact_exp2(exponents / 1100), torch.exp2(exponents / 1100))
+
+
+LAYOUTS = {
+    "contiguous": lambda: torch.randn(3, 5, 2, 2),
+    "channels_last": lambda: torch.randn(3, 5, 2, 2).to(memory_format=torch.channels_last),
+    "transposed": lambda: torch.randn(5, 3, 2, 2).transpose(0, 1),
+    "part of a larger tensor": lambda: torch.randn(3, 11, 2, 2)[:, 1::2],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_any_memory_layout_is_written_in_place(layout: str, dtype: torch.dtype) -> None:
+    tensor = LAYOUTS[layout]().to(dtype)
+    before, address, strides, view = tensor.clone().double(), tensor.data_ptr(), tensor.stride(), tensor[1]
+    log_scales = torch.linspace(-1, 1, K, dtype=torch.float64)
+    terms = [(1, np.array([7, -1, 5]).reshape(3, 1, 1, 1)), (-1, np.arange(5).reshape(1, 5, 1, 1))]
+    BACKEND.apply([target(tensor, terms, K)], log_scales)
+    assert tensor.data_ptr() == address and tensor.stride() == strides and torch.equal(view, tensor[1])
+    expected = (before * torch.from_numpy(factors(terms, log_scales.numpy(), tuple(tensor.shape)))).to(dtype)
+    # rounded once: the nearest number of the type, but for ties that the factor's own last bit decides
+    slack = torch.finfo(dtype).eps * (8 if dtype == torch.float64 else 1)
+    assert ((tensor.double() - expected.double()).abs() <= slack * expected.double().abs()).all()
+    assert (tensor != expected).float().mean() <= 0.02 or dtype == torch.float64
+    program = build_program([((3, 5, 2, 2), terms, 0.0)], K, 2.0)
+    sums = BACKEND.reduce(program, [tensor], [None])
+    torch.testing.assert_close(sums.log_negative[:5].exp(), (tensor.double() ** 2).sum((0, 2, 3)))
+
+
+def test_no_intermediate_overflow() -> None:
+    """Both factors overflow the type, their product does not."""
+    weight = torch.full((1, 1), 2.0, dtype=torch.float16)
+    terms = [(1, np.zeros((1, 1), dtype=np.int64)), (-1, np.ones((1, 1), dtype=np.int64))]
+    scales = torch.tensor([40.0, 39.0], dtype=torch.float64)
+    assert not BACKEND.overflowing([target(weight, terms, 2)], scales, net=True).any()
+    BACKEND.apply([target(weight, terms, 2)], scales)
+    assert weight.item() == pytest.approx(2 * math.e, rel=1e-3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=cases(), seed=st.integers(0, 2**32 - 1), size=st.floats(0.1, 20.0))
+def test_what_is_not_flagged_does_not_overflow(case: Case, seed: int, size: float) -> None:
+    log_scales = torch.from_numpy(np.random.default_rng(seed).normal(size=case.num_scales) * size)
+    tensors = [tensor.clamp(-1e4, 1e4).half() for tensor in case.tensors]
+    targets = [target(tensor.clone(), terms, case.num_scales) for tensor, terms in zip(tensors, case.terms, strict=True)]
+    flagged = BACKEND.overflowing(targets, log_scales)
+    kept = torch.where(flagged, 0.0, log_scales)
+    if torch.rand(()) < 0.5:  # whatever else is set to 0
+        kept[0] = 0.0
+    BACKEND.apply(targets, kept)
+    assert all(item.tensor.isfinite().all() for item in targets)
+    room = BACKEND.headroom(targets, torch.device("cpu"))
+    reach = torch.from_numpy(np.array([sum(abs(c) for c, _ in terms) for terms in case.terms])).max()
+    BACKEND.apply(targets, (room / reach * (1 - 1e-3)).expand(case.num_scales))
+    assert all(item.tensor.isfinite().all() for item in targets)
+
+
+def test_net_growth_decides_for_given_scales() -> None:
+    weight = torch.ones(2, 2)
+    terms = [(1, np.array([[0], [1]])), (-1, np.array([[0, 1]]))]
+    assert BACKEND.overflowing([target(weight, terms, 2)], torch.tensor([100.0, 0.0]), net=True).tolist() == [True, False]
+    assert not BACKEND.overflowing([target(weight, terms, 2)], torch.tensor([100.0, 100.0]), net=True).any()
+    assert BACKEND.overflowing([target(weight, terms, 2)], torch.tensor([100.0, 100.0])).any()
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=cases(), seed=st.integers(0, 2**32 - 1))
+def test_large_tensors_are_read_and_scaled_in_parts(case: Case, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxenorm.kernels.channel_sums._PART_ON_CPU", 5)
+    program, none, oracle = case.program(), [None] * len(case.tensors), case.oracle()
+    matrices = BACKEND.matrices(program, case.tensors, none)
+    for sums in (BACKEND.reduce(program, case.tensors, none), BACKEND.sums(program, matrices)):
+        assert_logs(sums.log_negative, oracle.negative)
+        assert_logs(sums.log_positive, oracle.positive)
+    log_scales = np.random.default_rng(seed).uniform(-1, 1, case.num_scales)
+    for tensor, terms in zip(case.tensors, case.terms, strict=True):
+        expected = tensor.numpy() * factors(terms, log_scales, tuple(tensor.shape))
+        BACKEND.apply([target(tensor, terms, case.num_scales)], torch.from_numpy(log_scales))
+        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-13, atol=0)
+
+
+def test_backends_by_name() -> None:
+    assert get_backend("auto").name == get_backend("eager").name == "eager"
+    with pytest.raises(OptionError, match="cuda"):
+        get_backend("cuda")

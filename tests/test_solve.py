@@ -1,0 +1,196 @@
+"""The Jacobi cycle on random objectives: it never raises them, and it stops where they are least."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from fxenorm.kernels.eager import EagerBackend, log2_factors
+from fxenorm.plan.attained import unattained
+from fxenorm.plan.iterate import Problem, move, round_limit, solve, solve_rounded
+from fxenorm.solve.jacobi import imbalance, jacobi_step, round_to_powers_of_two, truncate_to_powers_of_two
+
+from .random_plans import Case, cases
+
+BACKEND = EagerBackend()
+
+
+def problem(case: Case, held: list[int] | None = None, limit: float = math.inf) -> Problem:
+    """A case, read once."""
+    program = case.program()
+    mask = torch.zeros(case.num_scales, dtype=torch.bool)
+    mask[held or []] = True
+    matrices = BACKEND.matrices(program, case.tensors, [None] * len(case.tensors))
+    return Problem(BACKEND, program, matrices, mask, torch.full((case.num_scales,), limit, dtype=torch.float64))
+
+
+def ring(weights: list[float], p: float = 2.0) -> Case:
+    """Scalar layers in a loop: layer i reads variable i and writes variable i + 1."""
+    count = len(weights)
+    ids = [np.array([[k]]) for k in range(count)]
+    terms = [[(1, ids[(k + 1) % count]), (-1, ids[k])] for k in range(count)]
+    tensors = [torch.full((1, 1), weight, dtype=torch.float64) for weight in weights]
+    return Case(count, p, [(1, 1)] * count, terms, [0.0] * count, tensors)
+
+
+@settings(deadline=None, max_examples=100)
+@given(case=cases(), data=st.data())
+def test_no_cycle_ever_raises_the_objective(case: Case, data: st.DataObject) -> None:
+    """Also with held variables, with a limit, at half length, and in powers of two."""
+    held = data.draw(st.lists(st.integers(0, case.num_scales - 1)))
+    limit = data.draw(st.sampled_from([math.inf, 0.3]))
+    masked = torch.tensor(data.draw(st.lists(st.booleans(), min_size=case.num_scales, max_size=case.num_scales)))
+    share = data.draw(st.sampled_from([1.0, 0.5]))
+    given_problem = problem(case, held)
+    program, total = given_problem.program, torch.zeros(case.num_scales, dtype=torch.float64)
+    last = float(given_problem.log_objective())
+    for _ in range(8):
+        sums = BACKEND.sums(program, given_problem.matrices, total)
+        bound = torch.full_like(total, limit)
+        step = jacobi_step(sums.log_negative, sums.log_positive, program.degree, case.p, given_problem.held, bound)
+        assert step.isfinite().all() and (step.abs() <= limit).all() and not step[given_problem.held].any()
+        total = move(given_problem, total, share * step, masked if masked.any() else None)
+        now = float(given_problem.log_objective(total))
+        assert now <= last + 1e-9 * (1 + abs(last)) or last == -math.inf
+        last = now
+    oracle = case.oracle(total.numpy())
+    if 0 < oracle.objective < math.inf:
+        assert last == pytest.approx(math.log(oracle.objective), abs=1e-8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=cases(infinite=False))
+def test_solution_is_a_stationary_point(case: Case) -> None:
+    """The gradient of F, by autograd on the definition, vanishes in every variable that is not held."""
+    given_problem = problem(case)
+    solution = solve(given_problem, tol=1e-9, max_iterations=2000)
+    assume(solution.converged and solution.log_scales.abs().max() < 8)
+    scales = solution.log_scales.clone().requires_grad_(True)
+    padded = torch.cat([scales, scales.new_zeros(1)])
+    objective = torch.zeros((), dtype=torch.float64)
+    for tensor, terms, log_weight in zip(case.tensors, case.terms, case.log_weights, strict=True):
+        exponent = sum((c * padded[torch.from_numpy(ids)] for c, ids in terms), torch.zeros(tensor.shape, dtype=torch.float64))
+        objective = objective + math.exp(log_weight) * (tensor.abs() ** case.p * (case.p * exponent).exp()).sum()
+    objective.backward()
+    sums = case.oracle(np.zeros(case.num_scales))
+    free = torch.from_numpy((sums.negative > 0) & (sums.positive > 0))
+    assert scales.grad is not None
+    assert (scales.grad[free].abs() <= 1e-6 * float(objective.detach()) * case.p).all()
+    assert not solution.log_scales[~free].any()
+    # and it is idempotent
+    again = solve(given_problem, tol=1e-9, max_iterations=10, start=solution.log_scales)
+    assert again.iterations == 0 and torch.equal(again.log_scales, solution.log_scales)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 4.0, 12.0, math.inf])
+@pytest.mark.parametrize("count", [2, 4, 6])
+def test_loops_of_even_length_do_not_ring(count: int, p: float) -> None:
+    """Plain Jacobi swaps the two sides of such a loop for ever."""
+    given_problem = problem(ring([float(3**k) for k in range(count)], p))
+    program = given_problem.program
+    total = torch.zeros(count, dtype=torch.float64)
+    if count == 2:
+        before = given_problem.imbalance()
+        for _ in range(20):
+            sums = BACKEND.sums(program, given_problem.matrices, total)
+            total += jacobi_step(sums.log_negative, sums.log_positive, program.degree, p)
+        assert given_problem.imbalance(total) == pytest.approx(before), "control: this one rings"
+    solution = solve(given_problem, tol=1e-8, max_iterations=3000)
+    assert solution.converged and given_problem.imbalance(solution.log_scales) <= 1e-8
+
+
+def test_one_cycle_is_the_formula() -> None:
+    four, one = torch.tensor([math.log(4.0)] * 2), torch.zeros(2)
+    degree = torch.tensor([2.0, 4.0])
+    assert jacobi_step(four, one, degree, 2.0).exp().tolist() == pytest.approx([2**0.5, 2**0.25])
+    assert jacobi_step(four, one, degree, math.inf).exp().tolist() == pytest.approx([2.0, 2**0.5])
+    assert float(imbalance(four, one, 2.0)) == pytest.approx(math.log(2.0))
+    assert float(imbalance(four, one, math.inf)) == pytest.approx(math.log(4.0))
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_stays(bad: float) -> None:
+    values, degree = torch.tensor([bad, 0.0]), torch.full((2,), 2.0)
+    for sums in ((values, torch.ones(2)), (torch.ones(2), values)):
+        assert jacobi_step(*sums, degree, 2.0)[0] == 0.0
+        assert float(imbalance(*sums, 2.0)) == pytest.approx(0.5)
+    assert float(imbalance(torch.zeros(0), torch.zeros(0), 2.0)) == 0.0
+
+
+def test_rounding_to_powers_of_two() -> None:
+    octaves = torch.tensor([0.0, 0.49, 0.5, -0.5, 1.49, -1.51, 7.0], dtype=torch.float64)
+    everywhere = torch.ones(7, dtype=torch.bool)
+    rounded = round_to_powers_of_two(octaves * math.log(2.0), everywhere) / math.log(2.0)
+    torch.testing.assert_close(rounded, torch.tensor([0.0, 0, 1, -1, 1, -2, 7], dtype=torch.float64))
+    assert torch.equal(round_to_powers_of_two(octaves, ~everywhere), octaves)
+    cut = truncate_to_powers_of_two(octaves * math.log(2.0), everywhere) / math.log(2.0)
+    torch.testing.assert_close(cut, torch.tensor([0.0, 0, 0, 0, 1, -1, 7], dtype=torch.float64))
+    limits = round_limit(torch.tensor([1.0, math.log(4.0), math.inf, 1.0]), torch.tensor([True, True, True, False]))
+    assert limits.tolist() == pytest.approx([math.log(2.0), math.log(4.0), math.inf, 1.0])
+
+
+@settings(deadline=None, max_examples=40)
+@given(case=cases(infinite=False))
+def test_rounded_solution_moves_by_powers_of_two_and_does_not_raise_the_objective(case: Case) -> None:
+    given_problem = problem(case, limit=3.0)
+    everywhere = torch.ones(case.num_scales, dtype=torch.bool)
+    solution = solve_rounded(given_problem, everywhere, tol=1e-6, max_iterations=300)
+    octaves = solution.log_scales / math.log(2.0)
+    torch.testing.assert_close(octaves, octaves.round(), atol=1e-9, rtol=0)
+    before, after = float(given_problem.log_objective()), float(given_problem.log_objective(solution.log_scales))
+    assert after <= before + 1e-9 * (1 + abs(before)) or before == -math.inf
+
+
+def test_limit_is_reported() -> None:
+    case = ring([1.0, 100.0])
+    ids = np.array([[0]])
+    case.shapes, case.terms = [(1, 1), (1, 1)], [[(1, ids)], [(-1, ids)]]
+    case.num_scales = 1
+    solution = solve(problem(case, limit=0.5), tol=1e-9, max_iterations=100)
+    assert not solution.converged and solution.at_limit.tolist() == [True] and solution.iterations <= 2
+    assert solution.log_scales.tolist() == [0.5]
+    assert solve(problem(case), tol=1e-9, max_iterations=100).converged
+
+
+def scalars(count: int, *weights: tuple[int, int, float]) -> tuple[Case, torch.Tensor]:
+    """Scalar weights (variable written, variable read, value), -1 = fixed; the case and its contributions."""
+    terms = [[(1, np.array([[out]])), (-1, np.array([[into]]))] for out, into, _ in weights]
+    tensors = [torch.full((1, 1), value, dtype=torch.float64) for *_, value in weights]
+    case = Case(count, 2.0, [(1, 1)] * len(weights), terms, [0.0] * len(weights), tensors)
+    return case, BACKEND.contributions(case.program(), problem(case).matrices)
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ([(0, -1, 1.0), (1, 0, 1.0), (-1, 1, 1.0)], [False, False]),
+        ([(0, -1, 1.0), (1, 0, 1.0), (0, 1, 1.0)], [True, True]),  # a loop that nothing leaves
+        ([(0, -1, 1.0), (1, 0, 1.0), (0, 1, 1.0), (-1, 1, 0.0)], [True, True]),  # a zero is no way out
+        ([(0, -1, 1.0), (1, 0, 1.0), (0, 1, 1.0), (-1, 1, 0.5)], [False, False]),
+        ([(0, 1, 1.0), (1, 0, 1.0), (-1, 0, 1.0)], [True, True]),  # nothing enters
+    ],
+)
+def test_variables_without_a_finite_optimum(weights: list[tuple[int, int, float]], expected: list[bool]) -> None:
+    case, contributions = scalars(2, *weights)
+    nothing_held = np.zeros(2, dtype=bool)
+    assert unattained(case.program(), contributions.numpy(), nothing_held).tolist() == expected
+    solution = solve(problem(case), tol=1e-9, max_iterations=400)
+    assert (float(solution.log_scales.abs().max()) < 30 and solution.converged) or any(expected)
+    # a held variable is as good as fixed
+    assert not unattained(case.program(), contributions.numpy(), np.array([True, False])).any()
+
+
+def test_whole_octaves_stay_whole_over_many_cycles() -> None:
+    case = ring([1.0, 9.0, 1 / 70.0])
+    given_problem, total = problem(case), torch.zeros(3, dtype=torch.float64)
+    random = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        step = torch.randint(-9, 10, (3,), generator=random) * math.log(2.0)
+        total = move(given_problem, total, step.double(), torch.ones(3, dtype=torch.bool))
+        octaves = log2_factors(total)
+        assert torch.equal(octaves, octaves.round())
