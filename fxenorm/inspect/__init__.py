@@ -1,0 +1,1 @@
+"""``fxenorm-inspect``: load a model, find its rescaling freedom, show it as tables or JSON."""

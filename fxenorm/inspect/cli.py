@@ -1,0 +1,206 @@
+"""The console script ``fxenorm-inspect``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .. import __version__
+from ..errors import FxenormError, FxenormWarning
+from .input_spec import InputSpec, parse_input
+from .load import check_target, load
+from .stages import Stages
+
+__all__ = ["main"]
+
+_DESCRIPTION = "Show which channels of a PyTorch model can be rescaled without changing its function, and how balanced they are."
+_EPILOG = """\
+the model:
+  model.py               the file's module-level `model`; else a function without required arguments that
+                         returns an nn.Module, or the only nn.Module class that can be built without arguments
+  model.py:name          the module, function or class called `name`
+  torchvision:resnet18   a model of torchvision with random weights (nothing is downloaded)
+
+A module-level `example_inputs` (a tensor, a tuple, or a dict of keyword arguments) and `example_kwargs` of the file are
+used unless --input is given; without any, inputs are guessed from the first layers.
+
+exit code: 0; 2 after an error; 130 when interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the arguments; None: those of the process.
+
+    Returns:
+        The exit code: 0, 2 after an error of the user's or the model's, 130 when interrupted.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        _run(arguments)
+        sys.stdout.flush()
+    except FxenormError as error:
+        if arguments.traceback:
+            traceback.print_exc()
+        print(f"fxenorm-inspect: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fxenorm-inspect: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone: say nothing, also not when Python flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    """Load, analyse, print."""
+    check_target(arguments.model)
+    with Stages() as stages:
+        stages.begin("importing torch")
+        import torch  # noqa: F401  (the slow part of every run has a stage of its own)
+
+        from .. import analyze
+        from .report import report
+        from .tables import make_console, show
+
+        stages.begin(f"building {arguments.model}")
+        loaded = load(arguments.model, arguments.input, arguments.seed)
+        # The model's forward pass may print; stdout is for the answer.
+        with contextlib.redirect_stdout(sys.stderr), _own_warnings():
+            plan = analyze(
+                loaded.model,
+                loaded.example_inputs,
+                example_kwargs=loaded.example_kwargs,
+                _report=stages.begin,
+                **_options(arguments),
+            )
+            stages.begin("measuring the weights")
+            answer = report(plan, arguments.model)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a console that lacks a sign gets a question mark, not a crash
+    if arguments.json:
+        print(json.dumps(answer, indent=2, allow_nan=False))
+    else:
+        show(answer, make_console())
+
+
+@contextlib.contextmanager
+def _own_warnings() -> Iterator[None]:
+    """fxenorm's warnings in the form of its errors; others as they come."""
+    with warnings.catch_warnings():
+        show_other = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, FxenormWarning):
+                print(f"fxenorm-inspect: warning: {message}", file=sys.stderr)
+            else:
+                show_other(message, category, *place, **more)
+
+        warnings.simplefilter("always", FxenormWarning)
+        warnings.showwarning = show
+        yield
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of `analyze` that the command line knows."""
+    names = ("p", "c", "batchnorm", "biases", "modes", "balance_last", "on_unknown")
+    return {
+        **{name: getattr(arguments, name) for name in names},
+        "exclude": tuple(arguments.exclude),
+        "approximate": tuple(arguments.approximate),
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="fxenorm-inspect",
+        usage="%(prog)s [options] model",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="a Python file, file:name, or torchvision:name")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        type=_input,
+        metavar="SHAPE[:DTYPE]",
+        help="an example input, as 2x3x32x32 or 2x128:int64; repeat it for further positional arguments",
+    )
+    parser.add_argument("--p", type=_p, default=2.0, metavar="P", help="the norm's exponent: a number > 0, or inf (default 2)")
+    parser.add_argument("--c", type=_c, default=1.0, metavar="C", help="layer weights: a number > 0, or adaptive (default 1)")
+    parser.add_argument(
+        "--batchnorm", choices=("affine", "folded", "frozen", "skip"), default="affine", help="default %(default)s"
+    )
+    parser.add_argument("--biases", choices=("scale", "count", "skip"), default="scale", help="default %(default)s")
+    parser.add_argument("--modes", choices=("both", "train", "eval"), default="both", help="default %(default)s")
+    parser.add_argument(
+        "--balance-last",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether groups that feed the last layers may move (default: yes)",
+    )
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN", help="parameters or modules to hold, as 'head*'; repeatable"
+    )
+    parser.add_argument(
+        "--approximate",
+        action="append",
+        default=[],
+        metavar="OPERATOR",
+        help="activations to treat as homogeneous though they are not, as relu6; repeatable",
+    )
+    parser.add_argument(
+        "--on-unknown", choices=("barrier", "error"), default="barrier", help="for operators without a scale rule"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="torch's seed before the model is built (default 0)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
+    parser.add_argument("--version", action="version", version=f"fxenorm-inspect {__version__}")
+    return parser
+
+
+def _input(text: str) -> InputSpec:
+    """``--input`` with argparse's kind of error."""
+    try:
+        return parse_input(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _p(text: str) -> float:
+    """``--p``."""
+    with contextlib.suppress(ValueError):
+        value = float(text)
+        if value > 0:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number > 0, or inf")
+
+
+def _c(text: str) -> float | str:
+    """``--c``."""
+    if text == "adaptive":
+        return text
+    with contextlib.suppress(ValueError):
+        value = float(text)
+        if 0 < value < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number > 0, or adaptive")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
