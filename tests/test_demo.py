@@ -1,0 +1,35 @@
+"""The program behind tools/demo runs; what it prints is a measurement, which no test holds it to."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sklearn", reason="the extra demo brings it")
+
+PROGRAM = Path(__file__).resolve().parent.parent / "tools" / "demo.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the demo with some arguments."""
+    return subprocess.run([sys.executable, str(PROGRAM), *arguments], capture_output=True, text=True, timeout=300)
+
+
+def test_demo_prints_the_plan_and_all_arms() -> None:
+    finished = run("--seeds", "2", "--epochs", "1")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    for words in ("1,400 scales", "converged", "as initialised", "rescaled at random", "test", "plan.step"):
+        assert words in finished.stdout
+    assert finished.stdout.count("0 of 2") == 4
+
+
+@pytest.mark.parametrize("arguments", [("--seeds", "0"), ("--epochs", "none"), ("--rate", "-1")], ids=" ".join)
+def test_demo_refuses_bad_arguments(arguments: tuple[str, str]) -> None:
+    finished = run(*arguments)
+    assert finished.returncode == 2
+    assert "Traceback" not in finished.stderr
+    assert arguments[0] in finished.stderr

@@ -1,0 +1,254 @@
+"""Analyses torchvision's classification models and checks every plan: number of scales, and soundness in both modes.
+
+    python tools/coverage.py                        all 80 models: some minutes a core, up to 12 GB for the largest
+    python tools/coverage.py --models 'resnet*' --jobs 2 --markdown table.md --csv table.csv
+
+A model passes when all its variables, rescaled at random at once, change no float64 output by more than 1e-10 of its
+largest entry, in eval and in train mode (dropout and stochastic depth off), and when eval mode has at least the scales of
+tests/data/scale_counts_floor.csv. The exit code is 1 when one does not, 2 after a mistake in the arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import os
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, fields
+from multiprocessing import get_context
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+TWO_IMAGES = ("maxvit_t", "inception_v3")
+"""Their images cannot be small, so their batch is."""
+
+
+@dataclass
+class Row:
+    """What was found for one model.
+
+    Attributes:
+        model: its name.
+        tracer: "export" or "make_fx".
+        trace_seconds: both modes.
+        analysis_seconds: from the end of the trace until the scales and exponents of both modes are there.
+        scales_eval, floor, scales_both: number of variables in eval mode, its least, and in both modes.
+        error_eval, error_train: largest relative change of an output.
+        stopped: variables that barriers forced to zero, by operator, most first.
+        unknown: operators without a rule.
+        failure: why the model does not pass; "" where it does.
+    """
+
+    model: str
+    tracer: str = ""
+    trace_seconds: float = math.nan
+    analysis_seconds: float = math.nan
+    scales_eval: int = 0
+    floor: int = 0
+    scales_both: int = 0
+    error_eval: float = math.nan
+    error_train: float = math.nan
+    stopped: dict[str, int] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    failure: str = ""
+
+    def cells(self) -> list[str]:
+        """The row as text, one cell a field."""
+        stopped = ", ".join(f"{operator} {count}" for operator, count in self.stopped.items())
+        numbers = [f"{self.trace_seconds:.1f}", f"{self.analysis_seconds:.1f}", str(self.scales_eval), str(self.floor)]
+        errors = [f"{self.error_eval:.1e}", f"{self.error_train:.1e}"]
+        return [self.model, self.tracer, *numbers, str(self.scales_both), *errors, stopped, " ".join(self.unknown), self.failure]
+
+
+HEADINGS = [
+    "model", "tracer", "trace s", "analysis s", "scales (eval)", "at least", "scales (both)",
+    "error (eval)", "error (train)", "stopped by", "no rule", "failure",
+]  # fmt: skip
+
+
+def examine(name: str) -> Row:
+    """Analyses one model and checks its plan; a failure is told in the row."""
+    from tests.helpers import floors
+
+    row = Row(name, floor=floors().get(name, 0))
+    try:
+        _fill(row)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        row.failure = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})".replace("\n", " ")
+    return row
+
+
+def _fill(row: Row) -> None:
+    """Fills a row in; raises where the analysis does."""
+    import torch
+
+    from fxenorm.plan.options import Options
+    from fxenorm.plan.plan import Plan
+    from fxenorm.symmetry.find import find_symmetry
+    from fxenorm.trace import trace_model
+    from tests.classifiers import build, example
+    from tests.helpers import TOLERANCE, draw_log_scales, outputs, randomise, randomness_off, relative_difference
+
+    model = randomness_off(build(row.model).double())
+    inputs = example(row.model, batch=2 if row.model in TWO_IMAGES else 4)
+    start = time.perf_counter()
+    traced = trace_model(model, inputs)
+    row.trace_seconds = time.perf_counter() - start
+    row.tracer = traced[0].tracer
+
+    def symmetry_of(modes: Sequence[str]) -> object:
+        chosen = [graph for graph in traced if graph.mode in modes]
+        options = Options()
+        return find_symmetry(
+            chosen,
+            model,
+            batchnorm=options.batchnorm,
+            biases=options.biases,
+            exclude=options.exclude,
+            approximate=options.approximate,
+            on_unknown=options.on_unknown,
+        )
+
+    start = time.perf_counter()
+    plan = Plan(symmetry_of(("eval", "train")), Options(), model)
+    row.scales_both = plan.num_scales if plan.exponents is not None else 0
+    row.analysis_seconds = time.perf_counter() - start
+    row.scales_eval = symmetry_of(("eval",)).num_scales
+    counts: Counter[str] = Counter()
+    for barrier in plan.barriers:
+        counts[barrier.operator.split(".")[0]] += barrier.variables
+    row.stopped = {operator: count for operator, count in counts.most_common() if count}
+    row.unknown = tuple(sorted({barrier.operator for barrier in plan.barriers if not barrier.known}))
+
+    randomise(model, inputs, seed=1)
+    before = {mode: outputs(model, inputs, mode) for mode in ("eval", "train")}
+    plan.rescale(draw_log_scales(plan).to(torch.float64))
+    row.error_eval, row.error_train = (
+        relative_difference(before[mode], outputs(model, inputs, mode)) for mode in ("eval", "train")
+    )
+    if row.scales_eval < row.floor:
+        row.failure = f"{row.scales_eval} scales in eval mode, at least {row.floor} are known"
+    if not max(row.error_eval, row.error_train) <= TOLERANCE:
+        row.failure = f"outputs change by up to {max(row.error_eval, row.error_train):.1e}"
+
+
+def _prepare(threads: int) -> None:
+    """Runs in every new process."""
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def examine_all(names: Sequence[str], jobs: int) -> Iterator[Row]:
+    """The rows, each as soon as it is there; a few models share a process, so that memory goes back."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    # max_tasks_per_child came with Python 3.11
+    options = {"max_tasks_per_child": 8} if sys.version_info >= (3, 11) else {}
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _prepare, (threads,), **options) as pool:
+        waiting = {pool.submit(examine, name): name for name in names}
+        for future in as_completed(waiting):
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                yield Row(waiting[future], failure="the process was killed: out of memory? try --jobs 1")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="*", metavar="GLOB", help="names, as 'regnet_?_*' (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default 1)")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table as comma-separated values")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
+    arguments = parser.parse_args(argv)
+    if arguments.jobs < 1:
+        parser.error("--jobs must be at least 1")
+    for path in filter(None, (arguments.csv, arguments.markdown)):
+        if not path.absolute().parent.is_dir():
+            parser.error(f"no such folder: {path.absolute().parent}")
+    from tests.classifiers import names
+
+    chosen = names(arguments.models)
+    if not chosen:
+        parser.error(f"no classification model of torchvision fits {arguments.models!r}")
+    rows = sorted(_with_progress(chosen, arguments.jobs), key=lambda row: row.model)
+    _show(rows)
+    if arguments.csv:
+        _write_csv(rows, arguments.csv)
+    if arguments.markdown:
+        _write_markdown(rows, arguments.markdown)
+    return 1 if any(row.failure for row in rows) else 0
+
+
+def _with_progress(chosen: Sequence[str], jobs: int) -> list[Row]:
+    """Collects the rows; a bar on a terminal, one line a model elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console, rows = Console(stderr=True), []
+    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("models", total=len(chosen))
+        for row in examine_all(chosen, jobs):
+            rows.append(row)
+            progress.update(task, advance=1, description=row.model)
+            if not console.is_terminal:
+                verdict = row.failure or f"{row.scales_both} scales, error {max(row.error_eval, row.error_train):.0e}"
+                print(f"[{len(rows)}/{len(chosen)}] {row.model}: {verdict}", file=sys.stderr, flush=True)
+            elif row.failure:
+                progress.console.print(f"{row.model}: {row.failure}", markup=False)
+    return rows
+
+
+def _show(rows: Sequence[Row]) -> None:
+    """Prints the table and the totals; columns without any entry are left out."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=180)
+    cells = [row.cells() for row in rows]
+    shown = [index for index in range(len(HEADINGS)) if any(line[index] for line in cells)]
+    table = Table(pad_edge=False)
+    for index in shown:
+        table.add_column(HEADINGS[index], justify="right" if 2 <= index <= 8 else "left", overflow="fold")
+    for row, line in zip(rows, cells, strict=True):
+        table.add_row(*(line[index] for index in shown), style="red" if row.failure else None)
+    console.print(table)
+    failed = [row.model for row in rows if row.failure]
+    good = [row for row in rows if not math.isnan(row.trace_seconds) and not math.isnan(row.analysis_seconds)]
+    traced, analysed = sum(row.trace_seconds for row in good), sum(row.analysis_seconds for row in good)
+    worst = max((max(row.error_eval, row.error_train) for row in rows if not row.failure), default=math.nan)
+    print(f"{len(rows) - len(failed)} of {len(rows)} models pass; largest relative change of an output: {worst:.1e}")
+    print(f"traces {traced:.0f} s, analyses {analysed:.0f} s; {sum(row.scales_both for row in rows):,} scales in both modes")
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+
+
+def _write_csv(rows: Sequence[Row], path: Path) -> None:
+    """One line a model, the fields' own names as heading."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(item.name for item in fields(Row))
+        writer.writerows(row.cells() for row in rows)
+
+
+def _write_markdown(rows: Sequence[Row], path: Path) -> None:
+    """A table for a README."""
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * 2 + "---:|" * 7 + "---|" * 3]
+    lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in row.cells()) + " |" for row in rows]
+    path.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
