@@ -15,15 +15,27 @@ _HOMES = {
     "FxenormError": "fxenorm.errors",
     "FxenormWarning": "fxenorm.errors",
     "errors": "fxenorm",
+    "register_rule": "fxenorm.rules",
+    "supported_operators": "fxenorm.rules",
 }
 
-__all__ = ["BalanceResult", "FxenormError", "FxenormWarning", "Plan", "analyze", "errors"]
+__all__ = [
+    "BalanceResult",
+    "FxenormError",
+    "FxenormWarning",
+    "Plan",
+    "analyze",
+    "errors",
+    "register_rule",
+    "supported_operators",
+]
 
 if TYPE_CHECKING:
     from . import errors
     from .errors import FxenormError, FxenormWarning
     from .plan.analyze import analyze
     from .plan.plan import BalanceResult, Plan
+    from .rules import register_rule, supported_operators
 
 
 def __getattr__(name: str) -> Any:

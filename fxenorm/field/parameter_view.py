@@ -12,7 +12,7 @@ from .scale_field import ScaleField, simplify
 __all__ = ["ParameterFields", "ParameterView", "Step"]
 
 ENTRYWISE = 65_536
-"""Up to this many entries a parameter whose use asks for no form gets one variable an entry; above, one a position on each axis."""
+"""Up to this many entries a parameter whose use asks for no form gets one variable an entry; above, one a place on each axis."""
 
 
 @dataclass(frozen=True, eq=False)

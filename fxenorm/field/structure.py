@@ -65,7 +65,8 @@ def reshape(field: ScaleField, shape: Sequence[int]) -> ScaleField:
     blocks = _reshape_blocks(field.shape, shape)
 
     def move(ids: Ids) -> Ids:
-        expanded, target, check = list(ids.shape), [1] * len(shape), []
+        expanded, target = list(ids.shape), [1] * len(shape)
+        check: list[int] = []
         for old_axes, new_axes in blocks:
             if all(ids.shape[axis] == 1 for axis in old_axes):
                 continue
@@ -106,7 +107,7 @@ def select_positions(field: ScaleField, axis: int, positions: Ids) -> ScaleField
 
 def flip(field: ScaleField, axes: Sequence[int]) -> ScaleField:
     """flip: the order along `axes` is reversed."""
-    return _map_terms(field, field.shape, lambda ids: np.flip(ids, axes))
+    return _map_terms(field, field.shape, lambda ids: np.flip(ids, tuple(axes)))
 
 
 def roll(field: ScaleField, shifts: Sequence[int], axes: Sequence[int]) -> ScaleField:
@@ -186,7 +187,8 @@ def concatenate(fields: Sequence[ScaleField], axis: int) -> ScaleField:
 def _same_terms(a: Sequence[Term], b: Sequence[Term]) -> bool:
     """Whether two lists of terms are equal, term by term."""
     return len(a) == len(b) and all(
-        ca == cb and (ia is ib or (ia.shape == ib.shape and np.array_equal(ia, ib))) for (ca, ia), (cb, ib) in zip(a, b, strict=True)
+        ca == cb and (ia is ib or (ia.shape == ib.shape and np.array_equal(ia, ib)))
+        for (ca, ia), (cb, ib) in zip(a, b, strict=True)
     )
 
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import OptionError
+from ..rules import APPROXIMABLE
 
 __all__ = ["Options"]
 
@@ -63,6 +64,8 @@ class Options:
             raise _wrong("balance_last", self.balance_last, "True or False")
         for name in ("exclude", "approximate"):
             _set(self, name, _names(name, getattr(self, name)))
+        for name in self.approximate:
+            _check_choice("approximate", name, APPROXIMABLE)
         if self.max_log_scale is not None:
             limit = _positive("max_log_scale", self.max_log_scale, "None, or a number > 0 (a natural logarithm)")
             _set(self, "max_log_scale", limit)

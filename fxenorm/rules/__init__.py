@@ -12,16 +12,19 @@ from . import (
     indexing,
     multiplicative,
     normalisation,
+    outside_operators,
     padding,
+    pooling,
     reduction,
     structural,
 )
 from .barriers import NO_RULE
-from .call import Call, Field, RuleOptions, is_floating
+from .call import APPROXIMABLE, Call, Field, RuleOptions, is_floating
 from .laws import barrier
-from .registry import Rule, find_rule, iterate_rules, scale_rule
+from .registry import Rule, find_rule, iterate_rules, register_rule, scale_rule, supported_operators
 
 __all__ = [
+    "APPROXIMABLE",
     "NO_RULE",
     "Call",
     "Field",
@@ -42,8 +45,12 @@ __all__ = [
     "iterate_rules",
     "multiplicative",
     "normalisation",
+    "outside_operators",
     "padding",
+    "pooling",
     "reduction",
+    "register_rule",
     "scale_rule",
     "structural",
+    "supported_operators",
 ]

@@ -36,7 +36,7 @@ def add(call: Call) -> Any:
     for name in names:
         call.roles[name] = "bias"
     if call.options.biases == "skip":
-        kept = [value for value in values if not isinstance(value, ParameterView)]
+        kept: list[Field] = [value for value in values if not isinstance(value, ParameterView)]
         if kept and len(kept) < len(values):
             for value in values:
                 call.zero(value) if isinstance(value, ParameterView) else None

@@ -8,13 +8,13 @@ import numpy as np
 
 from ..field import ScaleField
 from ..field.structure import select_positions
-from .call import Call
+from .call import Call, Field
 from .laws import contract
 from .registry import scale_rule
 
 
 @scale_rule("aten::scaled_dot_product_attention", family="contraction")
-def scaled_dot_product_attention(call: Call) -> ScaleField:
+def scaled_dot_product_attention(call: Call) -> Field:
     """y[.., t, e] = sum_s softmax(sum_d q[.., t, d] k[.., s, d] + mask)[.., t, s] v[.., s, e]."""
     query, key, value = call.field("query"), call.field("key"), call.field("value")
     if call["enable_gqa"]:

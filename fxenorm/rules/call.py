@@ -10,9 +10,16 @@ import torch
 
 from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField, product
 
-__all__ = ["Call", "Field", "RuleOptions", "is_floating"]
+__all__ = ["APPROXIMABLE", "Call", "Field", "RuleOptions", "is_floating"]
 
 Field = ScaleField | AnyField | ParameterView
+
+
+APPROXIMABLE = (
+    "celu", "clamp", "elu", "gelu", "hardshrink", "hardswish", "hardtanh", "mish", "relu6", "selu", "silu", "softplus",
+    "softshrink",
+)  # fmt: skip
+"""Activations that are homogeneous far from their bend, which `approximate` may treat as if they were everywhere."""
 
 
 @dataclass(frozen=True)

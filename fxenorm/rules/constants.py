@@ -17,7 +17,10 @@ def _carries_any(value: Any) -> bool:
 
 
 def constant(call: Call) -> Any:
-    """The result does not depend on the values of the arguments."""
+    """The result does not depend on the values of the first argument; others (bounds, probabilities) are held."""
+    for name, value in call.tensors():
+        if name != "self":
+            call.zero(value)
     return zero_field(call)
 
 
@@ -25,12 +28,13 @@ family(
     "constant",
     constant,
     [
-        "aten::arange", "aten::ones", "aten::ones_like", "aten::new_ones", "aten::empty", "aten::empty_like", "aten::new_empty", "aten::eye",
-        "aten::empty_strided", "aten::empty_permuted", "aten::linspace", "aten::rand", "aten::rand_like", "aten::randn", "aten::randn_like",
-        "aten::randint", "aten::randint_like", "aten::randperm", "aten::bernoulli_", "aten::uniform_", "aten::normal_", "aten::scalar_tensor",
-        "aten::sym_size", "aten::sym_stride", "aten::sym_numel", "aten::_assert_tensor_metadata", "aten::_assert_scalar", "aten::_assert_async",
-        "aten::tril_indices", "aten::triu_indices", "aten::is_same_size", "aten::numel", "aten::size", "aten::exponential_", "aten::one_hot",
-        "aten::histc", "aten::bucketize", "aten::searchsorted",
+        "aten::arange", "aten::ones", "aten::ones_like", "aten::new_ones", "aten::empty", "aten::empty_like",
+        "aten::new_empty", "aten::eye", "aten::empty_strided", "aten::empty_permuted", "aten::linspace", "aten::rand",
+        "aten::rand_like", "aten::randn", "aten::randn_like", "aten::randint", "aten::randint_like", "aten::randperm",
+        "aten::bernoulli_", "aten::uniform_", "aten::normal_", "aten::scalar_tensor", "aten::sym_size", "aten::sym_stride",
+        "aten::sym_numel", "aten::_assert_tensor_metadata", "aten::_assert_scalar", "aten::_assert_async",
+        "aten::tril_indices", "aten::triu_indices", "aten::is_same_size", "aten::numel", "aten::size", "aten::exponential_",
+        "aten::one_hot",
     ],
 )  # fmt: skip
 

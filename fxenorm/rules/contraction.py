@@ -1,4 +1,4 @@
-"""Contractions y = sum_j a_j b_j: matrix products, convolutions, embeddings. The sum of the two fields is the same for every j."""
+"""Contractions y = sum_j a_j b_j: matrix products, convolutions, embeddings. The sum of both fields is the same for every j."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _weight(call: Call, *names: str) -> None:
         call.roles[name] = "weight"
 
 
-def add_bias(call: Call, field: ScaleField, name: str, axis: int) -> ScaleField:
+def add_bias(call: Call, field: Field, name: str, axis: int) -> Field:
     """y + b, b along one axis: the bias takes y's field (unless biases are left alone)."""
     bias = call[name]
     if bias is None:
@@ -29,13 +29,15 @@ def add_bias(call: Call, field: ScaleField, name: str, axis: int) -> ScaleField:
     if call.options.biases == "skip":
         call.zero(bias)
         call.inexact.append('biases are left alone (biases="skip")')
-        return field
+        return ScaleField(field.shape) if isinstance(field, AnyField) else field
     shape = (field.shape[axis],) + (1,) * (len(field.shape) - 1 - axis)
-    if isinstance(bias, ParameterView):
+    if isinstance(bias, AnyField):
+        return field
+    if isinstance(bias, ParameterView) and isinstance(field, ScaleField):
         take_as_is(call, _reshaped(bias, shape), field)
         return field
     # What is added is as free as what it is added to, so the order of the two does not matter.
-    return same_field(call, [field, reshape(call.settle(bias), shape)], field.shape)  # type: ignore[return-value]
+    return same_field(call, [field, reshape(call.settle(bias), shape)], field.shape)
 
 
 def _reshaped(view: ParameterView, shape: tuple[int, ...]) -> ParameterView:
@@ -52,7 +54,7 @@ def _as_shape(value: Field, shape: tuple[int, ...]) -> Field:
 
 
 @scale_rule("aten::linear", family="contraction")
-def linear(call: Call) -> ScaleField:
+def linear(call: Call) -> Field:
     """y[.., o] = sum_i x[.., i] W[o, i] + b[o]."""
     _weight(call, "input", "weight")
     lead = ascii_lowercase[: len(call.shape("input")) - 1]
@@ -61,7 +63,7 @@ def linear(call: Call) -> ScaleField:
     return add_bias(call, y, "bias", len(y.shape) - 1) if y.shape else y
 
 
-def _matmul(call: Call, first: str, second: str) -> ScaleField:
+def _matmul(call: Call, first: str, second: str) -> Field:
     """matmul with its rules for vectors and batches."""
     a, b = call.shape(first), call.shape(second)
     _weight(call, first, second)
@@ -73,7 +75,7 @@ def _matmul(call: Call, first: str, second: str) -> ScaleField:
 
 
 @scale_rule("aten::mm", "aten::bmm", "aten::matmul", "aten::mv", "aten::dot", "aten::vdot", family="contraction")
-def matmul(call: Call) -> ScaleField:
+def matmul(call: Call) -> Field:
     """y[.., n, m] = sum_j a[.., n, j] b[.., j, m]."""
     first, second = list(call.arguments)[:2]
     return _matmul(call, first, second)
@@ -100,7 +102,7 @@ def addmm(call: Call) -> Any:
 
 
 @scale_rule("aten::outer", "aten::ger", "aten::inner", "aten::kron", family="contraction")
-def outer(call: Call) -> ScaleField:
+def outer(call: Call) -> Field:
     """y[n, m] = a[n] b[m]; inner: y[.., n, .., m] = sum_j a[.., n, j] b[.., m, j]; kron: y[(n, p), (m, q)] = a[n, m] b[p, q]."""
     first, second = list(call.arguments)[:2]
     a, b = call.shape(first), call.shape(second)
@@ -113,12 +115,12 @@ def outer(call: Call) -> ScaleField:
         rank = max(len(a), len(b))
         pairs = zip(a_letters.rjust(rank), b_letters.rjust(rank), strict=True)
         order = "".join(x + y for x, y in pairs)
-        return reshape(contract(call, call[first], a_letters, call[second], b_letters, order.replace(" ", "")), call.out_shape)
+        return _as_shape(contract(call, call[first], a_letters, call[second], b_letters, order.replace(" ", "")), call.out_shape)
     return contract(call, call[first], a_letters, call[second], b_letters, a_letters + b_letters)
 
 
 @scale_rule("aten::tensordot", family="contraction")
-def tensordot(call: Call) -> ScaleField:
+def tensordot(call: Call) -> Field:
     """The given axes of a are summed against those of b."""
     a, b = call.shape("self"), call.shape("other")
     _weight(call, "self", "other")
@@ -132,7 +134,7 @@ def tensordot(call: Call) -> ScaleField:
 
 
 @scale_rule("aten::bilinear", family="contraction")
-def bilinear(call: Call) -> ScaleField:
+def bilinear(call: Call) -> Field:
     """y[.., o] = sum_ij a[.., i] W[o, i, j] b[.., j] + bias[o]."""
     _weight(call, "input1", "input2", "weight")
     lead = ascii_lowercase[: len(call.shape("input1")) - 1]
@@ -142,7 +144,7 @@ def bilinear(call: Call) -> ScaleField:
 
 
 @scale_rule("aten::einsum", family="contraction")
-def einsum(call: Call) -> ScaleField:
+def einsum(call: Call) -> Field:
     """A general contraction y[out] = sum of a[..] b[..] c[..] ...; letters that repeat in one operand read its diagonal."""
     letters, out = read_equation(call["equation"], [len(fake.shape) for fake in call.fakes["tensors"]])
     call.roles["tensors"] = "weight"
@@ -157,21 +159,21 @@ def einsum(call: Call) -> ScaleField:
 
 
 @scale_rule("aten::embedding", family="contraction")
-def embedding(call: Call) -> ScaleField:
+def embedding(call: Call) -> Field:
     """y[.., d] = W[index, d]: the field of W is the same for every row."""
     _weight(call, "weight")
-    rows, width = call.shape("weight")
+    rows = call.shape("weight")[0]
     lead = ascii_lowercase[: len(call.shape("indices"))]
     one_hot = ScaleField((*call.shape("indices"), rows))
     return contract(call, one_hot, lead + "V", call["weight"], "VD", lead + "D")
 
 
 @scale_rule(
-    "aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::conv_transpose1d", "aten::conv_transpose2d", "aten::conv_transpose3d",
-    "aten::convolution", "aten::_convolution",
+    "aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::conv_transpose1d", "aten::conv_transpose2d",
+    "aten::conv_transpose3d", "aten::convolution", "aten::_convolution",
     family="contraction",
 )  # fmt: skip
-def convolution(call: Call) -> ScaleField:
+def convolution(call: Call) -> Field:
     """y[n, o, p] = sum over i, k of x[n, i, p + k] W[o, i, k] + b[o], by groups of channels."""
     _weight(call, "input", "weight")
     transposed = "conv_transpose" in call.operator or bool(call["transposed"])
@@ -179,6 +181,8 @@ def convolution(call: Call) -> ScaleField:
     spatial, kernel, groups = len(w_shape) - 2, w_shape[2:], call["groups"]
     batched = len(x_shape) == spatial + 2
     channel = 1 if batched else 0
+    if isinstance(call["input"], AnyField):
+        return add_bias(call, AnyField(call.out_shape), "bias", channel)
     x = call.field("input")
     if not _pointwise(call, kernel):
         # Every output position sees several input positions, so the field is the same for all of them.
@@ -193,7 +197,7 @@ def convolution(call: Call) -> ScaleField:
     weight = _as_shape(call["weight"], (*inner, *kernel))
     letters = ("GJO" if transposed else "GOJ") + taps
     y = contract(call, x, f"{batch}GJ{places}", weight, letters, f"{batch}GO{places}")
-    return add_bias(call, reshape(y, call.out_shape), "bias", channel)
+    return add_bias(call, _as_shape(y, call.out_shape), "bias", channel)
 
 
 def _pointwise(call: Call, kernel: tuple[int, ...]) -> bool:

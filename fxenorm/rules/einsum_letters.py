@@ -39,15 +39,15 @@ def diagonal_field(field: ScaleField, letters: str, once: str) -> ScaleField:
     sizes = dict(zip(letters, field.shape, strict=True))
 
     def diagonal(ids: Ids) -> Ids:
-        wide = {
-            letter: max(size for other, size in zip(letters, ids.shape, strict=True) if other == letter) for letter in once
-        }
-        return np.einsum(np.broadcast_to(ids, [wide[letter] for letter in letters]), [once.index(x) for x in letters], range(len(once)))
+        wide = {letter: max(size for other, size in zip(letters, ids.shape, strict=True) if other == letter) for letter in once}
+        full = np.broadcast_to(ids, [wide[letter] for letter in letters])
+        found: Ids = np.einsum(full, [once.index(letter) for letter in letters], range(len(once)))
+        return found
 
     return ScaleField(tuple(sizes[letter] for letter in once), simplify((c, diagonal(ids)) for c, ids in field.terms))
 
 
-def contract_all(call: Call, operands: Sequence[tuple[Field, str]], out: str) -> ScaleField:
+def contract_all(call: Call, operands: Sequence[tuple[Field, str]], out: str) -> Field:
     """y[out] = sum over the other letters of the product of all operands, two at a time.
 
     A letter is summed as soon as no later operand has it; the law of the whole is that of the steps, as what comes later does not
@@ -60,4 +60,4 @@ def contract_all(call: Call, operands: Sequence[tuple[Field, str]], out: str) ->
         later = set(out).union(*(other for _, other in rest[position + 1 :]))
         kept = out if position == len(rest) - 1 else "".join(x for x in dict.fromkeys(letters + names) if x in later)
         total, letters = contract(call, total, letters, value, names, kept), kept
-    return total  # type: ignore[return-value]
+    return total

@@ -1,6 +1,6 @@
 """Homogeneous operators: f(t x) = t f(x) for every t > 0, entry by entry, so the field passes.
 
-Left out: gelu, silu, tanh, sigmoid, softplus, elu, mish (no such law); relu6, hardtanh, hardswish (the bend does not move with t).
+Left out: gelu, silu, tanh, sigmoid, softplus, elu, mish (no such law); relu6, hardtanh, hardswish (the bend stays).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from .registry import family, scale_rule
 
 # Values are kept, or multiplied by a constant or by a mask that does not depend on them. A parameter stays a parameter.
 COPIES = [
-    "aten::alias", "aten::clone", "aten::contiguous", "aten::detach", "aten::lift_fresh", "aten::lift_fresh_copy", "aten::positive",
-    "aten::resolve_conj", "aten::resolve_neg", "aten::dropout", "aten::feature_dropout",
+    "aten::alias", "aten::clone", "aten::contiguous", "aten::detach", "aten::lift_fresh", "aten::lift_fresh_copy",
+    "aten::positive", "aten::resolve_conj", "aten::resolve_neg", "aten::dropout", "aten::feature_dropout",
 ]  # fmt: skip
 
 HOMOGENEOUS = [
-    "aten::relu", "aten::leaky_relu", "aten::rrelu", "aten::abs", "aten::neg", "aten::negative", "aten::real", "aten::imag", "aten::conj",
-    "aten::_conj", "aten::_conj_physical", "aten::conj_physical",
+    "aten::relu", "aten::leaky_relu", "aten::rrelu", "aten::abs", "aten::neg", "aten::negative", "aten::real", "aten::imag",
+    "aten::conj", "aten::_conj", "aten::_conj_physical", "aten::conj_physical",
 ]  # fmt: skip
 
 
@@ -65,7 +65,9 @@ def prelu(call: Call) -> Field:
     return passes(call)
 
 
-@scale_rule("aten::clamp", "aten::clip", "aten::hardtanh", "aten::clamp_min", "aten::clamp_max", "aten::relu6", family="homogeneous")
+@scale_rule(
+    "aten::clamp", "aten::clip", "aten::hardtanh", "aten::clamp_min", "aten::clamp_max", "aten::relu6", family="homogeneous"
+)
 def clamp(call: Call) -> Any:
     """min(max(x, lo), hi) is homogeneous iff each bound is 0 or infinite, or carries the field of x."""
     if call.operator == "aten::relu6":
@@ -94,8 +96,8 @@ def threshold(call: Call) -> Any:
 
 
 @scale_rule(
-    "aten::maximum", "aten::minimum", "aten::max.other", "aten::min.other", "aten::max.out", "aten::min.out", "aten::fmax", "aten::fmin",
-    "aten::hypot",
+    "aten::maximum", "aten::minimum", "aten::max.other", "aten::min.other", "aten::max.out", "aten::min.out", "aten::fmax",
+    "aten::fmin", "aten::hypot",
     family="homogeneous",
 )  # fmt: skip
 def maximum(call: Call) -> Any:

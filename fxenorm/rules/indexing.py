@@ -23,9 +23,12 @@ def index_rule(call: Call) -> Any:
     known: list[Any] = []
     for position, fake in enumerate(fakes):
         value = None if fake is None else call.constants("indices", position)
-        if fake is not None and (value is None or value.dtype == torch.bool):
+        if fake is not None and value is None:
             return _unknown(call, shape)
-        known.append(None if value is None else positions_of(value))
+        if value is not None and value.dtype in (torch.bool, torch.uint8):
+            known += [positions_of(places) for places in value.nonzero(as_tuple=True)]
+        else:
+            known.append(None if value is None else positions_of(value))
     known += [None] * (len(call.shape("self")) - len(known))
     return move(call, call["self"], shape, lambda f: index(f, known, shape))
 
@@ -75,7 +78,7 @@ def _one_axis(call: Call, axis: int) -> Field:
 
 @scale_rule("aten::gather", "aten::take_along_dim", family="structural")
 def gather(call: Call) -> Any:
-    """Entries picked along one axis, by a tensor of positions of the same rank: constant along it; constant where positions differ."""
+    """Entries picked along one axis, each by a position of its own: the field is constant along it."""
     if call["dim"] is None or not is_floating(call.fakes["self"]):
         return barrier(call, "take_along_dim without an axis") if call["dim"] is None else zero_field(call)
     shape, new = call.shape("self"), call.out_shape

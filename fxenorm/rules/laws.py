@@ -43,7 +43,7 @@ def move(
     forward: Callable[[ScaleField], ScaleField],
     backward: Callable[[ScaleField], ScaleField] | None = None,
 ) -> Field:
-    """Entries move, values do not: `forward` acts on the field; a parameter without a field remembers the step and its inverse."""
+    """Entries move, values do not: `forward` acts on the field; a parameter without a field keeps the step and its inverse."""
     shape = tuple(shape)
     if isinstance(value, AnyField):
         return AnyField(shape)
@@ -89,7 +89,7 @@ def take_as_is(call: Call, view: ParameterView, total: ScaleField) -> None:
 
 
 def reduce(call: Call, value: Field, axes: Sequence[int], shape: Sequence[int]) -> Field:
-    """A mean, sum, maximum ... over `axes`: the field is constant along them. `shape` is the result's, with or without the axes."""
+    """A mean, sum, maximum ... over `axes`: the field is constant along them. `shape` is the result's, with them or without."""
     shape = tuple(shape)
     if isinstance(value, AnyField):
         return AnyField(shape)
@@ -121,22 +121,19 @@ def _drop_letters(terms: Sequence[Term], letters: str, order: str, sizes: Mappin
     return ScaleField(tuple(sizes[letter] for letter in letters), simplify(squeezed))
 
 
-def contract(call: Call, a: Field, a_letters: str, b: Field, b_letters: str, out_letters: str) -> ScaleField:
+def contract(call: Call, a: Field, a_letters: str, b: Field, b_letters: str, out_letters: str) -> Field:
     """y[out] = sum over the other letters of a[...] b[...]: the sum of the fields is the same for every summed position.
 
-    A parameter without a field takes, on the summed letters, the opposite of the other operand's field, and a new variable for
-    each of its own positions in the output.
+    Where an operand is all zero so is y. A parameter without a field takes, on the summed letters, the opposite of the other
+    operand's field, and a new variable for each of its own positions in the output.
 
     Args:
         a, b: the operands' fields; axes of size 1 are broadcast.
         a_letters, b_letters, out_letters: the axes' names, as in einsum.
     """
     if isinstance(a, AnyField) or isinstance(b, AnyField):
-        for other in (a, b):
-            if isinstance(other, ParameterView):
-                call.settle(other)
         sizes = _sizes(a, a_letters, b, b_letters)
-        return ScaleField(tuple(sizes[letter] for letter in out_letters))
+        return AnyField(tuple(sizes[letter] for letter in out_letters))
     if isinstance(a, ParameterView) and not isinstance(b, ParameterView):
         a, a_letters, b, b_letters = b, b_letters, a, a_letters
     a = call.settle(a)

@@ -34,20 +34,17 @@ def quotient_field(call: Call, first: str, second: str, sign: int, shape: tuple[
     """The field of first * second**sign."""
     values = [call[name] if is_floating(call.fakes.get(name)) else None for name in (first, second)]
     if isinstance(values[0], AnyField) or (isinstance(values[1], AnyField) and sign == 1):
-        for name, value in zip((first, second), values, strict=True):
-            if isinstance(value, ParameterView):
-                call.roles[name] = "weight"
-                call.settle(value)
+        # A parameter times 0 does not matter: it gets no field here.
         return AnyField(shape)
     if isinstance(values[1], AnyField):
         # x / inf = 0 and x / 0 = inf, both carry any field.
         return AnyField(shape)
-    for name, other, value in ((first, second, values[1]), (second, first, values[0])):
+    for name, constant, value in ((first, second, values[1]), (second, first, values[0])):
         view = call[name]
         # A parameter times a constant (a mask, a gain) is still a parameter.
-        if isinstance(view, ParameterView) and not (name == second and sign == -1) and not call.active.get(other, False):
-            if value is None or (isinstance(value, ScaleField) and value.is_zero and tuple(view.shape) == shape):
-                return view if tuple(view.shape) == shape else _expanded(call, view, shape)
+        kept = isinstance(view, ParameterView) and not (name == second and sign == -1) and not call.active.get(constant, False)
+        if kept and (value is None or (isinstance(value, ScaleField) and value.is_zero and tuple(view.shape) == shape)):
+            return view if tuple(view.shape) == shape else _expanded(call, view, shape)
     for name, value, other in ((first, values[0], values[1]), (second, values[1], values[0])):
         if isinstance(value, ParameterView) and isinstance(other, ScaleField) and all(step.backward for step in value.steps):
             call.roles[name] = "weight"

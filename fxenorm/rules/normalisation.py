@@ -1,4 +1,4 @@
-"""Normalising operators: the input is held (a small constant inside keeps them from being scale-free); their own affine starts a new field."""
+"""Normalising operators: the input is held (a constant inside keeps them from being scale-free); an affine starts a new field."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from ..field import ParameterView, ScaleField, invert, product
 from ..field.structure import reshape
 from .additive import operand
-from .call import Call
+from .call import Call, Field
 from .contraction import add_bias
 from .laws import same_field
 from .registry import scale_rule
 
 
-def _affine(call: Call, channel: int) -> ScaleField:
+def _affine(call: Call, channel: int) -> Field:
     """gamma x + beta along one axis, for an x that is held."""
     shape = call.out_shape
     y = ScaleField(shape)
@@ -50,7 +50,7 @@ def batch_norm(call: Call) -> Any:
     return _affine(call, 1)
 
 
-def _frozen(call: Call, shape: tuple[int, ...]) -> ScaleField:
+def _frozen(call: Call, shape: tuple[int, ...]) -> Field:
     """With fixed statistics: mean follows x, gamma carries y - x, beta follows y, the variance stays."""
     x = call.constant(call.field("input"), [axis for axis in range(len(shape)) if axis != 1])
     along = ScaleField((shape[1],), reshape(ScaleField((1, shape[1], *(1,) * (len(shape) - 2)), x.terms), (shape[1],)).terms)
@@ -75,7 +75,7 @@ def _frozen(call: Call, shape: tuple[int, ...]) -> ScaleField:
 
 
 @scale_rule("aten::group_norm", "aten::instance_norm", family="normalising")
-def group_norm(call: Call) -> ScaleField:
+def group_norm(call: Call) -> Field:
     """y = gamma (x - mean) / sqrt(var + eps) + beta, statistics over groups of channels or positions."""
     _hold(call, f"{call.operator.removeprefix('aten::')} holds what stands in front of it")
     return _affine(call, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,8 @@ def pad(call: Call) -> Field:
             field = _constant(call, field, axis, before, after, value)
         else:
             size = field.shape[axis]
-            source = np.pad(np.arange(size), (before, after), mode={"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode])
+            named: Any = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]
+            source = np.pad(np.arange(size), (before, after), mode=named)
             field = select_positions(field, axis, source)
     return field
 
@@ -47,7 +49,7 @@ def _constant(call: Call, field: ScaleField, axis: int, before: int, after: int,
     held = value != 0 and not math.isinf(value)
     new_size = kept.shape[axis] + sum(widths)
     shape = (*kept.shape[:axis], new_size, *kept.shape[axis + 1 :])
-    if not kept.varies_along(axis) and not (held and sum(widths) and kept.terms):
+    if not kept.varies_along(axis) and not (held and any(widths) and kept.terms):
         return ScaleField(shape, kept.terms)
     # The axis carries a field of its own: padded zeros have variables that are tied to nothing yet, other constants have none.
     parts = []

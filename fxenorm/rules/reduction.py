@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..field import AnyField, ScaleField, times
-from .call import Call, Field, is_floating
 from ..field.structure import reshape
+from .call import Call, Field, is_floating
 from .laws import barrier, reduce, same_field, zero_field
 from .registry import family, scale_rule
 
@@ -42,9 +42,10 @@ family(
     "reduction",
     along_axes,
     [
-        "aten::mean", "aten::sum", "aten::nansum", "aten::nanmean", "aten::amax", "aten::amin", "aten::max.dim", "aten::min.dim",
-        "aten::max.default", "aten::min.default", "aten::std", "aten::median.default", "aten::norm", "aten::linalg_vector_norm", "aten::frobenius_norm", "aten::aminmax",
-        "aten::linalg_norm", "aten::linalg_matrix_norm", "aten::trace",
+        "aten::mean", "aten::sum", "aten::nansum", "aten::nanmean", "aten::amax", "aten::amin", "aten::max.dim",
+        "aten::min.dim", "aten::max.default", "aten::min.default", "aten::std", "aten::median.default", "aten::norm",
+        "aten::linalg_vector_norm", "aten::frobenius_norm", "aten::aminmax", "aten::linalg_norm",
+        "aten::linalg_matrix_norm", "aten::trace",
     ],
 )  # fmt: skip
 
@@ -87,59 +88,3 @@ def distance(call: Call) -> Any:
 def held_distance(call: Call) -> Any:
     """Held: a small constant inside keeps them from being homogeneous."""
     return barrier(call, "a constant inside does not move with the scale")
-
-
-def windows(call: Call, axes: int) -> Any:
-    """Each entry comes from a window over the last `axes` axes: the field is constant along them."""
-    name = next(iter(call.arguments))
-    rank = len(call.shape(name))
-    shapes = [tuple(value.shape) for value in call.output] if isinstance(call.output, (tuple, list)) else [call.out_shape]
-    if isinstance(call[name], AnyField):
-        return AnyField(shapes[0])
-    field = call.constant(call.field(name), range(rank - axes, rank))
-    value = ScaleField(shapes[0], field.terms)
-    return (value, ScaleField(shapes[1])) if len(shapes) > 1 else value
-
-
-def _pool(axes: int) -> Any:
-    def pool(call: Call) -> Any:
-        """Maxima and means over windows of positions; padding by zeros or -inf carries any field."""
-        return windows(call, axes)
-
-    return pool
-
-
-for _axes in (1, 2, 3):
-    family(
-        "reduction",
-        _pool(_axes),
-        [
-            f"aten::max_pool{_axes}d", f"aten::avg_pool{_axes}d", f"aten::adaptive_avg_pool{_axes}d", f"aten::adaptive_max_pool{_axes}d",
-            f"aten::max_pool{_axes}d_with_indices", f"aten::upsample_nearest{_axes}d", f"aten::_upsample_nearest_exact{_axes}d",
-        ],
-    )  # fmt: skip
-
-
-@scale_rule("aten::fractional_max_pool2d", "aten::fractional_max_pool3d", "aten::upsample_linear1d", family="reduction")
-def fractional(call: Call) -> Any:
-    """Maxima over random windows, or interpolation, of positions."""
-    return windows(call, 3 if call.operator.endswith("3d") else 2 if call.operator.endswith("2d") else 1)
-
-
-@scale_rule(
-    "aten::upsample_bilinear2d", "aten::upsample_bicubic2d", "aten::_upsample_bilinear2d_aa", "aten::_upsample_bicubic2d_aa",
-    "aten::grid_sampler", "aten::grid_sampler_2d", "aten::grid_sampler_3d",
-    family="reduction",
-)  # fmt: skip
-def interpolate(call: Call) -> Any:
-    """Weighted means of positions; a sampling grid is held."""
-    if call["grid"] is not None:
-        call.zero(call["grid"])
-    return windows(call, 3 if call.operator.endswith("3d") else 2 if call.operator.endswith("2d") else len(call.out_shape) - 2)
-
-
-@scale_rule("aten::upsample_trilinear3d", family="reduction")
-def trilinear(call: Call) -> Any:
-    """Weighted means of positions in three axes."""
-    return windows(call, 3)
-

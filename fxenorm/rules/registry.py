@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..errors import OptionError
+
 if TYPE_CHECKING:
     from .call import Call
 
-__all__ = ["Rule", "family", "find_rule", "iterate_rules", "scale_rule"]
+__all__ = ["Rule", "family", "find_rule", "iterate_rules", "register_rule", "scale_rule", "supported_operators"]
 
 RuleFunction = Callable[["Call"], Any]
 
@@ -38,17 +40,55 @@ def scale_rule(*operators: str, family: str) -> Callable[[RuleFunction], RuleFun
     In-place (`relu_`) and out variants follow from the operator's schema; they need no rule of their own.
 
     Raises:
-        ValueError: one of them has a rule already.
+        OptionError: one of them has a rule already.
     """
 
     def register(function: RuleFunction) -> RuleFunction:
         for operator in operators:
             if operator in _RULES:
-                raise ValueError(f"{operator} has a scale rule already ({_RULES[operator].function.__name__})")
+                raise OptionError(f"{operator} has a scale rule already ({_RULES[operator].function.__name__})")
             _RULES[operator] = Rule(operator, family, function)
         return function
 
     return register
+
+
+def register_rule(*operators: str, family: str = "registered") -> Callable[[RuleFunction], RuleFunction]:
+    """Decorator: makes a function the scale rule of operators of your own, made with ``torch.library``.
+
+    The rule gets the call (`fxenorm.rules.Call`: fields, shapes and equations) and returns the field of the output; the laws of
+    `fxenorm.rules.laws` cover nearly every case: `passes`, `same_field`, `reduce`, `contract`, `move`, `barrier`. A wrong rule
+    damages weights: check yours with ``plan.verify()`` on a model that uses the operator.
+
+    Args:
+        operators: "namespace::name", or "namespace::name.overload"; in-place and out variants follow from the schema.
+        family: a word for reports.
+
+    Raises:
+        OptionError: one of them has a rule already, or is not of the form "namespace::name".
+
+    Example:
+        >>> import fxenorm
+        >>> from fxenorm.rules.laws import passes
+        >>> @fxenorm.register_rule("my_library::leaky_abs")
+        ... def leaky_abs(call):
+        ...     "f(t x) = t f(x)"
+        ...     return passes(call, "x")
+        >>> "my_library::leaky_abs" in fxenorm.supported_operators()
+        True
+    """
+    for operator in operators:
+        if operator.count("::") != 1 or not all(operator.split("::")):
+            raise OptionError(f'{operator!r} is not the name of an operator: expected "namespace::name"')
+    return scale_rule(*operators, family=family)
+
+
+def supported_operators() -> list[str]:
+    """Names of all operators that have a scale rule, "namespace::name" or with an overload, in alphabetical order.
+
+    Barriers by a stated reason are among them; what is not in the list is a barrier because no rule is known.
+    """
+    return sorted(_RULES)
 
 
 def family(name: str, function: RuleFunction, operators: list[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from ..field import AnyField, ParameterView, ScaleField
 from ..field.structure import broadcast, concatenate, flip, index, permute, repeat, reshape, roll, select_positions, take_slice
 from .call import Call, Field
-from .laws import move
+from .laws import barrier, move
 from .registry import family, scale_rule
 
 
@@ -20,18 +20,28 @@ def _axis(call: Call, value: int, rank: int | None = None) -> int:
     return value % max(rank, 1)
 
 
-def reshaped(call: Call) -> Field:
+def reshaped(call: Call) -> Any:
     """The entries keep their order; only the shape changes."""
-    old, new = call.shape("self"), call.out_shape
-    return move(call, call["self"], new, lambda f: reshape(f, new), lambda f: reshape(f, old))
+    if call["dtype"] is not None:
+        return barrier(call, "its bits are read as another type")
+    if call["tensors"] is not None:
+        return [_one_reshaped(call, value, tuple(new.shape)) for value, new in zip(call["tensors"], call.output, strict=True)]
+    return _one_reshaped(call, call["self"], call.out_shape)
+
+
+def _one_reshaped(call: Call, value: Field, new: tuple[int, ...]) -> Field:
+    """One tensor in a new shape."""
+    old = value.shape
+    return move(call, value, new, lambda f: reshape(f, new), lambda f: reshape(f, old))
 
 
 family(
     "structural",
     reshaped,
     [
-        "aten::view", "aten::reshape", "aten::_unsafe_view", "aten::flatten", "aten::unflatten", "aten::squeeze", "aten::unsqueeze",
-        "aten::view_as", "aten::reshape_as", "aten::ravel", "aten::atleast_1d", "aten::atleast_2d", "aten::atleast_3d", "aten::_reshape_alias",
+        "aten::view", "aten::reshape", "aten::_unsafe_view", "aten::flatten", "aten::unflatten", "aten::squeeze",
+        "aten::unsqueeze", "aten::view_as", "aten::reshape_as", "aten::ravel", "aten::atleast_1d", "aten::atleast_2d",
+        "aten::atleast_3d", "aten::_reshape_alias",
     ],
 )  # fmt: skip
 
@@ -50,7 +60,14 @@ def permute_rule(call: Call) -> Field:
 
 
 @scale_rule(
-    "aten::transpose", "aten::swapaxes", "aten::swapdims", "aten::t", "aten::numpy_T", "aten::mT", "aten::adjoint", family="structural"
+    "aten::transpose",
+    "aten::swapaxes",
+    "aten::swapdims",
+    "aten::t",
+    "aten::numpy_T",
+    "aten::mT",
+    "aten::adjoint",
+    family="structural",
 )
 def transpose(call: Call) -> Field:
     """Two axes change places (all axes, for numpy's T)."""
@@ -235,7 +252,16 @@ def slice_rule(call: Call) -> Field:
 def narrow(call: Call) -> Field:
     """A range of positions of an axis, by start and length."""
     axis, new = _axis(call, call["dim"]), call.out_shape
-    start = call["start"] % max(call.shape("self")[axis], 1)
+    start = call["start"]
+    if not isinstance(start, int):
+        value = call.constants("start", None)
+        if value is None:
+            value = call["self"]
+            return (
+                AnyField(new) if isinstance(value, AnyField) else ScaleField(new, call.constant(call.settle(value), [axis]).terms)
+            )
+        start = int(value)
+    start %= max(call.shape("self")[axis], 1)
     return move(call, call["self"], new, lambda f: take_slice(f, axis, slice(start, start + call["length"])))
 
 
@@ -254,7 +280,15 @@ def _cut(call: Call, axis: int, shapes: Sequence[tuple[int, ...]], squeeze: bool
     return parts
 
 
-@scale_rule("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split", "aten::unsafe_chunk", "aten::unsafe_split", family="structural")
+@scale_rule(
+    "aten::split",
+    "aten::split_with_sizes",
+    "aten::chunk",
+    "aten::tensor_split",
+    "aten::unsafe_chunk",
+    "aten::unsafe_split",
+    family="structural",
+)
 def split(call: Call) -> list[Field]:
     """The tensor in consecutive parts along an axis."""
     return _cut(call, _axis(call, call["dim"] or 0), [tuple(part.shape) for part in call.output])
@@ -289,7 +323,9 @@ def roll_rule(call: Call) -> Field:
     return move(call, call["self"], shape, shifted(1), shifted(-1))
 
 
-@scale_rule("aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::channel_shuffle", "aten::native_channel_shuffle", family="structural")
+@scale_rule(
+    "aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::channel_shuffle", "aten::native_channel_shuffle", family="structural"
+)
 def pixel_shuffle(call: Call) -> Field:
     """Blocks of channels become pixels, or pixels channels; a shuffle of channel groups."""
     old, new = call.shape("self"), call.out_shape
@@ -320,5 +356,3 @@ def pixel_shuffle(call: Call) -> Field:
 def tril(call: Call) -> Field:
     """Entries are kept or set to 0, which carries any field."""
     return call["self"] if isinstance(call["self"], AnyField) else ScaleField(call.out_shape, call.field("self").terms)
-
-

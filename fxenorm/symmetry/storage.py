@@ -91,7 +91,8 @@ class Storage:
         values = bound_arguments(node)
         for argument in schema.arguments:
             info = argument.alias_info
-            if info is not None and any(info.before_set & other for other in shared):
+            # The parts of a list of views (chunk, split, unbind) are marked by a wildcard instead of the argument's own letter.
+            if info is not None and ("*" in info.after_set or any(info.before_set & other for other in shared)):
                 yield from _nodes(values[argument.name])
 
     def _root(self, node: fx.Node) -> fx.Node:

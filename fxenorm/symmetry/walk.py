@@ -218,6 +218,8 @@ class _GraphWalk:
         elif rule is not None:
             result = rule.function(call)
         elif all(isinstance(value, ScaleField) and value.is_zero for _, value in call.tensors()):
+            # Harmless here, yet a model with other parameters in front would be stopped: it is listed.
+            call.barrier = NO_RULE if node in self.active and call.tensors() else None
             result = zero_field(call)
         else:
             result = barrier(call, NO_RULE)

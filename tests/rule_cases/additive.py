@@ -1,0 +1,58 @@
+"""Rows of the additive family."""
+
+from __future__ import annotations
+
+import torch
+
+from fxenorm.rules import RuleOptions
+
+from .case import Case
+
+A = torch.ops.aten
+X = (2, 3, 4)
+Y = (3, 1)
+SCALAR_WEIGHT = "a tensor that interpolates is held, as is what it interpolates, unless both ends agree"
+
+CASES = (
+    Case("aten::add", torch.add, (X, X)),
+    Case("aten::add", torch.add, (X, Y), "broadcast"),
+    Case("aten::add", lambda x, y: torch.add(x, y, alpha=-2), (X, (4,)), "alpha"),
+    Case("aten::add", lambda x, y: torch.add(x, y, alpha=0), ((2, 3), (3,)), "alpha 0"),
+    Case("aten::add", lambda x: x + x, (X,), "to itself"),
+    Case("aten::add", lambda x: x + 1, (X,), "constant 1"),
+    Case("aten::add", lambda x: x + 0, (X,), "constant 0"),
+    Case("aten::add", lambda x: x + torch.ones(4, dtype=x.dtype), (X,), "ones"),
+    Case("aten::add", lambda x: x + torch.zeros(4, dtype=x.dtype), (X,), "zeros"),
+    Case("aten::add", lambda x: x + torch.arange(1, 5), (X,), "integers"),
+    Case("aten::add", lambda x: x + torch.tensor([-torch.inf, 0.0, 0.0]).double().reshape(3, 1), (X,), "mask of 0 and -inf"),
+    Case("aten::sub", torch.sub, (X, Y)),
+    Case("aten::sub", lambda x: x - 3, (X,), "constant"),
+    Case("aten::subtract", torch.subtract, (X, X)),
+    Case("aten::rsub", lambda x, y: torch.rsub(x, y), ((2, 3), (2, 3))),
+    Case("aten::rsub", lambda x: torch.rsub(x, 1), ((2, 3),), "constant"),
+    Case("aten::lerp", lambda x, y: torch.lerp(x, y, 0.3), ((2, 3), (2, 3))),
+    Case("aten::lerp", lambda x, y, w: torch.lerp(x, y, w), ((2, 3), (2, 3), (3,)), "weight"),
+    Case("aten::addcmul", lambda x, a, b: torch.addcmul(x, a, b, value=0.5), ((2, 3), (2, 3), (2, 3))),
+    Case("aten::addcmul", torch.addcmul, ((2, 3), (3,), (2, 1)), "broadcast"),
+    Case(
+        "aten::addcmul",
+        lambda x, a, b: torch.addcmul(x, a, b, value=0),
+        ((2, 3), (3,), (2, 1)),
+        "value 0",
+        misses="a product times 0 is not seen to be 0",
+    ),
+    Case("aten::addcdiv", torch.addcdiv, ((2, 3), (2, 3), (2, 3))),
+    Case("aten::cumsum", lambda x: torch.cumsum(x, 1), (X,)),
+    Case("aten::cummax", lambda x: torch.cummax(x, 1), (X,), draws=60),
+    Case("aten::cummin", lambda x: torch.cummin(x, -1), ((2, 3),), draws=60),
+    Case("aten::diff", lambda x: torch.diff(x), ((2, 4),)),
+    Case("aten::diff", lambda x: torch.diff(x, dim=0), ((3, 2),), "axis 0"),
+    Case(
+        "aten::diff",
+        lambda x, y: torch.diff(x, prepend=y),
+        ((2, 3), (2, 1)),
+        "prepend",
+        misses="prepended and appended values are held",
+    ),
+    Case("aten::add", torch.add, (X, Y), 'biases="count"', options=RuleOptions(biases="count")),
+)
