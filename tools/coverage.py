@@ -149,11 +149,9 @@ def _prepare(threads: int) -> None:
 
 
 def examine_all(names: Sequence[str], jobs: int) -> Iterator[Row]:
-    """The rows, each as soon as it is there; a few models share a process, so that memory goes back."""
+    """The rows, each as soon as it is there."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    # max_tasks_per_child came with Python 3.11
-    options = {"max_tasks_per_child": 8} if sys.version_info >= (3, 11) else {}
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _prepare, (threads,), **options) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _prepare, (threads,)) as pool:
         waiting = {pool.submit(examine, name): name for name in names}
         for future in as_completed(waiting):
             try:

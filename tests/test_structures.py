@@ -1,0 +1,185 @@
+"""Every way in which small networks are put together: the size of the group, its soundness, and that the check could fail."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxenorm
+
+from .helpers import (
+    TOLERANCE,
+    assert_same_state,
+    broken_errors,
+    draw_log_scales,
+    gradients_along_scales,
+    log_factors,
+    randomise,
+    randomness_off,
+    rescale_by_hand,
+    soundness_error,
+    state_of,
+    tensors,
+)
+from .zoo import BARRIERS, CASES, Case
+
+MODES = ("eval", "train")
+
+
+@cache
+def analysed(name: str) -> tuple[nn.Module, Any, tuple[Any, ...]]:
+    """The network with random weights, its plan and its inputs; tests put its weights back."""
+    case = CASES[name]
+    inputs = case.inputs()
+    model = randomise(randomness_off(case.build().double()), seed=3)
+    return model, fxenorm.analyze(model, inputs), inputs
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.num_scales is not None])
+def test_group_has_the_dimension_derived_by_hand(name: str) -> None:
+    assert analysed(name)[1].num_scales == CASES[name].num_scales
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", CASES)
+def test_rescaling_keeps_the_function(name: str, mode: str) -> None:
+    model, plan, inputs = analysed(name)
+    assert soundness_error(model, plan, inputs, mode) <= TOLERANCE
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.num_scales and name != "constant_added_in_place"])
+def test_loss_has_no_slope_along_any_scale(name: str, mode: str) -> None:
+    model, plan, inputs = analysed(name)
+    assert gradients_along_scales(model, plan, inputs, mode).max().item() <= 1e-8
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.num_scales])
+def test_every_tensor_must_follow_its_partners(name: str) -> None:
+    """Control: the soundness check sees it when one tensor is rescaled alone."""
+    model, plan, inputs = analysed(name)
+    for tensor, error in broken_errors(model, plan, inputs).items():
+        assert error > 1e-6, f"rescaling {tensor} alone went unseen"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rescale_is_what_the_exponents_say(name: str) -> None:
+    model, plan, _ = analysed(name)
+    saved = state_of(model)
+    log_scales = draw_log_scales(plan)
+    rescale_by_hand(model, plan.exponents, log_scales)
+    by_hand = state_of(model)
+    model.load_state_dict(saved)
+    plan.rescale(log_scales)
+    for tensor, value in tensors(model).items():
+        torch.testing.assert_close(value, by_hand[tensor], rtol=1e-12, atol=0)
+    plan.rescale(-log_scales)
+    for tensor, value in tensors(model).items():
+        torch.testing.assert_close(value, saved[tensor], rtol=1e-12, atol=0)
+    model.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_variable_is_in_one_group_and_in_the_exponents(name: str) -> None:
+    _, plan, _ = analysed(name)
+    assert [variable for group in plan.groups for variable in group.variables] == list(range(plan.num_scales))
+    used: set[int] = set()
+    for terms in plan.exponents.values():
+        for coefficient, ids in terms:
+            assert coefficient != 0 and coefficient == int(coefficient)
+            used.update(torch.as_tensor(ids).reshape(-1).tolist())
+    assert used - {-1} == set(range(plan.num_scales))
+    for group in plan.groups:
+        assert group.producers or group.consumers
+        assert all(port.coefficient > 0 for port in group.producers) and all(port.coefficient < 0 for port in group.consumers)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.num_scales])
+def test_variables_are_independent(name: str) -> None:
+    """No two variables do the same, and none does nothing: the exponent rows have full column rank."""
+    model, plan, _ = analysed(name)
+    named = tensors(model)
+    blocks = []
+    for tensor, terms in plan.exponents.items():
+        rows = torch.zeros(named[tensor].numel(), plan.num_scales + 1, dtype=torch.float64)
+        for coefficient, ids in terms:
+            index = torch.as_tensor(ids, dtype=torch.int64).broadcast_to(named[tensor].shape).reshape(-1, 1) % (
+                plan.num_scales + 1
+            )
+            rows.scatter_add_(1, index, torch.full(index.shape, float(coefficient), dtype=torch.float64))
+        blocks.append(rows[:, :-1].unique(dim=0))
+    assert torch.linalg.matrix_rank(torch.cat(blocks)).item() == plan.num_scales
+
+
+def test_exponents_of_a_linear_layer() -> None:
+    _, plan, _ = analysed("mlp")
+    assert sorted((c, tuple(torch.as_tensor(ids).shape)) for c, ids in plan.exponents["2.weight"]) == [(-1, (1, 5)), (1, (7, 1))]
+    assert "4.bias" not in plan.exponents, "the output layer's bias stays"
+    assert not plan.barriers and plan.exact and not plan.inexact_reasons
+
+
+@pytest.mark.parametrize("name", ["mlp", "batch_norm", "dropout"])
+def test_default_covers_both_modes(name: str) -> None:
+    """Also where no module behaves differently, so that one trace stands for both."""
+    assert set(analysed(name)[1].modes) == {"eval", "train"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_only_tensors_that_move_are_listed(name: str) -> None:
+    """Terms that cancel entry by entry would count, hold and pair tensors that no scale ever changes."""
+    model, plan, _ = analysed(name)
+    log_scales = draw_log_scales(plan)
+    still = [
+        tensor
+        for tensor, terms in plan.exponents.items()
+        if log_factors(terms, log_scales, tensors(model)[tensor].shape).abs().max() < 1e-12
+    ]
+    assert not still, f"listed though no variable moves them: {still}"
+
+
+def test_square_is_read_with_twice_the_exponent() -> None:
+    _, plan, _ = analysed("square")
+    assert {abs(c) for c, _ in plan.exponents["a.weight"]} == {1}
+    assert {c for c, _ in plan.exponents["b.weight"]} == {-2}
+
+
+def test_pairs_name_the_layers_that_share_channels() -> None:
+    _, plan, _ = analysed("residual")
+    pairs = {(pair.producer, pair.consumer): pair.channels for pair in plan.pairs}
+    assert pairs[("0", "2.inner.0")] == 5 and pairs[("2.inner.0", "2.inner.2")] == 6 and pairs[("4.inner.0", "4.inner.2")] == 7
+    assert pairs[("0", "5")] == pairs[("4.inner.2", "5")] == 5, "the stream joins its first writer with its last reader"
+    assert ("2.inner.0", "4.inner.0") not in pairs
+    names = {layer for pair in pairs for layer in pair}
+    assert names == {"0", "2.inner.0", "2.inner.2", "4.inner.0", "4.inner.2", "5"}
+
+
+@pytest.mark.parametrize("name", BARRIERS)
+def test_activation_without_a_law_is_a_reported_barrier(name: str) -> None:
+    activation, operator = BARRIERS[name]
+    model = randomise(nn.Sequential(nn.Linear(4, 5), activation, nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)).double())
+    inputs = Case(lambda: model, ((9, 4),), None).inputs()
+    plan = fxenorm.analyze(model, inputs)
+    assert plan.num_scales == 7
+    assert [barrier.variables for barrier in plan.barriers if operator in barrier.operator and barrier.variables] == [5]
+    assert soundness_error(model, plan, inputs) <= TOLERANCE
+    state = state_of(model)
+    plan.balance()
+    assert_same_state(model, state, ["0.weight", "0.bias"])
+
+
+def test_operator_without_a_rule_is_a_reported_barrier() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.bessel_j0(x)
+
+    model = nn.Sequential(nn.Linear(4, 5), Odd(), nn.Linear(5, 3))
+    plan = fxenorm.analyze(model, torch.randn(2, 4))
+    assert plan.num_scales == 0
+    (barrier,) = [barrier for barrier in plan.barriers if not barrier.known]
+    assert "bessel_j0" in barrier.operator and barrier.variables == 5
+    assert "test_structures.py" in barrier.source, "the user's own source line"
+    assert "bessel_j0" in str(plan)
