@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import fxenorm
-from fxenorm.errors import UnsupportedOperatorError
-from fxenorm.rules import NO_RULE
+from fxenorm.errors import FxenormWarning, UnsupportedOperatorError
+from fxenorm.rules import NO_RULE, Call, registry
 
 from .completeness_harness import analysed, soundness
 from .zoo_base import Net
@@ -89,3 +89,15 @@ def test_fused_recurrence_is_held(kind: str) -> None:
     found = analysed(build, inputs)
     assert found.symmetry.num_scales == 0 and all(barrier.known for barrier in found.symmetry.barriers)
     assert soundness(found, inputs, "eval") <= 1e-10
+
+
+def test_a_rule_that_fails_becomes_a_barrier_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(call: Call) -> None:
+        raise KeyError("an argument that the rule did not foresee")
+
+    monkeypatch.setitem(registry._RULES, "aten::relu", registry.Rule("aten::relu", "homogeneous", broken))
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.LeakyReLU(), nn.Linear(5, 2))
+    with pytest.warns(FxenormWarning, match=r"relu\.default failed at relu .*KeyError"):
+        plan = fxenorm.analyze(model)
+    assert plan.num_scales == 5 and plan.verify()
+    assert [(b.operator, b.variables) for b in plan.barriers] == [("relu.default", 4)]

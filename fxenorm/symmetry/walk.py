@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..errors import FxenormWarning
 from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField
-from ..rules import NO_RULE, Call, RuleOptions, barrier, find_rule, is_floating
+from ..rules import NO_RULE, Call, Rule, RuleOptions, barrier, find_rule, is_floating
 from ..rules.laws import zero_field
 from ..trace.traced_model import TracedModel, module_path, source_line
 from .known_values import KnownValues
@@ -216,7 +218,7 @@ class _GraphWalk:
         if _symbolic(call.output) or any(_symbolic(fake) for fake in fakes.values()):
             result = barrier(call, "a shape depends on the data") if call.tensors() else zero_field(call)
         elif rule is not None:
-            result = rule.function(call)
+            result = self._apply(rule, call)
         elif all(isinstance(value, ScaleField) and value.is_zero for _, value in call.tensors()):
             # Harmless here, yet a model with other parameters in front would be stopped: it is listed.
             call.barrier = NO_RULE if node in self.active and call.tensors() else None
@@ -237,6 +239,20 @@ class _GraphWalk:
         self.values[node] = result
         self._record(node, self.walk.origins[origin].operator, tuple(self._uses(bound, call)), origin)
         return result
+
+    def _apply(self, rule: Rule, call: Call) -> Any:
+        """The rule's answer; a rule that fails on arguments that it did not foresee becomes a barrier, with a warning."""
+        try:
+            return _only_floating(rule.function(call), call.output)
+        except Exception as error:  # whatever it is, the model can be analysed without this rule
+            where = self.walk.origins[call.origin]
+            warnings.warn(
+                f"the scale rule of {where.operator} failed at {where.node} ({where.source or 'source unknown'}) and was replaced by "
+                f"a barrier, which holds what reaches it: {type(error).__name__}: {error}. Please report this",
+                FxenormWarning,
+                stacklevel=2,
+            )
+            return barrier(call, f"its rule failed: {type(error).__name__}: {error}")
 
     def _uses(self, bound: Mapping[str, Any], call: Call) -> Iterator[tuple[str, str]]:
         """(parameter name, role) for every parameter that the call reads."""
