@@ -247,8 +247,8 @@ class _GraphWalk:
         except Exception as error:  # whatever it is, the model can be analysed without this rule
             where = self.walk.origins[call.origin]
             warnings.warn(
-                f"the scale rule of {where.operator} failed at {where.node} ({where.source or 'source unknown'}) and was replaced by "
-                f"a barrier, which holds what reaches it: {type(error).__name__}: {error}. Please report this",
+                f"the scale rule of {where.operator} failed at {where.node} ({where.source or 'source unknown'}) and was "
+                f"replaced by a barrier, which holds what reaches it: {type(error).__name__}: {error}. Please report this",
                 FxenormWarning,
                 stacklevel=2,
             )
