@@ -208,7 +208,7 @@ def aggregate(
             triples.append(torch.stack([rows[moving], ids[moving], torch.full_like(ids[moving], coefficient)]).to(labels.device))
         start += found.numel()
         logs.append(found.to(log_scales))
-    if not logs:
+    if not triples:
         return log_scales[:0], labels.new_zeros((3, 0))
     return torch.cat(logs), torch.cat(triples, 1)
 
@@ -249,10 +249,7 @@ def _by_label(p: float, block: Block, matrix: Tensor, log_scales: Tensor, labels
     largest = logs.new_full((size,), -math.inf).scatter_reduce(0, places, logs, "amax")
     reference = torch.where(largest.isfinite(), largest, 0.0)
     totals = torch.zeros_like(largest).index_put_((places,), (logs - reference[places]).exp(), accumulate=True)
-    keys = torch.stack(
-        [
-            torch.zeros(size, dtype=torch.int64, device=matrix.device).scatter_(0, places, ids.expand(shape).reshape(-1))
-            for ids in by_term
-        ]
-    )
+    keys = places.new_zeros((len(by_term), size))
+    for row, ids in zip(keys, by_term, strict=True):
+        row.scatter_(0, places, ids.expand(shape).reshape(-1))
     return reference + totals.log(), keys

@@ -19,11 +19,12 @@ def clamped(log_scales: Tensor, limit: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(log_scales, -limit), limit)
 
 
-class Jacobi:
-    """All variables at once, from the same sums: ENorm's cycle.
+class _Sweeps:
+    """Cycles that do not ring.
 
     On loops of even length a cycle can overshoot by exactly its own length and ring for ever; where a cycle points against
-    the one before and the imbalance does not fall, half of it is taken, which ends the ringing at once.
+    the one before and the imbalance does not fall, half of it is taken, which ends the ringing at once. The objective is
+    convex and does not rise over a whole cycle, so it does not over half of one.
 
     Args:
         coarse: whether one scalar a group is solved for exactly before each cycle.
@@ -39,28 +40,34 @@ class Jacobi:
         if self._coarse and math.isfinite(objective.p):
             log_scales = coarse_correction(objective, log_scales, solvable(log_negative, log_positive, objective.held))
             log_negative, log_positive = objective.log_sums(log_scales)
-        step = jacobi_step(log_negative, log_positive, objective.degree, objective.p, objective.held)
+        ahead = self.sweep(objective, log_scales, log_negative, log_positive)
+        step = ahead - log_scales
         worst = float(imbalance(log_negative, log_positive, objective.p, objective.held))
         if self._previous is not None and worst > 0.9 * self._imbalance and bool((step * self._previous).sum() < 0):
             step = step / 2
+            ahead = log_scales + step
         self._previous, self._imbalance = step, worst
+        return ahead
+
+    def sweep(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:
+        """One plain cycle."""
+        raise NotImplementedError
+
+
+class Jacobi(_Sweeps):
+    """All variables at once, from the same sums: ENorm's cycle."""
+
+    def sweep(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:
+        """One plain cycle."""
+        step = jacobi_step(log_negative, log_positive, objective.degree, objective.p, objective.held)
         return clamped(log_scales + step, objective.limit)
 
 
-class GaussSeidel:
-    """Group after group in the order of the pair graph, each from the sums that the groups before it left.
+class GaussSeidel(_Sweeps):
+    """Group after group in the order of the pair graph, each from the sums that the groups before it left."""
 
-    Args:
-        coarse: whether one scalar a group is solved for exactly before each cycle.
-    """
-
-    def __init__(self, coarse: bool = False) -> None:
-        self._coarse = coarse
-
-    def __call__(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:
-        """One cycle; never raises the objective."""
-        if self._coarse and math.isfinite(objective.p):
-            log_scales = coarse_correction(objective, log_scales, solvable(log_negative, log_positive, objective.held))
+    def sweep(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:
+        """One plain cycle."""
         return gauss_seidel_sweep(objective, log_scales)
 
 
