@@ -4,8 +4,8 @@ For p <= 8 sums are taken of |w|^p itself; beyond that 1e-40 ** p leaves float64
 takes maxima of logarithms.
 
 Matrices that are kept are in float64 where that is small beside the weights, as for kernels of 3 x 3. Where an entry is a single
-weight of 32 bits or fewer, |w| is kept in float32, which is exact, and becomes |w|^p in float64 a part at a time: so what is
-kept is never larger than the weights in float32.
+weight of 32 bits or fewer, |w| is kept in float32 (exact but for the factor of a folded BatchNorm), and becomes |w|^p in float64
+a part at a time: so what is kept is never larger than the weights in float32.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ def rows_of(tensor: Tensor, rows: slice) -> Tensor:
 
 def power_matrix(p: float, block: Block, tensor: Tensor, factor: Tensor | None) -> Tensor:
     """|w * factor|^p summed over the kernel axes, size 1 there; logarithms where p > 8; or |w| in float32, see `expanded`."""
-    if _is_kept_narrow(block, tensor, factor):
-        return tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format).abs_()
+    if _is_kept_narrow(block, tensor):
+        narrow = tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format).abs_()
+        # In place a float32 tensor takes the product in the factor's type and rounds it once.
+        return narrow if factor is None else narrow.mul_(factor)
     parts = [_powers(p, block, tensor, factor, rows) for rows in row_blocks(tensor)]
     if len(parts) == 1:
         return parts[0]
@@ -69,10 +71,10 @@ def power_matrix(p: float, block: Block, tensor: Tensor, factor: Tensor | None) 
     return _total(p, torch.cat(parts), (0,))
 
 
-def _is_kept_narrow(block: Block, tensor: Tensor, factor: Tensor | None) -> bool:
-    """Whether float64 powers would take more room than the weights, and |w| is exact in float32."""
+def _is_kept_narrow(block: Block, tensor: Tensor) -> bool:
+    """Whether float64 powers would take more room than the weights, and |w| fits into float32."""
     wide = float_dtype(tensor.device)
-    if factor is not None or tensor.dtype == wide or wide != torch.float64 or tensor.numel() <= _SMALL:
+    if tensor.dtype == wide or wide != torch.float64 or tensor.numel() <= _SMALL:
         return False
     return all(tensor.shape[axis] == 1 for axis in block.kernel_axes)
 

@@ -208,9 +208,7 @@ def aggregate(
             triples.append(torch.stack([rows[moving], ids[moving], torch.full_like(ids[moving], coefficient)]).to(labels.device))
         start += found.numel()
         logs.append(found.to(log_scales))
-    if not triples:
-        return log_scales[:0], labels.new_zeros((3, 0))
-    return torch.cat(logs), torch.cat(triples, 1)
+    return torch.cat([log_scales[:0], *logs]), torch.cat([labels.new_zeros((3, 0)), *triples], 1)
 
 
 def _by_label_sides(p: float, block: Block, matrix: Tensor, log_scales: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

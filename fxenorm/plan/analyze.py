@@ -63,7 +63,8 @@ def analyze(
         approximate: names of activations that are treated as homogeneous though they are not, as ``("relu6",)``; not exact.
         on_unknown: "barrier": an operator without a rule holds what it touches; "error": all such operators are listed.
         solver: one cycle of `step` is "jacobi", all channels at once, or "gauss-seidel", group after group in the order of the
-            pair graph, which needs fewer cycles and more time for each. "auto" and "newton" leave `step` at "jacobi". `balance`
+            pair graph, which needs fewer cycles and more time for each
+            (and, unlike the other, waits for a GPU). "auto" and "newton" leave `step` at "jacobi". `balance`
             takes Newton's method (p = inf: Gauss-Seidel cycles) unless "gauss-seidel" is named.
         backend: "auto" or "eager".
         scales: "exact"; "pow2": powers of two only, so that outputs stay bit-identical; "auto": powers of two for groups with
