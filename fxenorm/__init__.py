@@ -15,13 +15,15 @@ _HOMES = {
     "FxenormError": "fxenorm.errors",
     "FxenormWarning": "fxenorm.errors",
     "errors": "fxenorm",
+    "register_optimizer": "fxenorm.optim.registry",
 }
 
-__all__ = ["BalanceResult", "FxenormError", "FxenormWarning", "Plan", "analyze", "errors"]
+__all__ = ["BalanceResult", "FxenormError", "FxenormWarning", "Plan", "analyze", "errors", "register_optimizer"]
 
 if TYPE_CHECKING:
     from . import errors
     from .errors import FxenormError, FxenormWarning
+    from .optim.registry import register_optimizer
     from .plan.analyze import analyze
     from .plan.plan import BalanceResult, Plan
 
