@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..errors import OptimizerError, OptionError
-from . import adafactor, adagrad, adam, asgd, lbfgs, rprop, sgd  # noqa: F401  (they register their rules)
 from .registry import Factor, Flat, find_rule
 
 __all__ = [

@@ -60,7 +60,9 @@ class Attachment:
         self._stepped: set[int] = set()
         # Of the round that is going on: False once a real step happened, else the product of the scaler's flags.
         self._idle: Tensor | bool = True
-        self._hooks = [one.register_step_post_hook(self._after_step) for one in self._optimizers]
+        # A compiled optimizer step would trace the hook too. Torch loads its compiler with the first optimizer, so this is free.
+        hook: Any = torch.compiler.disable(self._after_step)
+        self._hooks = [one.register_step_post_hook(hook) for one in self._optimizers]
 
     def __enter__(self) -> Attachment:
         """Itself."""

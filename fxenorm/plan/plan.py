@@ -220,8 +220,8 @@ class Plan:
         if type(cycles) is not int or cycles < 1:
             raise OptionError(f"cycles={cycles!r} is not valid: expected an integer >= 1")
         snapshot, targets = self._prepared(optimizer, grads=grads, state=state)
-        if optimizer is None and state != "keep" and snapshot.is_training():
-            self._warnings.unseen()
+        if optimizer is None and state != "keep" and not grads:
+            self._warnings.unseen(snapshot.a_gradient())
         if self.num_scales:
             scales = snapshot.cycles(targets, cycles)
             snapshot.apply(targets, scales if gate is None else scales * gate.to(scales))

@@ -130,9 +130,10 @@ class Snapshot:
         copies = (self.tensors, *self._copies)
         return {id(tensor) for tensors in copies for name, tensor in tensors.items() if name not in left_out}
 
-    def is_training(self) -> bool:
-        """Whether a parameter that `step` moves has a gradient."""
-        return any(tensor.grad is not None for name, tensor in self.tensors.items() if name not in self.core.symmetry.buffers)
+    def a_gradient(self) -> Tensor | None:
+        """The gradient of the first parameter that has one."""
+        owners = (tensor for name, tensor in self.tensors.items() if name not in self.core.symmetry.buffers)
+        return next((tensor.grad for tensor in owners if tensor.grad is not None), None)
 
     def unowned(self, optimizers: Sequence[Optimizer]) -> list[str]:
         """Moved parameters that none of the optimizers holds, neither themselves nor as a tracked copy."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 import warnings
+import weakref
 from collections.abc import Sequence
+
+from torch import Tensor
 
 from ..errors import FxenormWarning
 
@@ -18,6 +21,7 @@ class WarnOnce:
 
     def __init__(self) -> None:
         self._given: set[str] = set()
+        self._gradient: tuple[weakref.ref[Tensor], int] | None = None
 
     def unowned(self, names: Sequence[str]) -> None:
         """Parameters move that no optimizer holds; nothing is said where there are none."""
@@ -29,11 +33,24 @@ class WarnOnce:
                 "them, pass all of them as a sequence",
             )
 
-    def unseen(self) -> None:
-        """The model is being trained by an optimizer that was not passed."""
+    def unseen(self, gradient: Tensor | None) -> None:
+        """The model is being trained by an optimizer that was not passed.
+
+        An optimizer that nobody passes cannot be seen, and one call says little: what is seen is that there is another gradient
+        than at an earlier call, as in every training loop and hardly ever elsewhere.
+
+        Args:
+            gradient: of some parameter, at this call; None: there is none.
+        """
+        if gradient is None:
+            return
+        seen = self._gradient
+        self._gradient = (weakref.ref(gradient), gradient._version)
+        if seen is None or (seen[0]() is gradient and seen[1] == gradient._version):
+            return
         self._warn(
             "unseen",
-            "step() was called without an optimizer on a model that has gradients. If its optimizer keeps momentum or other "
+            "step() is called without an optimizer while the model is being trained. If its optimizer keeps momentum or other "
             "state, pass it, plan.step(optimizer), or that state no longer fits the weights; plan.step(state='keep') says that "
             "there is none",
         )
