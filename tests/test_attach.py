@@ -268,3 +268,18 @@ def test_copies_of_the_optimizer_and_wrappers() -> None:
     backward(model, 1)
     optimizer.step()
     assert spy.moved == [True, True] and handle.steps == 2
+
+
+def test_a_model_that_is_frozen_as_a_whole_waits() -> None:
+    model, head = network(), nn.Linear(2, 2)
+    model.requires_grad_(False)
+    base = weights(model)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    fxenorm.analyze(model).attach(optimizer)
+    for unfrozen in (False, True):
+        if unfrozen:
+            model.requires_grad_(True)
+            optimizer.add_param_group({"params": list(model.parameters()), "lr": 0.0})
+        head(model(INPUTS)).square().mean().backward()
+        optimizer.step()
+        assert same(base, weights(model)) == (not unfrozen)

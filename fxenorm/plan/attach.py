@@ -54,14 +54,15 @@ class Attachment:
         self._every, self._start, self._stop = every, start, stop
         self._cycles, self._grads, self._state = cycles, grads, state
         _refuse_steps_in_backward(self._optimizers)
-        plan._prepared(self._optimizers, state=state)  # what would go wrong in the hook goes wrong here
+        if self._is_trained():
+            plan._prepared(self._optimizers, state=state)  # what would go wrong in the hook goes wrong here
         self._rounds = 0
         self._skipped: Tensor | None = None
         self._stepped: set[int] = set()
         # Of the round that is going on: False once a real step happened, else the product of the scaler's flags.
         self._idle: Tensor | bool = True
         # A compiled optimizer step would trace the hook too. Torch loads its compiler with the first optimizer, so this is free.
-        hook: Any = torch.compiler.disable(self._after_step)
+        hook: Any = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
         self._hooks = [one.register_step_post_hook(hook) for one in self._optimizers]
 
     def __enter__(self) -> Attachment:
@@ -125,7 +126,8 @@ class Attachment:
         idle, self._idle, self._stepped = self._idle, True, set()
         self._rounds += 1
         if isinstance(idle, Tensor):
-            earlier = torch.zeros((), dtype=torch.int64) if self._skipped is None else self._skipped
+            # Added to a tensor that is made where the flag is: copying a zero there would wait for the device.
+            earlier = torch.zeros((), dtype=torch.int64, device=idle.device) if self._skipped is None else self._skipped
             self._skipped = earlier.to(idle.device) + idle
         # With several optimizers, one may still hold gradients of the weights as they were: one that the scaler skipped last.
         grads = self._grads or len(owners) > 1
@@ -137,8 +139,13 @@ class Attachment:
         self._step(grads, gate & ~idle.to(gate.device) if isinstance(idle, Tensor) else gate)
 
     def _step(self, grads: bool, gate: Tensor | None) -> None:
-        """Rescales."""
-        self._plan._step(self._optimizers, cycles=self._cycles, grads=grads, state=self._state, gate=gate)
+        """Rescales; a model that is frozen as a whole for now is no inference model here, and is left as it is."""
+        if self._is_trained():
+            self._plan._step(self._optimizers, cycles=self._cycles, grads=grads, state=self._state, gate=gate)
+
+    def _is_trained(self) -> bool:
+        """Whether any parameter requires a gradient."""
+        return any(parameter.requires_grad for parameter in self._plan.model.parameters())
 
     def _owners(self) -> set[int]:
         """ids of the optimizers without whose step a round is not over: those that hold a parameter of the model."""
