@@ -15,7 +15,8 @@ from ..plan.plan import Plan
 from .first_inputs import FirstInputs
 
 if TYPE_CHECKING:
-    _Callback, _MISSING = object, False
+    _Callback = object
+    _MISSING = False
 else:
     try:
         from lightning.pytorch import Callback as _Callback

@@ -14,7 +14,8 @@ from ..trace.unwrap import unwrap
 from .first_inputs import FirstInputs
 
 if TYPE_CHECKING:
-    _TrainerCallback, _MISSING = object, False
+    _TrainerCallback = object
+    _MISSING = False
 else:
     try:
         from transformers import TrainerCallback as _TrainerCallback
