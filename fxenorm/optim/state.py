@@ -42,6 +42,7 @@ class StateTensor:
         power: it is multiplied by the parameter's factor D to this power.
         factor: where it is one of two factors, which; the tensor's shape is then 1 along ``factor.axis``.
         other: the other factor.
+        in_list: whether it is part of state that is kept in lists, which change without the state's entry changing.
     """
 
     parameter: str
@@ -50,6 +51,7 @@ class StateTensor:
     power: int
     factor: Factor | None = None
     other: Tensor | None = None
+    in_list: bool = False
 
 
 def check_choice(state: str) -> None:
@@ -172,7 +174,7 @@ def _flat(optimizer: Optimizer, key: str, value: Any, power: int, names: Mapping
             name = names.get(id(parameter))
             if name is not None:
                 part = vector[offset : offset + parameter.numel()].view(parameter.shape)
-                yield StateTensor(name, key, part, power)
+                yield StateTensor(name, key, part, power, in_list=isinstance(value, (list, tuple)))
             offset += parameter.numel()
 
 

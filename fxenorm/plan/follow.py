@@ -27,11 +27,13 @@ class Followers:
         targets: tensors that are multiplied.
         factors: pairs whose means have to follow once they are multiplied.
         resets: optimizers and parameters whose state is dropped.
+        repeatable: whether multiplying `targets` is all there is to it, and the same tensors stand in the same places next time.
     """
 
     targets: list[ScaleTarget] = field(default_factory=list)
     factors: list[FactorPair] = field(default_factory=list)
     resets: list[tuple[Sequence[Optimizer], list[Tensor]]] = field(default_factory=list)
+    repeatable: bool = True
 
     @torch.no_grad()
     def around(self, apply: Callable[[], None]) -> None:
@@ -66,7 +68,7 @@ def find_followers(
     Raises:
         OptimizerError: an optimizer has no rule, or its state does not fit.
     """
-    found = Followers()
+    found = Followers(repeatable=state == "reexpress" and not copies and not grads)
     for number, tensors in enumerate((parameters, *copies)):
         if number:
             found.targets += [
@@ -90,4 +92,5 @@ def _add_state(found: Followers, terms: Terms, optimizers: Sequence[Optimizer], 
             exponents = terms_of_factor(exponents, state.factor.axis, state.parameter)
             if state.factor.axis == -1 and state.other is not None:
                 found.factors.append(FactorPair(state.tensor, state.other))
+        found.repeatable &= state.factor is None and not state.in_list
         found.targets.append(ScaleTarget(f"{state.key} of {state.parameter}", state.tensor, exponents, state.power))

@@ -124,6 +124,11 @@ class Snapshot:
         """Multiplies what `targets` returned, and does what else has to follow."""
         self._followers.around(lambda: self.core.backend.apply(targets, log_scales))
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether `targets` says all, so that the same call may use them again while nothing is replaced."""
+        return self._followers.repeatable
+
     def moved_ids(self) -> set[int]:
         """ids of the parameters that `step` moves, and of their tracked copies."""
         left_out = self.frozen | self.core.symmetry.buffers
