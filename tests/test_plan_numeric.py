@@ -333,7 +333,7 @@ def test_meta_weights_raise() -> None:
         {"exclude": 3},
         {"exclude": [1]},
         {"modes": "test"},
-        {"solver": "newton"},
+        {"solver": "simplex"},
         {"backend": "cuda"},
         {"scales": 2},
         {"max_log_scale": 0},

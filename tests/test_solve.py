@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fxenorm.kernels.eager import EagerBackend, log2_factors
 from fxenorm.plan.attained import unattained
-from fxenorm.plan.iterate import Problem, move, round_limit, solve, solve_rounded
+from fxenorm.plan.iterate import move, round_limit, solve, solve_rounded
+from fxenorm.plan.problem import Problem
 from fxenorm.solve.jacobi import imbalance, jacobi_step, round_to_powers_of_two, truncate_to_powers_of_two
 
 from .random_plans import Case, cases

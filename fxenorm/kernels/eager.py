@@ -52,7 +52,7 @@ class EagerBackend:
         parts: list[Tensor] = []
         for position, matrix in enumerate(matrices):
             block = program.to(matrix.device).blocks[position]
-            scales = None if log_scales is None else log_scales.to(matrix)
+            scales = None if log_scales is None else log_scales.to(matrix.device)
             parts.extend(part.to(device) for part in contributions(program.p, block, matrix, scales))
         return torch.cat(parts) if parts else program.offsets
 
@@ -62,7 +62,7 @@ class EagerBackend:
         found = []
         for position, matrix in enumerate(matrices):
             block = program.to(matrix.device).blocks[position]
-            scales = None if log_scales is None else log_scales.to(matrix)
+            scales = None if log_scales is None else log_scales.to(matrix.device)
             found.append(energy(program.p, block, matrix, scales).to(program.slots.device))
         return torch.stack(found) if found else program.log_weights
 

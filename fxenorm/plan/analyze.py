@@ -34,7 +34,7 @@ def analyze(
     modes: Literal["both", "train", "eval"] = "both",
     approximate: str | Sequence[str] = (),
     on_unknown: Literal["barrier", "error"] = "barrier",
-    solver: Literal["jacobi"] = "jacobi",
+    solver: Literal["auto", "jacobi", "gauss-seidel", "newton"] = "jacobi",
     backend: Literal["auto", "eager"] = "auto",
     scales: Literal["exact", "pow2", "auto"] = "auto",
     max_log_scale: float | None = None,
@@ -62,7 +62,9 @@ def analyze(
         modes: in which modes the function is to be preserved; "both", "train" or "eval".
         approximate: names of activations that are treated as homogeneous though they are not, as ``("relu6",)``; not exact.
         on_unknown: "barrier": an operator without a rule holds what it touches; "error": all such operators are listed.
-        solver: "jacobi".
+        solver: one cycle of `step` is "jacobi", all channels at once, or "gauss-seidel", group after group in the order of the
+            pair graph, which needs fewer cycles and more time for each. "auto" and "newton" leave `step` at "jacobi". `balance`
+            takes Newton's method (p = inf: Gauss-Seidel cycles) unless "gauss-seidel" is named.
         backend: "auto" or "eager".
         scales: "exact"; "pow2": powers of two only, so that outputs stay bit-identical; "auto": powers of two for groups with
             16-bit weights.

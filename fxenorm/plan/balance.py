@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,12 +14,17 @@ from ..kernels.program import ScaleTarget
 from .describe import plural
 from .held import Held, held_by_group
 from .iterate import solve_rounded
+from .options import Options
+from .progress import progress
 from .snapshot import Snapshot
 
 __all__ = ["BalanceResult", "balance"]
 
 _OVERFLOW = "not attained: its scale would overflow a tensor that follows it"
 _AT_LIMIT = "not attained: it reached max_log_scale"
+_AT_CAP = "not attained: the norm still falls where its factor leaves the range of numbers"
+_CAP = 300.0
+"""The largest |log-scale| without max_log_scale: two of them together still fit into a float64."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,8 @@ class BalanceResult:
 
     Attributes:
         converged: whether the imbalance over all variables that are not held fell to the tolerance.
-        iterations: Jacobi cycles.
+        solver: what found the solution.
+        iterations: its outer iterations: cycles, or Newton steps.
         passes: how often all weights were read or written.
         log_scales: (num_scales,) float64 on the CPU, natural logarithms; ``plan.rescale(-result.log_scales)`` undoes it.
         norm_before, norm_after: `Plan.norm`.
@@ -37,6 +44,7 @@ class BalanceResult:
     """
 
     converged: bool
+    solver: str
     iterations: int
     passes: int
     log_scales: Tensor
@@ -52,7 +60,8 @@ class BalanceResult:
         """Before and after, in a few lines."""
         ending = "converged" if self.converged else "NOT converged"
         lines = [
-            f"balance: {ending} after {plural(self.iterations, 'cycle')} ({self.passes} passes over the weights)",
+            f"balance: {ending} after {plural(self.iterations, 'iteration')} of {self.solver} "
+            f"({self.passes} passes over the weights)",
             f"  norm         {self.norm_before:.6g} -> {self.norm_after:.6g}",
             f"  imbalance    {self.imbalance_before:.3g} -> {self.imbalance_after:.3g}",
         ]
@@ -80,18 +89,23 @@ def balance(snapshot: Snapshot, targets: Sequence[ScaleTarget], *, tol: float, m
     problem = snapshot.problem()
     reasons = snapshot.all_reasons(problem)
     held = np.logical_or.reduce([mask for mask, _ in reasons])
-    problem = replace(problem, held=torch.from_numpy(held).to(snapshot.device))
+    limit = problem.limit.clamp(max=_CAP)
+    problem = replace(problem, held=torch.from_numpy(held).to(snapshot.device), limit=limit)
+    solver = solver_for(core.options)
     passes, overflowed = 2, torch.zeros_like(problem.held)
     while True:
-        solution = solve_rounded(problem, powers_of_two, tol=tol, max_iterations=max_iterations)
+        with progress(tol) as report:
+            solution = solve_rounded(problem, powers_of_two, tol=tol, max_iterations=max_iterations, solver=solver, report=report)
         flagged = backend.overflowing(targets, solution.log_scales)
         passes += 1
         if not bool(flagged.any()):
             break
         overflowed = overflowed | flagged
         problem = replace(problem, held=problem.held | flagged)
-    reasons += [(overflowed.cpu().numpy(), _OVERFLOW), (solution.at_limit.cpu().numpy(), _AT_LIMIT)]
+    at_limit = _AT_CAP if core.options.max_log_scale is None else _AT_LIMIT
+    reasons += [(overflowed.cpu().numpy(), _OVERFLOW), (solution.at_limit.cpu().numpy(), at_limit)]
     result = BalanceResult(
+        solver=solver,
         converged=solution.converged and not bool(overflowed.any()),
         iterations=solution.iterations,
         passes=passes if solution.iterations else passes - 1,
@@ -107,6 +121,16 @@ def balance(snapshot: Snapshot, targets: Sequence[ScaleTarget], *, tol: float, m
     if solution.iterations:
         snapshot.apply(targets, solution.log_scales)
     return result
+
+
+def solver_for(options: Options) -> str:
+    """The solver of `balance`: the one that is named where that says more than how a step's cycle works, else the fastest.
+
+    Newton's method needs derivatives, which p = inf has not; there Gauss-Seidel cycles equalise the ranges.
+    """
+    if math.isinf(options.p) or options.solver == "gauss-seidel":
+        return "gauss-seidel"
+    return "newton"
 
 
 def _floats(norms: Mapping[str, Tensor]) -> dict[str, float]:

@@ -91,6 +91,15 @@ class Core:
         return reasons
 
     @cached_property
+    def solver_groups(self) -> NDArray[np.int64]:
+        """(K,) by variable, the place of its group in the order of the pair graph."""
+        order = sorted(range(len(self.groups)), key=lambda index: (self.groups[index].depth, index))
+        places = np.zeros(self.symmetry.num_scales, dtype=np.int64)
+        for place, index in enumerate(order):
+            places[self.groups[index].variables.start : self.groups[index].variables.stop] = place
+        return places
+
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the tensors' names, shapes and exponents and of the options."""
         digest = hashlib.sha256()

@@ -1,56 +1,21 @@
-"""Jacobi cycles on the matrices of |W|^p, read once, until every variable is balanced."""
+"""A solver's cycles on the matrices of |W|^p, read once, until every variable is balanced."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..kernels.backend import Backend
-from ..kernels.program import ReduceProgram
+from ..solve import get_solver
 from ..solve.jacobi import imbalance, jacobi_step, round_to_powers_of_two, solvable, truncate_to_powers_of_two
+from .problem import Problem
 
 __all__ = ["Problem", "Solution", "move", "round_limit", "solve", "solve_rounded"]
 
 _ROUNDED_CYCLES = 100
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The objective at the current weights, read once.
-
-    Attributes:
-        backend, program: the executor and what it runs.
-        matrices: as `Backend.matrices` returns them.
-        held: (K,) bool: variables that stay at 0.
-        limit: (K,) the largest |log-scale|, may be infinite.
-    """
-
-    backend: Backend
-    program: ReduceProgram
-    matrices: Sequence[Tensor]
-    held: Tensor
-    limit: Tensor
-
-    def log_objective(self, log_scales: Tensor | None = None) -> Tensor:
-        """0-d: log F; p = inf: the log of the largest entry."""
-        logs = self.backend.energies(self.program, self.matrices, log_scales) + self.program.log_weights
-        return logs.amax(0) if math.isinf(self.program.p) else logs.logsumexp(0)
-
-    def norm(self, log_scales: Tensor | None = None) -> Tensor:
-        """0-d: F ** (1 / p); p = inf: the largest entry; 0 where nothing is counted."""
-        if not self.matrices:
-            return self.program.degree.new_zeros(())
-        logs = self.log_objective(log_scales)
-        return logs.exp() if math.isinf(self.program.p) else (logs / self.program.p).exp()
-
-    def imbalance(self, log_scales: Tensor | None = None) -> float:
-        """The imbalance after a rescaling."""
-        sums = self.backend.sums(self.program, self.matrices, log_scales)
-        return float(imbalance(sums.log_negative, sums.log_positive, self.program.p, self.held))
 
 
 @dataclass(frozen=True)
@@ -73,47 +38,52 @@ class Solution:
 
 
 def solve(
-    problem: Problem, *, tol: float, max_iterations: int, start: Tensor | None = None, powers_of_two: Tensor | None = None
+    problem: Problem,
+    *,
+    tol: float,
+    max_iterations: int,
+    start: Tensor | None = None,
+    powers_of_two: Tensor | None = None,
+    solver: str = "jacobi",
+    report: Callable[[int, float], None] | None = None,
 ) -> Solution:
-    """Repeats Jacobi cycles; none of them raises the objective.
-
-    On loops of even length a cycle can overshoot by exactly its own length and ring for ever; where a cycle points against
-    the one before and the imbalance does not fall, half of it is taken, which ends the ringing at once.
+    """Repeats a solver's cycles until the imbalance is at most `tol`; none of them raises the objective.
 
     Args:
         problem: the objective and what is held.
         tol: the imbalance to reach.
         max_iterations: cycles at most.
         start: log-scales to start from; None: 0.
-        powers_of_two: variables that move by powers of two only; the iteration then ends when none moves any more.
+        powers_of_two: variables that move by powers of two only, by Jacobi cycles; the iteration then ends when none moves.
+        solver: a name from `fxenorm.solve.solver_names`.
+        report: called before each cycle with its number and the imbalance.
 
     Returns:
         The log-scales reached; nothing is written.
     """
-    program, p = problem.program, problem.program.p
+    program, p = problem.program, problem.p
     total = torch.zeros_like(program.degree) if start is None else start.clone()
-    at_limit = torch.zeros_like(problem.held)
-    held, first, previous, last_imbalance = problem.held, None, torch.zeros_like(total), math.inf
+    cycle, held, first = get_solver(solver), problem.held, None
     for iteration in range(max_iterations + 1):
-        sums = problem.backend.sums(program, problem.matrices, total)
-        if first is None:
-            first = solvable(sums.log_negative, sums.log_positive, held)
-        step = jacobi_step(sums.log_negative, sums.log_positive, program.degree, p, held)
-        at_limit = (total.abs() >= problem.limit) & (step * total > 0)
-        current = imbalance(sums.log_negative, sums.log_positive, p, held)
-        inside = imbalance(sums.log_negative, sums.log_positive, p, held | at_limit)
-        lost = (first & ~solvable(sums.log_negative, sums.log_positive, held)).any()
-        ahead = move(problem, total, step, powers_of_two)
-        moved = (ahead - total).abs().amax() if step.numel() else step.new_zeros(())
-        facts = torch.stack([current, inside, lost.to(current.dtype), moved, (step * previous).sum()]).tolist()
-        worst, worst_inside, any_lost, largest_move, against = facts
-        if worst_inside <= tol or largest_move == 0.0 or iteration == max_iterations or any_lost:
+        log_negative, log_positive = problem.log_sums(total)
+        alive = solvable(log_negative, log_positive, held)
+        first = alive if first is None else first
+        at_limit = (total.abs() >= problem.limit) & (torch.where(alive, log_negative - log_positive, 0.0) * total > 0)
+        current = imbalance(log_negative, log_positive, p, held)
+        inside = imbalance(log_negative, log_positive, p, held | at_limit)
+        worst, worst_inside, lost = torch.stack([current, inside, (first & ~alive).any().to(current.dtype)]).tolist()
+        if worst_inside <= tol or lost or iteration == max_iterations:
             break
-        if against < 0 and worst > 0.9 * last_imbalance and powers_of_two is None:
-            step = step / 2
-            ahead = move(problem, total, step, None)
-        last_imbalance, previous, total = worst, step, ahead
-    return Solution(total, iteration, worst <= tol and not any_lost, worst, at_limit)
+        if report is not None:
+            report(iteration, worst_inside)
+        if powers_of_two is None:
+            ahead = cycle(problem, total, log_negative, log_positive)
+        else:
+            ahead = move(problem, total, jacobi_step(log_negative, log_positive, program.degree, p, held), powers_of_two)
+        if torch.equal(ahead, total):
+            break
+        total = ahead
+    return Solution(total, iteration, worst <= tol and not lost, worst, at_limit)
 
 
 def move(problem: Problem, total: Tensor, step: Tensor, powers_of_two: Tensor | None) -> Tensor:
@@ -145,13 +115,21 @@ def move(problem: Problem, total: Tensor, step: Tensor, powers_of_two: Tensor | 
     return round_to_powers_of_two(chosen, powers_of_two)
 
 
-def solve_rounded(problem: Problem, powers_of_two: Tensor | None, *, tol: float, max_iterations: int) -> Solution:
+def solve_rounded(
+    problem: Problem,
+    powers_of_two: Tensor | None,
+    *,
+    tol: float,
+    max_iterations: int,
+    solver: str = "jacobi",
+    report: Callable[[int, float], None] | None = None,
+) -> Solution:
     """`solve`, and then the masked variables rounded to powers of two; `tol` refers to the solution before rounding.
 
     Rounding many variables together may raise the objective, so cycles in powers of two follow, which cannot: from the
     rounded solution, or from 0 where that is better.
     """
-    solution = solve(problem, tol=tol, max_iterations=max_iterations)
+    solution = solve(problem, tol=tol, max_iterations=max_iterations, solver=solver, report=report)
     # Rounded cycles settle within a few; p = inf alone could go on for ever between solutions of one norm.
     rounds = min(max_iterations, _ROUNDED_CYCLES)
     if powers_of_two is None or not problem.matrices:

@@ -19,7 +19,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "biases": ("scale", "count", "skip"),
         "modes": ("both", "train", "eval"),
         "on_unknown": ("barrier", "error"),
-        "solver": ("jacobi",),
+        "solver": ("auto", "jacobi", "gauss-seidel", "newton"),
         "backend": ("auto", "eager"),
         "scales": ("exact", "pow2", "auto"),
     }

@@ -16,11 +16,13 @@ from ..errors import OptimizerError
 from ..kernels.program import ChannelSums, ReduceProgram, ScaleTarget, float_dtype
 from ..optim.state import StateChoice, owned_by
 from ..solve.jacobi import jacobi_step
+from ..solve.sweeps import gauss_seidel_sweep
 from .attained import NOT_ATTAINED, unattained
 from .core import Core
 from .follow import Followers, find_followers
 from .held import FROZEN, Mask, dead_reasons
-from .iterate import Problem, move, round_limit
+from .iterate import move, round_limit
+from .problem import Problem
 from .tensors import model_tensors
 from .track import Tracked, distinct
 
@@ -167,7 +169,8 @@ class Snapshot:
         matrices = self.core.backend.matrices(program, *self.core.objective.gather(self._read))
         limit = torch.full_like(program.degree, self.core.options.max_log_scale or math.inf)
         held = torch.zeros_like(program.counted_negative) if held is None else held
-        return Problem(self.core.backend, program, matrices, held, limit)
+        groups = self.core.on_device("solver groups", self.core.solver_groups, self.device)
+        return Problem(self.core.backend, program, matrices, held, limit, groups.to(torch.int64))
 
     def layer_norms(self, problem: Problem, log_scales: Tensor | None = None) -> dict[str, Tensor]:
         """By layer, the p-norm of its counted tensors, without layer weights."""
@@ -181,7 +184,7 @@ class Snapshot:
         return {layer: (torch.stack(logs).logsumexp(0) / p).exp() for layer, logs in members.items()}
 
     def cycles(self, targets: Sequence[ScaleTarget], count: int) -> Tensor:
-        """(K,) log-scales of `count` Jacobi cycles, small enough that no target overflows; waits for nothing."""
+        """(K,) log-scales of `count` cycles, small enough that no target overflows; waits for nothing."""
         program, held, powers_of_two = self.program, self.held_mask(), self.powers_of_two()
         # Counted weights of 32 bits and more cannot outgrow the norm, so only the rest is asked how far it may grow.
         counted = {item.parameter for item in self.core.objective.counted}
@@ -193,11 +196,16 @@ class Snapshot:
         if powers_of_two is not None:
             limit = round_limit(limit, powers_of_two)
         total = torch.zeros_like(program.degree)
-        if count == 1 and powers_of_two is None:
+        # Powers of two need the bound that only a Jacobi cycle gives.
+        gauss_seidel = self.core.options.solver.endswith("gauss-seidel") and powers_of_two is None
+        if count == 1 and powers_of_two is None and not gauss_seidel:
             sums = self.sums()
             return jacobi_step(sums.log_negative, sums.log_positive, program.degree, self.core.options.p, held, limit)
         problem = replace(self.problem(held), limit=limit)
         for _ in range(count):
+            if gauss_seidel:
+                total = gauss_seidel_sweep(problem, total)
+                continue
             sums = self.core.backend.sums(program, problem.matrices, total)
             cycle = jacobi_step(sums.log_negative, sums.log_positive, program.degree, self.core.options.p, held)
             total = move(problem, total, cycle, powers_of_two)

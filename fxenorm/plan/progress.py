@@ -1,0 +1,56 @@
+"""Progress of long iterations, on a terminal only."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["progress"]
+
+_PATIENCE = 2.0
+"""Seconds before anything is shown."""
+
+
+@contextmanager
+def progress(tol: float) -> Iterator[Callable[[int, float], None] | None]:
+    """A function to be called with each iteration's number and imbalance; None where standard error is no terminal.
+
+    The bar shows how much of the way to the tolerance is done, on a logarithmic scale, after the first seconds.
+
+    Args:
+        tol: the imbalance that ends the iteration.
+    """
+    if not (sys.stderr is not None and sys.stderr.isatty()):
+        yield None
+        return
+    begun = time.monotonic()
+    bar: Any = None
+    task: Any = None
+    first = 0.0
+
+    def report(iteration: int, imbalance: float) -> None:
+        """Moves the bar."""
+        nonlocal bar, task, first
+        if time.monotonic() - begun < _PATIENCE or not 0 < imbalance < math.inf:
+            return
+        if bar is None:
+            # Imported here: most runs end before anything is shown.
+            from rich.console import Console
+            from rich.progress import Progress
+
+            bar = Progress(console=Console(stderr=True), transient=True)
+            task = bar.add_task("balance", total=1.0)
+            bar.start()
+        first = max(first, imbalance)
+        done = math.log(first / imbalance) / math.log(first / tol) if first > tol else 1.0
+        bar.update(task, completed=done, description=f"balance: iteration {iteration}, imbalance {imbalance:.1e}")
+
+    try:
+        yield report
+    finally:
+        if bar is not None:
+            bar.stop()

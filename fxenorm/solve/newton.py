@@ -1,0 +1,147 @@
+"""Newton's method with preconditioned conjugate gradients: to the optimum in a few iterations whatever the depth."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .coarse import MOST_GROUPS, CoarseProblem, coarse_correction, coarse_labels
+from .jacobi import jacobi_step, solvable
+from .objective import Objective, Operator, register_solver
+from .sweeps import clamped
+
+__all__ = ["Newton", "conjugate_gradients"]
+
+_FAR = 4.0
+"""Where some log(N / P) is larger than this, second derivatives say little and cycles of coordinate descent come first."""
+
+_MOST_CYCLES = 6
+_MOST_PRODUCTS, _MOST_PRODUCTS_FAR = 1000, 100
+"""Products with the Hessian an iteration: where some log(N / P) is above 1 its solution will not be the last one anyway."""
+
+_LONGEST, _HALVINGS = 10.0, 12
+
+
+class Newton:
+    """One Newton step by conjugate gradients, a line search on the objective, and a Jacobi cycle that evens out what is left.
+
+    The objective never rises. Far from the optimum, a coarse correction and Jacobi cycles take the place of the Newton step.
+    """
+
+    def __init__(self) -> None:
+        self._cycles = 0
+
+    def __call__(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:
+        """One outer iteration."""
+        free = solvable(log_negative, log_positive, objective.held)
+        gap = torch.where(free, log_negative - log_positive, 0.0)
+        if self._cycles < _MOST_CYCLES and (self._cycles == 0 or bool((gap.abs() > _FAR).any())):
+            self._cycles += 1
+            start = coarse_correction(objective, log_scales, free)
+            return self._cycle(objective, start)
+        stuck = (log_scales.abs() >= objective.limit) & (gap * log_scales > 0)
+        free = free & ~stuck
+        log_diagonal = torch.where(free, torch.logaddexp(log_negative, log_positive), 0.0)
+        # Relative to p^2 (N + P), the right-hand side is (N - P) / (N + P) / p.
+        wanted = torch.where(free, (gap / 2).tanh() / objective.p, 0.0)
+        operator = objective.curvature(log_scales, log_diagonal, free)
+        labels, count = coarse_labels(objective, free)
+        logs = exponents = None
+        if 0 < count <= MOST_GROUPS:
+            logs, exponents = objective.aggregate(log_scales, labels, count)
+        largest = log_diagonal[free].amax()
+        coarse = None
+        if logs is not None and exponents is not None and logs.numel():
+            coarse = CoarseProblem(logs, exponents, count, objective.p).hessian(largest)
+        weights = torch.where(free, (log_diagonal - largest).exp(), 0.0)
+        precision = float((gap.abs().amax() * 0.1).clamp(1e-8, 0.1))
+        most = _MOST_PRODUCTS_FAR if bool((gap.abs() > 1.0).any()) else _MOST_PRODUCTS
+        direction = conjugate_gradients(operator, wanted, weights, labels, coarse, precision, most)
+        ahead = _line_search(objective, log_scales, direction, float((weights * wanted * direction).sum()), float(largest))
+        return self._cycle(objective, ahead)
+
+    def _cycle(self, objective: Objective, log_scales: Tensor) -> Tensor:
+        """A Jacobi cycle, in which channels that are too small for the objective to see catch up."""
+        step = jacobi_step(*objective.log_sums(log_scales), objective.degree, objective.p, objective.held)
+        return clamped(log_scales + step, objective.limit)
+
+
+def conjugate_gradients(
+    operator: Operator, wanted: Tensor, weights: Tensor, labels: Tensor, coarse: Tensor | None, precision: float, most: int
+) -> Tensor:
+    """The solution of operator @ x = wanted, both relative to the diagonal, with the diagonal and a coarse matrix in front.
+
+    Args:
+        operator: the Hessian.
+        wanted: (K,) the right-hand side.
+        weights: (K,) the diagonal in units of its largest; 0 where nothing moves.
+        labels: (K,) the group of each variable, the number of groups where it does not move.
+        coarse: (G, G) the Hessian of one scalar a group in these units; None: the diagonal alone.
+        precision: the largest residual to leave, relative to the largest wanted.
+        most: products at most.
+
+    Returns:
+        (K,) the solution, or what the most products allowed have reached: a descent direction all the same.
+    """
+    factor = None
+    if coarse is not None:
+        diagonal = coarse.diagonal()
+        root = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+        ridge = 1e-10 * torch.eye(root.numel(), dtype=root.dtype, device=root.device)
+        factor, trouble = torch.linalg.cholesky_ex(root[:, None] * coarse * root[None, :] + ridge)
+        factor = None if bool(trouble) else factor
+
+    def conditioned(residual: Tensor) -> Tensor:
+        """The residual, plus the best correction by one scalar a group."""
+        if factor is None:
+            return residual
+        totals = residual.new_zeros(root.numel() + 1).index_add_(0, labels, weights * residual)[:-1]
+        scalars = torch.cholesky_solve((root * totals)[:, None], factor)[:, 0] * root
+        return residual + torch.where(weights > 0, torch.nn.functional.pad(scalars, (0, 1))[labels], 0.0)
+
+    solution, residual = torch.zeros_like(wanted), wanted
+    enough = precision * float(wanted.abs().amax())
+    ahead = conditioned(residual)
+    direction, energy = ahead, float((weights * residual * ahead).sum())
+    for _ in range(min(most, 20 + 2 * wanted.numel())):
+        if not energy > 0:
+            break
+        image = operator.product(direction)
+        curve = float((weights * direction * image).sum())
+        if not curve > 0:
+            break
+        length = energy / curve
+        solution = solution + length * direction
+        residual = residual - length * image
+        if float(residual.abs().amax()) <= enough:
+            break
+        ahead = conditioned(residual)
+        before, energy = energy, float((weights * residual * ahead).sum())
+        direction = ahead + (energy / before) * direction
+    return solution
+
+
+def _line_search(objective: Objective, log_scales: Tensor, direction: Tensor, slope: float, log_unit: float) -> Tensor:
+    """The point along `direction` where the objective has fallen enough; where it started if there is none.
+
+    `slope` is the decrease of F over p^2 at first order, in units of exp(log_unit).
+    """
+    longest = float(direction.abs().amax())
+    if not 0 < longest < math.inf:
+        return log_scales
+    before = float(objective.log_objective(log_scales))
+    fall = objective.p**2 * math.exp(min(log_unit - before, 0.0)) * slope
+    length = min(1.0, _LONGEST / (objective.p * longest))
+    # What rounding leaves of the objective's digits: near the optimum it is flat, and Newton's step is right.
+    slack = 1e-13 * (1.0 + abs(before))
+    for _ in range(_HALVINGS):
+        ahead = clamped(log_scales + length * direction, objective.limit)
+        if float(objective.log_objective(ahead)) <= before - 1e-4 * length * max(fall, 0.0) + slack:
+            return ahead
+        length /= 2
+    return log_scales
+
+
+register_solver("newton", Newton)

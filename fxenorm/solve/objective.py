@@ -1,0 +1,120 @@
+"""What a solver sees of the objective, and the table of solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..errors import OptionError
+
+__all__ = ["Cycle", "Objective", "Operator", "Stage", "get_solver", "register_solver", "solver_names"]
+
+
+class Operator(Protocol):
+    """A symmetric matrix that is only ever multiplied with."""
+
+    def product(self, vector: Tensor) -> Tensor:
+        """(K,) its rows times a vector, row k divided by p^2 (N_k + P_k)."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Variables that Gauss-Seidel updates together.
+
+    Attributes:
+        variables: (n,) their ids.
+        sums: from (K,) log-scales to the (n,) logs of N and of P of these variables.
+    """
+
+    variables: Tensor
+    sums: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class Objective(Protocol):
+    """F(s), the sum over entries of m_e exp(p a_e . s), read once."""
+
+    @property
+    def p(self) -> float:
+        """The norm's exponent, > 0 or infinite."""
+
+    @property
+    def degree(self) -> Tensor:
+        """(K,) A_k of a Jacobi cycle."""
+
+    @property
+    def largest_exponent(self) -> Tensor:
+        """(K,) the largest |a_ek|."""
+
+    @property
+    def held(self) -> Tensor:
+        """(K,) bool: variables that stay at 0."""
+
+    @property
+    def limit(self) -> Tensor:
+        """(K,) the largest |log-scale|."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(K,) int64: the group of each variable."""
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """The groups in the order of Gauss-Seidel."""
+
+    def log_sums(self, log_scales: Tensor) -> tuple[Tensor, Tensor]:
+        """(K,) log N and log P after a rescaling."""
+
+    def log_objective(self, log_scales: Tensor) -> Tensor:
+        """0-d: log F after a rescaling."""
+
+    def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Operator:
+        """The Hessian in the variables `free`, relative to p^2 exp(log_diagonal)."""
+
+    def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """F as a function of one scalar a label: logs of its entries, and (3, n) of entry, label and exponent."""
+
+
+class Cycle(Protocol):
+    """One outer iteration of a solver; an object lives for one solution and may remember its last iterations."""
+
+    def __call__(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:
+        """The next log-scales, within the objective's limit.
+
+        Args:
+            objective: what is minimised.
+            log_scales: (K,) where.
+            log_negative, log_positive: (K,) log N and log P there.
+        """
+
+
+_SOLVERS: dict[str, Callable[[], Cycle]] = {}
+
+
+def register_solver(name: str, factory: Callable[[], Cycle]) -> None:
+    """Makes a solver known; called while its module is imported.
+
+    Raises:
+        OptionError: the name is taken.
+    """
+    if name in _SOLVERS:
+        raise OptionError(f"there is a solver {name!r} already")
+    _SOLVERS[name] = factory
+
+
+def solver_names() -> tuple[str, ...]:
+    """The names of all solvers."""
+    return tuple(sorted(_SOLVERS))
+
+
+def get_solver(name: str) -> Cycle:
+    """A fresh solver of that name.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if name not in _SOLVERS:
+        raise OptionError(f"solver={name!r} is not a valid option: expected one of {solver_names()}")
+    return _SOLVERS[name]()

@@ -1,0 +1,197 @@
+"""How `balance` gets to the optimum: iterations, passes and seconds by model, from weights as they are and badly scaled.
+
+python tools/bench_balance.py                       # all cases, a Markdown table
+python tools/bench_balance.py chain16 llama --json  # some of them, JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fxenorm
+
+Made = tuple[nn.Module, Any]
+"""A model and example inputs."""
+
+
+class Llama(nn.Module):
+    """A tiny decoder: RMSNorm, rotary attention with fewer key heads than heads, and gated layers."""
+
+    def __init__(self, width: int = 32, heads: int = 4, key_heads: int = 2, inner: int = 64, depth: int = 3) -> None:
+        super().__init__()
+        self.heads, self.key_heads = heads, key_heads
+        size = width // heads
+        self.embed = nn.Embedding(50, width)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "norm1": nn.RMSNorm(width),
+                    "q": nn.Linear(width, width, bias=False),
+                    "k": nn.Linear(width, key_heads * size, bias=False),
+                    "v": nn.Linear(width, key_heads * size, bias=False),
+                    "o": nn.Linear(width, width, bias=False),
+                    "norm2": nn.RMSNorm(width),
+                    "gate": nn.Linear(width, inner, bias=False),
+                    "up": nn.Linear(width, inner, bias=False),
+                    "down": nn.Linear(inner, width, bias=False),
+                }
+            )
+            for _ in range(depth)
+        )
+        self.norm = nn.RMSNorm(width)
+        self.head = nn.Linear(width, 50, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) token ids -> (B, T, 50) scores."""
+        x = self.embed(tokens)
+        batch, length, width = x.shape
+        size = width // self.heads
+        angles = torch.arange(length)[:, None] * 10_000.0 ** (-torch.arange(size // 2) * 2.0 / size)[None, :]
+        cos, sin = (part.to(x.dtype) for part in (angles.cos(), angles.sin()))
+
+        def rotated(t: Tensor) -> Tensor:
+            one, two = t.chunk(2, -1)
+            return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+
+        for block in self.blocks:
+            assert isinstance(block, nn.ModuleDict)
+            y = block["norm1"](x)
+            q, k, v = (block[name](y).unflatten(-1, (-1, size)).transpose(1, 2) for name in "qkv")
+            repeats = self.heads // self.key_heads
+            k, v = rotated(k).repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+            mixed = nn.functional.scaled_dot_product_attention(rotated(q), k, v, is_causal=True)
+            x = x + block["o"](mixed.transpose(1, 2).reshape(batch, length, width))
+            y = block["norm2"](x)
+            x = x + block["down"](nn.functional.silu(block["gate"](y)) * block["up"](y))
+        return self.head(self.norm(x))
+
+
+class UNet(nn.Module):
+    """Two levels down and up with joined skips, no normalisation."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+
+        def block(into: int, out: int) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(into, out, 3, padding=1), nn.ReLU(), nn.Conv2d(out, out, 3, padding=1), nn.ReLU())
+
+        self.down1, self.down2, self.middle = block(3, width), block(width, 2 * width), block(2 * width, 4 * width)
+        self.pool = nn.MaxPool2d(2)
+        self.lift2 = nn.ConvTranspose2d(4 * width, 2 * width, 2, stride=2)
+        self.lift1 = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
+        self.up2, self.up1 = block(4 * width, 2 * width), block(2 * width, width)
+        self.head = nn.Conv2d(width, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 2, H, W)."""
+        one = self.down1(x)
+        two = self.down2(self.pool(one))
+        y = self.up2(torch.cat([two, self.lift2(self.middle(self.pool(two)))], 1))
+        return self.head(self.up1(torch.cat([one, self.lift1(y)], 1)))
+
+
+def chain(depth: int, width: int = 64, kind: str = "dense") -> Made:
+    """A fully connected net without biases; heavy-tailed or 97 % sparse weights where asked for."""
+    widths = [32, *([width] * (depth - 1)), 10]
+    layers: list[nn.Module] = []
+    for into, out in itertools.pairwise(widths):
+        layer = nn.Linear(into, out, bias=False)
+        with torch.no_grad():
+            if kind == "heavy":
+                layer.weight.copy_(
+                    torch.distributions.StudentT(1.5).sample(layer.weight.shape) * torch.randn_like(layer.weight).exp()
+                )
+            if kind == "sparse":
+                layer.weight.mul_(torch.rand_like(layer.weight) < 0.03)
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1]), torch.zeros(2, 32)
+
+
+def vision(name: str) -> Made:
+    """A torchvision model."""
+    import torchvision
+
+    return getattr(torchvision.models, name)(), torch.zeros(2, 3, 64, 64)
+
+
+CASES: dict[str, Callable[[], Made]] = {
+    **{f"chain{depth}": lambda depth=depth: chain(depth) for depth in (4, 16, 64, 256)},
+    "chain16-heavy": lambda: chain(16, kind="heavy"),
+    "chain64-heavy": lambda: chain(64, kind="heavy"),
+    "chain16-sparse": lambda: chain(16, 256, kind="sparse"),
+    "chain64-sparse": lambda: chain(64, 256, kind="sparse"),
+    "unet": lambda: (UNet(), torch.zeros(1, 3, 16, 16)),
+    "llama": lambda: (Llama(), torch.zeros(1, 8, dtype=torch.int64)),
+    **{name: lambda name=name: vision(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")},
+    **{name: lambda name=name: vision(name) for name in ("vgg16", "densenet121")},
+}
+"""By name, a function that makes the model."""
+
+
+def measure(name: str, batchnorm: str = "affine", p: float = 2.0) -> list[dict[str, Any]]:
+    """Two rows: from the weights as they are, and after every channel was multiplied by lognormal(3)."""
+    torch.manual_seed(0)
+    model, inputs = CASES[name]()
+    plan = fxenorm.analyze(model, inputs, p=p, batchnorm=batchnorm)
+    rows = []
+    for start in ("as made", "lognormal(3)"):
+        if start != "as made":
+            scales = 3 * torch.randn(plan.num_scales, dtype=torch.float64)
+            for item in plan.held:
+                scales[list(item.variables)] = 0.0
+            plan.rescale(scales)
+        begun = time.perf_counter()
+        result = plan.balance(tol=1e-6)
+        rows.append(
+            {
+                "model": name,
+                "batchnorm": batchnorm,
+                "start": start,
+                "scales": plan.num_scales,
+                "converged": result.converged,
+                "iterations": result.iterations,
+                "passes": result.passes,
+                "seconds": round(time.perf_counter() - begun, 2),
+                "norm": f"{result.norm_before:.6g} -> {result.norm_after:.8g}",
+                "imbalance": f"{result.imbalance_before:.1e} -> {result.imbalance_after:.1e}",
+                "held": sum(len(item.variables) for item in result.held),
+            }
+        )
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help=f"some of: {', '.join(CASES)}; all without any")
+    parser.add_argument("--json", action="store_true", help="JSON lines instead of a Markdown table")
+    parser.add_argument("--batchnorm", default="affine", help="as in fxenorm.analyze")
+    parser.add_argument("-p", type=float, default=2.0, help="the norm's exponent")
+    given = parser.parse_args(arguments)
+    unknown = sorted(set(given.models) - set(CASES))
+    if unknown:
+        parser.error(f"unknown models: {', '.join(unknown)}; there are {', '.join(CASES)}")
+    header = False
+    for name in given.models or CASES:
+        for row in measure(name, given.batchnorm, given.p):
+            if given.json:
+                print(json.dumps(row), flush=True)
+                continue
+            if not header:
+                print("| " + " | ".join(row) + " |\n" + "|---" * len(row) + "|")
+                header = True
+            print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
