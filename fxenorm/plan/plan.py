@@ -23,6 +23,7 @@ from .balance import BalanceResult, balance
 from .bind import check_fits
 from .core import Core
 from .describe import describe
+from .fast_step import PreparedStep
 from .graph import pair_graph
 from .groups import Group
 from .held import Held, held_by_group
@@ -59,6 +60,7 @@ class Plan:
         self._model = unwrap(model)
         self._example = example
         self._warned_unowned = False
+        self._last_step: PreparedStep | None = None
 
     def prepare(self) -> None:
         """Works out now what the first step needs and what checks the options against the model; else it waits until then.
@@ -207,9 +209,15 @@ class Plan:
         """
         if isinstance(cycles, bool) or not isinstance(cycles, int) or cycles < 1:
             raise OptionError(f"cycles={cycles!r} is not valid: expected an integer >= 1")
-        snapshot, targets = self._prepared(optimizer, grads=grads)
+        optimizers = unwrap_optimizers(optimizer)
+        step = self._last_step
+        if step is None or grads or not step.holds(optimizers):
+            self._last_step = None
+            snapshot, targets = self._prepared(optimizers, grads=grads)
+            step = PreparedStep(snapshot, self._model, optimizers, targets)
+            self._last_step = None if grads else step
         if self.num_scales:
-            self._core.backend.apply(targets, snapshot.cycles(targets, cycles))
+            step.run(cycles)
 
     def balance(self, optimizer: OptimizerLike = None, *, tol: float = 1e-6, max_iterations: int = 10_000) -> BalanceResult:
         """Moves the weights to their least norm: Jacobi cycles until the imbalance is at most `tol`, then one write.

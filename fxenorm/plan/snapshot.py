@@ -117,6 +117,10 @@ class Snapshot:
         skipped = self.frozen | self.core.symmetry.buffers
         return [name for name, tensor in self.tensors.items() if name not in skipped and id(tensor) not in owned]
 
+    def read_tensors(self) -> list[Tensor]:
+        """All tensors of the model that are read or written."""
+        return list(self._read.values())
+
     def sums(self) -> ChannelSums:
         """N and P of the weights as they are."""
         return self.core.backend.reduce(self.program, *self.core.objective.gather(self._read))
