@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ..errors import BindError, OptimizerError, OptionError
 from ..optim.state import OptimizerLike, StateChoice, owned_by, unwrap_optimizers
+from .stepping import step
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -141,7 +142,7 @@ class Attachment:
     def _step(self, grads: bool, gate: Tensor | None) -> None:
         """Rescales; a model that is frozen as a whole for now is no inference model here, and is left as it is."""
         if self._is_trained():
-            self._plan._step(self._optimizers, cycles=self._cycles, grads=grads, state=self._state, gate=gate)
+            step(self._plan, self._optimizers, cycles=self._cycles, grads=grads, state=self._state, gate=gate)
 
     def _is_trained(self) -> bool:
         """Whether any parameter requires a gradient."""

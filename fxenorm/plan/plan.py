@@ -22,6 +22,7 @@ from .balance import BalanceResult, balance
 from .bind import check_fits
 from .core import Core
 from .describe import describe
+from .fast_step import PreparedStep
 from .graph import pair_graph
 from .groups import Group
 from .held import Held, held_by_group
@@ -30,6 +31,7 @@ from .options import Options
 from .pairs import Pair
 from .serialise import from_dict, to_dict
 from .snapshot import Snapshot
+from .stepping import step
 from .track import Tracked
 from .verify import Verification, verify
 from .warn_once import WarnOnce
@@ -62,6 +64,7 @@ class Plan:
         self._example = example
         self._tracked: list[Tracked] = []
         self._warnings = WarnOnce()
+        self._last_step: PreparedStep | None = None
 
     def prepare(self) -> None:
         """Works out now what the first step needs and what checks the options against the model; else it waits until then.
@@ -211,20 +214,7 @@ class Plan:
             BindError: a parameter has another shape than at the analysis; nothing was written.
             OptionError: `cycles` is not a positive integer, or `state` is unknown.
         """
-        self._step(optimizer, cycles=cycles, grads=grads, state=state)
-
-    def _step(
-        self, optimizer: OptimizerLike, *, cycles: int, grads: bool, state: StateChoice, gate: Tensor | None = None
-    ) -> None:
-        """`step`; with a 0-d bool tensor as gate, nothing moves where that is False, and nothing waits for it."""
-        if type(cycles) is not int or cycles < 1:
-            raise OptionError(f"cycles={cycles!r} is not valid: expected an integer >= 1")
-        snapshot, targets = self._prepared(optimizer, grads=grads, state=state)
-        if optimizer is None and state != "keep" and not grads:
-            self._warnings.unseen(snapshot.a_gradient())
-        if self.num_scales:
-            scales = snapshot.cycles(targets, cycles)
-            snapshot.apply(targets, scales if gate is None else scales * gate.to(scales))
+        step(self, optimizer, cycles=cycles, grads=grads, state=state)
 
     def balance(
         self,

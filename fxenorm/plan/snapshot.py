@@ -149,6 +149,10 @@ class Snapshot:
         held = {name for copy in (self.tensors, *self._copies) for name, tensor in copy.items() if id(tensor) in owned}
         return [name for name in self.tensors if name not in skipped and name not in held]
 
+    def read_tensors(self) -> list[Tensor]:
+        """All tensors of the model that are read or written."""
+        return list(self._read.values())
+
     def sums(self) -> ChannelSums:
         """N and P of the weights as they are."""
         return self.core.backend.reduce(self.program, *self.core.objective.gather(self._read))
