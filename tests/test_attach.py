@@ -41,18 +41,16 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 class Spy:
-    """Counts the calls of the plan that really move weights."""
+    """By hook call, whether what stands between its two hooks moved any weight; the second one is set by `watch`."""
 
-    def __init__(self, plan: fxenorm.Plan) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.moved: list[bool] = []
-        self._inner = plan._step
-        self._model = plan.model
-        plan._step = self  # type: ignore[method-assign]
+        self._before: list[Tensor] = []
+        self._model, self._optimizer = model, optimizer
+        optimizer.register_step_post_hook(lambda *_: self._before.__setitem__(slice(None), weights(model)))
 
-    def __call__(self, *arguments: Any, **options: Any) -> None:
-        before = weights(self._model)
-        self._inner(*arguments, **options)
-        self.moved.append(not same(before, weights(self._model)))
+    def watch(self) -> None:
+        self._optimizer.register_step_post_hook(lambda *_: self.moved.append(not same(self._before, weights(self._model))))
 
 
 @pytest.mark.parametrize(
@@ -61,13 +59,16 @@ class Spy:
 def test_period_start_and_stop(every: int, start: int, stop: int | None, due: int) -> None:
     model = network()
     plan = fxenorm.analyze(model)
-    spy = Spy(plan)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    spy = Spy(model, optimizer)
     handle = plan.attach(optimizer, every=every, start=start, stop=stop)
+    spy.watch()
     for step in range(9):
         backward(model, step)
         optimizer.step()
-    assert spy.moved == [True] * due and handle.steps == 9
+    after = [step - start for step in range(1, 10) if stop is None or step <= stop]
+    assert [index + 1 for index, moved in enumerate(spy.moved) if moved] == [n + start for n in after if n > 0 and n % every == 0]
+    assert sum(spy.moved) == due and handle.steps == 9
 
 
 def test_it_is_step_after_every_step_and_ends_with_remove() -> None:
@@ -134,9 +135,10 @@ def test_another_graph_or_other_options_are_not_resumed() -> None:
 def test_steps_that_a_scaler_skips_do_not_count(fused: bool, every: int) -> None:
     model = network()
     plan = fxenorm.analyze(model)
-    spy = Spy(plan)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+    spy = Spy(model, optimizer)
     handle = plan.attach(optimizer, every=every)
+    spy.watch()
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     poisoned = {0, 3, 4}
     for step in range(9):
@@ -259,9 +261,10 @@ def test_copies_of_the_optimizer_and_wrappers() -> None:
 
     model = network()
     plan = fxenorm.analyze(model)
-    spy = Spy(plan)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    spy = Spy(model, optimizer)
     handle = plan.attach(Wrapper(optimizer))
+    spy.watch()
     backward(model, 0)
     optimizer.step()
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
