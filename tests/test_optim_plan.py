@@ -155,3 +155,42 @@ def test_what_no_optimizer_holds_is_listed_once() -> None:
     plan.step(optimizer)
     plan.balance(optimizer)
     assert [warning.filename for warning in seen] == [__file__]
+
+
+@pytest.mark.parametrize("cls", TORCH, ids=lambda cls: cls.__name__)
+def test_it_goes_on_following_step_after_step(cls: type[Optimizer]) -> None:
+    """What one call looked up must not be taken for what the next one has to move."""
+    model, plan, optimizers = build(cls, **({"lr": 1e-2, "momentum": 0.9} if cls is torch.optim.SGD else {}))
+
+    def closure() -> Tensor:
+        model.zero_grad()
+        loss = (model(IDS) - 1).square().mean()
+        loss.backward()
+        return loss
+
+    for step in range(4):
+        for optimizer in optimizers:
+            optimizer.step(closure)
+        weights = {parameter: parameter.detach().clone() for parameter in model.parameters()}
+        before = {parameter: copy.deepcopy(state) for parameter, state in optimizers[0].state.items()}
+        follower = copy.deepcopy(model)
+        tracked = plan.track(follower) if step == 2 else None
+        plan.step(optimizers)
+        if tracked is not None:
+            assert all(torch.equal(a, b) for a, b in zip(model.parameters(), follower.parameters(), strict=True))
+            tracked.remove()
+        factors = {parameter: parameter.detach() / weight for parameter, weight in weights.items()}
+        if cls is torch.optim.LBFGS:
+            flat = torch.cat([factors[p].reshape(-1) for p in model.parameters()])
+            for first, state in before.items():
+                for old, new in zip(state["old_stps"], optimizers[0].state[first]["old_stps"], strict=True):
+                    torch.testing.assert_close(new, old * flat, rtol=1e-10, atol=0)
+            continue
+        for parameter, state in before.items():
+            now = optimizers[0].state[parameter]
+            if "row_var" in state:
+                old, new = (s["row_var"] @ s["col_var"] / s["row_var"].mean(-2, keepdim=True) for s in (state, now))
+                torch.testing.assert_close(new, old / factors[parameter] ** 2, rtol=1e-10, atol=0)
+                continue
+            for key, value in expected(optimizers[0], parameter, factors[parameter], state).items():
+                torch.testing.assert_close(now[key], value, rtol=1e-10, atol=0, msg=key)
