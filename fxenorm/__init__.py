@@ -15,6 +15,7 @@ _HOMES = {
     "FxenormError": "fxenorm.errors",
     "FxenormWarning": "fxenorm.errors",
     "errors": "fxenorm",
+    "register_optimizer": "fxenorm.optim.registry",
     "register_rule": "fxenorm.rules",
     "supported_operators": "fxenorm.rules",
 }
@@ -26,6 +27,7 @@ __all__ = [
     "Plan",
     "analyze",
     "errors",
+    "register_optimizer",
     "register_rule",
     "supported_operators",
 ]
@@ -33,6 +35,7 @@ __all__ = [
 if TYPE_CHECKING:
     from . import errors
     from .errors import FxenormError, FxenormWarning
+    from .optim.registry import register_optimizer
     from .plan.analyze import analyze
     from .plan.plan import BalanceResult, Plan
     from .rules import register_rule, supported_operators

@@ -107,10 +107,22 @@ def test_state_that_is_absent_or_none() -> None:
     assert other not in optimizer.state, "no state is made by looking"
 
 
-@pytest.mark.parametrize("cls", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad])
-def test_classes_without_a_rule_raise_whatever_their_keys(cls: type[torch.optim.Optimizer]) -> None:
-    optimizer = cls([parameter()], lr=0.1)  # type: ignore[call-arg]
-    with pytest.raises(OptimizerError, match=rf"{cls.__name__}.*torch\.optim\.SGD"):
+class Shampoo(torch.optim.Optimizer):
+    """No rule knows it, whatever its keys are called."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for member in group["params"]:
+                self.state[member].setdefault("momentum_buffer", torch.zeros_like(member)).add_(member.grad)
+
+
+def test_classes_without_a_rule_raise_with_the_choices() -> None:
+    optimizer = stepped(Shampoo([parameter()]))
+    with pytest.raises(OptimizerError, match=r"Shampoo.*state='reset'.*state='keep'.*register_optimizer.*torch\.optim\.SGD"):
         state_tensors([optimizer], {})
 
 

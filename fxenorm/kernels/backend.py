@@ -63,18 +63,19 @@ def get_backend(name: str) -> Backend:
     """The executor of that name.
 
     Args:
-        name: "auto" takes the fastest that runs here; for now that is "eager".
+        name: "eager"; "compiled" for CPUs, which hands what it cannot do to "eager"; "auto" takes "compiled" where there is a
+            compiler, and else "eager" and says so once.
 
     Raises:
-        OptionError: there is no executor of that name.
+        OptionError: there is no executor of that name, or it does not work here.
 
     Example:
-        >>> get_backend("auto").name
+        >>> get_backend("eager").name
         'eager'
     """
-    from . import eager  # noqa: F401  (registers itself)
+    from . import compiled, eager  # noqa: F401  (register themselves)
 
-    factory = _BACKENDS.get("eager" if name == "auto" else name)
+    factory = _BACKENDS.get(name)
     if factory is None:
-        raise OptionError(f"backend={name!r} is not a valid option: expected 'auto' or one of {sorted(_BACKENDS)}")
+        raise OptionError(f"backend={name!r} is not a valid option: expected one of {sorted(_BACKENDS)}")
     return factory()

@@ -107,6 +107,30 @@ class ReduceProgram:
     counted_negative: Tensor
     counted_positive: Tensor
     _copies: dict[torch.device, ReduceProgram] = field(default_factory=dict, repr=False, compare=False)
+    _parts: dict[tuple[int, ...], ReduceProgram] = field(default_factory=dict, repr=False, compare=False)
+
+    def part(self, positions: Sequence[int]) -> ReduceProgram:
+        """The same with some of the blocks only, in their order; made once for each choice."""
+        key = tuple(positions)
+        known = self._parts.get(key)
+        if known is None:
+            sizes = [sum(ids.numel() for _, ids in block.terms) for block in self.blocks]
+            sizes = [
+                size + (0 if block.collided_rows is None else block.collided_rows.numel())
+                for size, block in zip(sizes, self.blocks, strict=True)
+            ]
+            slots, offsets = torch.split(self.slots, sizes), torch.split(self.offsets, sizes)
+            known = replace(
+                self,
+                blocks=tuple(self.blocks[position] for position in key),
+                slots=torch.cat([slots[position] for position in key]),
+                offsets=torch.cat([offsets[position] for position in key]),
+                log_weights=self.log_weights[list(key)],
+                _copies={},
+                _parts={},
+            )
+            self._parts[key] = known
+        return known
 
     def to(self, device: torch.device) -> ReduceProgram:
         """The same program with its tensors on `device`; made once a device."""

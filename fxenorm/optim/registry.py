@@ -4,34 +4,144 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..errors import OptimizerError
+from ..errors import OptimizerError, OptionError
 
-__all__ = ["StateRule", "find_rule", "register", "supported_optimizers"]
+__all__ = [
+    "Contract",
+    "Factor",
+    "Flat",
+    "Follows",
+    "Rule",
+    "StateRule",
+    "find_rule",
+    "power_of_present",
+    "register",
+    "register_optimizer",
+    "registered",
+    "supported_optimizers",
+]
 
-StateRule = Callable[[Mapping[str, Any]], Mapping[str, int]]
-"""From one parameter's state to the power of the parameter's factor D that each of its tensors is multiplied by."""
+Contract = Literal["re-expressed", "covariant", "by definition"]
+"""What a rule promises, D being the parameter's factor.
 
-_RULES: dict[type[Optimizer], StateRule] = {}
+"re-expressed": the state is that of a fresh optimizer that was fed the rescaled gradients from the start.
+"covariant": later updates are D times those of the run that was never rescaled.
+"by definition": what the state stands for is rescaled exactly; the rule says what that is.
+"""
 
-_ADVICE = "Use {}, or rescale without an optimizer: its state then stays as it is, which suits an empty or reset state only"
+
+@dataclass(frozen=True)
+class Factor:
+    """One of two small tensors whose product over the mean of one stands for a tensor of the parameter's shape.
+
+    Attributes:
+        power: of D, for that product.
+        axis: the one of the last two axes along which this factor is constant (size 1).
+        other: key of the other factor.
+    """
+
+    power: int
+    axis: Literal[-1, -2]
+    other: str
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A tensor, or a list of tensors, that holds a value for every entry of every parameter, one parameter after the other."""
+
+    power: int
+
+
+Follows = int | Factor | Flat
+"""How a state tensor follows: times D to a power (the parameter's shape), or one of the layouts above."""
+
+StateRule = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Follows]]
+"""From one parameter's state and its group to how each tensor of the state follows; what is not named stays as it is."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the state of an optimizer class follows.
+
+    Attributes:
+        follows: the rule itself.
+        contract: what it promises.
+    """
+
+    follows: StateRule
+    contract: Contract
+
+
+_RULES: dict[type[Optimizer], Rule] = {}
+
+_CHOICES = (
+    "Pass state='reset' to drop the state of what is rescaled, or state='keep' to leave it (which suits empty state only), or "
+    "tell how it follows with fxenorm.register_optimizer({}, rule)"
+)
 
 _METHODS_THAT_MATTER = ("step", "_init_group")
 """What decides which gradients enter the state, and how."""
 
 
-def register(cls: type[Optimizer]) -> Callable[[StateRule], StateRule]:
-    """Decorator: makes a function the rule of an optimizer class."""
+def register(name: str, contract: Contract = "re-expressed") -> Callable[[StateRule], StateRule]:
+    """Decorator: makes a function the rule of the class of that name in ``torch.optim``, if the installed torch has it."""
 
     def keep(rule: StateRule) -> StateRule:
-        _RULES[cls] = rule
+        cls = getattr(torch.optim, name, None)
+        if cls is not None:
+            _RULES[cls] = Rule(rule, contract)
         return rule
 
     return keep
+
+
+def register_optimizer(cls: type[Optimizer], rule: StateRule | Mapping[str, int], *, contract: Contract = "re-expressed") -> None:
+    """Tells how the state of an optimizer class follows when its parameters are rescaled, theta <- D * theta.
+
+    Args:
+        cls: the class; it also serves subclasses that leave ``step`` as it is. A rule that is there already is replaced.
+        rule: a dict from state keys to powers of D: -1 for what sums gradients, -2 for what sums their squares, +1 for what is
+            in the parameter's own units (averages, slow weights); a key that is absent stays as it is. Or a function of one
+            parameter's state and its group that returns such a dict. Tensors have the parameter's shape.
+        contract: what the rule promises: "re-expressed", the state is that of a fresh optimizer fed the rescaled gradients;
+            "covariant", later updates are D times what they would have been; "by definition", anything else.
+
+    Raises:
+        OptionError: `cls` is no optimizer class, `rule` is neither a dict of integers nor a function, or `contract` is unknown.
+
+    Example:
+        >>> class Lion(torch.optim.Optimizer):
+        ...     '''Steps by the sign of a running mean of gradients, kept as "exp_avg".'''
+        >>> register_optimizer(Lion, {"exp_avg": -1})
+        >>> find_rule(Lion([torch.nn.Parameter(torch.ones(1))], {})).contract
+        're-expressed'
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
+        raise OptionError(f"cls={cls!r} is not valid: expected a class that derives from torch.optim.Optimizer")
+    if contract not in get_args(Contract):
+        listed = ", ".join(repr(choice) for choice in get_args(Contract))
+        raise OptionError(f"contract={contract!r} is not valid: expected one of {listed}")
+    if isinstance(rule, Mapping):
+        powers = dict(rule)
+        if not all(isinstance(key, str) and type(power) is int for key, power in powers.items()):
+            raise OptionError(f"rule={rule!r} is not valid: expected state keys with integer powers, as {{'exp_avg': -1}}")
+        _RULES[cls] = Rule(lambda state, group: power_of_present(state, powers), contract)
+    elif callable(rule):
+        _RULES[cls] = Rule(rule, contract)
+    else:
+        raise OptionError(f"rule={rule!r} is not valid: expected a dict of integer powers by state key, or a function")
+
+
+def registered() -> dict[type[Optimizer], Rule]:
+    """All rules by class."""
+    return dict(_RULES)
 
 
 def supported_optimizers() -> list[str]:
@@ -39,7 +149,7 @@ def supported_optimizers() -> list[str]:
     return sorted(f"{cls.__module__.rpartition('.')[0]}.{cls.__name__}" for cls in _RULES)
 
 
-def find_rule(optimizer: Optimizer) -> StateRule:
+def find_rule(optimizer: Optimizer) -> Rule:
     """The rule for an optimizer: that of its class, or of the base class whose update it uses unchanged.
 
     Args:
@@ -52,6 +162,7 @@ def find_rule(optimizer: Optimizer) -> StateRule:
         OptimizerError: neither its class nor a base class that it leaves unchanged has one.
     """
     cls = type(optimizer)
+    choices = _CHOICES.format(cls.__name__)
     for base in cls.__mro__:
         rule = _RULES.get(base)
         if rule is None:
@@ -61,11 +172,11 @@ def find_rule(optimizer: Optimizer) -> StateRule:
             return rule
         raise OptimizerError(
             f"{_named(cls)} derives from {_named(base)} but has its own {' and '.join(changed)}: whether its state follows a "
-            f"rescaling as {base.__name__}'s does cannot be known. {_ADVICE.format(base.__name__)}"
+            f"rescaling as {base.__name__}'s does cannot be known. {choices}"
         )
     raise OptimizerError(
-        f"no rule says how the state of {_named(cls)} follows a rescaling of its parameters. "
-        f"{_ADVICE.format(' or '.join(supported_optimizers()))}"
+        f"no rule says how the state of {_named(cls)} follows a rescaling of its parameters: nothing was rescaled. {choices}. "
+        f"There are rules for {', '.join(supported_optimizers())}"
     )
 
 
@@ -80,6 +191,6 @@ def _named(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def power_of_present(state: Mapping[str, Any], powers: Mapping[str, int]) -> dict[str, int]:
-    """The entries of `powers` whose state exists; None stands for state that has not been made yet."""
-    return {key: power for key, power in powers.items() if isinstance(state.get(key), Tensor)}
+def power_of_present(state: Mapping[str, Any], powers: Mapping[str, Follows]) -> dict[str, Follows]:
+    """The entries of `powers` whose state exists; None and an empty list stand for state that has not been made yet."""
+    return {key: power for key, power in powers.items() if isinstance(state.get(key), Tensor) or state.get(key)}

@@ -2,39 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..errors import OptimizerError
-from . import sgd  # noqa: F401  (registers its rule)
-from .registry import find_rule
+from ..errors import OptimizerError, OptionError
+from .registry import Factor, Flat, find_rule
 
-__all__ = ["OptimizerLike", "StateTensor", "owned_by", "state_tensors", "unwrap_optimizers"]
+__all__ = [
+    "OptimizerLike",
+    "StateChoice",
+    "StateTensor",
+    "check_choice",
+    "owned_by",
+    "reset_state",
+    "state_tensors",
+    "unwrap_optimizers",
+]
 
 OptimizerLike = Any
 """An optimizer, something that holds one as ``.optimizer``, a sequence of these, or None."""
 
+StateChoice = Literal["reexpress", "reset", "keep"]
+"""What becomes of optimizer state: it follows by its class's rule, is dropped, or stays as it is."""
+
 
 @dataclass(frozen=True)
 class StateTensor:
-    """One tensor of an optimizer's state.
+    """One tensor of an optimizer's state, or the part of a flat one that belongs to one parameter.
 
     Attributes:
         parameter: name of the parameter that it belongs to.
         key: its key in the state.
-        tensor: the tensor, of the parameter's shape.
+        tensor: the tensor, of the parameter's shape, but for factors.
         power: it is multiplied by the parameter's factor D to this power.
+        factor: where it is one of two factors, which; the tensor's shape is then 1 along ``factor.axis``.
+        other: the other factor.
+        in_list: whether it is part of state that is kept in lists, which change without the state's entry changing.
     """
 
     parameter: str
     key: str
     tensor: Tensor
     power: int
+    factor: Factor | None = None
+    other: Tensor | None = None
+    in_list: bool = False
+
+
+def check_choice(state: str) -> None:
+    """Raises an OptionError unless `state` is one of the choices."""
+    if state not in get_args(StateChoice):
+        raise OptionError(f"state={state!r} is not valid: expected 'reexpress', 'reset' or 'keep'")
 
 
 def unwrap_optimizers(optimizer: OptimizerLike) -> tuple[Optimizer, ...]:
@@ -93,22 +116,77 @@ def state_tensors(optimizers: Sequence[Optimizer], parameters: Mapping[str, Tens
         The tensors with their powers.
 
     Raises:
-        OptimizerError: an optimizer has no rule, holds none of the parameters, or holds state of another shape or layout.
+        OptimizerError: an optimizer has no rule, or holds state of another shape, type or layout.
     """
+    names = {id(parameter): name for name, parameter in parameters.items()}
     found: list[StateTensor] = []
     for optimizer in optimizers:
         rule = find_rule(optimizer)
-        for name, parameter in parameters.items():
-            state = optimizer.state.get(parameter)
-            if not state:
-                continue
-            for key, power in rule(state).items():
-                tensor = state[key]
-                if tensor.shape != parameter.shape or tensor.layout != torch.strided:
-                    raise OptimizerError(
-                        f"state {key!r} of {name!r} in {type(optimizer).__name__} has shape {tuple(tensor.shape)} and layout "
-                        f"{tensor.layout}, but the parameter has shape {tuple(parameter.shape)}: nothing was rescaled. "
-                        "Reset that state, or load a state_dict that belongs to this model"
-                    )
-                found.append(StateTensor(name, key, tensor, power))
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                state = optimizer.state.get(parameter)
+                if not state:
+                    continue
+                name = names.get(id(parameter))
+                for key, follows in rule.follows(state, group).items():
+                    if isinstance(follows, Flat):
+                        found.extend(_flat(optimizer, key, state[key], follows.power, names))
+                    elif name is not None:
+                        found.append(_checked(optimizer, name, parameter, key, follows, state))
     return found
+
+
+def reset_state(optimizers: Iterable[Optimizer], parameters: Iterable[Tensor]) -> None:
+    """Drops the state of the given parameters, as if they had never been stepped; flat state is dropped whole."""
+    moved = {id(parameter) for parameter in parameters}
+    for optimizer in optimizers:
+        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if not any(id(parameter) in moved for parameter in held):
+            continue
+        for parameter in held:
+            # LBFGS keeps the history of all its parameters with the first of them.
+            if id(parameter) in moved or isinstance(optimizer, torch.optim.LBFGS):
+                optimizer.state.pop(parameter, None)
+
+
+def _checked(
+    optimizer: Optimizer, name: str, parameter: Tensor, key: str, follows: int | Factor, state: Mapping[str, Any]
+) -> StateTensor:
+    """One state tensor of a parameter, of the shape that its rule expects."""
+    shape = list(parameter.shape)
+    if isinstance(follows, Factor):
+        shape[follows.axis] = 1
+    tensor = state[key]
+    _check_form(optimizer, name, key, tensor, tuple(shape))
+    if isinstance(follows, Factor):
+        return StateTensor(name, key, tensor, follows.power, follows, state.get(follows.other))
+    return StateTensor(name, key, tensor, follows)
+
+
+def _flat(optimizer: Optimizer, key: str, value: Any, power: int, names: Mapping[int, str]) -> Iterator[StateTensor]:
+    """The parts of flat state that belong to parameters which are rescaled, as views of the parameters' shapes."""
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    total = sum(parameter.numel() for parameter in held)
+    for vector in value if isinstance(value, (list, tuple)) else [value]:
+        _check_form(optimizer, "all parameters", key, vector, (total,))
+        offset = 0
+        for parameter in held:
+            name = names.get(id(parameter))
+            if name is not None:
+                part = vector[offset : offset + parameter.numel()].view(parameter.shape)
+                yield StateTensor(name, key, part, power, in_list=isinstance(value, (list, tuple)))
+            offset += parameter.numel()
+
+
+def _check_form(optimizer: Optimizer, name: str, key: str, tensor: Any, shape: tuple[int, ...]) -> None:
+    """Raises unless a piece of state is a dense float tensor of that shape."""
+    if not isinstance(tensor, Tensor):
+        form = f"is a {type(tensor).__name__}"
+    elif tuple(tensor.shape) != shape or tensor.layout != torch.strided or not tensor.is_floating_point():
+        form = f"has shape {tuple(tensor.shape)}, type {tensor.dtype} and layout {tensor.layout}"
+    else:
+        return
+    raise OptimizerError(
+        f"state {key!r} of {name!r} in {type(optimizer).__name__} {form}, but a dense float tensor of shape {shape} is expected: "
+        "nothing was rescaled. Pass state='reset' to drop that state, or load a state_dict that belongs to this model"
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,26 +10,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from ..errors import FxenormWarning, OptionError, RescaleError
+from ..errors import OptionError
 from ..kernels.program import ScaleTarget
-from ..optim.state import OptimizerLike, unwrap_optimizers
+from ..optim.state import OptimizerLike, StateChoice, check_choice, unwrap_optimizers
 from ..solve.jacobi import imbalance
 from ..symmetry.symmetry import Barrier, Symmetry
 from ..trace import Inputs, resolve_inputs, unwrap
+from .attach import Attachment
 from .balance import BalanceResult, balance
 from .bind import check_fits
 from .core import Core
 from .describe import describe
+from .fast_step import PreparedStep
 from .graph import pair_graph
 from .groups import Group
 from .held import Held, held_by_group
+from .log_scales import checked_log_scales, refuse_overflow
 from .options import Options
 from .pairs import Pair
 from .serialise import from_dict, to_dict
 from .snapshot import Snapshot
+from .stepping import step
+from .track import Tracked
 from .verify import Verification, verify
+from .warn_once import WarnOnce
 
 if TYPE_CHECKING:
     import networkx
@@ -58,7 +62,9 @@ class Plan:
         self._core = Core(symmetry, options) if core is None else core
         self._model = unwrap(model)
         self._example = example
-        self._warned_unowned = False
+        self._tracked: list[Tracked] = []
+        self._warnings = WarnOnce()
+        self._last_step: PreparedStep | None = None
 
     def prepare(self) -> None:
         """Works out now what the first step needs and what checks the options against the model; else it waits until then.
@@ -189,7 +195,9 @@ class Plan:
 
     # ---------------------------------------------------------------- what rescales
 
-    def step(self, optimizer: OptimizerLike = None, *, cycles: int = 1, grads: bool = False) -> None:
+    def step(
+        self, optimizer: OptimizerLike = None, *, cycles: int = 1, grads: bool = False, state: StateChoice = "reexpress"
+    ) -> None:
         """Moves the weights towards their least norm by Jacobi cycles, in place; call it after ``optimizer.step()``.
 
         One cycle multiplies channel k by sqrt(R_k / L_k) as in ENorm (Stock et al., ICLR 2019, section 3), all channels from
@@ -199,25 +207,30 @@ class Plan:
             optimizer: whose state follows: one, a sequence, a wrapper with ``.optimizer``, or None.
             cycles: number of cycles; all of them work on sums, and the weights are written once.
             grads: whether ``.grad`` follows too, as under gradient accumulation.
+            state: "reexpress": optimizer state follows by its class's rule; "reset": it is dropped; "keep": it stays.
 
         Raises:
             OptimizerError: the optimizer has no rule, or its state does not fit the model; nothing was written.
             BindError: a parameter has another shape than at the analysis; nothing was written.
-            OptionError: `cycles` is not a positive integer.
+            OptionError: `cycles` is not a positive integer, or `state` is unknown.
         """
-        if isinstance(cycles, bool) or not isinstance(cycles, int) or cycles < 1:
-            raise OptionError(f"cycles={cycles!r} is not valid: expected an integer >= 1")
-        snapshot, targets = self._prepared(optimizer, grads=grads)
-        if self.num_scales:
-            self._core.backend.apply(targets, snapshot.cycles(targets, cycles))
+        step(self, optimizer, cycles=cycles, grads=grads, state=state)
 
-    def balance(self, optimizer: OptimizerLike = None, *, tol: float = 1e-6, max_iterations: int = 10_000) -> BalanceResult:
+    def balance(
+        self,
+        optimizer: OptimizerLike = None,
+        *,
+        tol: float = 1e-6,
+        max_iterations: int = 10_000,
+        state: StateChoice = "reexpress",
+    ) -> BalanceResult:
         """Moves the weights to their least norm: Jacobi cycles until the imbalance is at most `tol`, then one write.
 
         Args:
             optimizer: as in `step`.
             tol: largest imbalance |log(N_k / P_k)| / p that counts as balanced.
             max_iterations: cycles at most; the best that was reached is applied then, and ``converged`` is False.
+            state: as in `step`.
 
         Returns:
             What was done; print it. ``plan.rescale(-result.log_scales)`` undoes it.
@@ -230,30 +243,62 @@ class Plan:
             raise OptionError(f"tol={tol!r} is not valid: expected a number > 0")
         if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
             raise OptionError(f"max_iterations={max_iterations!r} is not valid: expected an integer >= 1")
-        snapshot, targets = self._prepared(optimizer)
+        snapshot, targets = self._prepared(optimizer, state=state)
         return balance(snapshot, targets, tol=float(tol), max_iterations=max_iterations)
 
-    def rescale(self, log_scales: Tensor | Sequence[float], optimizer: OptimizerLike = None) -> None:
+    def rescale(
+        self, log_scales: Tensor | Sequence[float], optimizer: OptimizerLike = None, *, state: StateChoice = "reexpress"
+    ) -> None:
         """Multiplies every entry by exp(a . log_scales), in place; frozen parameters too.
 
         Args:
             log_scales: (num_scales,) natural logarithms, a tensor or a sequence of floats.
-            optimizer: as in `step`.
+            optimizer, state: as in `step`.
 
         Raises:
             RescaleError: `log_scales` has another shape or is not finite, or a tensor would overflow; nothing was written.
             OptimizerError, BindError: as `step`; nothing was written.
         """
-        given = self._checked(log_scales)
-        snapshot, targets = self._prepared(optimizer, frozen=True)
+        given = checked_log_scales(log_scales, self.num_scales)
+        snapshot, targets = self._prepared(optimizer, frozen=True, state=state)
         scales = snapshot.checked_scales(given)
-        for target in targets:
-            if bool(self._core.backend.overflowing([target], scales, net=True).any()):
-                raise RescaleError(
-                    f"log_scales (largest absolute value {float(scales.abs().max()):.3g}) would overflow {target.name!r} of type "
-                    f"{target.tensor.dtype}: nothing was rescaled; use smaller ones"
-                )
-        self._core.backend.apply(targets, scales)
+        refuse_overflow(self._core.backend, targets, scales)
+        snapshot.apply(targets, scales)
+
+    def attach(
+        self, optimizer: OptimizerLike, every: int = 1, start: int = 0, stop: int | None = None, **options: Any
+    ) -> Attachment:
+        """Calls `step` from the optimizer's own step hook, so that it works under every trainer that steps that optimizer.
+
+        Args:
+            optimizer: one, a sequence (rescaled when the last of them has stepped), or a wrapper with ``.optimizer``.
+            every, start, stop: rescaled after each `every`-th of the steps start + 1, start + 2, ..., stop (None: no end).
+            options: `cycles`, `grads` and `state` of `step`.
+
+        Returns:
+            A handle with ``remove``, ``state_dict`` and ``load_state_dict``; also a context manager.
+
+        Raises:
+            OptimizerError, OptionError: as `step`.
+        """
+        return Attachment(self, optimizer, every=every, start=start, stop=stop, **options)
+
+    def track(self, copy: Any, *, master: bool = False) -> Tracked:
+        """Has a copy of the weights follow every later rescaling, in the same call.
+
+        Args:
+            copy: an averaged model (AveragedModel, timm's ModelEma, any module of the model's shape), a dict of tensors by name,
+                or a list in the order of ``model.parameters()``, of all or of those that require a gradient.
+            master: whether the model's 16-bit weights are rewritten from it, so that factors need be no powers of two.
+
+        Returns:
+            A handle with ``remove``.
+
+        Raises:
+            BindError, OptionError: names or shapes differ from the model's, or `copy` is none of these.
+        """
+        self._tracked.append(Tracked(copy, self._model, self.symmetry, master=master, forget=self._tracked.remove))
+        return self._tracked[-1]
 
     def verify(self, inputs: Any = None, *, seed: int = 0) -> Verification:
         """Checks on the model itself that rescaling leaves its outputs as they are; the model is left alone.
@@ -326,47 +371,18 @@ class Plan:
         """One line."""
         return f"<fxenorm.Plan of {type(self._model).__name__}: {self.num_scales} scales in {len(self.groups)} groups>"
 
-    # ---------------------------------------------------------------- helpers
-
     def _snapshot(self) -> Snapshot:
         """The model's tensors now."""
-        return Snapshot(self._core, self._model)
+        return Snapshot(self._core, self._model, self._tracked)
 
     def _prepared(
-        self, optimizer: OptimizerLike, *, frozen: bool = False, grads: bool = False
+        self, optimizer: OptimizerLike, *, frozen: bool = False, grads: bool = False, state: StateChoice = "reexpress"
     ) -> tuple[Snapshot, list[ScaleTarget]]:
         """The model's tensors now and everything that follows a rescaling; raises before anything is written."""
+        check_choice(state)
         optimizers = unwrap_optimizers(optimizer)
         snapshot = self._snapshot()
-        targets = snapshot.targets(optimizers, frozen=frozen, grads=grads)
-        if optimizers and not self._warned_unowned:
-            self._warn_of_unowned(snapshot, optimizers)
+        targets = snapshot.targets(optimizers, frozen=frozen, grads=grads, state=state)
+        if optimizers:
+            self._warnings.unowned(snapshot.unowned(optimizers))
         return snapshot, targets
-
-    def _warn_of_unowned(self, snapshot: Snapshot, optimizers: Sequence[Optimizer]) -> None:
-        """Lists, once a plan, the parameters that move though no optimizer holds them."""
-        names = snapshot.unowned(optimizers)
-        if names:
-            self._warned_unowned = True
-            shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-            warnings.warn(
-                f"these parameters are rescaled but belong to none of the optimizers given: {shown}. If another optimizer holds "
-                "them, pass all of them as a sequence",
-                FxenormWarning,
-                stacklevel=4,
-            )
-
-    def _checked(self, log_scales: Tensor | Sequence[float]) -> Tensor:
-        """Log-scales as a finite float tensor of the right shape."""
-        try:
-            scales = torch.as_tensor(log_scales, dtype=None if isinstance(log_scales, Tensor) else torch.float64).detach()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise RescaleError(f"log_scales must be a tensor or a sequence of {self.num_scales} floats: {error}") from error
-        if tuple(scales.shape) != (self.num_scales,):
-            raise RescaleError(f"log_scales has shape {tuple(scales.shape)}; this plan expects ({self.num_scales},)")
-        if not scales.is_floating_point():
-            raise RescaleError(f"log_scales has type {scales.dtype}: expected floats (natural logarithms)")
-        broken = ~scales.isfinite()
-        if bool(broken.any()):
-            raise RescaleError(f"log_scales is not finite in {int(broken.sum())} places: nothing was rescaled")
-        return scales

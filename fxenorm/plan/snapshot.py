@@ -14,15 +14,17 @@ from torch.optim import Optimizer
 
 from ..errors import OptimizerError
 from ..kernels.program import ChannelSums, ReduceProgram, ScaleTarget, float_dtype
-from ..optim.state import owned_by, state_tensors
+from ..optim.state import StateChoice, owned_by
 from ..solve.jacobi import jacobi_step
 from ..solve.sweeps import gauss_seidel_sweep
 from .attained import NOT_ATTAINED, unattained
 from .core import Core
+from .follow import Followers, find_followers
 from .held import FROZEN, Mask, dead_reasons
 from .iterate import move, round_limit
 from .problem import Problem
 from .tensors import model_tensors
+from .track import Tracked, distinct
 
 __all__ = ["Snapshot"]
 
@@ -35,18 +37,22 @@ class Snapshot:
     Args:
         core: the plan without its module.
         model: the module, without wrappers.
+        tracked: copies that follow.
 
     Raises:
         BindError, RescaleError: see `model_tensors`.
     """
 
-    def __init__(self, core: Core, model: nn.Module) -> None:
+    def __init__(self, core: Core, model: nn.Module, tracked: Sequence[Tracked] = ()) -> None:
         self.core = core
         statistics = {name for item in core.objective.counted if item.fold for name in _names_of(item.fold)}
         tensors = model_tensors(model, core.symmetry, frozenset(statistics))
         self.tensors = {name: tensor for name, tensor in tensors.items() if name in core.symmetry.exponents}
         self._read = tensors
         self._model = model
+        self._copies = distinct([copy.tensors(model) for copy in tracked])
+        self._mastered = {name for copy in tracked for name in copy.masters(model)}
+        self._followers = Followers()
         first = core.objective.counted[0].parameter if core.objective.counted else next(iter(self.tensors), None)
         self.device = tensors[first].device if first is not None else torch.device("cpu")
 
@@ -79,45 +85,73 @@ class Snapshot:
         choice = self.core.options.scales
         if choice == "exact":
             return None
-        half = [name for name, tensor in self.tensors.items() if tensor.dtype in _HALF]
+        half = [name for name, tensor in self.tensors.items() if tensor.dtype in _HALF and name not in self._mastered]
         if choice == "auto" and not half:
             return None
         mask = self.core.group_mask(half) if choice == "auto" else np.ones(self.core.symmetry.num_scales, dtype=bool)
         return self.core.on_device("powers of two", mask, self.device)
 
-    def targets(self, optimizers: Sequence[Optimizer] = (), *, frozen: bool = True, grads: bool = False) -> list[ScaleTarget]:
-        """Everything that a rescaling multiplies: parameters, moved buffers, optimizer state, gradients.
+    def targets(
+        self,
+        optimizers: Sequence[Optimizer] = (),
+        *,
+        frozen: bool = True,
+        grads: bool = False,
+        state: StateChoice = "reexpress",
+    ) -> list[ScaleTarget]:
+        """Everything that a rescaling multiplies: parameters, moved buffers, tracked copies, optimizer state, gradients.
 
         Args:
             optimizers: whose state follows.
             frozen: whether frozen parameters are among them (`step` and `balance` leave those alone).
             grads: whether gradients are.
+            state: what becomes of optimizer state.
 
         Raises:
             OptimizerError: no rule, foreign parameters, or state of another shape.
         """
         left_out = frozenset() if frozen else self.frozen
         moved = {name: tensor for name, tensor in self.tensors.items() if name not in left_out}
-        if optimizers and not owned_by(optimizers) & {id(parameter) for parameter in self._model.parameters()}:
+        copied = [{name: tensor for name, tensor in copy.items() if name not in left_out} for copy in self._copies]
+        known = {id(tensor) for copy in self._copies for tensor in copy.values()} | set(map(id, self._model.parameters()))
+        if optimizers and not owned_by(optimizers) & known:
             names = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
             raise OptimizerError(f"{names} holds none of the model's parameters: pass the optimizer that trains this model")
         parameters = {name: tensor for name, tensor in moved.items() if name not in self.core.symmetry.buffers}
-        found = [ScaleTarget(name, tensor, self.core.terms(name, tensor.device)) for name, tensor in moved.items()]
-        for state in state_tensors(optimizers, parameters):
-            terms = self.core.terms(state.parameter, state.tensor.device)
-            found.append(ScaleTarget(f"{state.key} of {state.parameter}", state.tensor, terms, state.power))
-        if grads:
-            for name, tensor in parameters.items():
-                if tensor.grad is not None:
-                    gradient = tensor.grad
-                    found.append(ScaleTarget(f"gradient of {name}", gradient, self.core.terms(name, gradient.device), -1))
-        return found
+        self._followers = find_followers(self.core.terms, optimizers, parameters, copied, state=state, grads=grads)
+        own = [ScaleTarget(name, tensor, self.core.terms(name, tensor.device)) for name, tensor in moved.items()]
+        return own + self._followers.targets
+
+    def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
+        """Multiplies what `targets` returned, and does what else has to follow."""
+        self._followers.around(lambda: self.core.backend.apply(targets, log_scales))
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether `targets` says all, so that the same call may use them again while nothing is replaced."""
+        return self._followers.repeatable
+
+    def moved_ids(self) -> set[int]:
+        """ids of the parameters that `step` moves, and of their tracked copies."""
+        left_out = self.frozen | self.core.symmetry.buffers
+        copies = (self.tensors, *self._copies)
+        return {id(tensor) for tensors in copies for name, tensor in tensors.items() if name not in left_out}
+
+    def a_gradient(self) -> Tensor | None:
+        """The gradient of the first parameter that has one."""
+        owners = (tensor for name, tensor in self.tensors.items() if name not in self.core.symmetry.buffers)
+        return next((tensor.grad for tensor in owners if tensor.grad is not None), None)
 
     def unowned(self, optimizers: Sequence[Optimizer]) -> list[str]:
-        """Moved parameters that none of the optimizers holds."""
+        """Moved parameters that none of the optimizers holds, neither themselves nor as a tracked copy."""
         owned = owned_by(optimizers)
         skipped = self.frozen | self.core.symmetry.buffers
-        return [name for name, tensor in self.tensors.items() if name not in skipped and id(tensor) not in owned]
+        held = {name for copy in (self.tensors, *self._copies) for name, tensor in copy.items() if id(tensor) in owned}
+        return [name for name in self.tensors if name not in skipped and name not in held]
+
+    def read_tensors(self) -> list[Tensor]:
+        """All tensors of the model that are read or written."""
+        return list(self._read.values())
 
     def sums(self) -> ChannelSums:
         """N and P of the weights as they are."""

@@ -1,0 +1,150 @@
+"""A Lightning callback that keeps the weights balanced while a Trainer trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ..errors import OptionError
+from ..plan.analyze import analyze
+from ..plan.attach import Attachment
+from ..plan.plan import Plan
+from .first_inputs import FirstInputs
+
+if TYPE_CHECKING:
+    _Callback = object
+    _MISSING = False
+else:
+    try:
+        from lightning.pytorch import Callback as _Callback
+    except ImportError:
+        try:
+            from pytorch_lightning import Callback as _Callback
+        except ImportError:
+            _Callback = None
+    _MISSING, _Callback = _Callback is None, _Callback or object
+
+__all__ = ["FxenormCallback"]
+
+
+class FxenormCallback(_Callback):
+    """Rescales after every optimizer step that happened, from the optimizer's own hook, and logs what came of it.
+
+    The plan is made in the first batch, from the inputs that the module gets there, or before it from
+    ``example_input_array``. ``fxenorm/norm`` and ``fxenorm/imbalance`` go to the trainer's logger. The step counter is part of
+    the checkpoint, and a checkpoint of another graph is refused.
+
+    Args:
+        module: name of the submodule to analyse, as "backbone"; None: the LightningModule if it defines ``forward``, else its
+            only child with parameters.
+        every: rescaled after each `every`-th step.
+        log_every: steps between two logs.
+        options: of `fxenorm.analyze`.
+
+    Attributes:
+        plan: the plan, once there is one.
+
+    Raises:
+        ImportError: Lightning is not installed.
+        OptionError: `log_every` is not a positive integer; when training starts, `module` names no submodule, or is needed.
+    """
+
+    def __init__(self, module: str | None = None, every: int = 1, log_every: int = 50, **options: Any) -> None:
+        if _MISSING:
+            raise ImportError("fxenorm.integrations.lightning needs Lightning: pip install lightning")
+        super().__init__()
+        if type(log_every) is not int or log_every < 1:
+            raise OptionError(f"log_every={log_every!r} is not valid: expected an integer >= 1")
+        self.plan: Plan | None = None
+        self._name, self._every, self._log_every, self._options = module, every, log_every, options
+        self._waiting: FirstInputs | None = None
+        self._handle: Attachment | None = None
+        self._optimizers: list[Optimizer] = []
+        self._stored: Mapping[str, Any] | None = None
+        self._logged = -1
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Makes the plan from ``example_input_array``, or waits for the first batch."""
+        target = self._target(pl_module)
+        example: Any = pl_module.example_input_array if target is pl_module else None
+        if example is None:
+            self._waiting = FirstInputs(target)
+        else:
+            example = tuple(example) if isinstance(example, list) else example
+            self._begin(trainer, analyze(target, example, **self._options))
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
+        """Makes the plan from the first batch; looks whether the optimizers are still the same."""
+        if self._waiting is not None and self._waiting.arguments is not None:
+            inputs, self._waiting = self._waiting, None
+            target = self._target(pl_module)
+            self._begin(trainer, analyze(target, inputs.arguments, example_kwargs=inputs.keywords, **self._options))
+        elif self.plan is not None and [id(one) for one in trainer.optimizers] != [id(one) for one in self._optimizers]:
+            self._stored = None if self._handle is None else self._handle.state_dict()
+            self._begin(trainer, self.plan)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Logs."""
+        step = trainer.global_step
+        if self.plan is not None and step % self._log_every == 0 and step != self._logged:
+            self._logged = step
+            pl_module.log("fxenorm/norm", self.plan.norm().float())
+            pl_module.log("fxenorm/imbalance", self.plan.imbalance().float())
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Takes the hooks off."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Takes the hooks off, after an error too; what they counted is kept."""
+        if self._waiting is not None:
+            self._waiting.remove()
+            self._waiting = None
+        if self._handle is not None:
+            self._stored = self._handle.state_dict()
+            self._handle.remove()
+            self._handle = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step counter and the plan's fingerprint; empty before the first batch."""
+        return dict(self._handle.state_dict() if self._handle is not None else self._stored or {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the counter for the plan that is made later."""
+        self._stored = state_dict or None
+
+    def _begin(self, trainer: Any, plan: Plan) -> None:
+        """Attaches the plan to the trainer's optimizers."""
+        if self._handle is not None:
+            self._handle.remove()
+        self.plan, self._optimizers = plan, list(trainer.optimizers)
+        self._handle = plan.attach(self._optimizers, every=self._every)
+        if self._stored is not None:
+            self._handle.load_state_dict(self._stored)
+            self._stored = None
+
+    def _target(self, pl_module: Any) -> nn.Module:
+        """The module to analyse."""
+        children = {name: child for name, child in pl_module.named_children() if any(True for _ in child.parameters())}
+        if self._name is not None:
+            try:
+                found: nn.Module = pl_module.get_submodule(self._name)
+            except AttributeError as error:
+                raise OptionError(
+                    f"module={self._name!r} is no submodule of {type(pl_module).__name__}; it has {sorted(children)}"
+                ) from error
+            return found
+        base = next(cls for cls in type(pl_module).__mro__ if cls.__name__ == "LightningModule")
+        module: nn.Module = pl_module
+        if getattr(type(pl_module), "forward", None) is not getattr(base, "forward", None):
+            return module
+        if len(children) == 1:
+            module = next(iter(children.values()))
+            return module
+        raise OptionError(
+            f"{type(pl_module).__name__} defines no forward and has {len(children)} children with parameters: pass module=, one "
+            f"of {sorted(children)}"
+        )

@@ -1,0 +1,130 @@
+"""The executor for CPUs: two calls into compiled code, whatever the number of tensors; what that cannot do is done eagerly."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import FxenormWarning, OptionError
+from .backend import register_backend
+from .build import BuildError, library
+from .eager import EagerBackend
+from .program import ChannelSums, ReduceProgram, ScaleTarget
+from .tables import ReduceTable, ScaleTable, reduce_signature
+
+__all__ = ["CompiledBackend"]
+
+_KEPT = 4
+"""Tables kept at a time; a plan that is used on one module needs one of each."""
+
+
+class CompiledBackend(EagerBackend):
+    """See `Backend`. Tables of addresses are made at the first call and used as long as the tensors stay where they are.
+
+    Tensors on other devices, in other types than float64, 32, bfloat16 and 16, with gaps in memory, or whose exponents are no
+    rows and columns are left to the eager executor.
+    """
+
+    name = "compiled"
+
+    def __init__(self) -> None:
+        self._library = library()
+        self._reduce: list[ReduceTable] = []
+        self._scale: list[ScaleTable] = []
+
+    @torch.no_grad()
+    def reduce(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> ChannelSums:
+        """N and P of the weights as they are."""
+        if program.slots.device.type != "cpu":
+            return super().reduce(program, tensors, factors)
+        table = self._reduce_table(program, tensors, factors)
+        negative, positive = table.run(self._library, factors)
+        if table.left:
+            part = program.part(table.left)
+            sums = super().reduce(part, [tensors[index] for index in table.left], [factors[index] for index in table.left])
+            join = torch.maximum if math.isinf(program.p) else torch.logaddexp
+            negative, positive = join(negative, sums.log_negative), join(positive, sums.log_positive)
+        return ChannelSums(negative, positive)
+
+    @torch.no_grad()
+    def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
+        """Multiplies every target in place, with the same roundings as the eager executor."""
+        table = self._scale_table(targets, frozenset())
+        table.run(self._library, log_scales.cpu(), 0.0)
+        if table.left:
+            super().apply(table.left, log_scales)
+
+    @torch.no_grad()
+    def apply_within(self, targets: Sequence[ScaleTarget], log_scales: Tensor, growth: float, trusted: frozenset[str]) -> bool:
+        """`apply`, unless a target might overflow by growing by `growth`; then nothing changes and the answer is False.
+
+        What has been multiplied when such an entry is met is divided again, so that it may differ in its last bit.
+
+        Args:
+            targets: everything that follows.
+            log_scales: (num_scales,) natural logarithms, on the CPU.
+            growth: a bound on the natural logarithm of every factor of power 1.
+            trusted: names of the targets that need no look.
+        """
+        table = self._scale_table(targets, trusted)
+        untrusted = [target for target in table.left if target.name not in trusted]
+        if untrusted and bool(super().headroom(untrusted, torch.device("cpu")) <= growth):
+            return False
+        if not table.run(self._library, log_scales, growth):
+            return False
+        if table.left:
+            super().apply(table.left, log_scales)
+        return True
+
+    def _reduce_table(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> ReduceTable:
+        """The table for these tensors where they are, made where it is not there yet."""
+        signature = reduce_signature(tensors, factors)
+        for table in self._reduce:
+            if table.program is program and table.signature == signature:
+                return table
+        table = ReduceTable(program, tensors, factors, signature)
+        self._reduce = [table, *self._reduce[: _KEPT - 1]]
+        return table
+
+    def _scale_table(self, targets: Sequence[ScaleTarget], trusted: frozenset[str]) -> ScaleTable:
+        """As `_reduce_table`; a table serves the very list that it was made for."""
+        for table in self._scale:
+            if table.serves(targets, trusted):
+                return table
+        table = ScaleTable(targets, trusted)
+        self._scale = [table, *self._scale[: _KEPT - 1]]
+        return table
+
+
+def make_compiled() -> EagerBackend:
+    """The compiled executor.
+
+    Raises:
+        OptionError: it cannot be compiled here; why.
+    """
+    try:
+        return CompiledBackend()
+    except BuildError as error:
+        raise OptionError(f"backend='compiled' does not work here: {error}; use backend='eager'") from error
+
+
+def make_fastest() -> EagerBackend:
+    """The compiled executor, or the eager one and a warning where it cannot be had."""
+    try:
+        return CompiledBackend()
+    except BuildError as error:
+        warnings.warn(
+            f"plan.step runs in plain PyTorch, about five times slower on a CPU than compiled: {error}. "
+            "backend='eager' asks for this and silences the warning",
+            FxenormWarning,
+            stacklevel=2,
+        )
+        return EagerBackend()
+
+
+register_backend("compiled", make_compiled)
+register_backend("auto", make_fastest)

@@ -1,0 +1,258 @@
+"""Tables of addresses, shapes and ids for the compiled kernels; the structures are those of ``channel_kernels.cpp``."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .eager import exact_exp2, log2_factors
+from .layout import MatrixForm, cut, matrix_form
+from .program import Block, ReduceProgram, ScaleTarget
+
+__all__ = ["ReduceTable", "ScaleTable", "reduce_signature"]
+
+_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_LINEAR_UP_TO, _MODERATE = 8.0, 300.0
+"""Beyond these sums are taken in logarithms, eagerly: exponents p, and logarithms of layer weights."""
+
+_SMALLEST_TILE, _LARGEST_TILE, _TILES = 1 << 16, 1 << 20, 16
+_FEW = 1 << 15
+"""Entries that one thread handles faster than several would be woken."""
+
+Signature = list[Any]
+
+
+def reduce_signature(tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> Signature:
+    """What a table of tensors depends on: where they lie, and how."""
+    return [*_places(tensors), *(factor is None for factor in factors)]
+
+
+def _places(tensors: Sequence[Tensor]) -> Signature:
+    """By tensor, its address, its strides and its type. Addresses of all devices differ."""
+    return [*map(_address, tensors), *map(Tensor.stride, tensors), *map(attrgetter("dtype"), tensors)]
+
+
+def _address(tensor: Tensor) -> int:
+    """Where a tensor's entries begin; 0 for those that have none."""
+    return tensor.data_ptr() if tensor.layout == torch.strided else 0
+
+
+def _usable(tensor: Tensor) -> bool:
+    """Whether the kernels can read and write a tensor."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and tensor.dtype in _TYPES
+        and not (tensor.is_conj() or tensor.is_neg())
+    )
+
+
+class ReduceTable:
+    """All counted tensors at their present places.
+
+    Args:
+        program: on the CPU.
+        tensors, factors: as `Backend.reduce` takes them.
+        signature: theirs.
+
+    Attributes:
+        left: positions of the blocks that the kernels cannot do.
+    """
+
+    def __init__(
+        self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None], signature: Signature
+    ) -> None:
+        self.program, self.signature = program, signature
+        self.left: list[int] = []
+        self._factors: list[tuple[int, int]] = []
+        self._size = 0
+        self._keep: list[NDArray[np.int32]] = []
+        matrices: list[tuple[int, ...]] = []
+        tiles: list[NDArray[np.int64]] = []
+        links: list[tuple[int | float, ...]] = []
+        linear = program.p <= _LINEAR_UP_TO or math.isinf(program.p)
+        log_weights = program.log_weights.tolist()
+        entries = first = 0
+        for index, (block, tensor, factor) in enumerate(zip(program.blocks, tensors, factors, strict=True)):
+            if not tensor.numel():
+                continue
+            form = _reduce_form(block, tensor, factor) if linear and abs(log_weights[index]) < _MODERATE else None
+            if form is None:
+                self.left.append(index)
+                continue
+            row_sums, column_sums, column_count = -1, -1, (form.segments.size - 1) * form.width
+            if form.row_terms:
+                row_sums = self._take(form.rows)
+            if form.column_terms:
+                column_sums = self._take(column_count)
+            part = self._tiles(form, len(matrices), tensor.numel())
+            address, kind = tensor.data_ptr(), _TYPES[tensor.dtype]
+            sums = (row_sums, column_sums, column_count, first, first + len(part))
+            matrices.append((address, form.rows, form.width, kind, 0, *sums))
+            if factor is not None:
+                self._factors.append((len(matrices) - 1, index))
+            for source, terms in ((row_sums, form.row_terms), (column_sums, form.column_terms)):
+                for coefficient, ids in terms:
+                    slots = self._slots(ids, coefficient)
+                    weight = math.exp(log_weights[index]) * (1 if math.isinf(program.p) else abs(coefficient))
+                    links.append((source, slots.size, slots.ctypes.data, weight))
+            tiles.append(part)
+            first += len(part)
+            entries += tensor.numel()
+        self._matrices = np.array(matrices, dtype=np.int64).reshape(-1, 10)
+        self._all_tiles = np.concatenate(tiles) if tiles else np.zeros((0, 8), dtype=np.int64)
+        self._links = np.zeros(len(links), dtype=[("source", "i8"), ("count", "i8"), ("slots", "i8"), ("weight", "f8")])
+        for position, link in enumerate(links):
+            self._links[position] = link
+        self._work = np.empty(self._size, dtype=np.float64)
+        self._few = entries <= _FEW
+
+    def run(self, library: ctypes.CDLL, factors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+        """(K,) log N and log P of the blocks that are not left."""
+        alive = []
+        for matrix, index in self._factors:
+            values = factors[index]
+            if values is not None:
+                alive.append(values.to(torch.float64).reshape(-1).contiguous())
+                self._matrices[matrix, 4] = alive[-1].data_ptr()
+        count = self.program.num_scales
+        out = torch.empty(2 * count + 1, dtype=torch.float64)
+        library.fxenorm_reduce(
+            *(self._matrices.ctypes.data, len(self._matrices), self._all_tiles.ctypes.data, len(self._all_tiles)),
+            *(self._links.ctypes.data, len(self._links), self._work.ctypes.data, out.data_ptr(), out.numel(), self.program.p),
+            1 if self._few else torch.get_num_threads(),
+        )
+        out.log_()
+        return out[:count], out[count : 2 * count]
+
+    def _take(self, count: int) -> int:
+        """A place for some sums."""
+        self._size += count
+        return self._size - count
+
+    def _tiles(self, form: MatrixForm, matrix: int, entries: int) -> NDArray[np.int64]:
+        """(tiles, 8) the table's tiles with places for their partial sums."""
+        cuts = cut(form, min(_LARGEST_TILE, max(_SMALLEST_TILE, entries // _TILES)))
+        found = np.empty((len(cuts), 8), dtype=np.int64)
+        found[:, 0], found[:, 1:6], found[:, 6:] = matrix, cuts, -1
+        for column, size, wanted in ((6, 2, form.row_terms), (7, 4, form.column_terms)):
+            if wanted:
+                ends = np.cumsum(found[:, size])
+                found[:, column] = self._take(int(ends[-1])) + ends - found[:, size]
+        return found
+
+    def _slots(self, ids: NDArray[np.int32], coefficient: int) -> NDArray[np.int32]:
+        """Where the sums of a term go."""
+        count = self.program.num_scales
+        slots = np.where(ids >= count, 2 * count, ids + (count if coefficient > 0 else 0)).astype(np.int32)
+        self._keep.append(slots)
+        return slots
+
+
+def _reduce_form(block: Block, tensor: Tensor, factor: Tensor | None) -> MatrixForm | None:
+    """A block's table, where it has one."""
+    if block.collided is not None or not _usable(tensor):
+        return None
+    form = matrix_form(block.shape, tensor.stride(), block.terms)
+    if form is None or factor is None:
+        return form
+    sizes = [axis for axis, size in enumerate(factor.shape) if size > 1]
+    along_rows = form.row_axis is not None and sizes == [form.row_axis] and factor.ndim == tensor.ndim
+    return form if along_rows and factor.device.type == "cpu" else None
+
+
+class ScaleTable:
+    """All tensors that follow a rescaling at their present places.
+
+    Args:
+        targets: what is multiplied.
+        trusted: names of those that cannot overflow.
+
+    Attributes:
+        left: the targets that the kernels cannot do.
+    """
+
+    def __init__(self, targets: Sequence[ScaleTarget], trusted: frozenset[str]) -> None:
+        self._targets, self._trusted = targets, trusted
+        self._tensors = [target.tensor for target in targets]
+        self._signature = _places(self._tensors)
+        self.left: list[ScaleTarget] = []
+        self._exponents: dict[int, int] = {}
+        self._keep: list[MatrixForm] = []
+        places: dict[tuple[Any, ...], tuple[int, int]] = {}
+        forms: dict[tuple[Any, ...], MatrixForm | None] = {}
+        matrices: list[tuple[int, ...]] = []
+        links: list[tuple[int, ...]] = []
+        limits: list[float] = []
+        powers: list[int] = []
+        tiles: list[NDArray[np.int64]] = []
+        size = entries = 0
+        for target in sorted(targets, key=lambda target: target.name in trusted):
+            tensor = target.tensor
+            if not target.terms or not tensor.numel():
+                continue
+            key = (id(target.terms), tuple(tensor.shape), tensor.stride())
+            if key not in forms:
+                forms[key] = matrix_form(tensor.shape, tensor.stride(), target.terms) if _usable(tensor) else None
+            form = forms[key] if _usable(tensor) else None
+            if form is None:
+                self.left.append(target)
+                continue
+            wanted = (*key, target.power)
+            place = places.get(wanted)
+            if place is None:
+                sides = []
+                for terms in (form.row_terms, form.column_terms):
+                    for number, (coefficient, ids) in enumerate(terms):
+                        exponent = self._exponents.setdefault(coefficient * target.power, len(self._exponents))
+                        links.append((size, ids.size, ids.ctypes.data, exponent, int(number == 0)))
+                    sides.append(size if terms else -1)
+                    size += terms[0][1].size if terms else 0
+                place = places[wanted] = (sides[0], sides[1])
+                self._keep.append(form)
+            cuts = cut(form, _SMALLEST_TILE)
+            tiles.append(np.column_stack([np.full(len(cuts), len(matrices)), cuts]))
+            matrices.append((tensor.data_ptr(), form.width, _TYPES[tensor.dtype], *place))
+            limits.append(math.inf if target.name in trusted else math.log(torch.finfo(tensor.dtype).max))
+            powers.append(abs(target.power))
+            entries += tensor.numel()
+        self._matrices = np.array(matrices, dtype=np.int64).reshape(-1, 5)
+        self._links = np.array(links, dtype=np.int64).reshape(-1, 5)
+        self._limits, self._powers = np.array(limits), np.array(powers, dtype=np.float64)
+        self._tiles = np.concatenate(tiles) if tiles else np.zeros((0, 6), dtype=np.int64)
+        self._checked = sum(len(part) for part, limit in zip(tiles, limits, strict=True) if math.isfinite(limit))
+        self._done = np.zeros(max(1, self._checked), dtype=np.int64)
+        self._factors = np.empty(size, dtype=np.float64)
+        self._few = entries <= _FEW
+        left = {id(target) for target in self.left}
+        written = [target.tensor for target in targets if id(target) not in left]
+        self._written = [tensor for tensor in written if not tensor.is_inference()]
+
+    def serves(self, targets: Sequence[ScaleTarget], trusted: frozenset[str]) -> bool:
+        """Whether this is the table of that very list, and its tensors lie where they did."""
+        return self._targets is targets and self._trusted == trusted and self._signature == _places(self._tensors)
+
+    def run(self, library: ctypes.CDLL, log_scales: Tensor, growth: float) -> bool:
+        """Multiplies, unless an untrusted target holds an entry that might overflow; `growth` 0: whatever they hold."""
+        if not len(self._tiles):
+            return True
+        table = log2_factors(log_scales)
+        powers = exact_exp2(torch.tensor(list(self._exponents), dtype=torch.float64)[:, None] * table)
+        checked = self._checked if growth else 0
+        thresholds = np.exp(self._limits - growth * self._powers)
+        # Autograd must know that these were written: a backward pass through the old values would be wrong.
+        torch.autograd.graph.increment_version(self._written)
+        return not library.fxenorm_scale(
+            *(self._matrices.ctypes.data, self._tiles.ctypes.data, len(self._tiles), checked),
+            *(self._links.ctypes.data, len(self._links), powers.data_ptr(), powers.shape[1]),
+            *(self._factors.ctypes.data, thresholds.ctypes.data, self._done.ctypes.data),
+            1 if self._few else torch.get_num_threads(),
+        )

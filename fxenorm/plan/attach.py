@@ -1,0 +1,180 @@
+"""`Plan.attach`: rescaling from the optimizer's own step hook, so that every trainer and wrapper that steps it works."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..errors import BindError, OptimizerError, OptionError
+from ..optim.state import OptimizerLike, StateChoice, owned_by, unwrap_optimizers
+from .stepping import step
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+__all__ = ["Attachment"]
+
+
+class Attachment:
+    """The handle that `Plan.attach` returns; as a context manager, it is removed at the end of the block.
+
+    A step counts when every optimizer that holds a moved parameter has stepped once more. Steps that a GradScaler skips do
+    not count: it calls the hooks of fused optimizers all the same, but then says on the device whether it skipped, so from
+    there on the count lives on the device too, and log-scales are multiplied by 0 or 1 there.
+
+    Args:
+        plan: what rescales.
+        optimizer: one, a sequence, or a wrapper with ``.optimizer``.
+        every, start, stop, cycles, grads, state: see `Plan.attach`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        optimizer: OptimizerLike,
+        *,
+        every: int = 1,
+        start: int = 0,
+        stop: int | None = None,
+        cycles: int = 1,
+        grads: bool = False,
+        state: StateChoice = "reexpress",
+    ) -> None:
+        for name, value, least in (("every", every, 1), ("start", start, 0), ("stop", stop, 0), ("cycles", cycles, 1)):
+            if (value is None and name == "stop") or (type(value) is int and value >= least):
+                continue
+            raise OptionError(f"{name}={value!r} is not valid: expected an integer >= {least}")
+        self._plan = plan
+        self._optimizers = unwrap_optimizers(optimizer)
+        if not self._optimizers:
+            raise OptimizerError("attach needs an optimizer, or a sequence of them: there is no step to hook into otherwise")
+        self._every, self._start, self._stop = every, start, stop
+        self._cycles, self._grads, self._state = cycles, grads, state
+        _refuse_steps_in_backward(self._optimizers)
+        if self._is_trained():
+            plan._prepared(self._optimizers, state=state)  # what would go wrong in the hook goes wrong here
+        self._rounds = 0
+        self._skipped: Tensor | None = None
+        self._stepped: set[int] = set()
+        # Of the round that is going on: False once a real step happened, else the product of the scaler's flags.
+        self._idle: Tensor | bool = True
+        # A compiled optimizer step would trace the hook too. Torch loads its compiler with the first optimizer, so this is free.
+        hook: Any = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
+        self._hooks = [one.register_step_post_hook(hook) for one in self._optimizers]
+
+    def __enter__(self) -> Attachment:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Removes it."""
+        self.remove()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps counted so far; waits for the device where a GradScaler drives a fused optimizer."""
+        return self._rounds - (0 if self._skipped is None else int(self._skipped))
+
+    def remove(self) -> None:
+        """Takes the hooks off the optimizers; a second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs: the count, who has stepped since, and the plan's fingerprint; see `steps` for the wait."""
+        members = [number for number, optimizer in enumerate(self._optimizers) if id(optimizer) in self._stepped]
+        return {"fingerprint": self._plan.fingerprint, "steps": self.steps, "stepped": members}
+
+    def load_state_dict(self, stored: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint.
+
+        Args:
+            stored: what `state_dict` returned.
+
+        Raises:
+            BindError: it belongs to a plan with other parameters, exponents or options, or is no such state.
+        """
+        steps, members = stored.get("steps"), stored.get("stepped", [])
+        if type(steps) is not int or steps < 0 or any(number not in range(len(self._optimizers)) for number in members):
+            raise BindError("this is no state of an attached plan with these optimizers: expected what state_dict() returned")
+        if stored.get("fingerprint") != self._plan.fingerprint:
+            raise BindError(
+                "the checkpoint was written with another plan: the model's graph, its parameters or the options of "
+                "fxenorm.analyze have changed since. Analyse the same model with the same options, or attach without this state"
+            )
+        self._rounds, self._skipped, self._idle = steps, None, not members
+        self._stepped = {id(self._optimizers[number]) for number in members}
+
+    # ---------------------------------------------------------------- the hook
+
+    def _after_step(self, optimizer: Optimizer, *_: object) -> None:
+        """Counts, and rescales when it is time."""
+        flag = getattr(optimizer, "found_inf", None)
+        if not isinstance(flag, Tensor):
+            self._idle = False
+        elif self._idle is not False:
+            skipped = (flag != 0).reshape(())
+            self._idle = skipped if self._idle is True else self._idle.to(skipped.device) & skipped
+        self._stepped.add(id(optimizer))
+        owners = self._owners()
+        if not owners <= self._stepped:
+            return
+        idle, self._idle, self._stepped = self._idle, True, set()
+        self._rounds += 1
+        if isinstance(idle, Tensor):
+            # Added to a tensor that is made where the flag is: copying a zero there would wait for the device.
+            earlier = torch.zeros((), dtype=torch.int64, device=idle.device) if self._skipped is None else self._skipped
+            self._skipped = earlier.to(idle.device) + idle
+        # With several optimizers, one may still hold gradients of the weights as they were: one that the scaler skipped last.
+        grads = self._grads or len(owners) > 1
+        if self._skipped is None:
+            if self._is_due(self._rounds):
+                self._step(grads, None)
+            return
+        gate = self._is_due_on_device(self._rounds - self._skipped)
+        self._step(grads, gate & ~idle.to(gate.device) if isinstance(idle, Tensor) else gate)
+
+    def _step(self, grads: bool, gate: Tensor | None) -> None:
+        """Rescales; a model that is frozen as a whole for now is no inference model here, and is left as it is."""
+        if self._is_trained():
+            step(self._plan, self._optimizers, cycles=self._cycles, grads=grads, state=self._state, gate=gate)
+
+    def _is_trained(self) -> bool:
+        """Whether any parameter requires a gradient."""
+        return any(parameter.requires_grad for parameter in self._plan.model.parameters())
+
+    def _owners(self) -> set[int]:
+        """ids of the optimizers without whose step a round is not over: those that hold a parameter of the model."""
+        if len(self._optimizers) == 1:
+            return {id(self._optimizers[0])}
+        moved = self._plan._snapshot().moved_ids()
+        owners = {id(optimizer) for optimizer in self._optimizers if owned_by([optimizer]) & moved}
+        return owners or {id(optimizer) for optimizer in self._optimizers}
+
+    def _is_due(self, count: int) -> bool:
+        """Whether the count-th step is followed by a rescaling."""
+        after = count - self._start
+        return after > 0 and after % self._every == 0 and (self._stop is None or count <= self._stop)
+
+    def _is_due_on_device(self, count: Tensor) -> Tensor:
+        """`_is_due` of a 0-d tensor, without reading it."""
+        after = count - self._start
+        due = (after > 0) & (after % self._every == 0)
+        return due if self._stop is None else due & (count <= self._stop)
+
+
+def _refuse_steps_in_backward(optimizers: Sequence[Optimizer]) -> None:
+    """Raises where optimizers are stepped parameter by parameter during the backward pass."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if getattr(parameter, "_post_accumulate_grad_hooks", None):
+                    raise OptimizerError(
+                        f"a parameter of shape {tuple(parameter.shape)} has a post-accumulate-grad hook: an optimizer that steps "
+                        "during the backward pass would be followed by a rescaling before that pass is over. Step after it"
+                    )

@@ -1,0 +1,157 @@
+"""What one `Plan.step` has looked up and checked, for the next: steps repeat, models and optimizers seldom change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..kernels.compiled import CompiledBackend
+from ..kernels.program import ScaleTarget
+from ..solve.jacobi import jacobi_step
+from .snapshot import Snapshot
+
+__all__ = ["PreparedStep"]
+
+_GROWTH = math.log(1e6)
+"""Larger growth in one step is first checked against the room that every tensor has, which costs one more read of them."""
+
+_FREE_OPTIONS = frozenset({"params", "lr"})
+"""Options of an optimizer's groups that may change from step to step: no rule for its state depends on the learning rate."""
+
+
+class PreparedStep:
+    """A snapshot and its targets, as long as nothing that they depend on has changed.
+
+    Args:
+        snapshot: the model's tensors, checked.
+        model: its module.
+        optimizers: those whose state follows.
+        targets: what `Snapshot.targets` found for them.
+    """
+
+    def __init__(self, snapshot: Snapshot, model: nn.Module, optimizers: Sequence[Optimizer], targets: list[ScaleTarget]) -> None:
+        self.snapshot, self.targets = snapshot, targets
+        self._optimizers = tuple(optimizers)
+        core = snapshot.core
+        counted = {item.parameter for item in core.objective.counted}
+        half = (torch.float16, torch.bfloat16)
+        self._trusted = frozenset(target.name for target in targets if target.name in counted and target.tensor.dtype not in half)
+        self._reach = float(core.reach.max(initial=2))
+        self._held = snapshot.held_mask()
+        self._moves_by_powers = snapshot.powers_of_two() is not None
+        limit = core.options.max_log_scale
+        self._limit = None if limit is None else torch.full_like(snapshot.program.degree, limit)
+        # Everything by which the model or the optimizers could come to hold other tensors.
+        tensors = snapshot.read_tensors()
+        read = {id(tensor) for tensor in tensors}
+        self._dicts: list[dict[Any, Any]] = []
+        for module in model.modules():
+            self._dicts += [module._modules, module._parameters]
+            if any(id(buffer) in read for buffer in module._buffers.values()):
+                self._dicts.append(module._buffers)
+        for optimizer in optimizers:
+            self._dicts.append(optimizer.state)
+        self._entries = list(_values(self._dicts))
+        self._lengths = list(map(len, self._dicts))
+        self._parameters = list({id(parameter): parameter for parameter in model.parameters()}.values())
+        self._flags = list(map(attrgetter("requires_grad"), self._parameters))
+        self._tensors = list({id(tensor): tensor for tensor in (*tensors, *self._parameters)}.values())
+        self._places = _places(self._tensors)
+        self._states = [state for optimizer in optimizers for state in optimizer.state.values() if isinstance(state, dict)]
+        self._state_values = list(_values(self._states))
+        self._state_lengths = list(map(len, self._states))
+        self._state_tensors = [target.tensor for target in targets[len(snapshot.tensors) :]]
+        self._state_places = _places(self._state_tensors)
+        self._groups = [_group(group) for optimizer in optimizers for group in optimizer.param_groups]
+        self._members = [list(group["params"]) for optimizer in optimizers for group in optimizer.param_groups]
+
+    def holds(self, optimizers: Sequence[Optimizer]) -> bool:
+        """Whether a new look at the model and the optimizers would find the same; reads no values and writes nothing."""
+        return (
+            _same(self._optimizers, optimizers)
+            and list(map(len, self._dicts)) == self._lengths
+            and all(map(is_, _values(self._dicts), self._entries))
+            and list(map(attrgetter("requires_grad"), self._parameters)) == self._flags
+            and _places(self._tensors) == self._places
+            and list(map(len, self._states)) == self._state_lengths
+            and _same_values(_values(self._states), self._state_values)
+            and _places(self._state_tensors) == self._state_places
+            and self._same_groups(optimizers)
+        )
+
+    def run(self, cycles: int) -> None:
+        """Moves the weights: with the compiled kernels and one cycle in two passes, else as `Snapshot.cycles` does."""
+        backend = self.snapshot.core.backend
+        jacobi = not self.snapshot.core.options.solver.endswith("gauss-seidel")
+        alone = cycles == 1 and jacobi and not self._moves_by_powers and self.snapshot.device.type == "cpu"
+        if alone and isinstance(backend, CompiledBackend) and self._run_alone(backend):
+            return
+        backend.apply(self.targets, self.snapshot.cycles(self.targets, cycles))
+
+    def _run_alone(self, backend: CompiledBackend) -> bool:
+        """One cycle, if no tensor is near overflow; else nothing is changed and the answer is False."""
+        program, sums = self.snapshot.program, self.snapshot.sums()
+        scales = jacobi_step(
+            sums.log_negative, sums.log_positive, program.degree, self.snapshot.core.options.p, self._held, self._limit
+        )
+        growth = self._reach * float(np.abs(scales.numpy()).max()) if scales.numel() else 0.0
+        if growth == 0.0:
+            return True
+        return growth <= _GROWTH and backend.apply_within(self.targets, scales, growth, self._trusted)
+
+    def _same_groups(self, optimizers: Sequence[Optimizer]) -> bool:
+        """Whether the optimizers' groups hold the same parameters under the same options."""
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        if len(groups) != len(self._groups):
+            return False
+        return all(
+            _same(group["params"], members) and _same_values(_group(group), known)
+            for group, members, known in zip(groups, self._members, self._groups, strict=True)
+        )
+
+
+def _values(dicts: Iterable[dict[Any, Any]]) -> Iterable[Any]:
+    """All values of some dicts, in order."""
+    return chain.from_iterable(map(dict.values, dicts))
+
+
+def _group(group: dict[str, Any]) -> list[Any]:
+    """The options of a group of an optimizer that may matter to its state."""
+    return [value for key, value in group.items() if key not in _FREE_OPTIONS]
+
+
+def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether two sequences hold the same objects."""
+    return len(some) == len(others) and all(map(is_, some, others))
+
+
+def _same_values(some: Iterable[Any], others: Iterable[Any]) -> bool:
+    """Whether tensors are the same objects, and everything else is equal or a number that counts steps."""
+    for one, other in zip(some, others, strict=True):
+        if one is other:
+            continue
+        if isinstance(one, Tensor) or isinstance(other, Tensor) or type(one) is not type(other):
+            return False
+        if not isinstance(one, (bool, int, float, str, tuple)) or (isinstance(one, (bool, str)) and one != other):
+            return False
+        if isinstance(one, tuple) and not _same(one, other):
+            return False
+    return True
+
+
+def _places(tensors: Sequence[Tensor]) -> list[Any]:
+    """By tensor, where it lies, how, and of what type and shape it is."""
+    return [
+        *map(Tensor.data_ptr, tensors),
+        *map(Tensor.stride, tensors),
+        *map(attrgetter("shape"), tensors),
+        *map(attrgetter("dtype"), tensors),
+    ]

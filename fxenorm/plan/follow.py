@@ -1,0 +1,96 @@
+"""What goes along with a rescaling beside the model's own tensors: optimizer state, copies of the weights, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..kernels.program import ScaleTarget, TermTensors
+from ..optim.adafactor import FactorPair, terms_of_factor
+from ..optim.state import StateChoice, reset_state, state_tensors
+
+__all__ = ["Followers", "find_followers"]
+
+Terms = Callable[[str, torch.device], TermTensors]
+"""Exponents of a tensor, by name, on a device."""
+
+
+@dataclass
+class Followers:
+    """All that follows, found and checked; nothing has been written yet.
+
+    Attributes:
+        targets: tensors that are multiplied.
+        factors: pairs whose means have to follow once they are multiplied.
+        resets: optimizers and parameters whose state is dropped.
+        repeatable: whether multiplying `targets` is all there is to it, and the same tensors stand in the same places next time.
+    """
+
+    targets: list[ScaleTarget] = field(default_factory=list)
+    factors: list[FactorPair] = field(default_factory=list)
+    resets: list[tuple[Sequence[Optimizer], list[Tensor]]] = field(default_factory=list)
+    repeatable: bool = True
+
+    @torch.no_grad()
+    def around(self, apply: Callable[[], None]) -> None:
+        """Runs what multiplies the targets, and does the rest."""
+        means = [pair.means() for pair in self.factors]
+        apply()
+        for pair, before in zip(self.factors, means, strict=True):
+            pair.follow(before)
+        for optimizers, parameters in self.resets:
+            reset_state(optimizers, parameters)
+
+
+def find_followers(
+    terms: Terms,
+    optimizers: Sequence[Optimizer],
+    parameters: Mapping[str, Tensor],
+    copies: Sequence[Mapping[str, Tensor]],
+    *,
+    state: StateChoice,
+    grads: bool,
+) -> Followers:
+    """Everything that follows the given parameters.
+
+    Args:
+        terms: exponents of a parameter on a device.
+        optimizers: whose state follows; they may hold the parameters or the tensors of a copy (float32 masters).
+        parameters: by name, the parameters that are rescaled.
+        copies: by name, tensors that are multiplied as the parameters are.
+        state: what becomes of optimizer state.
+        grads: whether gradients follow.
+
+    Raises:
+        OptimizerError: an optimizer has no rule, or its state does not fit.
+    """
+    found = Followers(repeatable=state == "reexpress" and not copies and not grads)
+    for number, tensors in enumerate((parameters, *copies)):
+        if number:
+            found.targets += [
+                ScaleTarget(f"copy of {name}", tensor, terms(name, tensor.device)) for name, tensor in tensors.items()
+            ]
+        if state == "reset":
+            found.resets.append((optimizers, list(tensors.values())))
+        elif state == "reexpress":
+            _add_state(found, terms, optimizers, tensors)
+        for name, tensor in tensors.items() if grads else ():
+            if tensor.is_leaf and tensor.grad is not None:
+                found.targets.append(ScaleTarget(f"gradient of {name}", tensor.grad, terms(name, tensor.grad.device), -1))
+    return found
+
+
+def _add_state(found: Followers, terms: Terms, optimizers: Sequence[Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    """Optimizer state that follows by its class's rule."""
+    for state in state_tensors(optimizers, tensors):
+        exponents = terms(state.parameter, state.tensor.device)
+        if state.factor is not None:
+            exponents = terms_of_factor(exponents, state.factor.axis, state.parameter)
+            if state.factor.axis == -1 and state.other is not None:
+                found.factors.append(FactorPair(state.tensor, state.other))
+        found.repeatable &= state.factor is None and not state.in_list
+        found.targets.append(ScaleTarget(f"{state.key} of {state.parameter}", state.tensor, exponents, state.power))

@@ -1,0 +1,43 @@
+"""`Plan.step`, and the same from a hook that may have to undo it without knowing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..errors import OptionError
+from ..optim.state import OptimizerLike, StateChoice, unwrap_optimizers
+from .fast_step import PreparedStep
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+__all__ = ["step"]
+
+
+def step(
+    plan: Plan, optimizer: OptimizerLike, *, cycles: int, grads: bool, state: StateChoice, gate: Tensor | None = None
+) -> None:
+    """`Plan.step`; with a 0-d bool tensor as gate, nothing moves where that is False, and nothing waits for it."""
+    if type(cycles) is not int or cycles < 1:
+        raise OptionError(f"cycles={cycles!r} is not valid: expected an integer >= 1")
+    optimizers = unwrap_optimizers(optimizer)
+    last, plan._last_step = plan._last_step, None
+    # Only what multiplies the same tensors every time is kept for the next call; copies, resets and lists are looked up anew.
+    plain = state == "reexpress" and not grads and gate is None and not plan._tracked
+    if plain and last is not None and last.holds(optimizers):
+        snapshot, targets = last.snapshot, last.targets
+    else:
+        snapshot, targets = plan._prepared(optimizers, grads=grads, state=state)
+        last = PreparedStep(snapshot, plan.model, optimizers, targets) if plain and snapshot.repeatable else None
+    if not optimizers and state != "keep" and not grads:
+        plan._warnings.unseen(snapshot.a_gradient())
+    if not plan.num_scales:
+        return
+    if last is not None:
+        last.run(cycles)
+        plan._last_step = last
+        return
+    scales = snapshot.cycles(targets, cycles)
+    snapshot.apply(targets, scales if gate is None else scales * gate.to(scales))

@@ -1,0 +1,139 @@
+"""Copies of the weights that every rescaling multiplies too: averaged models, float32 master weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BindError, OptionError
+from ..symmetry.symmetry import Symmetry
+from ..trace.unwrap import unwrap
+from .tensors import differences, model_tensors, named_tensors
+
+__all__ = ["Tracked"]
+
+_HOLDERS = ("module", "ema", "ema_model", "averaged_model")
+"""Attributes under which helpers for averaging keep the averaged module."""
+
+
+class Tracked:
+    """A copy that follows; made by `Plan.track`.
+
+    Its tensors are looked up at each call, as those of the model are.
+
+    Args:
+        copy: a module, something that holds one, a mapping of tensors by name, or a sequence of tensors.
+        model: the model that it is a copy of.
+        symmetry: the plan's.
+        master: whether the model's 16-bit weights are rewritten from it.
+        forget: takes this copy off the plan's list.
+
+    Raises:
+        OptionError: `copy` is none of these.
+        BindError: its names or shapes differ from the model's.
+    """
+
+    def __init__(
+        self, copy: Any, model: nn.Module, symmetry: Symmetry, *, master: bool, forget: Callable[[Tracked], None]
+    ) -> None:
+        self.master = master
+        self._copy = _resolved(copy, symmetry)
+        self._symmetry = symmetry
+        self._forget, self._removed = forget, False
+        self.tensors(model)
+
+    def remove(self) -> None:
+        """From now on the copy stays as it is; a second call does nothing."""
+        if not self._removed:
+            self._removed = True
+            self._forget(self)
+
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """By name, the copy's tensors that carry variables, without those that are the model's own.
+
+        Raises:
+            BindError: names or shapes differ from the model's; nothing was written.
+        """
+        own = named_tensors(model)
+        found = self._by_name(model)
+        return {name: tensor for name, tensor in found.items() if not _same_memory(tensor, own[name])}
+
+    def _by_name(self, model: nn.Module) -> dict[str, Tensor]:
+        """The copy's tensors that carry variables."""
+        if isinstance(self._copy, nn.Module):
+            return model_tensors(self._copy, self._symmetry)
+        if isinstance(self._copy, Mapping):
+            unknown = [name for name in self._copy if name not in self._symmetry.shapes and name not in self._symmetry.aliases]
+            if unknown:
+                raise BindError(f"the tracked copy holds tensors that the model has not: {', '.join(unknown[:10])}")
+            named = dict(self._copy)
+        else:
+            parameters = list(model.named_parameters())
+            if len(parameters) != len(self._copy):
+                # Masters are commonly kept of what is trained only.
+                parameters = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
+            if len(parameters) != len(self._copy):
+                total = len(list(model.parameters()))
+                raise BindError(
+                    f"the tracked copy holds {len(self._copy)} tensors; the model has {total} parameters, {len(parameters)} of "
+                    "them with requires_grad. Pass a dict by name instead"
+                )
+            named = {name: tensor for (name, _), tensor in zip(parameters, self._copy, strict=True)}
+        found: dict[str, Tensor] = {}
+        for given, tensor in named.items():
+            name = self._symmetry.aliases.get(given, given)
+            if not isinstance(tensor, Tensor) or tuple(tensor.shape) != tuple(self._symmetry.shapes[name]):
+                form = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"type {type(tensor).__name__}"
+                raise BindError(
+                    f"{name!r} of the tracked copy has {form}, the model's has shape {tuple(self._symmetry.shapes[name])}: "
+                    "nothing was rescaled"
+                )
+            if name in self._symmetry.exponents:
+                found[name] = tensor
+        return found
+
+    def masters(self, model: nn.Module) -> set[str]:
+        """Names of the parameters whose 16-bit values are rewritten from this copy's wider ones."""
+        if not self.master:
+            return set()
+        return {name for name, tensor in self.tensors(model).items() if tensor.dtype in (torch.float32, torch.float64)}
+
+
+def distinct(copies: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The copies without what an earlier one holds too, so that nothing is multiplied twice."""
+    seen: set[tuple[int, torch.device]] = set()
+    found: list[dict[str, Tensor]] = []
+    for copy in copies:
+        kept = {name: tensor for name, tensor in copy.items() if (tensor.data_ptr(), tensor.device) not in seen}
+        seen |= {(tensor.data_ptr(), tensor.device) for tensor in kept.values()}
+        found.append(kept)
+    return found
+
+
+def _resolved(copy: Any, symmetry: Symmetry) -> Any:
+    """The module, mapping or sequence inside what a user passed."""
+    if isinstance(copy, Mapping):
+        return copy
+    if isinstance(copy, Sequence) and not isinstance(copy, str):
+        return copy
+    if isinstance(copy, nn.Module) and not differences(unwrap(copy), symmetry):
+        return unwrap(copy)
+    for holder in _HOLDERS:
+        held = getattr(copy, holder, None)
+        if isinstance(held, nn.Module) and not differences(unwrap(held), symmetry):
+            return unwrap(held)
+    if isinstance(copy, nn.Module):
+        listed = "\n  ".join(differences(unwrap(copy), symmetry))
+        raise BindError(f"the tracked copy has other parameters than the model of this plan:\n  {listed}")
+    raise OptionError(
+        f"copy must be a module of the model's shape (or hold one as .{', .'.join(_HOLDERS)}), a dict of tensors by name, or a "
+        f"list of tensors in the order of model.parameters(); got {type(copy).__name__}"
+    )
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one, or start at the same place in memory."""
+    return one is other or (one.device == other.device and not one.is_meta and one.data_ptr() == other.data_ptr() != 0)

@@ -1,0 +1,66 @@
+"""What a plan warns of, each once."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+import weakref
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..errors import FxenormWarning
+
+__all__ = ["WarnOnce"]
+
+_PACKAGE = __name__.partition(".")[0] + "."
+
+
+class WarnOnce:
+    """Remembers which warnings one plan has given."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+        self._gradient: tuple[weakref.ref[Tensor], int] | None = None
+
+    def unowned(self, names: Sequence[str]) -> None:
+        """Parameters move that no optimizer holds; nothing is said where there are none."""
+        if names:
+            shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+            self._warn(
+                "unowned",
+                f"these parameters are rescaled but belong to none of the optimizers given: {shown}. If another optimizer holds "
+                "them, pass all of them as a sequence",
+            )
+
+    def unseen(self, gradient: Tensor | None) -> None:
+        """The model is being trained by an optimizer that was not passed.
+
+        An optimizer that nobody passes cannot be seen, and one call says little: what is seen is that there is another gradient
+        than at an earlier call, as in every training loop and hardly ever elsewhere.
+
+        Args:
+            gradient: of some parameter, at this call; None: there is none.
+        """
+        if gradient is None:
+            return
+        seen = self._gradient
+        self._gradient = (weakref.ref(gradient), gradient._version)
+        if seen is None or (seen[0]() is gradient and seen[1] == gradient._version):
+            return
+        self._warn(
+            "unseen",
+            "step() is called without an optimizer while the model is being trained. If its optimizer keeps momentum or other "
+            "state, pass it, plan.step(optimizer), or that state no longer fits the weights; plan.step(state='keep') says that "
+            "there is none",
+        )
+
+    def _warn(self, kind: str, message: str) -> None:
+        """Warns at the line outside this package that led here."""
+        if kind in self._given:
+            return
+        self._given.add(kind)
+        level, frame = 1, sys._getframe()
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+            level, frame = level + 1, frame.f_back
+        warnings.warn(message, FxenormWarning, stacklevel=level)

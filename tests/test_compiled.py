@@ -1,0 +1,306 @@
+"""The compiled executor against the eager one: same sums, same weights, same promises, whatever the threads and layouts."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import fxenorm
+from fxenorm.errors import FxenormWarning, OptionError
+from fxenorm.kernels import build
+from fxenorm.kernels.backend import get_backend
+from fxenorm.kernels.compiled import CompiledBackend
+from fxenorm.kernels.eager import EagerBackend
+from fxenorm.kernels.layout import matrix_form
+from fxenorm.kernels.program import ChannelSums, ScaleTarget, build_program, term_tensors
+
+from .random_plans import Case, cases
+
+try:
+    build.library()
+except build.BuildError as error:
+    pytest.skip(f"no compiler: {error}", allow_module_level=True)
+
+EAGER = EagerBackend()
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def compiled() -> CompiledBackend:
+    """A backend without tables."""
+    return CompiledBackend()
+
+
+def assert_same_sums(one: ChannelSums, other: ChannelSums) -> None:
+    """Up to the order of additions."""
+    for a, b in ((one.log_negative, other.log_negative), (one.log_positive, other.log_positive)):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+def assert_same_weights(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Up to one unit in the last place: with three terms the factors may be multiplied in another order."""
+    assert one.dtype == other.dtype
+    torch.testing.assert_close(one.double(), other.double(), rtol=2 * torch.finfo(one.dtype).eps, atol=1e-44)
+
+
+def targets_of(case: Case, tensors: list[torch.Tensor], power: int = 1) -> list[ScaleTarget]:
+    """One for each tensor."""
+    return [
+        ScaleTarget(str(index), tensor, term_tensors(terms, tensor.ndim, case.num_scales), power)
+        for index, (tensor, terms) in enumerate(zip(tensors, case.terms, strict=True))
+    ]
+
+
+@settings(max_examples=150)
+@given(case=cases(), dtype=st.sampled_from(DTYPES), order=st.permutations(range(3)))
+def test_sums_are_the_eager_ones(case: Case, dtype: torch.dtype, order: list[int]) -> None:
+    tensors = [in_order(tensor.to(dtype), order) for tensor in case.tensors]
+    program, none = case.program(), [None] * len(tensors)
+    assert_same_sums(compiled().reduce(program, tensors, none), EAGER.reduce(program, tensors, none))
+
+
+@settings(max_examples=100)
+@given(
+    case=cases(),
+    dtype=st.sampled_from(DTYPES),
+    order=st.permutations(range(3)),
+    power=st.sampled_from([1, -1, -2]),
+    seed=st.integers(0, 99),
+)
+def test_weights_are_the_eager_ones(case: Case, dtype: torch.dtype, order: list[int], power: int, seed: int) -> None:
+    log_scales = torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, case.num_scales))
+    ours = [in_order(tensor.to(dtype), order) for tensor in case.tensors]
+    theirs = [tensor.clone() for tensor in ours]
+    compiled().apply(targets_of(case, ours, power), log_scales)
+    EAGER.apply(targets_of(case, theirs, power), log_scales)
+    for one, other in zip(ours, theirs, strict=True):
+        assert_same_weights(one, other)
+
+
+def in_order(tensor: torch.Tensor, order: list[int]) -> torch.Tensor:
+    """The same values with the axes in another order in memory."""
+    chosen = [axis for axis in order if axis < tensor.ndim]
+    return tensor.permute(chosen).contiguous().permute([chosen.index(axis) for axis in range(tensor.ndim)])
+
+
+def rows_and_columns(outputs: int, inputs: int) -> list[tuple[int, np.ndarray]]:
+    """A layer's exponents."""
+    return [(1, np.arange(outputs)[:, None, None, None]), (-1, outputs + np.arange(inputs)[None, :, None, None])]
+
+
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "contiguous": lambda tensor: tensor,
+    "channels_last": lambda tensor: tensor.to(memory_format=torch.channels_last),
+    "transposed": lambda tensor: tensor.transpose(0, 1).contiguous().transpose(0, 1),
+    "with gaps": lambda tensor: torch.stack([tensor, tensor], dim=2)[:, :, 0],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 4.0, 12.0, math.inf])
+@pytest.mark.parametrize("factor", [False, True])
+def test_layers_of_several_tiles(layout: str, dtype: torch.dtype, p: float, factor: bool) -> None:
+    weight = LAYOUTS[layout](torch.randn(130, 70, 3, 3).to(dtype))
+    terms = rows_and_columns(130, 70)
+    program = build_program([((130, 70, 3, 3), terms, 0.3 if math.isfinite(p) else 0.0)], 200, p)
+    factors = [torch.rand(130, 1, 1, 1, dtype=torch.float64) if factor else None]
+    assert_same_sums(compiled().reduce(program, [weight], factors), EAGER.reduce(program, [weight], factors))
+    log_scales = torch.linspace(-1, 1, 200, dtype=torch.float64)
+    other = weight.clone()
+    compiled().apply([ScaleTarget("w", weight, term_tensors(terms, 4, 200))], log_scales)
+    EAGER.apply([ScaleTarget("w", other, term_tensors(terms, 4, 200))], log_scales)
+    assert_same_weights(weight, other)
+
+
+def test_wide_layers_are_cut_into_columns() -> None:
+    weight = torch.randn(9, 20_001)
+    terms = [(1, np.arange(9)[:, None]), (-1, 9 + np.arange(20_001)[None, :] % 40)]
+    program = build_program([((9, 20_001), terms, 0.0)], 49, 2.0)
+    assert_same_sums(compiled().reduce(program, [weight], [None]), EAGER.reduce(program, [weight], [None]))
+
+
+def test_groups_of_a_convolution_are_segments() -> None:
+    weight = torch.randn(12, 5, 3, 3)
+    inputs = 12 + (np.arange(12)[:, None] // 3) * 5 + np.arange(5)[None, :]
+    terms = [(1, np.arange(12)[:, None, None, None]), (-1, inputs[:, :, None, None])]
+    form = matrix_form(weight.shape, weight.stride(), term_tensors(terms, 4, 32))
+    assert form is not None and form.segments.tolist() == [0, 3, 6, 9, 12] and form.width == 45
+    program = build_program([(tuple(weight.shape), terms, 0.0)], 32, 2.0)
+    backend = compiled()
+    assert_same_sums(backend.reduce(program, [weight], [None]), EAGER.reduce(program, [weight], [None]))
+    log_scales, other = torch.randn(32, dtype=torch.float64), weight.clone()
+    backend.apply([ScaleTarget("w", weight, term_tensors(terms, 4, 32))], log_scales)
+    EAGER.apply([ScaleTarget("w", other, term_tensors(terms, 4, 32))], log_scales)
+    assert_same_weights(weight, other)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+def test_what_is_not_finite_shows_in_the_sums(value: float, p: float) -> None:
+    weight = torch.randn(6, 7)
+    weight[2, 3] = value
+    program = build_program([((6, 7), [(1, np.arange(6)[:, None]), (-1, 6 + np.arange(7)[None])], 0.0)], 13, p)
+    sums = compiled().reduce(program, [weight], [None])
+    assert not sums.log_positive[2].isfinite() and not sums.log_negative[9].isfinite()
+    assert sums.log_positive.isfinite().sum() == 5 and sums.log_negative.isfinite().sum() == 6
+
+
+def test_all_16_bit_numbers() -> None:
+    """Every value there is, times 1, comes back; times a factor it is rounded as PyTorch rounds it."""
+    bits = torch.arange(-(2**15), 2**15).to(torch.int16)
+    for dtype in (torch.float16, torch.bfloat16):
+        values = bits.view(dtype)
+        for log_scale in (0.0, 0.1, -9.0, 5.0):
+            ours, theirs = values.clone(), values.clone()
+            terms = term_tensors([(1, np.zeros(1, dtype=np.int64))], 1, 1)
+            compiled().apply([ScaleTarget("w", ours, terms)], torch.tensor([log_scale], dtype=torch.float64))
+            EAGER.apply([ScaleTarget("w", theirs, terms)], torch.tensor([log_scale], dtype=torch.float64))
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def network() -> nn.Sequential:
+    """Two convolutions and a linear layer."""
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 96, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10)
+    )
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    found = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            torch.manual_seed(0)
+            model = network()
+            plan = fxenorm.analyze(model, torch.randn(2, 3, 8, 8), backend="compiled")
+            plan.step()
+            plan.step(cycles=3)
+            found.append(torch.nn.utils.parameters_to_vector(model.parameters()))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def trained(backend: str, **options: object) -> tuple[nn.Sequential, torch.optim.SGD, fxenorm.Plan]:
+    """A network with momentum, and its plan."""
+    torch.manual_seed(0)
+    model = network()
+    plan = fxenorm.analyze(model, torch.randn(2, 3, 8, 8), backend=backend, **options)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    model(torch.randn(2, 3, 8, 8)).square().sum().backward()
+    optimizer.step()
+    return model, optimizer, plan
+
+
+@pytest.mark.parametrize("options", [{}, {"p": 1.0}, {"p": math.inf}, {"c": 1.2}, {"max_log_scale": 0.1}, {"scales": "pow2"}])
+def test_steps_are_the_eager_ones(options: dict[str, object]) -> None:
+    (one, first, plan), (other, second, reference) = trained("compiled", **options), trained("eager", **options)
+    for _ in range(3):
+        plan.step(first)
+        reference.step(second)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-30)
+        torch.testing.assert_close(first.state[a]["momentum_buffer"], second.state[b]["momentum_buffer"], rtol=2e-6, atol=1e-30)
+
+
+def test_a_step_sees_what_changed_since_the_last() -> None:
+    (one, first, plan), (other, second, reference) = trained("compiled"), trained("eager")
+    changes: list[Callable[[nn.Sequential, torch.optim.SGD], object]] = [
+        lambda model, _: model[0].weight.requires_grad_(False),
+        lambda model, _: model[0].weight.requires_grad_(True),
+        lambda model, _: model.to(memory_format=torch.channels_last),
+        lambda _, optimizer: optimizer.load_state_dict(optimizer.state_dict()),
+        lambda _, optimizer: optimizer.state.clear(),
+        lambda model, _: model.double(),
+        lambda model, _: setattr(model[2], "weight", nn.Parameter(model[2].weight.detach() * 3)),
+        lambda model, optimizer: optimizer.add_param_group({"params": [model[2].weight]}),
+    ]
+    for change in changes:
+        for model, optimizer, its_plan in ((one, first, plan), (other, second, reference)):
+            with torch.no_grad():
+                change(model, optimizer)
+                for parameter in model.parameters():
+                    parameter[0] *= 2
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FxenormWarning)
+                its_plan.step(optimizer)
+        for a, b in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-30)
+
+
+def test_a_step_still_raises_before_it_writes() -> None:
+    model, optimizer, plan = trained("compiled")
+    plan.step(optimizer)
+    before = model[0].weight.clone()
+    model[2].weight = nn.Parameter(torch.randn(5, 5))
+    with pytest.raises(fxenorm.BindError if hasattr(fxenorm, "BindError") else Exception, match="Nothing was rescaled"):
+        plan.step(optimizer)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_momentum_never_overflows() -> None:
+    found = []
+    for backend in ("compiled", "eager"):
+        model, optimizer, plan = trained(backend)
+        with torch.no_grad():
+            model[2].weight.mul_(30.0)
+            for parameter in model.parameters():
+                optimizer.state[parameter]["momentum_buffer"].fill_(3e38)
+        plan.step(optimizer)
+        states = [optimizer.state[parameter]["momentum_buffer"] for parameter in model.parameters()]
+        assert all(state.isfinite().all() for state in states)
+        found.append([*model.parameters(), *states])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+
+
+def test_autograd_notices_the_write() -> None:
+    model, _, plan = trained("compiled")
+    loss = model(torch.randn(2, 3, 8, 8)).square().sum()
+    plan.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_empty_tensors_and_empty_plans() -> None:
+    terms = [(1, np.zeros((0, 1), dtype=np.int64)), (-1, np.arange(3)[None])]
+    program = build_program([((0, 3), terms, 0.0)], 3, 2.0)
+    assert_same_sums(compiled().reduce(program, [torch.empty(0, 3)], [None]), EAGER.reduce(program, [torch.empty(0, 3)], [None]))
+    compiled().apply([ScaleTarget("w", torch.empty(0, 3), term_tensors(terms, 2, 3))], torch.zeros(3, dtype=torch.float64))
+    compiled().apply([], torch.zeros(0, dtype=torch.float64))
+
+
+def test_without_a_compiler_there_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise build.BuildError("there is no C++ compiler")
+
+    monkeypatch.setattr("fxenorm.kernels.compiled.library", none)
+    with pytest.warns(FxenormWarning, match="no C\\+\\+ compiler"):
+        assert get_backend("auto").name == "eager"
+    with pytest.raises(OptionError, match="no C\\+\\+ compiler"):
+        get_backend("compiled")
+
+
+def test_a_failing_compiler_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho no such language >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    build.library.cache_clear()
+    try:
+        with pytest.raises(build.BuildError, match="no such language"):
+            build.library()
+    finally:
+        build.library.cache_clear()
+    assert not list(tmp_path.rglob("*.so"))
