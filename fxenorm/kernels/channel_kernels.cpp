@@ -328,11 +328,10 @@ void fxenorm_reduce(const ReduceMatrix *matrices, i64 matrix_count, const Reduce
     }
 }
 
-// Multiplies everything in place. Tiles before `checked` are looked at first: where an entry of matrix i reaches thresholds[i],
-// nothing stays changed (but for the rounding of the way back) and the answer is 1.
-int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_count, i64 checked, const FactorLink *links,
-                  i64 link_count, const double *powers, i64 power_stride, double *factors, const double *thresholds, i64 *done,
-                  int threads) {
+// Multiplies everything in place. Where an entry of matrix i reaches thresholds[i], everything is divided again, so that nothing
+// stays changed but for a rounding, and the answer is 1; thresholds null: whatever the entries are. `done` holds one number a tile.
+int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_count, const FactorLink *links, i64 link_count,
+                  const double *powers, i64 power_stride, double *factors, const double *thresholds, i64 *done, int threads) {
     int stop = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -350,14 +349,15 @@ int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_
             }
         }
 #pragma omp for schedule(dynamic, 1)
-        for (i64 i = 0; i < checked; ++i) {
+        for (i64 i = 0; i < tile_count; ++i) {
             int stopped;
 #pragma omp atomic read
             stopped = stop;
             done[i] = 0;
             if (stopped) continue;
             const ScaleTile &tile = tiles[i];
-            done[i] = scale_any(matrices[tile.matrix], tile, factors, thresholds[tile.matrix], false, tile.rows);
+            const double threshold = thresholds ? thresholds[tile.matrix] : HUGE_VAL;
+            done[i] = scale_any(matrices[tile.matrix], tile, factors, threshold, false, tile.rows);
             if (done[i] < tile.rows) {
 #pragma omp atomic write
                 stop = 1;
@@ -365,12 +365,8 @@ int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_
         }
         if (stop) {
 #pragma omp for schedule(dynamic, 1)
-            for (i64 i = 0; i < checked; ++i)
+            for (i64 i = 0; i < tile_count; ++i)
                 scale_any(matrices[tiles[i].matrix], tiles[i], factors, HUGE_VAL, true, done[i]);
-        } else {
-#pragma omp for schedule(dynamic, 1)
-            for (i64 i = checked; i < tile_count; ++i)
-                scale_any(matrices[tiles[i].matrix], tiles[i], factors, HUGE_VAL, false, tiles[i].rows);
         }
     }
     return stop;
