@@ -102,7 +102,7 @@ template <Power P> inline double powered(double x, double p) {
 inline double larger(double a, double b) { return (a > b || a != a) ? a : b; }   // keeps NaN in b
 
 // Asks for entries that a loop will come to: one stream of addresses alone does not keep the memory busy.
-constexpr i64 AHEAD = 4096, READ_STEP = 256, WRITE_STEP = 64;
+constexpr i64 AHEAD = 4096, READ_STEP = 64, WRITE_STEP = 64;
 template <bool WRITE, class S> inline void ask(const S *x) {
 #if defined(__GNUC__) || defined(__clang__)
     for (i64 j = 0; j < (WRITE ? WRITE_STEP : READ_STEP); j += 64 / static_cast<i64>(sizeof(S))) __builtin_prefetch(x + j, WRITE ? 1 : 0, 3);
@@ -140,7 +140,8 @@ void reduce_tile(const ReduceMatrix &m, const ReduceTile &tile, double p, double
         for (i64 j = 0; j < columns; ++j) column_part[j] = 0.0;
     const S *base = static_cast<const S *>(m.data) + tile.row * m.width + tile.column;
     const double *factor = m.row_factor ? m.row_factor + tile.row : nullptr;
-    const i64 ahead = m.width <= 2048 ? 4 * m.width : AHEAD;   // the next four rows, or further on in these
+    // The same columns some rows further down, so that no row that has been read already is asked for.
+    const i64 ahead = 4 * m.width * ((AHEAD + 4 * m.width - 1) / (4 * m.width));
     i64 r = 0;
     if (P != LARGEST) {
         for (; column_part && r + 4 <= tile.rows; r += 4) {
