@@ -117,7 +117,7 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     ]
     found.fxenorm_reduce.restype = None
     found.fxenorm_scale.argtypes = [
-        *(pointer, pointer, integer, integer, pointer, integer),
+        *(pointer, pointer, integer, pointer, integer),
         *(pointer, integer, pointer, pointer, pointer, ctypes.c_int),
     ]
     found.fxenorm_scale.restype = ctypes.c_int

@@ -102,7 +102,7 @@ template <Power P> inline double powered(double x, double p) {
 inline double larger(double a, double b) { return (a > b || a != a) ? a : b; }   // keeps NaN in b
 
 // Asks for entries that a loop will come to: one stream of addresses alone does not keep the memory busy.
-constexpr i64 AHEAD = 4096, READ_STEP = 256, WRITE_STEP = 64;
+constexpr i64 AHEAD = 4096, READ_STEP = 64, WRITE_STEP = 64;
 template <bool WRITE, class S> inline void ask(const S *x) {
 #if defined(__GNUC__) || defined(__clang__)
     for (i64 j = 0; j < (WRITE ? WRITE_STEP : READ_STEP); j += 64 / static_cast<i64>(sizeof(S))) __builtin_prefetch(x + j, WRITE ? 1 : 0, 3);
@@ -140,7 +140,8 @@ void reduce_tile(const ReduceMatrix &m, const ReduceTile &tile, double p, double
         for (i64 j = 0; j < columns; ++j) column_part[j] = 0.0;
     const S *base = static_cast<const S *>(m.data) + tile.row * m.width + tile.column;
     const double *factor = m.row_factor ? m.row_factor + tile.row : nullptr;
-    const i64 ahead = m.width <= 2048 ? 4 * m.width : AHEAD;   // the next four rows, or further on in these
+    // The same columns some rows further down, so that no row that has been read already is asked for.
+    const i64 ahead = 4 * m.width * ((AHEAD + 4 * m.width - 1) / (4 * m.width));
     i64 r = 0;
     if (P != LARGEST) {
         for (; column_part && r + 4 <= tile.rows; r += 4) {
@@ -328,11 +329,10 @@ void fxenorm_reduce(const ReduceMatrix *matrices, i64 matrix_count, const Reduce
     }
 }
 
-// Multiplies everything in place. Tiles before `checked` are looked at first: where an entry of matrix i reaches thresholds[i],
-// nothing stays changed (but for the rounding of the way back) and the answer is 1.
-int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_count, i64 checked, const FactorLink *links,
-                  i64 link_count, const double *powers, i64 power_stride, double *factors, const double *thresholds, i64 *done,
-                  int threads) {
+// Multiplies everything in place. Where an entry of matrix i reaches thresholds[i], everything is divided again, so that nothing
+// stays changed but for a rounding, and the answer is 1; thresholds null: whatever the entries are. `done` holds one number a tile.
+int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_count, const FactorLink *links, i64 link_count,
+                  const double *powers, i64 power_stride, double *factors, const double *thresholds, i64 *done, int threads) {
     int stop = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -350,14 +350,15 @@ int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_
             }
         }
 #pragma omp for schedule(dynamic, 1)
-        for (i64 i = 0; i < checked; ++i) {
+        for (i64 i = 0; i < tile_count; ++i) {
             int stopped;
 #pragma omp atomic read
             stopped = stop;
             done[i] = 0;
             if (stopped) continue;
             const ScaleTile &tile = tiles[i];
-            done[i] = scale_any(matrices[tile.matrix], tile, factors, thresholds[tile.matrix], false, tile.rows);
+            const double threshold = thresholds ? thresholds[tile.matrix] : HUGE_VAL;
+            done[i] = scale_any(matrices[tile.matrix], tile, factors, threshold, false, tile.rows);
             if (done[i] < tile.rows) {
 #pragma omp atomic write
                 stop = 1;
@@ -365,12 +366,8 @@ int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_
         }
         if (stop) {
 #pragma omp for schedule(dynamic, 1)
-            for (i64 i = 0; i < checked; ++i)
+            for (i64 i = 0; i < tile_count; ++i)
                 scale_any(matrices[tiles[i].matrix], tiles[i], factors, HUGE_VAL, true, done[i]);
-        } else {
-#pragma omp for schedule(dynamic, 1)
-            for (i64 i = checked; i < tile_count; ++i)
-                scale_any(matrices[tiles[i].matrix], tiles[i], factors, HUGE_VAL, false, tiles[i].rows);
         }
     }
     return stop;

@@ -23,7 +23,7 @@ _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 _LINEAR_UP_TO, _MODERATE = 8.0, 300.0
 """Beyond these sums are taken in logarithms, eagerly: exponents p, and logarithms of layer weights."""
 
-_SMALLEST_TILE, _LARGEST_TILE, _TILES = 1 << 16, 1 << 20, 16
+_SMALLEST_TILE, _LARGEST_TILE, _TILES = 1 << 16, 1 << 20, 8
 _FEW = 1 << 15
 """Entries that one thread handles faster than several would be woken."""
 
@@ -81,7 +81,9 @@ class ReduceTable:
         linear = program.p <= _LINEAR_UP_TO or math.isinf(program.p)
         log_weights = program.log_weights.tolist()
         entries = first = 0
-        for index, (block, tensor, factor) in enumerate(zip(program.blocks, tensors, factors, strict=True)):
+        # From the last to the first: what an optimizer wrote last is still in the cache.
+        members = list(enumerate(zip(program.blocks, tensors, factors, strict=True)))
+        for index, (block, tensor, factor) in reversed(members):
             if not tensor.numel():
                 continue
             form = _reduce_form(block, tensor, factor) if linear and abs(log_weights[index]) < _MODERATE else None
@@ -107,6 +109,7 @@ class ReduceTable:
             tiles.append(part)
             first += len(part)
             entries += tensor.numel()
+        self.left.reverse()
         self._matrices = np.array(matrices, dtype=np.int64).reshape(-1, 10)
         self._all_tiles = np.concatenate(tiles) if tiles else np.zeros((0, 8), dtype=np.int64)
         self._links = np.zeros(len(links), dtype=[("source", "i8"), ("count", "i8"), ("slots", "i8"), ("weight", "f8")])
@@ -195,7 +198,10 @@ class ScaleTable:
         powers: list[int] = []
         tiles: list[NDArray[np.int64]] = []
         size = entries = 0
-        for target in sorted(targets, key=lambda target: target.name in trusted):
+        # What the sums were just taken of is still in the cache: it comes first, from where the reading ended. Of the rest, what
+        # the optimizer needs first comes last.
+        first = [target for target in targets if target.name in trusted]
+        for target in (*first, *(target for target in reversed(targets) if target.name not in trusted)):
             tensor = target.tensor
             if not target.terms or not tensor.numel():
                 continue
@@ -228,8 +234,7 @@ class ScaleTable:
         self._links = np.array(links, dtype=np.int64).reshape(-1, 5)
         self._limits, self._powers = np.array(limits), np.array(powers, dtype=np.float64)
         self._tiles = np.concatenate(tiles) if tiles else np.zeros((0, 6), dtype=np.int64)
-        self._checked = sum(len(part) for part, limit in zip(tiles, limits, strict=True) if math.isfinite(limit))
-        self._done = np.zeros(max(1, self._checked), dtype=np.int64)
+        self._done = np.zeros(len(self._tiles), dtype=np.int64)
         self._factors = np.empty(size, dtype=np.float64)
         self._few = entries <= _FEW
         left = {id(target) for target in self.left}
@@ -246,13 +251,12 @@ class ScaleTable:
             return True
         table = log2_factors(log_scales)
         powers = exact_exp2(torch.tensor(list(self._exponents), dtype=torch.float64)[:, None] * table)
-        checked = self._checked if growth else 0
         thresholds = np.exp(self._limits - growth * self._powers)
         # Autograd must know that these were written: a backward pass through the old values would be wrong.
         torch.autograd.graph.increment_version(self._written)
         return not library.fxenorm_scale(
-            *(self._matrices.ctypes.data, self._tiles.ctypes.data, len(self._tiles), checked),
+            *(self._matrices.ctypes.data, self._tiles.ctypes.data, len(self._tiles)),
             *(self._links.ctypes.data, len(self._links), powers.data_ptr(), powers.shape[1]),
-            *(self._factors.ctypes.data, thresholds.ctypes.data, self._done.ctypes.data),
+            *(self._factors.ctypes.data, thresholds.ctypes.data if growth else None, self._done.ctypes.data),
             1 if self._few else torch.get_num_threads(),
         )
