@@ -40,8 +40,9 @@ family(
 
 @scale_rule(
     "aten::sign", "aten::sgn", "aten::isnan", "aten::isinf", "aten::isfinite", "aten::signbit", "aten::logical_not", "aten::logical_and",
-    "aten::logical_or", "aten::logical_xor", "aten::nonzero", "aten::any", "aten::all", "aten::count_nonzero", "aten::heaviside",
-    "aten::isposinf", "aten::isneginf", "aten::isreal", "aten::where.default",
+    "aten::logical_or", "aten::logical_xor", "aten::nonzero", "aten::any", "aten::all", "aten::count_nonzero", "aten::isposinf",
+    "aten::isneginf", "aten::isreal", "aten::where.default", "aten::_is_all_true",
+    "aten::_is_any_true",
     family="comparison",
 )  # fmt: skip
 def sign(call: Call) -> Any:
@@ -65,6 +66,13 @@ def integers(call: Call) -> Any:
 def copysign(call: Call) -> Field:
     """|x| with the sign of y: positive factors of y change nothing."""
     return passes(call)
+
+
+@scale_rule("aten::heaviside", family="comparison")
+def heaviside(call: Call) -> Any:
+    """0, 1, or a given value where x is 0: the value is held."""
+    call.zero(call["values"])
+    return zero_field(call)
 
 
 @scale_rule("aten::isclose", family="barrier")
