@@ -42,17 +42,29 @@ def _unknown(call: Call, shape: tuple[int, ...]) -> Field:
             indexed += list(range(axis, axis + width))
             ranks.append(1 if width > 1 or fake.dtype == torch.bool else fake.ndim)
         axis += width
-    field = call.constant(call.field("self"), indexed)
+    rank = max(ranks)
     adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
     start = indexed[0] if adjacent else 0
-    kept = [k for k in range(len(field.shape)) if k not in indexed]
-    rank = max(ranks)
+    old = call.shape("self")
+    kept = [k for k in range(len(old)) if k not in indexed]
 
-    def place(ids: Any) -> Any:
-        rest = ids.reshape([ids.shape[k] for k in kept])
-        return rest.reshape((*rest.shape[:start], *(1,) * rank, *rest.shape[start:]))
+    def forward(f: ScaleField) -> ScaleField:
+        def place(ids: Any) -> Any:
+            rest = ids.reshape([ids.shape[k] for k in kept])
+            return rest.reshape((*rest.shape[:start], *(1,) * rank, *rest.shape[start:]))
 
-    return ScaleField(shape, tuple((c, place(ids)) for c, ids in field.terms))
+        return ScaleField(shape, tuple((c, place(ids)) for c, ids in call.constant(f, indexed).terms))
+
+    def backward(wanted: ScaleField) -> ScaleField:
+        constant = call.constant(wanted, range(start, start + rank))
+
+        def place(ids: Any) -> Any:
+            sizes = iter([*ids.shape[:start], *ids.shape[start + rank :]])
+            return ids.reshape([1 if k in indexed else next(sizes) for k in range(len(old))])
+
+        return ScaleField(old, tuple((c, place(ids)) for c, ids in constant.terms))
+
+    return move(call, call["self"], shape, forward, backward)
 
 
 @scale_rule("aten::index_select", family="structural")
