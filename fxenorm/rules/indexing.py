@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..field import AnyField, ScaleField
+from ..field import AnyField, Ids, ScaleField
 from ..field.structure import broadcast, index, reshape, select_positions, take_slice
 from .call import Call, Field, is_floating
 from .laws import barrier, move, number, positions_of, reduce, same_field, zero_field
@@ -27,7 +28,26 @@ def index_rule(call: Call) -> Any:
             return _unknown(call, shape)
         known.append(None if value is None else positions_of(value))
     known += [None] * (len(call.shape("self")) - len(known))
-    return move(call, call["self"], shape, lambda f: index(f, known, shape))
+    indexed = [axis for axis, positions in enumerate(known) if positions is not None]
+    backward = None
+    if len(indexed) == 1 and len(np.unique(known[indexed[0]] % call.shape("self")[indexed[0]])) == call.shape("self")[indexed[0]]:
+        backward = _gathered_back(call, indexed[0], known[indexed[0]])
+    return move(call, call["self"], shape, lambda f: index(f, known, shape), backward)
+
+
+def _gathered_back(call: Call, axis: int, positions: Ids) -> Callable[[ScaleField], ScaleField]:
+    """The inverse of a gather that reads every position of an axis: where it reads one twice, both carry the same field."""
+    shape = call.shape("self")
+    places = positions.ravel() % shape[axis]
+    _, first = np.unique(places, return_index=True)
+
+    def backward(wanted: ScaleField) -> ScaleField:
+        flat = reshape(wanted, (*shape[:axis], len(places), *shape[axis + 1 :]))
+        table = select_positions(flat, axis, first)
+        call.equal(select_positions(table, axis, places), flat)
+        return table
+
+    return backward
 
 
 def _unknown(call: Call, shape: tuple[int, ...]) -> Field:
