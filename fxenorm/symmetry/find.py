@@ -11,8 +11,8 @@ import numpy as np
 from torch import nn
 
 from ..errors import FxenormWarning, UnsupportedOperatorError
-from ..field import NEVER, Equations, Ids, ParameterFields, ParameterView, ScaleField, Solution, Term, solve
-from ..field.structure import select_positions
+from ..field import NEVER, Equations, Ids, ParameterFields, ParameterView, ScaleField, Solution, Term, compress, solve
+from ..field.structure import select_positions, take_slice
 from ..rules import NO_RULE, RuleOptions, is_floating
 from ..trace.traced_model import TracedModel
 from .express import Expander, coprime_signs, group_order, redundant_variables
@@ -149,15 +149,22 @@ def _zero(walk: Walk, name: str, origin: int) -> None:
 
 
 def _hold_unread(walk: Walk, traced: Sequence[TracedModel]) -> None:
-    """Force entries that these inputs did not read to zero: longer inputs would read them."""
+    """Entries that these inputs did not read, but longer ones would: they follow the others if these all agree, else stay."""
     missing = {name: axes for name, axes in unread_positions(traced).items() if name in walk.parameters.fields}
     if not missing:
         return
     origin = walk.origin(Origin("unread entries", "", "", "", "entries that the example inputs do not read"))
+    solved = Expander(solve(walk.equations).matrix)
     for name, axes in missing.items():
-        for axis, positions in enumerate(axes):
-            if len(positions):
-                part = select_positions(walk.parameters.fields[name], axis, positions)
+        field = walk.parameters.fields[name]
+        cut = [axis for axis, positions in enumerate(axes) if len(positions)]
+        for axis in cut:
+            part = select_positions(field, axis, axes[axis])
+            read = select_positions(field, axis, np.setdiff1d(np.arange(field.shape[axis]), axes[axis]))
+            final = ScaleField(read.shape, tuple((c, compress(ids, [axis])) for c, ids in solved.terms(read.terms)))
+            if len(cut) == 1 and read.shape[axis] and not final.varies_along(axis):
+                walk.equations.require_equal(part, take_slice(read, axis, slice(0, 1)), origin)
+            else:
                 walk.equations.require_zero(walk.equations.require_constant(part, range(len(part.shape)), origin), origin)
 
 

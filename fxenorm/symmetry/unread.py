@@ -21,8 +21,7 @@ __all__ = ["unread_positions"]
 _SELECTING = frozenset(
     {
         "aten::slice", "aten::select", "aten::narrow", "aten::index", "aten::index_select", "aten::split", "aten::split_with_sizes",
-        "aten::chunk", "aten::unbind", "aten::tensor_split", "aten::unsafe_chunk", "aten::unsafe_split", "aten::embedding",
-        "aten::diagonal",
+        "aten::chunk", "aten::unbind", "aten::tensor_split", "aten::unsafe_chunk", "aten::unsafe_split", "aten::diagonal",
     }
 )  # fmt: skip
 
@@ -137,13 +136,6 @@ class _Follower:
                     return holder[node.args[1]]  # type: ignore[index]
             else:
                 return self._run(node, values)
-        elif _name(node) == "aten::embedding":
-            rows = self.known.value(node.args[1])  # type: ignore[arg-type]
-            table = values.get(node.args[0])  # type: ignore[arg-type]
-            if rows is not None and isinstance(table, ScaleField):
-                positions = np.unique(rows.numpy())
-                self.reads.seen += [ids[positions].ravel() if ids.shape[0] > 1 else ids.ravel() for _, ids in table.terms]
-                return None
         self.reads.mark([values.get(source) for source in node.all_input_nodes])
         return None
 
