@@ -84,10 +84,16 @@ def test_count_and_soundness(analysed: Any, name: str) -> None:
 
 def test_pairs_of_a_llama_block(analysed: Any) -> None:
     _, _, plan = analysed("llama")
-    pairs = {(pair.producer.removeprefix("model.layers.0."), pair.consumer.removeprefix("model.layers.0.")) for pair in plan.pairs}
+    pairs = {
+        (pair.producer.removeprefix("model.layers.0."), pair.consumer.removeprefix("model.layers.0.")) for pair in plan.pairs
+    }
     wanted = {("input_layernorm", f"self_attn.{name}_proj") for name in "qkv"}
     wanted |= {("post_attention_layernorm", f"mlp.{name}_proj") for name in ("gate", "up")}
-    wanted |= {("self_attn.v_proj", "self_attn.o_proj"), ("mlp.up_proj", "mlp.down_proj"), ("self_attn.q_proj", "self_attn.k_proj")}
+    wanted |= {
+        ("self_attn.v_proj", "self_attn.o_proj"),
+        ("mlp.up_proj", "mlp.down_proj"),
+        ("self_attn.q_proj", "self_attn.k_proj"),
+    }
     assert wanted <= pairs
 
 
@@ -108,6 +114,19 @@ def test_rotary_pairs_are_tied_and_queries_share_their_keys_scale(analysed: Any)
     assert torch.equal(queries, keys.repeat_interleave(HEADS // KV_HEADS, dim=0))
 
 
+@pytest.mark.parametrize("implementation", ["batched_mm", "grouped_mm"])
+def test_stacked_expert_weights_are_counted(implementation: str) -> None:
+    model, arguments = build("mixtral")
+    model.set_experts_implementation(implementation)
+    plan = fxenorm.analyze(model, arguments, modes="eval")
+    before = plan.norm()
+    with torch.no_grad():
+        model.model.layers[0].mlp.experts.down_proj.mul_(3)
+    assert plan.norm() > before
+    kinds = {group.kind for group in plan.groups if any("experts.down_proj" in port.parameter for port in group.consumers)}
+    assert kinds == {"chain"}
+
+
 def test_grouped_products_of_experts() -> None:
     """The default expert implementation, which torch runs in float32 only, has the scales of the plain one."""
     model, arguments = build("mixtral")
@@ -121,7 +140,7 @@ def test_grouped_products_of_experts() -> None:
 
 
 def smooth_quant(plan: Any, ranges: dict[str, torch.Tensor], alpha: float) -> None:
-    """SmoothQuant (Xiao et al., ICML 2023, eq. 4): behind each norm, x / s and W * s with s = max|x|^alpha / max|W|^(1 - alpha)."""
+    """SmoothQuant (Xiao et al., ICML 2023, eq. 4): behind a norm x / s and W * s, s = max|x|^alpha / max|W|^(1 - alpha)."""
     parameters = dict(plan.model.named_parameters())
     log_scales = torch.zeros(plan.num_scales, dtype=torch.float64)
     for group in plan.groups:

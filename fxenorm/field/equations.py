@@ -111,8 +111,8 @@ def _distinct(rows: Ids) -> Ids:
     """The columns without repetition. A hash brings equal ones together; only truly equal neighbours are dropped."""
     if rows.shape[1] <= 1:
         return rows
-    random = np.random.default_rng(0).integers(1, 2**62, size=rows.shape[0], dtype=np.int64)
-    key = (rows * random[:, None]).sum(axis=0)
+    random: Ids = np.random.default_rng(0).integers(1, 2**62, size=(rows.shape[0], 1), dtype=np.int64)
+    key = (rows * random).sum(axis=0)
     order = np.argsort(key, kind="stable")
     rows = rows[:, order]
     different = np.append(True, (rows[:, 1:] != rows[:, :-1]).any(axis=0))

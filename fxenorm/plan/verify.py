@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..errors import RescaleError
-from ..trace.modes import set_mode
 from ..trace.inputs import Inputs, is_meta
+from ..trace.modes import set_mode
 
 if TYPE_CHECKING:
     from .plan import Plan

@@ -20,8 +20,9 @@ __all__ = ["unread_positions"]
 
 _SELECTING = frozenset(
     {
-        "aten::slice", "aten::select", "aten::narrow", "aten::index", "aten::index_select", "aten::split", "aten::split_with_sizes",
-        "aten::chunk", "aten::unbind", "aten::tensor_split", "aten::unsafe_chunk", "aten::unsafe_split", "aten::diagonal",
+        "aten::slice", "aten::select", "aten::narrow", "aten::index", "aten::index_select", "aten::split",
+        "aten::split_with_sizes", "aten::chunk", "aten::unbind", "aten::tensor_split", "aten::unsafe_chunk", "aten::unsafe_split",
+        "aten::diagonal",
     }
 )  # fmt: skip
 
