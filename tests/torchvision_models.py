@@ -54,7 +54,7 @@ def build(name: str) -> nn.Module:
 
 
 class _DoubleForFloat(TorchFunctionMode):
-    """``.float()`` gives float64."""
+    """``.float()`` gives float64: some models do a part of their work in float32 whatever they are."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0].double() if func is torch.Tensor.float else func(*args, **(kwargs or {}))
@@ -104,7 +104,7 @@ def run(model: nn.Module, inputs: tuple[Any, ...], mode: str, **keywords: Any) -
     from torch.utils._pytree import tree_leaves
 
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.random.fork_rng(devices=[]), in_mode(model, mode):
+    with torch.random.fork_rng(devices=[]), in_mode(model, mode), _DoubleForFloat():
         torch.manual_seed(0)
         output = model(*inputs, **keywords)
     for name, buffer in model.named_buffers():
