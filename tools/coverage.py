@@ -1,11 +1,14 @@
-"""Analyses torchvision's classification models and checks every plan: number of scales, and soundness in both modes.
+"""Analyses a zoo of models and checks every plan: number of scales, what barriers stop, and soundness in both modes.
 
-    python tools/coverage.py                        all 80 models: some minutes a core, up to 12 GB for the largest
+    python tools/coverage.py                        all 121 models of torchvision: up to 12 GB for the largest
+    python tools/coverage.py --zoo timm             one small model of each module of timm (pip install fxenorm[timm])
+    python tools/coverage.py --zoo transformers     tiny models built from configs (pip install fxenorm[transformers])
     python tools/coverage.py --models 'resnet*' --jobs 2 --markdown table.md --csv table.csv
 
 A model passes when all its variables, rescaled at random at once, change no float64 output by more than 1e-10 of its
-largest entry, in eval and in train mode (dropout and stochastic depth off), and when eval mode has at least the scales of
-tests/data/scale_counts_floor.csv. The exit code is 1 when one does not, 2 after a mistake in the arguments.
+largest entry, in eval mode and, where the model runs in it, in train mode (dropout and stochastic depth off), and when a
+classifier of torchvision has at least the scales of tests/data/scale_counts_floor.csv in eval mode. The exit code is 1 when
+one does not, 2 after a mistake in the arguments.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -27,8 +31,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-TWO_IMAGES = ("maxvit_t", "inception_v3")
-"""Their images cannot be small, so their batch is."""
+
+ZOOS = ("torchvision", "timm", "transformers")
+EXTRAS = {"torchvision": "vision", "timm": "timm", "transformers": "transformers"}
 
 
 @dataclass
@@ -64,8 +69,13 @@ class Row:
         """The row as text, one cell a field."""
         stopped = ", ".join(f"{operator} {count}" for operator, count in self.stopped.items())
         numbers = [f"{self.trace_seconds:.1f}", f"{self.analysis_seconds:.1f}", str(self.scales_eval), str(self.floor)]
-        errors = [f"{self.error_eval:.1e}", f"{self.error_train:.1e}"]
+        errors = ["" if math.isnan(error) else f"{error:.1e}" for error in (self.error_eval, self.error_train)]
         return [self.model, self.tracer, *numbers, str(self.scales_both), *errors, stopped, " ".join(self.unknown), self.failure]
+
+
+def _worst(row: Row) -> float:
+    """The larger of the errors that were measured."""
+    return max(error for error in (row.error_eval, 0.0 if math.isnan(row.error_train) else row.error_train))
 
 
 HEADINGS = [
@@ -74,38 +84,40 @@ HEADINGS = [
 ]  # fmt: skip
 
 
-def examine(name: str) -> Row:
+def examine(zoo: str, name: str) -> Row:
     """Analyses one model and checks its plan; a failure is told in the row."""
     from tests.helpers import floors
 
-    row = Row(name, floor=floors().get(name, 0))
+    row = Row(name, floor=floors().get(name, 0) if zoo == "torchvision" else 0)
     try:
-        _fill(row)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _fill(zoo, row)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         row.failure = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})".replace("\n", " ")
     return row
 
 
-def _fill(row: Row) -> None:
+def _fill(zoo: str, row: Row) -> None:
     """Fills a row in; raises where the analysis does."""
-    import torch
-
     from fxenorm.plan.options import Options
     from fxenorm.plan.plan import Plan
     from fxenorm.symmetry.find import find_symmetry
+    from fxenorm.symmetry.symmetry import Symmetry
     from fxenorm.trace import trace_model
-    from tests.classifiers import build, example
-    from tests.helpers import TOLERANCE, draw_log_scales, outputs, randomise, randomness_off, relative_difference
+    from tests.helpers import TOLERANCE, draw_log_scales, relative_difference
+    from tests.model_zoos import load
+    from tests.torchvision_models import run
 
-    model = randomness_off(build(row.model).double())
-    inputs = example(row.model, batch=2 if row.model in TWO_IMAGES else 4)
+    loaded = load(zoo, row.model)
+    model = loaded.model
     start = time.perf_counter()
-    traced = trace_model(model, inputs)
+    traced = trace_model(model, loaded.example, modes="both" if "train" in loaded.modes else "eval")
     row.trace_seconds = time.perf_counter() - start
     row.tracer = traced[0].tracer
 
-    def symmetry_of(modes: Sequence[str]) -> object:
+    def symmetry_of(modes: Sequence[str]) -> Symmetry:
         chosen = [graph for graph in traced if graph.mode in modes]
         options = Options()
         return find_symmetry(
@@ -129,16 +141,16 @@ def _fill(row: Row) -> None:
     row.stopped = {operator: count for operator, count in counts.most_common() if count}
     row.unknown = tuple(sorted({barrier.operator for barrier in plan.barriers if not barrier.known}))
 
-    randomise(model, inputs, seed=1)
-    before = {mode: outputs(model, inputs, mode) for mode in ("eval", "train")}
-    plan.rescale(draw_log_scales(plan).to(torch.float64))
-    row.error_eval, row.error_train = (
-        relative_difference(before[mode], outputs(model, inputs, mode)) for mode in ("eval", "train")
-    )
+    loaded.redraw()
+    modes = [mode for mode in plan.modes if mode in loaded.modes]
+    before = {mode: run(model, loaded.inputs, mode, **loaded.keywords) for mode in modes}
+    plan.rescale(draw_log_scales(plan).double())
+    errors = {mode: relative_difference(before[mode], run(model, loaded.inputs, mode, **loaded.keywords)) for mode in modes}
+    row.error_eval, row.error_train = errors["eval"], errors.get("train", math.nan)
     if row.scales_eval < row.floor:
         row.failure = f"{row.scales_eval} scales in eval mode, at least {row.floor} are known"
-    if not max(row.error_eval, row.error_train) <= TOLERANCE:
-        row.failure = f"outputs change by up to {max(row.error_eval, row.error_train):.1e}"
+    if not max(errors.values()) <= TOLERANCE:
+        row.failure = f"outputs change by up to {max(errors.values()):.1e}"
 
 
 def _prepare(threads: int) -> None:
@@ -148,11 +160,11 @@ def _prepare(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def examine_all(names: Sequence[str], jobs: int) -> Iterator[Row]:
+def examine_all(zoo: str, names: Sequence[str], jobs: int) -> Iterator[Row]:
     """The rows, each as soon as it is there."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(jobs, get_context("spawn"), _prepare, (threads,)) as pool:
-        waiting = {pool.submit(examine, name): name for name in names}
+        waiting = {pool.submit(examine, zoo, name): name for name in names}
         for future in as_completed(waiting):
             try:
                 yield future.result()
@@ -163,6 +175,7 @@ def examine_all(names: Sequence[str], jobs: int) -> Iterator[Row]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoo", choices=ZOOS, default="torchvision", help="where the models come from (default torchvision)")
     parser.add_argument("--models", default="*", metavar="GLOB", help="names, as 'regnet_?_*' (default: all)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default 1)")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table as comma-separated values")
@@ -173,12 +186,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in filter(None, (arguments.csv, arguments.markdown)):
         if not path.absolute().parent.is_dir():
             parser.error(f"no such folder: {path.absolute().parent}")
-    from tests.classifiers import names
+    from tests.model_zoos import names
 
-    chosen = names(arguments.models)
+    try:
+        chosen = names(arguments.zoo, arguments.models)
+    except ImportError as error:
+        parser.error(f"{error}: pip install fxenorm[{EXTRAS[arguments.zoo]}]")
     if not chosen:
-        parser.error(f"no classification model of torchvision fits {arguments.models!r}")
-    rows = sorted(_with_progress(chosen, arguments.jobs), key=lambda row: row.model)
+        parser.error(f"no model of {arguments.zoo} fits {arguments.models!r}")
+    rows = sorted(_with_progress(arguments.zoo, chosen, arguments.jobs), key=lambda row: row.model)
     _show(rows)
     if arguments.csv:
         _write_csv(rows, arguments.csv)
@@ -187,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if any(row.failure for row in rows) else 0
 
 
-def _with_progress(chosen: Sequence[str], jobs: int) -> list[Row]:
+def _with_progress(zoo: str, chosen: Sequence[str], jobs: int) -> list[Row]:
     """Collects the rows; a bar on a terminal, one line a model elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -196,11 +212,11 @@ def _with_progress(chosen: Sequence[str], jobs: int) -> list[Row]:
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("models", total=len(chosen))
-        for row in examine_all(chosen, jobs):
+        for row in examine_all(zoo, chosen, jobs):
             rows.append(row)
             progress.update(task, advance=1, description=row.model)
             if not console.is_terminal:
-                verdict = row.failure or f"{row.scales_both} scales, error {max(row.error_eval, row.error_train):.0e}"
+                verdict = row.failure or f"{row.scales_both} scales, error {_worst(row):.0e}"
                 print(f"[{len(rows)}/{len(chosen)}] {row.model}: {verdict}", file=sys.stderr, flush=True)
             elif row.failure:
                 progress.console.print(f"{row.model}: {row.failure}", markup=False)
@@ -226,7 +242,7 @@ def _show(rows: Sequence[Row]) -> None:
     failed = [row.model for row in rows if row.failure]
     good = [row for row in rows if not math.isnan(row.trace_seconds) and not math.isnan(row.analysis_seconds)]
     traced, analysed = sum(row.trace_seconds for row in good), sum(row.analysis_seconds for row in good)
-    worst = max((max(row.error_eval, row.error_train) for row in rows if not row.failure), default=math.nan)
+    worst = max((_worst(row) for row in rows if not row.failure), default=math.nan)
     print(f"{len(rows) - len(failed)} of {len(rows)} models pass; largest relative change of an output: {worst:.1e}")
     print(f"traces {traced:.0f} s, analyses {analysed:.0f} s; {sum(row.scales_both for row in rows):,} scales in both modes")
     if failed:

@@ -62,8 +62,7 @@ class Equations:
             self.ties.append((*_rows(terms), origin))
         else:
             rows = _rows(terms)
-            if rows.shape[1] > 1:
-                rows = np.unique(rows, axis=1)
+            rows = _distinct(rows)
             self.sums.append((tuple(c for c, _ in terms), rows, origin))
 
     def require_equal(self, a: ScaleField, b: ScaleField, origin: int) -> None:
@@ -106,3 +105,15 @@ def _independent(terms: tuple[Term, ...]) -> list[tuple[Term, ...]]:
 def _rows(terms: Sequence[Term]) -> Ids:
     """The ids of all terms broadcast against each other: shape (terms, entries)."""
     return np.stack([ids.ravel() for ids in np.broadcast_arrays(*(ids for _, ids in terms))])
+
+
+def _distinct(rows: Ids) -> Ids:
+    """The columns without repetition. A hash brings equal ones together; only truly equal neighbours are dropped."""
+    if rows.shape[1] <= 1:
+        return rows
+    random: Ids = np.random.default_rng(0).integers(1, 2**62, size=(rows.shape[0], 1), dtype=np.int64)
+    key = (rows * random).sum(axis=0)
+    order = np.argsort(key, kind="stable")
+    rows = rows[:, order]
+    different = np.append(True, (rows[:, 1:] != rows[:, :-1]).any(axis=0))
+    return rows[:, different]

@@ -212,6 +212,12 @@ def _independent_rows(rows: Any) -> tuple[Ids, Ids]:
     cost = np.where(np.abs(rows.data) == 1, uses[rows.indices] * np.int64(rows.shape[1] + 1) - rows.indices, NEVER)
     best = np.minimum.reduceat(cost, start)
     solvable = best != NEVER
+    row_of = np.repeat(np.arange(rows.shape[0]), length)
+    # Variables that occur in one equation only are in nobody's way: all such equations are solved at once.
+    alone = solvable & (best < 2 * np.int64(rows.shape[1] + 1) - rows.shape[1])
+    if alone.any():
+        hit = (cost == best[row_of]) & alone[row_of]
+        return row_of[hit], rows.indices[hit].astype(np.int64)
     # A row wins if it comes first in all of its columns; short rows go first, since they fill in least.
     priority = np.empty(rows.shape[0], dtype=np.int64)
     priority[np.lexsort((np.arange(rows.shape[0]), length, ~solvable))] = np.arange(rows.shape[0])
@@ -220,7 +226,6 @@ def _independent_rows(rows: Any) -> tuple[Ids, Ids]:
     np.minimum.at(minimum, rows.indices, np.where(np.repeat(solvable, length), spread, NEVER))
     wins = np.minimum.reduceat((minimum[rows.indices] == spread).astype(np.int8), start).astype(bool) & solvable
     chosen = np.flatnonzero(wins)
-    row_of = np.repeat(np.arange(rows.shape[0]), length)
     hit = (cost == best[row_of]) & wins[row_of]
     pivots = np.zeros(rows.shape[0], dtype=np.int64)
     pivots[row_of[hit]] = rows.indices[hit]

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import RescaleError
 from ..trace.inputs import Inputs, is_meta
+from ..trace.modes import set_mode
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -104,7 +105,9 @@ class _Runner:
     def _copy(self) -> nn.Module:
         """A float64 copy in the mode."""
         try:
-            return copy.deepcopy(self._plan.model).double().train(self._mode == "train")
+            model = copy.deepcopy(self._plan.model).double()
+            set_mode(model, self._mode)
+            return model
         except (RuntimeError, TypeError, ValueError) as error:
             raise RescaleError(f"the model cannot be copied to float64 for a check: {error}") from error
 

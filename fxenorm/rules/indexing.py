@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..field import AnyField, ScaleField
+from ..field import AnyField, Ids, ScaleField
 from ..field.structure import broadcast, index, reshape, select_positions, take_slice
 from .call import Call, Field, is_floating
 from .laws import barrier, move, number, positions_of, reduce, same_field, zero_field
@@ -30,7 +31,26 @@ def index_rule(call: Call) -> Any:
         else:
             known.append(None if value is None else positions_of(value))
     known += [None] * (len(call.shape("self")) - len(known))
-    return move(call, call["self"], shape, lambda f: index(f, known, shape))
+    indexed = [axis for axis, positions in enumerate(known) if positions is not None]
+    backward = None
+    if len(indexed) == 1 and len(np.unique(known[indexed[0]] % call.shape("self")[indexed[0]])) == call.shape("self")[indexed[0]]:
+        backward = _gathered_back(call, indexed[0], known[indexed[0]])
+    return move(call, call["self"], shape, lambda f: index(f, known, shape), backward)
+
+
+def _gathered_back(call: Call, axis: int, positions: Ids) -> Callable[[ScaleField], ScaleField]:
+    """The inverse of a gather that reads every position of an axis: where it reads one twice, both carry the same field."""
+    shape = call.shape("self")
+    places = positions.ravel() % shape[axis]
+    _, first = np.unique(places, return_index=True)
+
+    def backward(wanted: ScaleField) -> ScaleField:
+        flat = reshape(wanted, (*shape[:axis], len(places), *shape[axis + 1 :]))
+        table = select_positions(flat, axis, first)
+        call.equal(select_positions(table, axis, places), flat)
+        return table
+
+    return backward
 
 
 def _unknown(call: Call, shape: tuple[int, ...]) -> Field:
@@ -45,17 +65,29 @@ def _unknown(call: Call, shape: tuple[int, ...]) -> Field:
             indexed += list(range(axis, axis + width))
             ranks.append(1 if width > 1 or fake.dtype == torch.bool else fake.ndim)
         axis += width
-    field = call.constant(call.field("self"), indexed)
+    rank = max(ranks)
     adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
     start = indexed[0] if adjacent else 0
-    kept = [k for k in range(len(field.shape)) if k not in indexed]
-    rank = max(ranks)
+    old = call.shape("self")
+    kept = [k for k in range(len(old)) if k not in indexed]
 
-    def place(ids: Any) -> Any:
-        rest = ids.reshape([ids.shape[k] for k in kept])
-        return rest.reshape((*rest.shape[:start], *(1,) * rank, *rest.shape[start:]))
+    def forward(f: ScaleField) -> ScaleField:
+        def place(ids: Any) -> Any:
+            rest = ids.reshape([ids.shape[k] for k in kept])
+            return rest.reshape((*rest.shape[:start], *(1,) * rank, *rest.shape[start:]))
 
-    return ScaleField(shape, tuple((c, place(ids)) for c, ids in field.terms))
+        return ScaleField(shape, tuple((c, place(ids)) for c, ids in call.constant(f, indexed).terms))
+
+    def backward(wanted: ScaleField) -> ScaleField:
+        constant = call.constant(wanted, range(start, start + rank))
+
+        def place(ids: Any) -> Any:
+            sizes = iter([*ids.shape[:start], *ids.shape[start + rank :]])
+            return ids.reshape([1 if k in indexed else next(sizes) for k in range(len(old))])
+
+        return ScaleField(old, tuple((c, place(ids)) for c, ids in constant.terms))
+
+    return move(call, call["self"], shape, forward, backward)
 
 
 @scale_rule("aten::index_select", family="structural")

@@ -75,9 +75,24 @@ def same_field(call: Call, values: Sequence[Field], shape: tuple[int, ...]) -> F
     total = align(fields[0], shape)
     for other in fields[1:]:
         call.equal(total, align(other, shape))
+    total = _where_all_vary(total, [align(other, shape) for other in fields[1:]])
     for view in views:
         take_as_is(call, view, total)
     return total
+
+
+def _where_all_vary(total: ScaleField, others: Sequence[ScaleField]) -> ScaleField:
+    """`total`, which equals the others, with size-1 ids along every axis along which one of them is constant."""
+    if not all(field.terms for field in (total, *others)):
+        return total
+    axes = [axis for axis in range(len(total.shape)) if not all(other.varies_along(axis) for other in others)]
+
+    def first(ids: Ids) -> Ids:
+        for axis in axes:
+            ids = ids.take([0], axis=axis) if ids.shape[axis] > 1 else ids
+        return ids
+
+    return ScaleField(total.shape, simplify((c, first(ids)) for c, ids in total.terms))
 
 
 def take_as_is(call: Call, view: ParameterView, total: ScaleField) -> None:

@@ -11,13 +11,15 @@ import numpy as np
 from torch import nn
 
 from ..errors import FxenormWarning, UnsupportedOperatorError
-from ..field import NEVER, Equations, Ids, ParameterFields, ParameterView, ScaleField, Solution, Term, solve
+from ..field import NEVER, Equations, Ids, ParameterFields, ParameterView, ScaleField, Solution, Term, compress, solve
+from ..field.structure import select_positions, take_slice
 from ..rules import NO_RULE, RuleOptions, is_floating
 from ..trace.traced_model import TracedModel
 from .express import Expander, coprime_signs, group_order, redundant_variables
 from .flow import flows_of, sites_of
 from .folds import find_folds
 from .symmetry import Barrier, Role, Symmetry
+from .unread import unread_positions
 from .walk import Origin, Walk
 
 __all__ = ["find_symmetry"]
@@ -54,6 +56,7 @@ def find_symmetry(
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if is_floating(p)}
     walk = _walk(traced, model, shapes, RuleOptions(batchnorm, biases, frozenset(approximate)))
     _hold_parameters(walk, traced, shapes, aliases, exclude)
+    _hold_unread(walk, traced)
     solution = solve(walk.equations)
     barriers, fixed_by_output = _barriers(walk.origins, solution)
     if on_unknown == "error":
@@ -143,6 +146,26 @@ def _zero(walk: Walk, name: str, origin: int) -> None:
         # A sum of terms on different axes is zero everywhere iff it is constant along every axis and zero at one entry.
         rest = walk.equations.require_constant(field, range(len(field.shape)), origin)
         walk.equations.require_zero(rest, origin)
+
+
+def _hold_unread(walk: Walk, traced: Sequence[TracedModel]) -> None:
+    """Entries that these inputs did not read, but longer ones would: they follow the others if these all agree, else stay."""
+    missing = {name: axes for name, axes in unread_positions(traced).items() if name in walk.parameters.fields}
+    if not missing:
+        return
+    origin = walk.origin(Origin("unread entries", "", "", "", "entries that the example inputs do not read"))
+    solved = Expander(solve(walk.equations).matrix)
+    for name, axes in missing.items():
+        field = walk.parameters.fields[name]
+        cut = [axis for axis, positions in enumerate(axes) if len(positions)]
+        for axis in cut:
+            part = select_positions(field, axis, axes[axis])
+            read = select_positions(field, axis, np.setdiff1d(np.arange(field.shape[axis]), axes[axis]))
+            final = ScaleField(read.shape, tuple((c, compress(ids, [axis])) for c, ids in solved.terms(read.terms)))
+            if len(cut) == 1 and read.shape[axis] and not final.varies_along(axis):
+                walk.equations.require_equal(part, take_slice(read, axis, slice(0, 1)), origin)
+            else:
+                walk.equations.require_zero(walk.equations.require_constant(part, range(len(part.shape)), origin), origin)
 
 
 def _barriers(origins: Sequence[Origin], solution: Solution) -> tuple[tuple[Barrier, ...], int]:

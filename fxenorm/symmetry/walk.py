@@ -21,6 +21,10 @@ from .storage import Storage, bound_arguments, written_arguments
 __all__ = ["Event", "Origin", "Walk"]
 
 
+_GATHERS = frozenset({"aten::index", "aten::index_select"})
+_MOVES = frozenset({"aten::transpose", "aten::permute", "aten::view", "aten::reshape", "aten::unsqueeze", "aten::to", "aten::t"})
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where equations come from: a node of a graph, or an option.
@@ -170,6 +174,11 @@ class _GraphWalk:
         sources = node.all_input_nodes
         if any(source in self.active for source in sources):
             self.active.add(node)
+            # Expert weights picked by a router are still weights, though which of them depends on the input.
+            if _name(node) in _GATHERS and isinstance(node.args[0], fx.Node) and node.args[0] not in self.active:
+                self.made_of[node] = self.made_of.get(node.args[0], frozenset())
+            elif _name(node) in _MOVES and isinstance(node.args[0], fx.Node) and node.args[0] in self.made_of:
+                self.made_of[node] = self.made_of[node.args[0]]
         else:
             self.made_of[node] = frozenset().union(*(self.made_of.get(source, frozenset()) for source in sources))
         if getattr(node.target, "__name__", "") == "getitem" and isinstance(node.args[0], fx.Node):
@@ -338,6 +347,11 @@ class _GraphWalk:
         outputs = tuple(value for value in _flat(self.values.get(node)) if isinstance(value, ScaleField))
         self.event_of[node] = len(self.events)
         self.events.append(Event(where, inputs, outputs, tuple(dict.fromkeys(uses))))
+
+
+def _name(node: fx.Node) -> str:
+    """The operator's name, "" for what is none."""
+    return str(node.target._schema.name) if isinstance(node.target, torch._ops.OpOverload) else ""
 
 
 def _nodes(value: Any) -> Iterator[fx.Node]:

@@ -9,10 +9,19 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["depends_on_mode"]
+__all__ = ["depends_on_mode", "set_mode"]
 
 # More functions than this behind a module's methods are not followed: the model is traced in both modes.
 _MOST_FUNCTIONS = 2000
+
+
+def set_mode(model: nn.Module, mode: str) -> None:
+    """Puts the whole model in "train" or "eval" mode; a part that was exported keeps the one that its graph was made in."""
+    try:
+        model.train(mode == "train")
+    except NotImplementedError:  # the module of an ExportedProgram refuses the call
+        for module in model.modules():
+            module.training = mode == "train"
 
 
 def depends_on_mode(model: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .modes import set_mode
 from .names import storage_id
 
 __all__ = ["RunGuard", "prepared"]
@@ -34,10 +35,7 @@ def prepared(model: nn.Module, mode: str) -> Iterator[list[str]]:
     """
     notes: list[str] = []
     with _preserved(model), _random_state(notes, mode), _quiet(model):
-        if mode == "train":
-            model.train()
-        else:
-            model.eval()
+        set_mode(model, mode)
         for module in model.modules():
             if getattr(module, "_compiled_call_impl", None) is not None:
                 module._compiled_call_impl = None  # of model.compile(): a trace wants the plain forward

@@ -1,0 +1,199 @@
+"""Entries of parameters that a trace never read (the end of a table of positions, say): other inputs would read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from ..field import Equations, Ids, ParameterFields, ScaleField
+from ..rules import Call, RuleOptions, find_rule, is_floating
+from ..trace.traced_model import TracedModel
+from .known_values import KnownValues
+from .storage import Storage, bound_arguments
+
+__all__ = ["unread_positions"]
+
+_SELECTING = frozenset(
+    {
+        "aten::slice", "aten::select", "aten::narrow", "aten::index", "aten::index_select", "aten::split",
+        "aten::split_with_sizes", "aten::chunk", "aten::unbind", "aten::tensor_split", "aten::unsafe_chunk", "aten::unsafe_split",
+        "aten::diagonal",
+    }
+)  # fmt: skip
+
+
+@dataclass
+class _Reads(Equations):
+    """Equations that nobody solves: what they touch counts as read."""
+
+    seen: list[Ids] = field(default_factory=list)
+
+    def mark(self, value: Any) -> None:
+        """Every entry of the fields in `value` is read."""
+        for item in _flat(value):
+            if isinstance(item, ScaleField):
+                self.seen += [ids.ravel() for _, ids in item.terms]
+
+    def require_zero(self, fields: ScaleField, origin: int) -> None:
+        """Reads the field."""
+        self.mark(fields)
+
+    def require_equal(self, a: ScaleField, b: ScaleField, origin: int) -> None:
+        """Reads both fields."""
+        self.mark([a, b])
+
+    def require_constant(self, fields: ScaleField, axes: Sequence[int], origin: int) -> ScaleField:
+        """Reads the field where it varies along `axes`."""
+        self.mark([f for f in [fields] if any(f.varies_along(axis) for axis in axes)])
+        return super().require_constant(fields, axes, origin)
+
+
+def unread_positions(traced: Sequence[TracedModel]) -> dict[str, list[Ids]]:
+    """By parameter name, for each axis the positions at which no trace read any entry; only parameters that have such positions.
+
+    Every axis of a parameter is followed through the operators that move entries, on numbers in place of scales.
+    """
+    read: dict[str, list[np.ndarray[Any, np.dtype[np.bool_]]]] = {}
+    whole: set[str] = set()
+    for graph in traced:
+        chosen = {node: graph.placeholders[node.name].name for node in _selected(graph)}
+        for node in graph.graph.nodes:
+            known = graph.placeholders.get(node.name)
+            if known is not None and known.kind == "parameter" and node not in chosen and node.users:
+                whole.add(known.name)
+        if not chosen:
+            continue
+        follower = _Follower(graph, list(chosen))
+        for node, name in chosen.items():
+            masks = follower.masks(node)
+            old = read.setdefault(name, masks)
+            read[name] = [a | b for a, b in zip(old, masks, strict=True)]
+    missing = {name: [np.flatnonzero(~mask) for mask in masks] for name, masks in read.items() if name not in whole}
+    return {name: axes for name, axes in missing.items() if any(len(axis) for axis in axes)}
+
+
+def _selected(traced: TracedModel) -> list[fx.Node]:
+    """Parameters that only structural operators read, one of which selects."""
+    found = []
+    for node in traced.graph.nodes:
+        known = traced.placeholders.get(node.name)
+        if known is None or known.kind != "parameter" or not is_floating(node.meta.get("val")):
+            continue
+        stack, seen = [node], {node}
+        while stack:
+            users = [user for user in stack.pop().users if user not in seen]
+            if any(_name(user) in _SELECTING for user in users):
+                found.append(node)
+                break
+            moved = [user for user in users if _moves(user)]
+            seen.update(moved)
+            stack += moved
+    return found
+
+
+def _name(node: fx.Node) -> str:
+    """The operator's name, "" for what is none."""
+    return str(node.target._schema.name) if isinstance(node.target, torch._ops.OpOverload) else ""
+
+
+def _moves(node: fx.Node) -> bool:
+    """Whether the node only moves entries of one tensor."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return getattr(node.target, "__name__", "") == "getitem"
+    rule = find_rule(_name(node), node.target._overloadname or "default")
+    shape = getattr(node.meta.get("val"), "shape", ())
+    return rule is not None and rule.family == "structural" and all(isinstance(size, int) for size in shape)
+
+
+class _Follower:
+    """Runs the structural rules of one graph on fields that number the positions of each axis of some parameters."""
+
+    def __init__(self, traced: TracedModel, parameters: Sequence[fx.Node]) -> None:
+        self.reads = _Reads()
+        self.known = KnownValues(traced, Storage(traced.graph))
+        self.numbers: dict[fx.Node, list[ScaleField]] = {}
+        values: dict[fx.Node, Any] = {}
+        for node in parameters:
+            shape = tuple(node.meta["val"].shape)
+            self.numbers[node] = [self.reads.fresh(shape, [axis]) for axis in range(len(shape))]
+            values[node] = ScaleField(shape, tuple(term for axis in self.numbers[node] for term in axis.terms))
+        for node in traced.graph.nodes:
+            if node.op in ("call_function", "output") and any(source in values for source in node.all_input_nodes):
+                result = self._step(node, values)
+                if result is not None:
+                    values[node] = result
+
+    def _step(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        """The node's value if it moves entries; else its arguments are read."""
+        if node.op == "call_function" and _moves(node):
+            if not isinstance(node.target, torch._ops.OpOverload):
+                holder = values[node.args[0]]  # type: ignore[index]
+                if isinstance(holder, (list, tuple)):
+                    return holder[node.args[1]]  # type: ignore[index]
+            else:
+                return self._run(node, values)
+        self.reads.mark([values.get(source) for source in node.all_input_nodes])
+        return None
+
+    def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        """One structural rule."""
+        bound = bound_arguments(node)
+        fakes = {key: _map(value, lambda source: source.meta.get("val")) for key, value in bound.items()}
+
+        def constants(argument: str, position: int | None) -> torch.Tensor | None:
+            source = bound[argument] if position is None else bound[argument][position]
+            return self.known.value(source) if isinstance(source, fx.Node) else None
+
+        def of(source: fx.Node) -> Any:
+            if source in values:
+                return values[source]
+            fake = source.meta.get("val")
+            return ScaleField(tuple(fake.shape)) if isinstance(fake, torch.Tensor) else fake
+
+        rule = find_rule(_name(node), node.target._overloadname or "default")  # type: ignore[union-attr]
+        call = Call(
+            operator=rule.operator.split(".")[0],  # type: ignore[union-attr]
+            arguments={key: _map(value, of) for key, value in bound.items()},
+            fakes=fakes,
+            output=node.meta.get("val"),
+            equations=self.reads,
+            parameters=ParameterFields(self.reads, {}),
+            origin=0,
+            options=RuleOptions(),
+            constants=constants,
+            active={},
+        )
+        return rule.function(call)  # type: ignore[union-attr]
+
+    def masks(self, node: fx.Node) -> list[np.ndarray[Any, np.dtype[np.bool_]]]:
+        """For each axis of the parameter, which positions were read."""
+        seen = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *self.reads.seen]))
+        found = []
+        for axis, numbers in enumerate(self.numbers[node]):
+            size = numbers.shape[axis]
+            ids = numbers.terms[0][1].ravel() if numbers.terms else np.zeros(size, dtype=np.int64)
+            found.append(np.isin(ids, seen))
+        return found
+
+
+def _map(value: Any, function: Any) -> Any:
+    """Replace the nodes in an argument."""
+    if isinstance(value, fx.Node):
+        return function(value)
+    if isinstance(value, (list, tuple)):
+        return [_map(item, function) for item in value]
+    return value
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """The items of a value that may be a nested list."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
