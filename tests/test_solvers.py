@@ -60,7 +60,7 @@ def chain(depth: int, width: int, kind: str = "dense", p: float = 2.0, bad_start
     problem = problem_of(case, np.repeat(np.arange(depth - 1), width))
     dead = ~solvable(*problem.log_sums()).numpy()
     logs = BACKEND.contributions(problem.program, problem.matrices).numpy()
-    return dataclasses.replace(problem, held=torch.from_numpy(dead | unattained(problem.program, logs, dead)))
+    return dataclasses.replace(problem, held=torch.from_numpy(dead | unattained(problem.program, logs, dead, problem.matrices)))
 
 
 def gated(p: float) -> Problem:

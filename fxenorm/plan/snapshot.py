@@ -165,7 +165,7 @@ class Snapshot:
         for mask, _ in reasons:
             union |= mask
         contributions = self.core.backend.contributions(problem.program, problem.matrices).cpu().numpy()
-        return [*reasons, (unattained(self.core.objective.program, contributions, union), NOT_ATTAINED)]
+        return [*reasons, (unattained(self.core.objective.program, contributions, union, problem.matrices), NOT_ATTAINED)]
 
     def problem(self, held: Tensor | None = None) -> Problem:
         """The objective, with its matrices read."""
