@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import fx
+
+from .arguments import bound_arguments, nodes_in
 
 __all__ = ["Storage", "written_arguments"]
 
@@ -17,29 +18,6 @@ _MAY_RETURN_INPUT = {
     "aten::to", "aten::reshape", "aten::contiguous", "aten::flatten", "aten::view_as_complex", "aten::view_as_real",
     "aten::resolve_conj", "aten::resolve_neg", "aten::tile",
 }  # fmt: skip
-
-
-def _nodes(value: Any) -> Iterator[fx.Node]:
-    """The nodes in an argument that is a node or a (nested) list."""
-    if isinstance(value, fx.Node):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _nodes(item)
-
-
-def bound_arguments(node: fx.Node) -> dict[str, Any]:
-    """The call's arguments by schema name, defaults included."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    values = {}
-    for position, argument in enumerate(schema.arguments):
-        if position < len(node.args) and not argument.kwarg_only:
-            values[argument.name] = node.args[position]
-        elif argument.name in node.kwargs:
-            values[argument.name] = node.kwargs[argument.name]
-        else:
-            values[argument.name] = argument.default_value if argument.has_default_value() else None
-    return values
 
 
 def written_arguments(node: fx.Node) -> list[tuple[fx.Node, int | None]]:
@@ -57,7 +35,7 @@ def written_arguments(node: fx.Node) -> list[tuple[fx.Node, int | None]]:
             continue
         before = argument.alias_info.before_set
         outputs = [k for k, r in enumerate(schema.returns) if r.alias_info is not None and r.alias_info.before_set & before]
-        found += [(written, outputs[0] if outputs else None) for written in _nodes(values[argument.name])]
+        found += [(written, outputs[0] if outputs else None) for written in nodes_in(values[argument.name])]
     return found
 
 
@@ -79,11 +57,11 @@ class Storage:
         if node.op != "call_function":
             return
         if not isinstance(node.target, torch._ops.OpOverload):
-            yield from _nodes(node.args)
+            yield from nodes_in(node.args)
             return
         schema = node.target._schema
         if schema.name in _MAY_RETURN_INPUT:
-            yield from _nodes(node.args)
+            yield from nodes_in(node.args)
             return
         shared = [r.alias_info.before_set for r in schema.returns if r.alias_info is not None]
         if not shared:
@@ -93,7 +71,7 @@ class Storage:
             info = argument.alias_info
             # The parts of a list of views (chunk, split, unbind) are marked by a wildcard instead of the argument's own letter.
             if info is not None and ("*" in info.after_set or any(info.before_set & other for other in shared)):
-                yield from _nodes(values[argument.name])
+                yield from nodes_in(values[argument.name])
 
     def _root(self, node: fx.Node) -> fx.Node:
         while self._parent.get(node, node) is not node:

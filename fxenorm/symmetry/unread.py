@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import fx
 from ..field import Equations, Ids, ParameterFields, ScaleField
 from ..rules import Call, RuleOptions, find_rule, is_floating
 from ..trace.traced_model import TracedModel
+from .arguments import bound_arguments, flat, operator_name, replaced
 from .known_values import KnownValues
-from .storage import Storage, bound_arguments
+from .storage import Storage
 
 __all__ = ["unread_positions"]
 
@@ -35,7 +36,7 @@ class _Reads(Equations):
 
     def mark(self, value: Any) -> None:
         """Every entry of the fields in `value` is read."""
-        for item in _flat(value):
+        for item in flat(value):
             if isinstance(item, ScaleField):
                 self.seen += [ids.ravel() for _, ids in item.terms]
 
@@ -87,7 +88,7 @@ def _selected(traced: TracedModel) -> list[fx.Node]:
         stack, seen = [node], {node}
         while stack:
             users = [user for user in stack.pop().users if user not in seen]
-            if any(_name(user) in _SELECTING for user in users):
+            if any(operator_name(user) in _SELECTING for user in users):
                 found.append(node)
                 break
             moved = [user for user in users if _moves(user)]
@@ -96,16 +97,11 @@ def _selected(traced: TracedModel) -> list[fx.Node]:
     return found
 
 
-def _name(node: fx.Node) -> str:
-    """The operator's name, "" for what is none."""
-    return str(node.target._schema.name) if isinstance(node.target, torch._ops.OpOverload) else ""
-
-
 def _moves(node: fx.Node) -> bool:
     """Whether the node only moves entries of one tensor."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return getattr(node.target, "__name__", "") == "getitem"
-    rule = find_rule(_name(node), node.target._overloadname or "default")
+    rule = find_rule(operator_name(node), node.target._overloadname or "default")
     shape = getattr(node.meta.get("val"), "shape", ())
     return rule is not None and rule.family == "structural" and all(isinstance(size, int) for size in shape)
 
@@ -143,7 +139,7 @@ class _Follower:
     def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """One structural rule."""
         bound = bound_arguments(node)
-        fakes = {key: _map(value, lambda source: source.meta.get("val")) for key, value in bound.items()}
+        fakes = {key: replaced(value, lambda source: source.meta.get("val")) for key, value in bound.items()}
 
         def constants(argument: str, position: int | None) -> torch.Tensor | None:
             source = bound[argument] if position is None else bound[argument][position]
@@ -155,10 +151,10 @@ class _Follower:
             fake = source.meta.get("val")
             return ScaleField(tuple(fake.shape)) if isinstance(fake, torch.Tensor) else fake
 
-        rule = find_rule(_name(node), node.target._overloadname or "default")  # type: ignore[union-attr]
+        rule = find_rule(operator_name(node), node.target._overloadname or "default")  # type: ignore[union-attr]
         call = Call(
             operator=rule.operator.split(".")[0],  # type: ignore[union-attr]
-            arguments={key: _map(value, of) for key, value in bound.items()},
+            arguments={key: replaced(value, of) for key, value in bound.items()},
             fakes=fakes,
             output=node.meta.get("val"),
             equations=self.reads,
@@ -179,21 +175,3 @@ class _Follower:
             ids = numbers.terms[0][1].ravel() if numbers.terms else np.zeros(size, dtype=np.int64)
             found.append(np.isin(ids, seen))
         return found
-
-
-def _map(value: Any, function: Any) -> Any:
-    """Replace the nodes in an argument."""
-    if isinstance(value, fx.Node):
-        return function(value)
-    if isinstance(value, (list, tuple)):
-        return [_map(item, function) for item in value]
-    return value
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    """The items of a value that may be a nested list."""
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _flat(item)
-    else:
-        yield value

@@ -15,8 +15,9 @@ from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleFi
 from ..rules import NO_RULE, Call, Rule, RuleOptions, barrier, find_rule, is_floating
 from ..rules.laws import zero_field
 from ..trace.traced_model import TracedModel, module_path, source_line
+from .arguments import bound_arguments, flat, nodes_in, operator_name, replaced
 from .known_values import KnownValues
-from .storage import Storage, bound_arguments, written_arguments
+from .storage import Storage, written_arguments
 
 __all__ = ["Event", "Origin", "Walk"]
 
@@ -143,11 +144,11 @@ class _GraphWalk:
 
     def _finish(self, node: fx.Node) -> None:
         if not self.walk.hold_outputs:
-            self.walk.outputs += [self._current(source) for source in _nodes(node.args[0])]
+            self.walk.outputs += [self._current(source) for source in nodes_in(node.args[0])]
             return
         origin = self.walk.origin(Origin("output", node.name, "", "", "a model output stays as it is"))
         for source in node.all_input_nodes:
-            for value in _flat(self._current(source)):
+            for value in flat(self._current(source)):
                 self._force(value, origin)
             for name in self.made_of.get(source, ()):
                 self.walk.roles.setdefault(name, set()).add("other")
@@ -175,9 +176,9 @@ class _GraphWalk:
         if any(source in self.active for source in sources):
             self.active.add(node)
             # Expert weights picked by a router are still weights, though which of them depends on the input.
-            if _name(node) in _GATHERS and isinstance(node.args[0], fx.Node) and node.args[0] not in self.active:
+            if operator_name(node) in _GATHERS and isinstance(node.args[0], fx.Node) and node.args[0] not in self.active:
                 self.made_of[node] = self.made_of.get(node.args[0], frozenset())
-            elif _name(node) in _MOVES and isinstance(node.args[0], fx.Node) and node.args[0] in self.made_of:
+            elif operator_name(node) in _MOVES and isinstance(node.args[0], fx.Node) and node.args[0] in self.made_of:
                 self.made_of[node] = self.made_of[node.args[0]]
         else:
             self.made_of[node] = frozenset().union(*(self.made_of.get(source, frozenset()) for source in sources))
@@ -203,8 +204,8 @@ class _GraphWalk:
     def _call(self, node: fx.Node) -> Any:
         name, overload = node.target._schema.name, node.target._overloadname  # type: ignore[union-attr]
         bound = bound_arguments(node)
-        arguments = {key: _map(value, self._current) for key, value in bound.items()}
-        fakes = {key: _map(value, lambda source: source.meta.get("val")) for key, value in bound.items()}
+        arguments = {key: replaced(value, self._current) for key, value in bound.items()}
+        fakes = {key: replaced(value, lambda source: source.meta.get("val")) for key, value in bound.items()}
         rule = find_rule(name, overload or "default")
         origin = self.walk.origin(Origin(f"{name.split('::')[-1]}.{overload}", node.name, module_path(node), source_line(node)))
 
@@ -222,7 +223,7 @@ class _GraphWalk:
             origin=origin,
             options=self.walk.options,
             constants=constants,
-            active={key: any(source in self.active for source in _nodes(value)) for key, value in bound.items()},
+            active={key: any(source in self.active for source in nodes_in(value)) for key, value in bound.items()},
         )
         if _symbolic(call.output) or any(_symbolic(fake) for fake in fakes.values()):
             result = barrier(call, "a shape depends on the data") if call.tensors() else zero_field(call)
@@ -266,21 +267,21 @@ class _GraphWalk:
     def _uses(self, bound: Mapping[str, Any], call: Call) -> Iterator[tuple[str, str]]:
         """(parameter name, role) for every parameter that the call reads."""
         for key, value in bound.items():
-            for source in _nodes(value):
+            for source in nodes_in(value):
                 for name in self.made_of.get(source, ()):
                     yield name, call.roles.get(key, "other")
 
     def _unknown(self, node: fx.Node) -> Any:
         """A call of something that is no ATen operator."""
         output = node.meta.get("val")
-        values = [value for source in node.all_input_nodes for value in _flat(self._current(source))]
+        values = [value for source in node.all_input_nodes for value in flat(self._current(source))]
         moving = [v for v in values if isinstance(v, ParameterView) or (isinstance(v, ScaleField) and not v.is_zero)]
         name = str(getattr(node.target, "__name__", node.target))
         if moving:
             origin = self.walk.origin(Origin(name, node.name, module_path(node), source_line(node), NO_RULE, known=False))
             for value in moving:
                 self._force(value, origin)
-        result = [ScaleField(tuple(v.shape)) if isinstance(v, torch.Tensor) else v for v in _flat(output)]
+        result = [ScaleField(tuple(v.shape)) if isinstance(v, torch.Tensor) else v for v in flat(output)]
         self.values[node] = result if isinstance(output, (list, tuple)) else result[0] if result else None
         uses = tuple((used, "other") for source in node.all_input_nodes for used in self.made_of.get(source, ()))
         self._record(node, name, uses)
@@ -344,46 +345,14 @@ class _GraphWalk:
             return
         where = Origin(operator, node.name, module_path(node), source_line(node)) if origin is None else self.walk.origins[origin]
         inputs = tuple(dict.fromkeys(self.event_of[source] for source in node.all_input_nodes if source in self.event_of))
-        outputs = tuple(value for value in _flat(self.values.get(node)) if isinstance(value, ScaleField))
+        outputs = tuple(value for value in flat(self.values.get(node)) if isinstance(value, ScaleField))
         self.event_of[node] = len(self.events)
         self.events.append(Event(where, inputs, outputs, tuple(dict.fromkeys(uses))))
 
 
-def _name(node: fx.Node) -> str:
-    """The operator's name, "" for what is none."""
-    return str(node.target._schema.name) if isinstance(node.target, torch._ops.OpOverload) else ""
-
-
-def _nodes(value: Any) -> Iterator[fx.Node]:
-    """The nodes in an argument."""
-    if isinstance(value, fx.Node):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _nodes(item)
-
-
-def _map(value: Any, function: Any) -> Any:
-    """Replace the nodes in an argument."""
-    if isinstance(value, fx.Node):
-        return function(value)
-    if isinstance(value, (list, tuple)):
-        return [_map(item, function) for item in value]
-    return value
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    """The items of a value that may be a nested list."""
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _flat(item)
-    elif value is not None:
-        yield value
-
-
 def _symbolic(fake: Any) -> bool:
     """Whether a tensor, or one in a list, has a size that is known at run time only."""
-    return any(not isinstance(size, int) for value in _flat(fake) if isinstance(value, torch.Tensor) for size in value.shape)
+    return any(not isinstance(size, int) for value in flat(fake) if isinstance(value, torch.Tensor) for size in value.shape)
 
 
 def _only_floating(result: Any, output: Any) -> Any:
