@@ -178,12 +178,12 @@ def scalars(count: int, *weights: tuple[int, int, float]) -> tuple[Case, torch.T
 )
 def test_variables_without_a_finite_optimum(weights: list[tuple[int, int, float]], expected: list[bool]) -> None:
     case, contributions = scalars(2, *weights)
-    nothing_held = np.zeros(2, dtype=bool)
-    assert unattained(case.program(), contributions.numpy(), nothing_held).tolist() == expected
+    nothing_held, matrices = np.zeros(2, dtype=bool), problem(case).matrices
+    assert unattained(case.program(), contributions.numpy(), nothing_held, matrices).tolist() == expected
     solution = solve(problem(case), tol=1e-9, max_iterations=400)
     assert (float(solution.log_scales.abs().max()) < 30 and solution.converged) or any(expected)
     # a held variable is as good as fixed
-    assert not unattained(case.program(), contributions.numpy(), np.array([True, False])).any()
+    assert not unattained(case.program(), contributions.numpy(), np.array([True, False]), matrices).any()
 
 
 def test_whole_octaves_stay_whole_over_many_cycles() -> None:

@@ -13,6 +13,10 @@ from .scale_field import FIXED, Ids, ScaleField, Term, align, invert, simplify
 __all__ = ["Equations"]
 
 
+_LARGE = 10_000
+"""Ids in arrays with more entries than this are searched for repetitions."""
+
+
 @dataclass
 class Equations:
     """Homogeneous linear equations with integer coefficients, each with the position (origin) of the node that imposed it.
@@ -103,8 +107,17 @@ def _independent(terms: tuple[Term, ...]) -> list[tuple[Term, ...]]:
 
 
 def _rows(terms: Sequence[Term]) -> Ids:
-    """The ids of all terms broadcast against each other: shape (terms, entries)."""
-    return np.stack([ids.ravel() for ids in np.broadcast_arrays(*(ids for _, ids in terms))])
+    """The ids of all terms broadcast against each other: shape (terms, entries), without entries that only repeat others."""
+    arrays = [ids for _, ids in terms]
+    for axis in range(arrays[0].ndim):
+        varying = [ids for ids in arrays if ids.shape[axis] > 1]
+        # Blocks of equal slices side by side (the outputs of one group of a grouped convolution) say the same.
+        if varying and max(ids.size for ids in varying) > _LARGE:
+            others = tuple(k for k in range(arrays[0].ndim) if k != axis)
+            new = [(np.diff(ids, axis=axis) != 0).any(axis=others) for ids in varying]
+            kept = np.flatnonzero(np.append(True, np.logical_or.reduce(new)))
+            arrays = [ids.take(kept, axis=axis) if ids.shape[axis] > 1 else ids for ids in arrays]
+    return np.stack([ids.ravel() for ids in np.broadcast_arrays(*arrays)])
 
 
 def _distinct(rows: Ids) -> Ids:

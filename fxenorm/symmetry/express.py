@@ -9,7 +9,7 @@ import numpy as np
 
 from ..field import Equations, Ids, ScaleField, Term, compress, simplify, solve
 
-__all__ = ["Expander", "coprime_signs", "group_order", "redundant_variables"]
+__all__ = ["Expander", "coprime_signs", "group_order", "redundant_variables", "variables_in"]
 
 
 class Expander:
@@ -54,7 +54,9 @@ class Expander:
             return known[1]
         found: list[Term] = []
         coefficients = self._coefficient[ids]
-        for c in np.unique(coefficients):
+        # Nearly always all are 1; looking at the ends is cheaper than sorting.
+        low, high = (coefficients.min(), coefficients.max()) if coefficients.size else (0, 0)
+        for c in [low] if low == high else np.unique(coefficients):
             if c:
                 found.append((int(c), compress(np.where(coefficients == c, self._simple[ids], -1))))
         if self._many[ids].any():
@@ -89,7 +91,8 @@ def redundant_variables(exponents: Mapping[str, tuple[tuple[int, ...], tuple[Ter
     equations = Equations(count)
     for shape, terms in exponents.values():
         whole = ScaleField(shape, terms)
-        rest = equations.require_constant(whole, range(len(shape)), 0)
+        # The last axes first: an input term that also varies along axis 0 (grouped) is reduced before it meets the output's.
+        rest = equations.require_constant(whole, range(len(shape))[::-1], 0)
         equations.require_zero(rest, 0)
     kernel = solve(equations).matrix
     redundant: dict[int, int] = {}
@@ -101,13 +104,23 @@ def redundant_variables(exponents: Mapping[str, tuple[tuple[int, ...], tuple[Ter
     return np.array(sorted(redundant.values()), dtype=np.int64)
 
 
+def variables_in(ids: Ids, count: int) -> Ids:
+    """The variables among ids of `count` variables, each once, in ascending order."""
+    if ids.size < count:
+        present = np.unique(ids)
+        return present[present >= 0]
+    seen = np.zeros(count + 1, dtype=bool)
+    seen[ids] = True
+    return np.flatnonzero(seen[:-1]).astype(np.int64)
+
+
 def coprime_signs(exponents: Mapping[str, tuple[Term, ...]], count: int) -> tuple[Ids, Ids]:
     """By variable, the largest integer that divides all of its exponents, and the sign of the first of them."""
     divisor = np.zeros(count, dtype=np.int64)
     sign = np.zeros(count, dtype=np.int64)
     for terms in exponents.values():
         for coefficient, ids in terms:
-            present = np.unique(ids[ids >= 0])
+            present = variables_in(ids, count)
             divisor[present] = np.gcd(divisor[present], abs(coefficient))
             sign[present] = np.where(sign[present] == 0, np.sign(coefficient), sign[present])
     return np.maximum(divisor, 1), np.where(sign == 0, 1, sign)
@@ -135,7 +148,7 @@ def group_order(exponents: Mapping[str, tuple[Term, ...]], count: int, first_see
     for terms in exponents.values():
         ports: dict[tuple[int, int], list[Ids]] = {}
         for coefficient, ids in terms:
-            ports.setdefault((varying_axis(ids), coefficient), []).append(ids[ids >= 0])
+            ports.setdefault((varying_axis(ids), coefficient), []).append(variables_in(ids, count))
         for parts in ports.values():
             present = np.unique(np.concatenate(parts))
             signature[present] += random.integers(1, 2**63, dtype=np.uint64)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..field import Ids, Term
-from .express import Expander
+from .express import Expander, variables_in
 from .symmetry import FlowNode, ParameterUse, Role, Site
 from .walk import Event
 
@@ -24,9 +24,8 @@ def flows_of(events: Sequence[Event], expander: Expander, starts: Ids) -> tuple[
         for _, ids in terms:
             key = id(ids)
             if key not in cache:
-                parts = [np.unique(expanded) for _, expanded in expander.terms([(1, ids)])]
-                variables = np.unique(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int64)
-                variables = variables[variables >= 0]
+                parts = [variables_in(expanded, int(starts[-1])) for _, expanded in expander.terms([(1, ids)])]
+                variables = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
                 cache[key] = frozenset((np.unique(np.searchsorted(starts, variables, side="right")) - 1).tolist())
             found |= cache[key]
         return found
