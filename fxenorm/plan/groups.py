@@ -139,7 +139,8 @@ def _thinned(ids: NDArray[np.int64]) -> NDArray[np.int64]:
     if ids.ndim < 2 or ids.size < 10_000:
         return ids
     new = (ids[1:] != ids[:-1]).any(axis=tuple(range(1, ids.ndim)))
-    return ids[np.append(True, new)]
+    thinned: NDArray[np.int64] = ids[np.append(True, new)]
+    return thinned
 
 
 def term_axis(ids: NDArray[np.int64], coefficient: int) -> int:
