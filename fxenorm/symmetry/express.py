@@ -52,6 +52,19 @@ class Expander:
         known = self._cache.get(id(ids))
         if known is not None:
             return known[1]
+        blocks = _blocks(ids)
+        if blocks is None:
+            found = self._expand_entries(ids)
+        else:
+            kept, place = blocks
+            small = self._expand_entries(ids[kept])
+            found = [(c, expanded if expanded.shape[0] == 1 else expanded[place]) for c, expanded in small]
+        # Operators hand id arrays on unchanged, so the same array comes again and again; it is kept alive beside its answer.
+        self._cache[id(ids)] = (ids, found)
+        return found
+
+    def _expand_entries(self, ids: Ids) -> list[Term]:
+        """The terms of every entry by itself."""
         found: list[Term] = []
         coefficients = self._coefficient[ids]
         # Nearly always all are 1; looking at the ends is cheaper than sorting.
@@ -61,8 +74,6 @@ class Expander:
                 found.append((int(c), compress(np.where(coefficients == c, self._simple[ids], -1))))
         if self._many[ids].any():
             found += self._expand_sums(ids)
-        # Operators hand id arrays on unchanged, so the same array comes again and again; it is kept alive beside its answer.
-        self._cache[id(ids)] = (ids, found)
         return found
 
     def _expand_sums(self, ids: Ids) -> list[Term]:
@@ -79,6 +90,15 @@ class Expander:
                 seen[int(value)] = rank + 1
                 slots.setdefault((int(value), rank), np.full(len(flat), -1, dtype=np.int64))[place] = column
         return [(value, slots[value, rank].reshape(ids.shape)) for value, rank in sorted(slots, reverse=True)]
+
+
+def _blocks(ids: Ids) -> tuple[Ids, Ids] | None:
+    """For a large array whose rows repeat the one before (groups of a convolution): the rows to keep, and each row's place."""
+    if ids.ndim < 2 or ids.size < 10_000:
+        return None
+    new = (ids[1:] != ids[:-1]).any(axis=tuple(range(1, ids.ndim)))
+    place = np.append(0, np.cumsum(new))
+    return (np.flatnonzero(np.append(True, new)), place) if 2 * (place[-1] + 1) <= len(ids) else None
 
 
 def redundant_variables(exponents: Mapping[str, tuple[tuple[int, ...], tuple[Term, ...]]], count: int) -> Ids:
