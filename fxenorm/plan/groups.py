@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..symmetry.express import first_rows
 from ..symmetry.symmetry import Site, Symmetry, Term
 
 __all__ = [
@@ -116,7 +117,8 @@ def groups_of_each(arrays: Sequence[NDArray[np.int64]], symmetry: Symmetry) -> l
     found: list[list[int]] = [[] for _ in arrays]
     if not arrays or symmetry.num_scales == 0:
         return found
-    arrays = [_thinned(array) for array in arrays]
+    # Repeated rows meet the same groups.
+    arrays = [array if (first := first_rows(array)) is None else array[first] for array in arrays]
     sizes = [array.size for array in arrays]
     owner = np.repeat(np.arange(len(arrays)), sizes)
     ids = np.concatenate([np.asarray(array, dtype=np.int64).reshape(-1) for array in arrays])
@@ -132,15 +134,6 @@ def groups_of_each(arrays: Sequence[NDArray[np.int64]], symmetry: Symmetry) -> l
     for position, number in zip(owner[first].tolist(), group[first].tolist(), strict=True):
         found[position].append(number)
     return [list(dict.fromkeys(numbers)) for numbers in found]
-
-
-def _thinned(ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A large array without the rows that repeat the one before, as those of one group of a grouped convolution do."""
-    if ids.ndim < 2 or ids.size < 10_000:
-        return ids
-    new = (ids[1:] != ids[:-1]).any(axis=tuple(range(1, ids.ndim)))
-    thinned: NDArray[np.int64] = ids[np.append(True, new)]
-    return thinned
 
 
 def term_axis(ids: NDArray[np.int64], coefficient: int) -> int:

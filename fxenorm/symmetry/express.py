@@ -9,7 +9,7 @@ import numpy as np
 
 from ..field import Equations, Ids, ScaleField, Term, compress, simplify, solve
 
-__all__ = ["Expander", "coprime_signs", "group_order", "redundant_variables", "variables_in"]
+__all__ = ["Expander", "coprime_signs", "first_rows", "group_order", "redundant_variables", "variables_in"]
 
 
 class Expander:
@@ -92,13 +92,19 @@ class Expander:
         return [(value, slots[value, rank].reshape(ids.shape)) for value, rank in sorted(slots, reverse=True)]
 
 
-def _blocks(ids: Ids) -> tuple[Ids, Ids] | None:
-    """For a large array whose rows repeat the one before (groups of a convolution): the rows to keep, and each row's place."""
+def first_rows(ids: Ids) -> Any:
+    """(rows,) bool: the rows that do not repeat the one before (the groups of a convolution do); None for small arrays."""
     if ids.ndim < 2 or ids.size < 10_000:
         return None
-    new = (ids[1:] != ids[:-1]).any(axis=tuple(range(1, ids.ndim)))
-    place = np.append(0, np.cumsum(new))
-    return (np.flatnonzero(np.append(True, new)), place) if 2 * (place[-1] + 1) <= len(ids) else None
+    return np.append(True, (ids[1:] != ids[:-1]).any(axis=tuple(range(1, ids.ndim))))
+
+
+def _blocks(ids: Ids) -> tuple[Ids, Ids] | None:
+    """The rows to keep of an array that is mostly repeated rows, and each row's place among them; None for other arrays."""
+    first = first_rows(ids)
+    if first is None or 2 * np.count_nonzero(first) > len(ids):
+        return None
+    return np.flatnonzero(first), np.cumsum(first) - 1
 
 
 def redundant_variables(exponents: Mapping[str, tuple[tuple[int, ...], tuple[Term, ...]]], count: int) -> Ids:
