@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -61,6 +62,16 @@ class Objective:
     def layers(self) -> tuple[str, ...]:
         """The counted layers, each once, in registration order."""
         return tuple(dict.fromkeys(item.layer for item in self.counted))
+
+    @cached_property
+    def folds(self) -> bool:
+        """Whether anything counted is folded: its factors change from call to call."""
+        return any(item.fold is not None for item in self.counted)
+
+    @cached_property
+    def folds_biases(self) -> bool:
+        """Whether a folded bias is counted: a new tensor at each call."""
+        return any(item.fold is not None and item.channels is None for item in self.counted)
 
     def gather(self, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
         """The counted tensors and the factors by which they are multiplied before their norm is taken.
