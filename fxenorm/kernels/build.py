@@ -122,5 +122,6 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
         *(pointer, integer, pointer, pointer, pointer, ctypes.c_int),
     ]
     found.fxenorm_scale.restype = ctypes.c_int
-    found.fxenorm_step.argtypes, found.fxenorm_step.restype = [pointer], ctypes.c_int
+    for one_call in (found.fxenorm_step, found.fxenorm_cycles):
+        one_call.argtypes, one_call.restype = [pointer], ctypes.c_int
     return found

@@ -16,7 +16,7 @@ from .compiled import CompiledBackend
 from .program import ReduceProgram, ScaleTarget
 from .tables import ReduceTable, ScaleTable, announce, reduce_signature, written
 
-__all__ = ["StepTable"]
+__all__ = ["StepArguments", "StepTable", "fields"]
 
 _PHASE_BYTES = 4 << 20
 """Weights that are read before the next are scaled: with their optimizer state they are to stay in the last-level cache."""
@@ -28,23 +28,23 @@ _TYPES = (torch.float32, torch.float64, torch.bfloat16)
 Longs = NDArray[np.int64]
 
 
-def _fields(kind: Any, names: str) -> Iterator[tuple[str, Any]]:
+def fields(kind: Any, names: str) -> Iterator[tuple[str, Any]]:
     """Some fields of one type."""
     return ((name, kind) for name in names.split())
 
 
-class _Arguments(ctypes.Structure):
+class StepArguments(ctypes.Structure):
     """`Step` of ``native/tables.h``."""
 
     _fields_ = [
-        *_fields(ctypes.c_void_p, "matrices reduce_tiles links targets scale_tiles factor_links phases"),
-        *_fields(ctypes.c_int64, "phase_count"),
-        *_fields(ctypes.c_void_p, "variables held exponents roots powers"),
-        *_fields(ctypes.c_int64, "power_count variable_count sum_count scale_tile_count reduce_tile_count"),
-        *_fields(ctypes.c_void_p, "work sums power_table factors narrow_factors thresholds done claimed"),
-        *_fields(ctypes.c_double, "p limit bound"),
-        *_fields(ctypes.c_int64, "threads careful"),
-        *_fields(ctypes.c_void_p, "largest"),
+        *fields(ctypes.c_void_p, "matrices reduce_tiles links targets scale_tiles factor_links phases"),
+        *fields(ctypes.c_int64, "phase_count"),
+        *fields(ctypes.c_void_p, "variables held exponents roots powers"),
+        *fields(ctypes.c_int64, "power_count variable_count sum_count scale_tile_count reduce_tile_count"),
+        *fields(ctypes.c_void_p, "work sums power_table factors narrow_factors thresholds done claimed"),
+        *fields(ctypes.c_double, "p limit bound"),
+        *fields(ctypes.c_int64, "threads careful"),
+        *fields(ctypes.c_void_p, "largest"),
     ]
 
 
@@ -77,10 +77,10 @@ class StepTable:
         growth: float,
         reach: float,
     ) -> None:
-        self._reduce = ReduceTable(program, tensors, factors, reduce_signature(tensors, factors))
+        self.reduce = ReduceTable(program, tensors, factors, reduce_signature(tensors, factors))
         self._scale = ScaleTable(targets, trusted)
         moved = [target for target in targets if target.terms and target.tensor.numel()]
-        self.complete = not (self._reduce.left or self._scale.left) and all(item.tensor.dtype in _TYPES for item in moved)
+        self.complete = not (self.reduce.left or self._scale.left) and all(item.tensor.dtype in _TYPES for item in moved)
         """Whether the kernels can do all of it."""
         self._own = written(targets[:own])
         if self.complete:
@@ -94,19 +94,23 @@ class StepTable:
             backend: holds the kernels.
             factors: by what the counted tensors are multiplied before their norm is taken.
         """
-        alive = self._reduce.take_factors(factors)
-        announce(self._own)
-        arguments = self._arguments
+        alive = self.reduce.take_factors(factors)
+        arguments = self.prepared()
         # Where the last cycle went far, this one writes nothing before all factors are known. The bits are the same.
         arguments.careful = int(self._largest[0] > math.sqrt(arguments.bound))
-        arguments.threads = 1 if self._reduce.few and self._scale.few else torch.get_num_threads()
         stopped = backend.library.fxenorm_step(ctypes.addressof(arguments))
         del alive
         return not stopped
 
+    def prepared(self) -> StepArguments:
+        """What the kernels are given, after which the targets may be written."""
+        announce(self._own)
+        self._arguments.threads = 1 if self.reduce.few and self._scale.few else torch.get_num_threads()
+        return self._arguments
+
     def _order(self, program: ReduceProgram, tensors: Sequence[Tensor]) -> None:
         """Puts tiles and links into the order of the phases."""
-        reduce, scale, count = self._reduce, self._scale, program.num_scales
+        reduce, scale, count = self.reduce, self._scale, program.num_scales
         sizes = np.array([tensors[index].numel() * tensors[index].element_size() for index in reduce.members], dtype=np.int64)
         phase = np.unique((np.cumsum(sizes) - sizes) // _PHASE_BYTES, return_inverse=True)[1]
         count_of_phases = int(phase.max(initial=-1)) + 1
@@ -143,8 +147,8 @@ class StepTable:
 
     def _ready(self, settled: Longs, phase: Longs, tensors: Sequence[Tensor]) -> Longs:
         """(targets,) the phase after which a tensor may be scaled; -1: nothing that it carries ever moves."""
-        starts = np.array([tensors[index].data_ptr() for index in self._reduce.members], dtype=np.int64)
-        bytes_of = np.array([tensors[index].numel() * tensors[index].element_size() for index in self._reduce.members])
+        starts = np.array([tensors[index].data_ptr() for index in self.reduce.members], dtype=np.int64)
+        bytes_of = np.array([tensors[index].numel() * tensors[index].element_size() for index in self.reduce.members])
         found = np.full(len(self._scale.members), -1, dtype=np.int64)
         for row, target in enumerate(self._scale.members):
             found[row] = max(int(settled[ids.reshape(-1).numpy()].max()) for _, ids in target.terms)
@@ -165,9 +169,9 @@ class StepTable:
                     first[place] = min(first.get(place, count_of_phases), at)
         return np.array([first.get(place, -1) for place in scale.links[:, 0].tolist()], dtype=np.int64)
 
-    def _argued(self, program: ReduceProgram, held: Tensor, limit: float, growth: float, reach: float) -> _Arguments:
+    def _argued(self, program: ReduceProgram, held: Tensor, limit: float, growth: float, reach: float) -> StepArguments:
         """What the kernel is given, and keeps alive what that points to."""
-        reduce, scale, count = self._reduce, self._scale, program.num_scales
+        reduce, scale, count = self.reduce, self._scale, program.num_scales
         factor = 1.0 if math.isinf(program.p) else program.p
         denominators = factor * program.degree.numpy()
         roots = np.log2(denominators)
@@ -182,7 +186,7 @@ class StepTable:
         self._largest = np.array([math.inf])
         self._claimed = np.zeros(len(self._scale_tiles) + len(reduce.tiles), dtype=np.uint8)
         self._thresholds = np.exp(scale.limits - growth * scale.powers)
-        found = _Arguments()
+        found = StepArguments()
         arrays = {
             "matrices": reduce.matrices,
             "reduce_tiles": reduce.tiles,

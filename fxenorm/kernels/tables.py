@@ -76,20 +76,27 @@ class ReduceTable:
         program: on the CPU.
         tensors, factors: as `Backend.reduce` takes them.
         signature: theirs.
+        forms: their tables, where those are known.
 
     Attributes:
         left: positions of the blocks that the kernels cannot do.
-        members: positions of those that they can, in the order of `matrices`.
+        members: positions of those that they can, in the order of `matrices`; `forms`: their tables.
         matrices, tiles, links: the arrays that the kernels read; `link_ends`: by matrix, where its links end.
         few: whether one thread is enough.
     """
 
     def __init__(
-        self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None], signature: Signature
+        self,
+        program: ReduceProgram,
+        tensors: Sequence[Tensor],
+        factors: Sequence[Tensor | None],
+        signature: Signature,
+        forms: Sequence[MatrixForm] | None = None,
     ) -> None:
         self.program, self.signature = program, signature
         self.left: list[int] = []
         self.members: list[int] = []
+        self.forms: list[MatrixForm] = []
         self._factors: list[tuple[int, int]] = []
         self._size = 0
         self._keep: list[NDArray[np.int32]] = []
@@ -105,7 +112,8 @@ class ReduceTable:
         for index, (block, tensor, factor) in reversed(given):
             if not tensor.numel():
                 continue
-            form = _reduce_form(block, tensor, factor) if linear and abs(log_weights[index]) < _MODERATE else None
+            form = _reduce_form(block, tensor, factor) if forms is None else forms[index]
+            form = form if linear and abs(log_weights[index]) < _MODERATE else None
             if form is None:
                 self.left.append(index)
                 continue
@@ -119,6 +127,7 @@ class ReduceTable:
             sums = (row_sums, column_sums, column_count, first, first + len(part))
             matrices.append((address, form.rows, form.width, kind, 0, *sums))
             self.members.append(index)
+            self.forms.append(form)
             if factor is not None:
                 self._factors.append((len(matrices) - 1, index))
             for source, terms in ((row_sums, form.row_terms), (column_sums, form.column_terms)):

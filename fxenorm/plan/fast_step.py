@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..kernels.compiled import CompiledBackend
+from ..kernels.cycles_table import CyclesTable
 from ..kernels.program import ScaleTarget
 from ..kernels.step_table import StepTable
 from ..solve.jacobi import jacobi_step
@@ -52,6 +53,7 @@ class PreparedStep:
         limit = core.options.max_log_scale
         self._limit = None if limit is None else torch.full_like(snapshot.program.degree, limit)
         self._table: StepTable | None = None
+        self._cycles_table: CyclesTable | None = None
         self._factors: list[Tensor | None] = []
         # Everything by which the model or the optimizers could come to hold other tensors.
         tensors = snapshot.read_tensors()
@@ -93,17 +95,25 @@ class PreparedStep:
         )
 
     def run(self, cycles: int) -> None:
-        """Moves the weights: with the compiled kernels and one cycle in one call or two, else as `Snapshot.cycles` does."""
+        """Moves the weights: with the compiled kernels where they can do it, else as `Snapshot.cycles` does."""
         core = self.snapshot.core
         backend = core.backend
         jacobi = not core.options.solver.endswith("gauss-seidel")
-        alone = cycles == 1 and jacobi and not self._moves_by_powers and self.snapshot.device.type == "cpu"
-        if alone and isinstance(backend, CompiledBackend):
-            table = None if core.objective.folds_biases else self._whole_table()
-            done = self._run_in_two(backend) if table is None or not table.complete else table.run(backend, self._row_factors())
-            if done:
-                return
+        plain = jacobi and not self._moves_by_powers and self.snapshot.device.type == "cpu"
+        if plain and isinstance(backend, CompiledBackend) and self._run_compiled(backend, cycles):
+            return
         backend.apply(self.targets, self.snapshot.cycles(self.targets, cycles))
+
+    def _run_compiled(self, backend: CompiledBackend, cycles: int) -> bool:
+        """In one call, or one cycle in two, if no tensor is near overflow; else nothing is changed and the answer is False."""
+        table = None if self.snapshot.core.objective.folds_biases else self._whole_table()
+        if table is None or not table.complete:
+            return cycles == 1 and self._run_in_two(backend)
+        if cycles == 1:
+            return table.run(backend, self._row_factors())
+        if self._cycles_table is None:
+            self._cycles_table = CyclesTable(table, self.snapshot.program, *self.snapshot.gather())
+        return self._cycles_table.complete and self._cycles_table.run(backend, self._row_factors(), cycles)
 
     def _whole_table(self) -> StepTable:
         """What one cycle in one call needs; made once."""

@@ -8,6 +8,7 @@
 
 #include "accurate.h"
 #include "combine.h"
+#include "cycles.h"
 #include "step.h"
 
 extern "C" {
@@ -98,11 +99,31 @@ int fxenorm_step(const Step *given) {
         for (i64 number = 0; number < step.phase_count; ++number) run_phase(step, step.phases[number], !step.careful, true, &stop);
         for (i64 number = 0; step.careful && number < step.phase_count; ++number)
             run_phase(step, step.phases[number], true, false, &stop);
-        if (stop) {
+        if (stop) divide_again(step);
+    }
+    return stop;
+}
+
+// Several cycles, with the same answer. All factors are known before anything is written.
+int fxenorm_cycles(const Cycles *given) {
+    const Cycles &cycles = *given;
+    const Step &step = *cycles.step;
+    int stop = 0;
+    std::memset(cycles.claimed, 0, cycles.tile_count);
+    std::memset(step.done, 0, sizeof(i64) * step.scale_tile_count);
+    std::memset(step.claimed, 0, step.scale_tile_count + step.reduce_tile_count);
+    for (i64 i = 0; i < step.variable_count; ++i) cycles.totals[i] = 1.0;
+    for (i64 i = 0; i < cycles.power_count * (step.variable_count + 1); ++i) cycles.power_table[i] = 1.0;
+#pragma omp parallel num_threads(static_cast<int>(step.threads)) if (step.threads > 1)
+    {
+        find_totals(cycles, &stop);
+#pragma omp single
+        if (!stop) hand_over(cycles);
 #pragma omp for schedule(dynamic, 1)
-            for (i64 i = 0; i < step.scale_tile_count; ++i)
-                scale_any(step.targets[step.scale_tiles[i].matrix], step.scale_tiles[i], step.factors, HUGE_VAL, true, step.done[i]);
-        }
+        for (i64 i = 0; i < step.phases[step.phase_count - 1].factor_links[1]; ++i)
+            if (step.factor_links[i].first) fill_factors(step, i, step.phases[step.phase_count - 1].factor_links[1]);
+        for (i64 number = 0; number < step.phase_count; ++number) run_phase(step, step.phases[number], true, false, &stop);
+        if (stop) divide_again(step);
     }
     return stop;
 }

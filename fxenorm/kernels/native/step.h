@@ -68,20 +68,29 @@ inline double integer_power(double base, i64 power) {
     return power < 0 ? 1.0 / result : result;
 }
 
-// The factors of some variables, (N / P)^(1 / (p A)); false where one is too large for entries to be safe from overflow.
+inline double real_power(double base, double power) {
+    const i64 whole = static_cast<i64>(power);
+    return static_cast<double>(whole) == power ? integer_power(base, whole) : std::exp(power * std::log(base));
+}
+
+// The factor of a variable in one cycle, (N / P)^(1 / (p A)).
+inline double cycle_factor(const Step &step, i64 k) {
+    const double negative = step.sums[k], positive = step.sums[step.variable_count + k];
+    if (step.held[k] || !(negative > 0.0 && positive > 0.0 && negative < HUGE_VAL && positive < HUGE_VAL)) return 1.0;
+    double factor = negative / positive;
+    if (step.roots[k] < 0) factor = std::exp(step.exponents[k] * std::log(factor));
+    for (int root = 0; root < step.roots[k]; ++root) factor = std::sqrt(factor);
+    return factor;
+}
+
+// The factors of some variables; false where one is too large for entries to be safe from overflow.
 bool settle(const Step &step, i64 begin, i64 end) {
     const i64 stride = step.variable_count + 1;
     bool safe = true;
     for (i64 i = begin; i < end; ++i) {
         const i64 k = step.variables[i];
-        const double negative = step.sums[k], positive = step.sums[step.variable_count + k];
-        double factor = 1.0;
-        if (!step.held[k] && negative > 0.0 && positive > 0.0 && negative < HUGE_VAL && positive < HUGE_VAL) {
-            factor = negative / positive;
-            if (step.roots[k] < 0) factor = std::exp(step.exponents[k] * std::log(factor));
-            for (int root = 0; root < step.roots[k]; ++root) factor = std::sqrt(factor);
-            factor = factor > step.limit ? step.limit : (factor < 1.0 / step.limit ? 1.0 / step.limit : factor);
-        }
+        double factor = cycle_factor(step, k);
+        factor = factor > step.limit ? step.limit : (factor < 1.0 / step.limit ? 1.0 / step.limit : factor);
         const double size = factor < 1.0 ? 1.0 / factor : factor;
         if (size > *step.largest) *step.largest = size;
         safe = safe && size <= step.bound;
@@ -128,6 +137,13 @@ void run_phase(const Step &step, const Phase &phase, bool write, bool read, int 
 #pragma omp for schedule(dynamic, 1)
     for (i64 i = phase.factor_links[0]; i < phase.factor_links[1]; ++i)
         if (step.factor_links[i].first) fill_factors(step, i, phase.factor_links[1]);
+}
+
+// Called by all threads together: undoes what has been scaled, but for a rounding.
+void divide_again(const Step &step) {
+#pragma omp for schedule(dynamic, 1)
+    for (i64 i = 0; i < step.scale_tile_count; ++i)
+        scale_any(step.targets[step.scale_tiles[i].matrix], step.scale_tiles[i], step.factors, HUGE_VAL, true, step.done[i]);
 }
 
 }  // namespace

@@ -64,3 +64,25 @@ struct Step {
     i64 threads, careful;
     double *largest;                 // set to the largest factor, or inverse of one
 };
+
+// Several cycles: kernels of convolutions are summed once, and all cycles run on those sums and on the weights that have no kernel.
+struct Condensed {
+    const void *source;              // the weights
+    i64 dtype, width, run, inner;    // of the weights' table; `run` entries that carry the same; inner: they lie side by side
+    float *data;                     // (rows, width / run) sums of |w|^p; null: the weights are read themselves
+    const double *row_factor;        // (rows,) or null: 1
+    i64 row_place, column_place;     // in `factors`: what the entries are multiplied by; -1: 1
+};
+struct Cycles {
+    const Step *step;                // what is scaled in the end; its sums, power table and factors are written then
+    const ReduceMatrix *matrices;
+    const Condensed *condensed;      // by matrix
+    const ReduceTile *tiles;
+    const Link *links;
+    const FactorLink *factor_links;
+    const double *powers;            // by row of the power table: not always integers
+    i64 matrix_count, tile_count, link_count, factor_link_count, power_count, count;
+    double *work, *power_table, *totals;
+    float *factors;
+    std::uint8_t *claimed;
+};

@@ -1,0 +1,215 @@
+"""Cycles in one call of the compiled kernels: the weights that the eager executor gives, and what is left to it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import fxenorm
+from fxenorm.kernels import build
+from fxenorm.kernels.compiled import CompiledBackend
+from fxenorm.kernels.cycles_table import CyclesTable
+from fxenorm.kernels.eager import EagerBackend
+from fxenorm.kernels.program import ScaleTarget, term_tensors
+from fxenorm.kernels.step_table import StepTable
+from fxenorm.solve.jacobi import jacobi_step
+
+from .random_plans import Case, cases
+from .test_compiled import in_order
+
+try:
+    build.library()
+except build.BuildError as error:
+    pytest.skip(f"no compiler: {error}", allow_module_level=True)
+
+EAGER = EagerBackend()
+ROUNDINGS = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 2**-7}
+
+
+class Twin:
+    """Weights and their momentum, moved by the compiled kernels and by the eager executor."""
+
+    def __init__(self, case: Case, dtype: torch.dtype, order: list[int]) -> None:
+        self.case = case
+        self.ours = [in_order(tensor.to(dtype), order) for tensor in case.tensors]
+        self.theirs = [tensor.clone() for tensor in self.ours]
+        self.our_momentum = [torch.ones_like(tensor) for tensor in self.ours]
+        self.their_momentum = [torch.ones_like(tensor) for tensor in self.ours]
+
+    def targets(self, weights: list[torch.Tensor], momentum: list[torch.Tensor]) -> list[ScaleTarget]:
+        """What follows a rescaling."""
+        terms = [
+            term_tensors(given, tensor.ndim, self.case.num_scales) for given, tensor in zip(self.case.terms, weights, strict=True)
+        ]
+        named = [ScaleTarget(str(index), *item) for index, item in enumerate(zip(weights, terms, strict=True))]
+        return named + [ScaleTarget("momentum", *item, power=-1) for item in zip(momentum, terms, strict=True)]
+
+    def table(self, held: torch.Tensor, limit: float) -> StepTable:
+        """The table of our side."""
+        program, none = self.case.program(), [None] * len(self.ours)
+        reach = float(max(2, sum(abs(coefficient) for terms in self.case.terms for coefficient, _ in terms)))
+        options = {"held": held, "limit": limit, "growth": 80.0, "reach": reach}
+        targets = self.targets(self.ours, self.our_momentum)
+        return StepTable(
+            program, self.ours, none, targets, frozenset(map(str, range(len(self.ours)))), own=len(self.ours), **options
+        )
+
+    def eager_cycles(self, count: int, held: torch.Tensor, limit: float) -> None:
+        """Their side, by definition."""
+        program, none = self.case.program(), [None] * len(self.theirs)
+        matrices, total = EAGER.matrices(program, self.theirs, none), torch.zeros(self.case.num_scales, dtype=torch.float64)
+        for _ in range(count):
+            sums = EAGER.sums(program, matrices, total)
+            total += jacobi_step(sums.log_negative, sums.log_positive, program.degree, program.p, held)
+            total.clamp_(-limit, limit)
+        EAGER.apply(self.targets(self.theirs, self.their_momentum), total)
+
+    def assert_same(self, roundings: float = 1.0) -> None:
+        """Weights and momentum agree to some roundings of their type."""
+        for one, other in zip(self.ours + self.our_momentum, self.theirs + self.their_momentum, strict=True):
+            torch.testing.assert_close(one.double(), other.double(), rtol=roundings * ROUNDINGS[one.dtype], atol=1e-37)
+
+
+@settings(max_examples=150)
+@given(
+    case=cases(),
+    dtype=st.sampled_from(list(ROUNDINGS)),
+    order=st.permutations(range(3)),
+    hold=st.lists(st.booleans(), min_size=6, max_size=6),
+    limit=st.sampled_from([math.inf, 0.1]),
+)
+def test_one_cycle_is_the_eager_one(case: Case, dtype: torch.dtype, order: list[int], hold: list[bool], limit: float) -> None:
+    twin, held = Twin(case, dtype, order), torch.tensor(hold[: case.num_scales])
+    table = twin.table(held, limit)
+    collided = any(block.collided is not None for block in case.program().blocks)
+    assert table.complete or collided or case.p > 8 or any(not tensor.numel() for tensor in twin.ours)
+    if table.complete and table.run(CompiledBackend(), [None] * len(twin.ours)):
+        twin.eager_cycles(1, held, limit)
+    twin.assert_same()
+
+
+@settings(max_examples=150)
+@given(
+    case=cases(infinite=False),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    order=st.permutations(range(3)),
+    count=st.integers(1, 6),
+    limit=st.sampled_from([math.inf, 0.3]),
+)
+def test_several_cycles_are_the_eager_ones(case: Case, dtype: torch.dtype, order: list[int], count: int, limit: float) -> None:
+    twin, held, none = Twin(case, dtype, order), torch.zeros(case.num_scales, dtype=torch.bool), [None] * len(case.tensors)
+    table = twin.table(held, limit)
+    cycles = CyclesTable(table, case.program(), twin.ours, none)
+    assert cycles.complete or not table.complete or case.p not in (1.0, 2.0, 4.0)
+    if cycles.complete and cycles.run(CompiledBackend(), none, count):
+        twin.eager_cycles(count, held, limit)
+    twin.assert_same(roundings=8.0)
+
+
+class Block(nn.Module):
+    """Kernels of several sizes, groups, a depthwise convolution, BatchNorm, a residual and layers of more than one tile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 96, 5)
+        self.norm = nn.BatchNorm2d(96)
+        self.grouped = nn.Conv2d(96, 96, 3, groups=4, padding=1)
+        self.depthwise = nn.Conv2d(96, 96, 3, groups=96, padding=1)
+        self.wide = nn.Conv2d(96, 512, (3, 2))
+        self.last = nn.Conv2d(512, 512, 3)
+        self.head = nn.Linear(512, 1000)
+        self.out = nn.Linear(1000, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        x = self.norm(self.stem(x)).relu()
+        x = x + self.depthwise(self.grouped(x).relu())
+        x = self.last(self.wide(x.relu()).relu()).relu().amax((2, 3))
+        return self.out(self.head(x).relu())
+
+
+def blocks(**options: object) -> list[tuple[nn.Module, torch.optim.Optimizer, fxenorm.Plan]]:
+    """The same block twice, for the compiled and for the eager executor."""
+    found = []
+    for backend in ("compiled", "eager"):
+        torch.manual_seed(0)
+        model = Block()
+        nn.init.uniform_(model.norm.weight, 0.5, 2.0)
+        plan = fxenorm.analyze(model.eval(), torch.randn(2, 3, 12, 12), backend=backend, **options)  # type: ignore[arg-type]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        model(torch.randn(2, 3, 12, 12)).square().sum().backward()
+        optimizer.step()
+        found.append((model, optimizer, plan))
+    return found
+
+
+def assert_same_blocks(found: list[tuple[nn.Module, torch.optim.Optimizer, fxenorm.Plan]], rtol: float = 4e-6) -> None:
+    """Weights and momentum of both."""
+    (one, first, _), (other, second, _) = found
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=1e-37)
+        torch.testing.assert_close(first.state[a]["momentum_buffer"], second.state[b]["momentum_buffer"], rtol=rtol, atol=1e-37)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"p": 1.0}, {"p": 4.0}, {"p": 3.0}, {"p": math.inf}, {"batchnorm": "folded"}, {"c": 1.3}]
+)
+@pytest.mark.parametrize("cycles", [1, 3])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.filterwarnings("ignore:p=inf with batchnorm")
+def test_models_of_all_kinds_of_layers(options: dict[str, object], cycles: int, memory_format: torch.memory_format) -> None:
+    found = blocks(**options)
+    for model, optimizer, plan in found:
+        model.to(memory_format=memory_format)
+        for _ in range(3):
+            plan.step(optimizer, cycles=cycles)
+    assert_same_blocks(found)
+
+
+@pytest.mark.parametrize("cycles", [1, 3])
+@pytest.mark.parametrize("size", [0.0, 1e-25, 1e-30, 1e12, 1e18])
+@pytest.mark.parametrize("layer", ["last", "head"])
+def test_weights_whose_squares_leave_the_range(layer: str, size: float, cycles: int) -> None:
+    """Channels of zeros, or tiny, or huge, with a kernel and without: the eager executor's logarithms know no such limits."""
+    found = blocks()
+    for model, optimizer, plan in found:
+        with torch.no_grad():
+            model.get_submodule(layer).weight[:, :7].mul_(size)
+        for _ in range(3):
+            plan.step(optimizer, cycles=cycles)
+    assert_same_blocks(found, rtol=2e-5)
+
+
+def test_bad_starts_and_steps_back_and_forth() -> None:
+    """A model far from its optimum, then calm, then far again."""
+    found = blocks()
+    for model, optimizer, plan in found:
+        for factor in (1e5, 1.0, 1e-4, 1e9):
+            with torch.no_grad():
+                model.wide.weight[::2] *= factor
+            for _ in range(3):
+                plan.step(optimizer)
+    assert_same_blocks(found, rtol=2e-5)
+
+
+def test_a_step_needs_no_memory_of_the_size_of_the_weights() -> None:
+    import tracemalloc
+
+    (model, optimizer, plan), _ = blocks()
+    plan.step(optimizer)
+    tracemalloc.start()
+    try:
+        with torch.profiler.profile(profile_memory=True) as profile:
+            for _ in range(3):
+                plan.step(optimizer)
+        numpy_peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    largest = max(parameter.numel() * 4 for parameter in model.parameters())
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
+    assert allocated + numpy_peak < largest / 2
