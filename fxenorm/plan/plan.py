@@ -203,6 +203,12 @@ class Plan:
         One cycle multiplies channel k by sqrt(R_k / L_k) as in ENorm (Stock et al., ICLR 2019, section 3), all channels from
         the same weights. The objective never increases, and nothing waits for the device.
 
+        The function stays; the next update does not simply follow, and no rule for state makes it. Coupled weight decay (of SGD,
+        Adam, RMSprop, ...) is in the buffers and is rescaled as if it were gradient; decoupled decay (AdamW) is not in them, but
+        acts on norms that a rescaling moves between layers, also from a decayed parameter to one that is not. eps, clipping and
+        learning rates meet gradients of another size: in front of a BatchNorm the effective rate goes with the inverse square
+        of the weight's norm. LBFGS starts from a multiple of the identity as Hessian in any coordinates.
+
         Args:
             optimizer: whose state follows: one, a sequence, a wrapper with ``.optimizer``, or None.
             cycles: number of cycles; all of them work on sums, and the weights are written once.
@@ -270,16 +276,23 @@ class Plan:
     ) -> Attachment:
         """Calls `step` from the optimizer's own step hook, so that it works under every trainer that steps that optimizer.
 
+        Parameter groups that are added and parameters that are frozen or unfrozen later are picked up at the next step.
+
+        Tensors are scaled in place and keep their addresses: compiled models and captured CUDA graphs stay valid. A compiled
+        step leaves its graph for the hook (so no ``fullgraph=True``). Replayed CUDA graphs call no hooks: where the step itself
+        is captured (``capturable=True``), attach nothing and call ``plan.step(optimizer)`` after each replay.
+
         Args:
             optimizer: one, a sequence (rescaled when the last of them has stepped), or a wrapper with ``.optimizer``.
             every, start, stop: rescaled after each `every`-th of the steps start + 1, start + 2, ..., stop (None: no end).
-            options: `cycles`, `grads` and `state` of `step`.
+            options: `cycles`, `grads` and `state` of `step`; `grads` where gradients are kept from one step to the next.
+                ``state="reset"`` waits for the device where a GradScaler drives a fused optimizer.
 
         Returns:
             A handle with ``remove``, ``state_dict`` and ``load_state_dict``; also a context manager.
 
         Raises:
-            OptimizerError, OptionError: as `step`.
+            OptimizerError, OptionError: as `step`; in the hook, OptimizerError where a CUDA graph is being captured.
         """
         return Attachment(self, optimizer, every=every, start=start, stop=stop, **options)
 
