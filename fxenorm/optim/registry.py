@@ -146,7 +146,7 @@ def registered() -> dict[type[Optimizer], Rule]:
 
 def supported_optimizers() -> list[str]:
     """Names of the classes that have a rule."""
-    return sorted(f"{cls.__module__.rpartition('.')[0]}.{cls.__name__}" for cls in _RULES)
+    return sorted(f"torch.optim.{cls.__name__}" if cls.__module__.startswith("torch.optim") else _named(cls) for cls in _RULES)
 
 
 def find_rule(optimizer: Optimizer) -> Rule:
