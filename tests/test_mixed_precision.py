@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import fxenorm
 
@@ -117,3 +120,51 @@ def test_compiled_model_and_compiled_optimizer_step() -> None:
         results.append([parameter.detach() for parameter in network_.parameters()])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "capturable": lambda parameters: torch.optim.AdamW(parameters, lr=torch.tensor(1e-2), capturable=True, foreach=True),
+    "fused": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, fused=True),
+}
+
+
+def compiled_run(name: str, whole: bool, attach: bool) -> tuple[list[Tensor], list[int]]:
+    """Five steps; the weights, and after each step how many graphs had been compiled."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator(3)))
+    inputs = torch.randn(8, 4, dtype=torch.float64, generator=generator(1))
+    plan = fxenorm.analyze(model)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    handle = plan.attach(optimizer) if attach else None
+
+    def train_step() -> None:
+        optimizer.zero_grad()
+        (model(inputs) - 1).square().mean().backward()
+        step()
+
+    step, compiled = optimizer.step, torch.compile(train_step if whole else optimizer.step, backend=counter)
+    if not whole:
+        step = compiled
+    frames = []
+    for _ in range(5):
+        (compiled if whole else train_step)()
+        if handle is None:
+            plan.step(optimizer)
+        frames.append(counter.frame_count)
+    assert handle is None or handle.steps == 5
+    return [parameter.detach() for parameter in model.parameters()], frames
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("whole", [False, True], ids=["step", "training step"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_hook_of_a_compiled_step(name: str, whole: bool) -> None:
+    """It rescales as `plan.step` does after the compiled step, and costs no compilation beyond it."""
+    (weights, frames), (expected, without) = compiled_run(name, whole, True), compiled_run(name, whole, False)
+    assert all(torch.equal(one, other) for one, other in zip(weights, expected, strict=True))
+    assert frames == without and frames[-1] == frames[1], "a rescaling invalidates nothing"

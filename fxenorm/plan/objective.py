@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ class Objective:
 
     counted: tuple[Counted, ...]
     program: ReduceProgram
+    _channels: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -74,7 +75,7 @@ class Objective:
         values: list[Tensor] = []
         factors: list[Tensor | None] = []
         with torch.no_grad():
-            for item in self.counted:
+            for position, item in enumerate(self.counted):
                 if item.fold is None:
                     values.append(tensors[item.parameter])
                     factors.append(None)
@@ -85,7 +86,11 @@ class Objective:
                     factors.append(None)
                 else:
                     values.append(tensors[item.parameter])
-                    factors.append(signed.abs()[item.channels.to(signed.device)])
+                    # Copied to a device once: a copy at each step would have the host wait for it.
+                    known = self._channels.get((position, signed.device))
+                    if known is None:
+                        known = self._channels.setdefault((position, signed.device), item.channels.to(signed.device))
+                    factors.append(signed.abs()[known])
         return values, factors
 
 
