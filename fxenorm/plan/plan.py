@@ -65,6 +65,7 @@ class Plan:
         self._tracked: list[Tracked] = []
         self._warnings = WarnOnce()
         self._last_step: PreparedStep | None = None
+        self._last_states: list[Any] = []
 
     def prepare(self) -> None:
         """Works out now what the first step needs and what checks the options against the model; else it waits until then.
