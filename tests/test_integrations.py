@@ -141,6 +141,31 @@ def test_transformers_takes_up_a_run_that_began_without_the_callback(tmp_path: P
     assert callback.state()["attributes"]["_stored"]["steps"] == 6
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_transformers_with_a_language_model(tmp_path: Path, lora: bool) -> None:
+    """Grouped-query attention and gates; with adapters over a base that stays bit for bit."""
+    transformers = pytest.importorskip("transformers")
+    from fxenorm.integrations.transformers import FxenormCallback
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "max_position_embeddings": 16}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
+    if lora:
+        peft = pytest.importorskip("peft")
+        model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    base = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    rows = [{"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)} for ids in torch.randint(0, 30, (40, 10))]
+    callback = FxenormCallback()
+    run = transformers_trainer(tmp_path, [callback], max_steps=8, per_device_train_batch_size=4)
+    run = transformers.Trainer(model=model, args=run.args, train_dataset=rows, callbacks=[callback])
+    run.train()
+    # Three norms, rotated pairs of the two key heads, values, the gate's linear branch, and the ranks.
+    assert callback.plan.num_scales == 3 * 16 + 4 + 8 + 24 + (2 * 2 if lora else 0)
+    assert callback.state()["attributes"]["_stored"]["steps"] == 8 and float(callback.plan.imbalance()) < 0.05
+    assert all(torch.equal(parameter, base[name]) for name, parameter in model.named_parameters() if name in base)
+    assert bool(base) == lora
+
+
 def test_every_must_be_positive() -> None:
     pytest.importorskip("transformers")
     from fxenorm.integrations.transformers import FxenormCallback

@@ -108,6 +108,27 @@ def test_lightning_compiled(tmp_path: Path, precision: Any) -> None:
     assert float(callback.plan.imbalance()) < (0.1 if precision == "32-true" else 0.7)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_lightning_with_a_scaler_that_skips(tmp_path: Path, fused: bool) -> None:
+    (module, _), callback_class = lightning_parts()
+    from lightning.pytorch.plugins import MixedPrecision
+
+    class Poisoned(module):  # type: ignore[misc,valid-type]
+        """Its gradients are infinite in three batches, the first one among them."""
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return super().training_step(batch, index) * (torch.inf if index in (0, 3, 4) else 1.0)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=1e-2, fused=fused)
+
+    callback, model = callback_class(), Poisoned()
+    plugin = MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu", init_scale=4.0))
+    trainer(tmp_path, [callback], max_epochs=1, limit_train_batches=10, plugins=[plugin]).fit(model, loader())
+    assert callback.state_dict()["steps"] == 7 and float(callback.plan.imbalance()) < 0.1
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 def test_lightning_with_two_optimizers_stepped_by_hand(tmp_path: Path) -> None:
     (module, _), callback_class = lightning_parts()
 

@@ -168,3 +168,29 @@ def test_the_hook_of_a_compiled_step(name: str, whole: bool) -> None:
     (weights, frames), (expected, without) = compiled_run(name, whole, True), compiled_run(name, whole, False)
     assert all(torch.equal(one, other) for one, other in zip(weights, expected, strict=True))
     assert frames == without and frames[-1] == frames[1], "a rescaling invalidates nothing"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_that_is_compiled_before_a_plan_is_attached_and_after_it_is_removed(name: str) -> None:
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5))
+    plan = fxenorm.analyze(model)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    step = torch.compile(optimizer.step, backend="eager")
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.ones(3, 4)).square().mean().backward()
+            step()
+
+    train(2)
+    with plan.attach(optimizer) as handle:
+        train(3)
+        assert float(plan.imbalance()) < 1e-3
+    train(2)
+    assert handle.steps == 3
+    with plan.attach(optimizer, every=2) as handle:
+        train(3)
+    assert handle.steps == 3
