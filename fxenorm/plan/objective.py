@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -56,7 +57,6 @@ class Objective:
 
     counted: tuple[Counted, ...]
     program: ReduceProgram
-    _channels: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -92,6 +92,11 @@ class Objective:
                         known = self._channels.setdefault((position, signed.device), item.channels.to(signed.device))
                     factors.append(signed.abs()[known])
         return values, factors
+
+    @cached_property
+    def _channels(self) -> dict[tuple[int, torch.device], Tensor]:
+        """By position and device, the output channels of a folded weight."""
+        return {}
 
 
 def build_objective(symmetry: Symmetry, options: Options, depths: Mapping[str, int]) -> Objective:
