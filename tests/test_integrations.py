@@ -129,6 +129,25 @@ def test_transformers_resumes_the_count_and_refuses_another_graph(tmp_path: Path
         other.train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-5"))
 
 
+def test_transformers_callback_that_is_used_again(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from fxenorm.integrations.transformers import FxenormCallback
+
+    def fail(*_: Any) -> None:
+        if failing.state.global_step == 2:
+            raise RuntimeError("stop")
+
+    callback = FxenormCallback()
+    failing = transformers_trainer(tmp_path, [callback], max_steps=4)
+    failing.model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="stop"):
+        failing.train()
+    hooks = failing.optimizer.optimizer._optimizer_step_post_hooks
+    assert len(hooks) == 1, "the Trainer says nothing of errors"
+    transformers_trainer(tmp_path, [callback], max_steps=3).train()
+    assert not hooks and callback.state()["attributes"]["_stored"]["steps"] == 3
+
+
 def test_transformers_takes_up_a_run_that_began_without_the_callback(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from fxenorm.integrations.transformers import FxenormCallback

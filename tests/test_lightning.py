@@ -199,6 +199,29 @@ def test_lightning_resumes_the_count_and_refuses_another_graph(tmp_path: Path) -
         trainer(tmp_path, [callback_class(every=3, p=1)], max_steps=14).fit(module(), loader(), ckpt_path=path)
 
 
+def test_lightning_callback_that_is_used_again(tmp_path: Path) -> None:
+    (module, _), callback_class = lightning_parts()
+
+    class Failing(module):  # type: ignore[misc,valid-type]
+        """Stops in the third batch."""
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            if index == 2:
+                raise RuntimeError("stop")
+            return super().training_step(batch, index)
+
+    callback = callback_class("body")
+    run, model = trainer(tmp_path, [callback], max_steps=5), Failing()
+    with pytest.raises(RuntimeError, match="stop"):
+        run.fit(model, loader())
+    assert callback.state_dict()["steps"] == 2
+    assert not run.optimizers[0]._optimizer_step_post_hooks and not model.body._forward_pre_hooks
+    other = module()
+    other.body[2], other.body[4] = nn.Linear(32, 20), nn.Linear(20, 10)
+    trainer(tmp_path, [callback], max_steps=3).fit(other, loader())
+    assert callback.state_dict()["steps"] == 3 and callback.plan.num_scales == 52
+
+
 def test_lightning_names_the_children_to_choose_from(tmp_path: Path) -> None:
     (module, _), callback_class = lightning_parts()
     with pytest.raises(OptionError, match=r"backbone.*head"):

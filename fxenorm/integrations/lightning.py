@@ -68,6 +68,11 @@ class FxenormCallback(_Callback):
         self._stored: Mapping[str, Any] | None = None
         self._logged = 0
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Forgets an earlier training; a checkpoint is loaded after this."""
+        if stage == "fit" and trainer.global_step == 0:
+            self.plan, self._stored, self._logged = None, None, 0
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Makes the plan from ``example_input_array``, or waits for the first batch."""
         target = self._target(pl_module)
@@ -109,8 +114,12 @@ class FxenormCallback(_Callback):
         """Takes the hooks off."""
         self.teardown(trainer, pl_module, "fit")
 
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Takes the hooks off."""
+        self.teardown(trainer, pl_module, "fit")
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Takes the hooks off, after an error too; what they counted is kept."""
+        """Takes the hooks off; what they counted is kept."""
         if self._waiting is not None:
             self._waiting.remove()
             self._waiting = None

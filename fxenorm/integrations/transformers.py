@@ -78,13 +78,14 @@ class FxenormCallback(_TrainerCallback, _ExportableState):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
         """Waits for the first batch; takes up what a checkpoint holds where a run is resumed."""
+        self._detach()  # where the Trainer starts anew, as with a smaller batch, it does not say that it ended
         name = type(self).__name__
         saved = state.stateful_callbacks.get(name)
         resumed = state.global_step > 0 and isinstance(saved, Mapping)
         self._stored = saved["attributes"].get("_stored") if resumed else None
         if saved is None:
             state.stateful_callbacks[name] = self.state()  # the checkpoint was written without this callback
-        self._model = unwrap(model)
+        self.plan, self._model = None, unwrap(model)
         self._waiting = FirstInputs(self._model, without=_TARGETS)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any) -> None:
@@ -119,6 +120,10 @@ class FxenormCallback(_TrainerCallback, _ExportableState):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Takes the hooks off."""
+        self._detach()
+
+    def _detach(self) -> None:
+        """Takes the hooks off; what they counted is kept."""
         if self._waiting is not None:
             self._waiting.remove()
         if self._handle is not None:
