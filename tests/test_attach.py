@@ -154,6 +154,32 @@ def test_steps_that_a_scaler_skips_do_not_count(fused: bool, every: int) -> None
     assert again.steps == 6
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_state_is_dropped_at_the_steps_that_are_due_only(fused: bool) -> None:
+    model = network()
+    plan = fxenorm.analyze(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+    plan.attach(optimizer, every=2, state="reset")
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for step in range(6):
+        backward(model, step, scaler, poison=step == 1)
+        scaler.step(optimizer)
+        scaler.update()
+        assert (model[0].weight in optimizer.state) == (step not in (2, 4)), step
+
+
+def test_a_captured_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = fxenorm.analyze(model).attach(optimizer)
+    for name in ("is_initialized", "is_current_stream_capturing"):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
+    backward(model, 0)
+    with pytest.raises(OptimizerError, match=r"CUDA graph.*plan\.step\(optimizer\) after each replay"):
+        optimizer.step()
+    assert handle.steps == 0
+
+
 def halves(model: nn.Sequential) -> Optimizers:
     return [
         torch.optim.AdamW(model[0].parameters(), lr=1e-2),

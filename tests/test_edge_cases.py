@@ -357,3 +357,15 @@ def test_modes_cover_what_they_say(modes: str) -> None:
         assert soundness_error(model, plan, INPUTS, mode) <= TOLERANCE
     if modes == "eval":
         assert soundness_error(model, plan, INPUTS, "train") > 1e-3, "control: eval alone does not hold in train mode"
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_weights_made_in_inference_mode_are_rescaled(backend: str) -> None:
+    with torch.inference_mode():
+        model = mlp()
+    assert model[0].weight.is_inference()
+    plan = fxenorm.analyze(model, INPUTS, backend=backend)
+    before = outputs(model, INPUTS)
+    plan.rescale(torch.linspace(-1, 1, plan.num_scales, dtype=torch.float64))
+    plan.balance()
+    assert float(plan.imbalance()) <= 1e-6 and relative_difference(before, outputs(model, INPUTS)) <= TOLERANCE

@@ -1,4 +1,4 @@
-"""The trainers of Lightning and Transformers run with their callbacks, on the digits."""
+"""The Trainer of Transformers runs with its callback, Accelerate and timm in loops of their own, on the digits."""
 
 from __future__ import annotations
 
@@ -8,148 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import fxenorm
 from fxenorm.errors import BindError, OptionError
 
+from .trainer_helpers import Timeline, digits, loader, network
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 """What the trainers themselves warn of is theirs."""
-
-
-def digits() -> TensorDataset:
-    datasets = pytest.importorskip("sklearn.datasets")
-    images, labels = datasets.load_digits(return_X_y=True)
-    return TensorDataset(torch.tensor(images[:800], dtype=torch.float32) / 16, torch.tensor(labels[:800]))
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 10))
-
-
-def lightning_parts() -> tuple[Any, Any]:
-    lightning = pytest.importorskip("lightning.pytorch")
-    from fxenorm.integrations.lightning import FxenormCallback
-
-    class Module(lightning.LightningModule):
-        """Classifies digits; `kind` says how its parts are arranged."""
-
-        def __init__(self, kind: str = "child") -> None:
-            super().__init__()
-            whole = network()
-            if kind == "child":
-                self.body = whole
-            else:
-                self.backbone, self.head = whole[:4], whole[4:]
-            self.kind = kind
-
-        def training_step(self, batch: Any, index: int) -> Tensor:
-            images, labels = batch
-            logits = self.body(images) if self.kind == "child" else self.head(self.backbone(images))
-            return nn.functional.cross_entropy(logits, labels)
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-2)
-
-    class WithForward(Module):
-        """Defines forward, and says what it takes."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.example_input_array = torch.zeros(2, 64)
-
-        def forward(self, images: Tensor) -> Tensor:
-            return self.body(images)
-
-    return (Module, WithForward), FxenormCallback
-
-
-def trainer(tmp_path: Path, callbacks: list[Any], **settings: Any) -> Any:
-    lightning = pytest.importorskip("lightning.pytorch")
-    from lightning.pytorch.loggers import CSVLogger
-
-    return lightning.Trainer(
-        accelerator="cpu", logger=CSVLogger(tmp_path), callbacks=callbacks, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=tmp_path, log_every_n_steps=1, **settings,
-    )  # fmt: skip
-
-
-def loader() -> DataLoader[Any]:
-    return DataLoader(digits(), batch_size=16)
-
-
-@pytest.mark.parametrize(("form", "precision"), [(0, "32-true"), (0, "bf16-mixed"), (1, "32-true")])
-def test_lightning(tmp_path: Path, form: int, precision: Any) -> None:
-    modules, callback_class = lightning_parts()
-    callback = callback_class(log_every=2)
-    run = trainer(tmp_path, [callback], max_steps=20, accumulate_grad_batches=2, precision=precision)
-    module = modules[form]()
-    run.fit(module, loader())
-    assert callback.plan is not None and callback.plan.num_scales == 48
-    assert callback.state_dict()["steps"] == 20, "one count a real optimizer step"
-    text = "".join(path.read_text() for path in tmp_path.rglob("metrics.csv"))
-    assert "fxenorm/norm" in text and "fxenorm/imbalance" in text
-    assert not run.optimizers[0]._optimizer_step_post_hooks
-    assert float(callback.plan.imbalance()) < 0.1
-
-
-def test_lightning_resumes_the_count_and_refuses_another_graph(tmp_path: Path) -> None:
-    (module, _), callback_class = lightning_parts()
-    run = trainer(tmp_path, [callback_class(every=3)], max_steps=7)
-    run.fit(module(), loader())
-    path = tmp_path / "last.ckpt"
-    run.save_checkpoint(path)
-    again = callback_class(every=3)
-    trainer(tmp_path, [again], max_steps=12).fit(module(), loader(), ckpt_path=path)
-    assert again.state_dict()["steps"] == 12
-    with pytest.raises(BindError, match="another plan"):
-        trainer(tmp_path, [callback_class(every=3, p=1)], max_steps=14).fit(module(), loader(), ckpt_path=path)
-
-
-def test_lightning_names_the_children_to_choose_from(tmp_path: Path) -> None:
-    (module, _), callback_class = lightning_parts()
-    with pytest.raises(OptionError, match=r"backbone.*head"):
-        trainer(tmp_path, [callback_class()], max_steps=1).fit(module("parts"), loader())
-    with pytest.raises(OptionError, match=r"'tail'.*backbone.*head"):
-        trainer(tmp_path, [callback_class("tail")], max_steps=1).fit(module("parts"), loader())
-    callback = callback_class("backbone")
-    trainer(tmp_path, [callback], max_steps=2).fit(module("parts"), loader())
-    assert callback.plan.num_scales == 32
-    with pytest.raises(OptionError, match="log_every"):
-        callback_class(log_every=0)
-
-
-@pytest.mark.parametrize("whole", [False, True])
-def test_lightning_backbone_that_is_unfrozen_later(tmp_path: Path, whole: bool) -> None:
-    (module, _), callback_class = lightning_parts()
-    from lightning.pytorch.callbacks import BackboneFinetuning
-
-    class Whole(module):  # type: ignore[misc,valid-type]
-        """Defines forward."""
-
-        def forward(self, images: Tensor) -> Tensor:
-            return self.head(self.backbone(images))
-
-        def training_step(self, batch: Any, index: int) -> Tensor:
-            return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-    callback = callback_class(None if whole else "backbone")
-    held = []
-
-    class Look(type(callback).__mro__[1]):  # type: ignore[misc]
-        """Notes what is held at the end of each epoch."""
-
-        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            held.append((sum(len(item.variables) for item in callback.plan.held), pl_module.backbone[0].weight.detach().clone()))
-
-    callbacks = [BackboneFinetuning(unfreeze_backbone_at_epoch=2), callback, Look()]
-    model = (Whole if whole else module)("parts")
-    start = model.backbone[0].weight.detach().clone()
-    trainer(tmp_path, callbacks, max_epochs=3, limit_train_batches=4).fit(model, loader())
-    assert [count for count, _ in held] == ([48, 48, 0] if whole else [0, 0, 0])
-    assert float(callback.plan.imbalance()) < 0.1
-    assert torch.equal(start, held[1][1]) and not torch.equal(start, held[2][1])
 
 
 class ForTrainer(nn.Module):
@@ -164,40 +30,175 @@ class ForTrainer(nn.Module):
         return {"logits": logits} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_transformers(tmp_path: Path, bf16: bool) -> None:
+def transformers_trainer(tmp_path: Path, callbacks: list[Any], **settings: Any) -> Any:
+    """The Trainer, on the digits."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
+    rows = [{"pixels": image, "labels": label} for image, label in digits()]
+    arguments = transformers.TrainingArguments(**{
+        "output_dir": str(tmp_path), "per_device_train_batch_size": 8, "use_cpu": True, "report_to": [], "save_strategy": "no",
+        "disable_tqdm": True, "learning_rate": 1e-2, "dataloader_pin_memory": False, **settings,
+    })  # fmt: skip
+    return transformers.Trainer(model=ForTrainer(), args=arguments, train_dataset=rows, callbacks=callbacks)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
+    """50 steps of two batches each: the rescaling follows each real step, and nothing moves the weights in between."""
+    transformers = pytest.importorskip("transformers")
+    from fxenorm.integrations.transformers import FxenormCallback
+
+    reported: list[dict[str, Any]] = []
+
+    class Watch(transformers.TrainerCallback):
+        """Sees the optimizer before anything is attached, and the logs as a reporter does."""
+
+        def on_train_begin(self, *_: Any, optimizer: Any, **more: Any) -> None:
+            timeline.watch(optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+            reported.append({"step": state.global_step, **logs})
+
+    callback = FxenormCallback()
+    settings = {"max_steps": 50, "gradient_accumulation_steps": 2, "logging_steps": 10, "bf16": bf16}
+    run = transformers_trainer(tmp_path, [Watch()], **settings)
+    run.callback_handler.callbacks.insert(0, callback)
+    timeline = Timeline(run.model.body, monkeypatch)
+    run.train()
+    assert timeline.events == ["forward", "backward", "forward", "backward", "step", "rescale"] * 50
+    assert timeline.rescaled[0] > 1e-3
+    assert callback.state()["attributes"]["_stored"]["steps"] == 50 and callback.plan.num_scales == 48
+    for entries in (run.state.log_history, reported):
+        logged = [entry for entry in entries if "fxenorm/norm" in entry]
+        assert [entry["step"] for entry in logged] == [10, 20, 30, 40, 50]
+        assert all(entry["fxenorm/imbalance"] < 0.2 and "loss" in entry for entry in logged)
+    assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+
+
+def test_transformers_logs_when_it_is_asked_to(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from fxenorm.integrations.transformers import FxenormCallback
+
+    run = transformers_trainer(tmp_path, [FxenormCallback(log_every=3)], max_steps=10, logging_steps=4)
+    run.train()
+    steps = {entry["step"]: "fxenorm/norm" in entry for entry in run.state.log_history if "loss" in entry}
+    assert steps == {3: True, 4: False, 6: True, 8: False, 9: True}
+
+
+def test_transformers_compiled(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
     from fxenorm.integrations.transformers import FxenormCallback
 
     callback = FxenormCallback()
-    rows = [{"pixels": image, "labels": label} for image, label in digits()]
-    settings = transformers.TrainingArguments(
-        output_dir=str(tmp_path), max_steps=20, per_device_train_batch_size=8, gradient_accumulation_steps=2, logging_steps=5,
-        use_cpu=True, bf16=bf16, report_to=[], save_strategy="no", disable_tqdm=True, learning_rate=1e-2,
-    )  # fmt: skip
-    trainer = transformers.Trainer(model=ForTrainer(), args=settings, train_dataset=rows, callbacks=[callback])
-    steps: list[int] = []
-    on_train_end = callback.on_train_end
-    callback.on_train_end = lambda *a, **k: (steps.append(callback._handle.steps), on_train_end(*a, **k))[1]
-    trainer.train()
-    assert steps == [20] and callback.plan.num_scales == 48
-    logged = [entry for entry in trainer.state.log_history if "fxenorm/norm" in entry]
-    assert len(logged) == 4 and all(entry["fxenorm/imbalance"] < 0.2 for entry in logged)
-    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+    transformers_trainer(tmp_path, [callback], max_steps=6, torch_compile=True, torch_compile_backend="eager").train()
+    assert callback.state()["attributes"]["_stored"]["steps"] == 6 and float(callback.plan.imbalance()) < 0.1
+
+
+def test_transformers_needs_a_model_that_is_called(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from fxenorm.integrations.transformers import FxenormCallback
+
+    class Aside(transformers.Trainer):
+        """Computes its loss without calling the model."""
+
+        def compute_loss(self, model: Any, inputs: Any, *_: Any, **more: Any) -> Tensor:
+            return nn.functional.cross_entropy(model.body(inputs["pixels"]), inputs["labels"])
+
+    run = transformers_trainer(tmp_path, [], max_steps=2)
+    aside = Aside(model=run.model, args=run.args, train_dataset=run.train_dataset, callbacks=[FxenormCallback()])
+    with pytest.raises(OptionError, match=r"forward of ForTrainer was not called"):
+        aside.train()
+
+
+def test_transformers_resumes_the_count_and_refuses_another_graph(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from fxenorm.integrations.transformers import FxenormCallback
+
+    saving = {"save_strategy": "steps", "save_steps": 5, "seed": 3}
+    whole, half, rest = (FxenormCallback(every=2) for _ in range(3))
+    uninterrupted = transformers_trainer(tmp_path / "whole", [whole], max_steps=10, **saving)
+    uninterrupted.train()
+    transformers_trainer(tmp_path / "half", [half], max_steps=10, **saving).train()
+    run = transformers_trainer(tmp_path / "half", [rest], max_steps=10, **saving)
+    run.train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-5"))
+    assert rest.state()["attributes"]["_stored"] == whole.state()["attributes"]["_stored"]
+    for one, other in zip(uninterrupted.model.parameters(), run.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    other = transformers_trainer(tmp_path / "half", [FxenormCallback(every=2, p=1)], max_steps=10, **saving)
+    with pytest.raises(BindError, match="another plan"):
+        other.train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-5"))
+
+
+def test_transformers_callback_that_is_used_again(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from fxenorm.integrations.transformers import FxenormCallback
+
+    def fail(*_: Any) -> None:
+        if failing.state.global_step == 2:
+            raise RuntimeError("stop")
+
+    callback = FxenormCallback()
+    failing = transformers_trainer(tmp_path, [callback], max_steps=4)
+    failing.model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="stop"):
+        failing.train()
+    hooks = failing.optimizer.optimizer._optimizer_step_post_hooks
+    assert len(hooks) == 1, "the Trainer says nothing of errors"
+    transformers_trainer(tmp_path, [callback], max_steps=3).train()
+    assert not hooks and callback.state()["attributes"]["_stored"]["steps"] == 3
+
+
+def test_transformers_takes_up_a_run_that_began_without_the_callback(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from fxenorm.integrations.transformers import FxenormCallback
+
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    transformers_trainer(tmp_path, [], max_steps=3, **saving).train()
+    callback = FxenormCallback()
+    run = transformers_trainer(tmp_path, [callback], max_steps=6, **saving)
+    run.train(resume_from_checkpoint=True)
+    assert callback.state()["attributes"]["_stored"]["steps"] == 6
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_transformers_with_a_language_model(tmp_path: Path, lora: bool) -> None:
+    """Grouped-query attention and gates; with adapters over a base that stays bit for bit."""
+    transformers = pytest.importorskip("transformers")
+    from fxenorm.integrations.transformers import FxenormCallback
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "max_position_embeddings": 16}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
+    if lora:
+        peft = pytest.importorskip("peft")
+        model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    base = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    rows = [{"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)} for ids in torch.randint(0, 30, (40, 10))]
+    callback = FxenormCallback()
+    run = transformers_trainer(tmp_path, [callback], max_steps=8, per_device_train_batch_size=4)
+    run = transformers.Trainer(model=model, args=run.args, train_dataset=rows, callbacks=[callback])
+    run.train()
+    # Three norms, rotated pairs of the two key heads, values, the gate's linear branch, and the ranks.
+    assert callback.plan.num_scales == 3 * 16 + 4 + 8 + 24 + (2 * 2 if lora else 0)
+    assert callback.state()["attributes"]["_stored"]["steps"] == 8 and float(callback.plan.imbalance()) < 0.05
+    assert all(torch.equal(parameter, base[name]) for name, parameter in model.named_parameters() if name in base)
+    assert bool(base) == lora
 
 
 def test_every_must_be_positive() -> None:
     pytest.importorskip("transformers")
     from fxenorm.integrations.transformers import FxenormCallback
 
-    with pytest.raises(OptionError, match="every=0"):
-        FxenormCallback(every=0)
+    for name in ("every", "log_every"):
+        with pytest.raises(OptionError, match=f"{name}=0"):
+            FxenormCallback(**{name: 0})
 
 
-def test_accelerate() -> None:
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_accelerate(precision: str) -> None:
     accelerate = pytest.importorskip("accelerate")
-    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2, mixed_precision=precision)
     model = network()
     plan = fxenorm.analyze(model)
     model, optimizer, batches = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-2), loader())
@@ -210,3 +211,29 @@ def test_accelerate() -> None:
         if index == 9:
             break
     assert handle.steps == 5 and float(plan.imbalance()) < 0.1
+
+
+def test_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's own order: step, rescaling, update of the averaged model."""
+    pytest.importorskip("timm")
+    from timm.optim import create_optimizer_v2
+    from timm.utils import ModelEmaV3, NativeScaler
+
+    model = network()
+    timeline = Timeline(model, monkeypatch)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-2, weight_decay=0.05)
+    timeline.watch(optimizer)
+    average, scaler = ModelEmaV3(model, decay=0.9), NativeScaler(device="cpu")
+    plan = fxenorm.analyze(model)
+    plan.track(average)
+    handle = plan.attach(optimizer)
+    for _, (images, labels) in zip(range(20), loader(), strict=False):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(images), labels)
+        scaler(loss, optimizer, clip_grad=1.0, parameters=model.parameters())
+        timeline.events.append("average")
+        average.update(model)
+    assert timeline.events == ["forward", "backward", "step", "rescale", "average"] * 20
+    assert handle.steps == 20 and float(plan.imbalance()) < 0.1
+    # In one gauge with the model, the average is nearly as well balanced.
+    assert float(plan.bind(average.module).imbalance()) < 0.3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -90,10 +91,19 @@ def schedule_free_rule(state: Any, group: Any) -> dict[str, int]:
 fxenorm.register_optimizer(Lion, {"exp_avg": -1})
 fxenorm.register_optimizer(ScheduleFree, schedule_free_rule, contract="by definition")
 
+
+def variants(cls: type[Optimizer]) -> list[dict[str, Any]]:
+    """The class's settings, and the first of them in every way in which the class says that it can be run here."""
+    settings = SETTINGS.get(cls.__name__, [{}])
+    known = inspect.signature(cls).parameters
+    ways = [{**settings[0], way: True} for way in ("foreach", "fused", "maximize") if way in known]
+    return [*settings, *(way for way in ways if way not in settings)]
+
+
 CASES = [
-    pytest.param(cls, settings, id=f"{cls.__name__}-{number}")
+    pytest.param(cls, settings, id="-".join([cls.__name__, *(f"{key}={value}" for key, value in settings.items())]))
     for cls in sorted(registered(), key=lambda cls: cls.__name__)
-    for number, settings in enumerate(SETTINGS.get(cls.__name__, [{}]))
+    for settings in variants(cls)
 ]
 
 
@@ -263,7 +273,7 @@ def lbfgs_curvature(settings: dict[str, Any]) -> None:
     def closure() -> Tensor:
         optimizer.zero_grad()
         flat = torch.cat([parameter.reshape(-1) for parameter in parameters]) / divisor
-        loss = 0.5 * flat @ hessian @ flat
+        loss = (-0.5 if settings.get("maximize") else 0.5) * flat @ hessian @ flat
         loss.backward()
         return loss
 

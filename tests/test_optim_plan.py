@@ -147,6 +147,28 @@ def test_timm_lion_by_registration() -> None:
         torch.testing.assert_close(optimizers[0].state[parameter]["exp_avg"] * parameter.detach(), product)
 
 
+def test_groups_with_options_of_their_own_and_parameters_without_state() -> None:
+    model = randomise(Net(False, False).double(), seed=3)
+    plan = fxenorm.analyze(model, IDS)
+    groups = [
+        {"params": [model.embedding.weight], "momentum": 0.0},
+        {"params": list(model.first.parameters()), "nesterov": True, "weight_decay": 0.0},
+        {"params": [*model.second.parameters(), *model.last.parameters()], "maximize": True, "lr": 1e-3},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=1e-2, momentum=0.9)
+    model(IDS).square().mean().backward()
+    model.second.bias.grad = None
+    optimizer.step()
+    held = {p: state["momentum_buffer"] for p, state in optimizer.state.items() if state.get("momentum_buffer") is not None}
+    assert len(held) == len(list(model.parameters())) - 2, "neither for momentum 0 nor without a gradient"
+    products = {parameter: buffer * parameter.detach() for parameter, buffer in held.items()}
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    plan.step(optimizer)
+    assert not any(torch.equal(weights[name], model.get_parameter(name)) for name in plan.exponents), "all of them move"
+    for parameter, product in products.items():
+        torch.testing.assert_close(held[parameter] * parameter.detach(), product, rtol=1e-10, atol=0)
+
+
 def test_what_no_optimizer_holds_is_listed_once() -> None:
     model, plan, _ = build(torch.optim.Adam)
     optimizer = torch.optim.Adam(model.second.parameters())

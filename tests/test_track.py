@@ -86,14 +86,60 @@ def test_timm() -> None:
     timm = pytest.importorskip("timm")
     model = network()
     plan = fxenorm.analyze(model, INPUTS)
-    for cls in (timm.utils.ModelEmaV2, timm.utils.ModelEmaV3):
+    for cls in (timm.utils.ModelEma, timm.utils.ModelEmaV2, timm.utils.ModelEmaV3):
         ema = cls(model)
-        before = outputs(ema.module, INPUTS)
+        average = ema.ema if cls is timm.utils.ModelEma else ema.module
+        before = outputs(average, INPUTS)
         plan.track(ema)
         plan.rescale(draw_log_scales(plan))
-        assert relative_difference(before, outputs(ema.module, INPUTS)) < 1e-10
+        assert relative_difference(before, outputs(average, INPUTS)) < 1e-10
         ema.update(model)
-        assert relative_difference(before, outputs(ema.module, INPUTS)) < 1e-10, "the model and its average stay in one gauge"
+        assert relative_difference(before, outputs(average, INPUTS)) < 1e-10, "the model and its average stay in one gauge"
+
+
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_an_average_of_a_run_with_an_attached_plan(use_buffers: bool) -> None:
+    """The hook moves both before the average is updated: at each step it is what it would be without that rescaling."""
+    model = network()
+    plan = fxenorm.analyze(model, INPUTS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=use_buffers)
+    plan.track(average)
+    before: list[list[Tensor]] = []
+    optimizer.register_step_post_hook(lambda *_: before.append([p.detach().clone() for p in average.module.parameters()]))
+    plan.attach(optimizer)
+    for _ in range(4):
+        function = outputs(average.module, INPUTS)
+        stepped(model, optimizer)
+        assert relative_difference(function, outputs(average.module, INPUTS)) < 1e-10
+        moved = any(not torch.equal(p.detach(), old) for p, old in zip(average.module.parameters(), before[-1], strict=True))
+        assert moved, "though its function is what it was"
+        expected = [
+            0.8 * a.detach() + 0.2 * p.detach() for a, p in zip(average.module.parameters(), model.parameters(), strict=True)
+        ]
+        average.update_parameters(model)
+        if len(before) > 1:  # the first update copies
+            for mine, value in zip(average.module.parameters(), expected, strict=True):
+                torch.testing.assert_close(mine.detach(), value, rtol=1e-12, atol=0)
+
+
+def test_masks_and_parametrizations_under_an_attached_plan() -> None:
+    model = network()
+    prune.l1_unstructured(model[0], "weight", amount=0.4)
+    parametrizations.weight_norm(model[2])
+    parametrizations.orthogonal(model[6])
+    plan = fxenorm.analyze(model, INPUTS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    seen: list[list[Tensor]] = []
+    optimizer.register_step_post_hook(lambda *_: seen.append(outputs(model, INPUTS)))
+    plan.attach(optimizer)
+    optimizer.register_step_post_hook(lambda *_: seen.append(outputs(model, INPUTS)))
+    mask = model[0].weight_mask.clone()
+    for _ in range(3):
+        stepped(model, optimizer)
+        assert relative_difference(*seen[-2:]) < 1e-10
+    assert torch.equal(mask, model[0].weight_mask)
+    assert not (model[0].weight_orig[mask == 0] == 0).all() and not model[0].weight.detach()[mask == 0].any()
 
 
 @pytest.mark.parametrize("form", ["list", "tuple", "dict", "trained only"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-__all__ = ["FirstInputs"]
+__all__ = ["FirstInputs", "fitted"]
 
 
 class FirstInputs:
@@ -32,17 +32,22 @@ class FirstInputs:
 
     def _record(self, module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         """The hook."""
-        # Inside autocast a module may be handed 16-bit activations that it could not take outside.
-        dtype = next((parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()), torch.float32)
-
-        def outside(value: Any) -> Any:
-            """A copy without history, in the module's type."""
-            if not isinstance(value, Tensor):
-                return value
-            value = value.detach()
-            return value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
-
-        self.arguments = tree_map(outside, tuple(arguments))
         kept = {name: value for name, value in keywords.items() if name not in self._without and value is not None}
-        self.keywords = tree_map(outside, kept)
+        self.arguments, self.keywords = fitted(module, tuple(arguments)), fitted(module, kept)
         self._hook.remove()
+
+
+def fitted(module: nn.Module, values: Any) -> Any:
+    """Copies of all tensors in there without history, where the module is and in its type.
+
+    Inside autocast a module may be handed 16-bit activations that it could not take outside.
+    """
+    weight = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), torch.zeros(()))
+
+    def copied(value: Any) -> Any:
+        """One of them."""
+        if not isinstance(value, Tensor):
+            return value
+        return value.detach().to(weight.device, weight.dtype if value.is_floating_point() else value.dtype, copy=True)
+
+    return tree_map(copied, values)

@@ -12,7 +12,7 @@ from ..errors import OptionError
 from ..plan.analyze import analyze
 from ..plan.attach import Attachment
 from ..plan.plan import Plan
-from .first_inputs import FirstInputs
+from .first_inputs import FirstInputs, fitted
 
 if TYPE_CHECKING:
     _Callback = object
@@ -34,8 +34,9 @@ class FxenormCallback(_Callback):
     """Rescales after every optimizer step that happened, from the optimizer's own hook, and logs what came of it.
 
     The plan is made in the first batch, from the inputs that the module gets there, or before it from
-    ``example_input_array``. ``fxenorm/norm`` and ``fxenorm/imbalance`` go to the trainer's logger. The step counter is part of
-    the checkpoint, and a checkpoint of another graph is refused.
+    ``example_input_array``. What leaves that module's forward is preserved; what a training_step takes from inside it is not
+    looked at. ``fxenorm/norm`` and ``fxenorm/imbalance`` go to the trainer's loggers and ``callback_metrics``. The step counter
+    is part of the checkpoint, and a checkpoint of another graph is refused.
 
     Args:
         module: name of the submodule to analyse, as "backbone"; None: the LightningModule if it defines ``forward``, else its
@@ -49,7 +50,8 @@ class FxenormCallback(_Callback):
 
     Raises:
         ImportError: Lightning is not installed.
-        OptionError: `log_every` is not a positive integer; when training starts, `module` names no submodule, or is needed.
+        OptionError: `log_every` is not a positive integer; when training starts, `module` names no submodule, or is needed; in
+            the first batch, the module's forward is not called.
     """
 
     def __init__(self, module: str | None = None, every: int = 1, log_every: int = 50, **options: Any) -> None:
@@ -64,7 +66,12 @@ class FxenormCallback(_Callback):
         self._handle: Attachment | None = None
         self._optimizers: list[Optimizer] = []
         self._stored: Mapping[str, Any] | None = None
-        self._logged = -1
+        self._logged = 0
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Forgets an earlier training; a checkpoint is loaded after this."""
+        if stage == "fit" and trainer.global_step == 0:
+            self.plan, self._stored, self._logged = None, None, 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Makes the plan from ``example_input_array``, or waits for the first batch."""
@@ -73,7 +80,7 @@ class FxenormCallback(_Callback):
         if example is None:
             self._waiting = FirstInputs(target)
         else:
-            example = tuple(example) if isinstance(example, list) else example
+            example = fitted(target, tuple(example) if isinstance(example, list) else example)
             self._begin(trainer, analyze(target, example, **self._options))
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
@@ -88,18 +95,31 @@ class FxenormCallback(_Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs."""
+        if self._waiting is not None and self._waiting.arguments is None:
+            raise OptionError(
+                f"the forward of {type(self._target(pl_module)).__name__} was not called in the first batch, so its inputs are "
+                f"not known: pass module=, one of {sorted(_children(pl_module))} that training_step calls, or set "
+                "example_input_array"
+            )
         step = trainer.global_step
         if self.plan is not None and step % self._log_every == 0 and step != self._logged:
             self._logged = step
-            pl_module.log("fxenorm/norm", self.plan.norm().float())
-            pl_module.log("fxenorm/imbalance", self.plan.imbalance().float())
+            values = {"fxenorm/norm": self.plan.norm().float(), "fxenorm/imbalance": self.plan.imbalance().float()}
+            trainer.callback_metrics.update(values)
+            # Not pl_module.log: what that is told between two of the trainer's own logs is thrown away.
+            for logger in trainer.loggers:
+                logger.log_metrics({key: float(value) for key, value in values.items()}, step=step)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Takes the hooks off."""
         self.teardown(trainer, pl_module, "fit")
 
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Takes the hooks off."""
+        self.teardown(trainer, pl_module, "fit")
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Takes the hooks off, after an error too; what they counted is kept."""
+        """Takes the hooks off; what they counted is kept."""
         if self._waiting is not None:
             self._waiting.remove()
             self._waiting = None
@@ -128,7 +148,7 @@ class FxenormCallback(_Callback):
 
     def _target(self, pl_module: Any) -> nn.Module:
         """The module to analyse."""
-        children = {name: child for name, child in pl_module.named_children() if any(True for _ in child.parameters())}
+        children = _children(pl_module)
         if self._name is not None:
             try:
                 found: nn.Module = pl_module.get_submodule(self._name)
@@ -148,3 +168,8 @@ class FxenormCallback(_Callback):
             f"{type(pl_module).__name__} defines no forward and has {len(children)} children with parameters: pass module=, one "
             f"of {sorted(children)}"
         )
+
+
+def _children(pl_module: Any) -> dict[str, nn.Module]:
+    """By name, the children that have parameters."""
+    return {name: child for name, child in pl_module.named_children() if any(True for _ in child.parameters())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -13,30 +14,38 @@ from ..plan.plan import Plan
 from ..trace.unwrap import unwrap
 from .first_inputs import FirstInputs
 
+_MISSING = False
+
 if TYPE_CHECKING:
-    _TrainerCallback = object
-    _MISSING = False
+
+    class _TrainerCallback:
+        """Stands for what may not be installed."""
+
+    class _ExportableState:
+        """Stands for what may not be installed."""
 else:
     try:
         from transformers import TrainerCallback as _TrainerCallback
+        from transformers.trainer_callback import ExportableState as _ExportableState
     except ImportError:
-        _TrainerCallback = None
-    _MISSING, _TrainerCallback = _TrainerCallback is None, _TrainerCallback or object
+        _MISSING, _TrainerCallback, _ExportableState = True, type("_TrainerCallback", (), {}), type("_ExportableState", (), {})
 
 __all__ = ["FxenormCallback"]
 
 _TARGETS = ("labels", "label", "label_ids", "num_items_in_batch", "return_loss")
 
 
-class FxenormCallback(_TrainerCallback):
+class FxenormCallback(_TrainerCallback, _ExportableState):
     """Rescales after every optimizer step that happened, from the optimizer's own hook, and logs what came of it.
 
     The plan is made in the first batch, from what the model gets there, without labels. ``fxenorm/norm`` and
-    ``fxenorm/imbalance`` are added to the Trainer's logs and ``state.log_history`` wherever it logs. Callbacks are called in
+    ``fxenorm/imbalance`` are added to what the Trainer logs of training and to ``state.log_history``. Callbacks are called in
     order: for a reporter to see them, put this one before it, ``trainer.callback_handler.callbacks.insert(0, callback)``.
+    The step counter is part of the checkpoint, and a checkpoint of another graph is refused.
 
     Args:
         every: rescaled after each `every`-th step.
+        log_every: steps between two logs, for which the Trainer is asked to log then; None: whenever it logs.
         options: of `fxenorm.analyze`.
 
     Attributes:
@@ -44,47 +53,80 @@ class FxenormCallback(_TrainerCallback):
 
     Raises:
         ImportError: Transformers is not installed.
-        OptionError: `every` is not a positive integer.
+        OptionError: `every` or `log_every` is not a positive integer; in the first batch, the model's forward is not called.
     """
 
-    def __init__(self, every: int = 1, **options: Any) -> None:
+    def __init__(self, every: int = 1, log_every: int | None = None, **options: Any) -> None:
         if _MISSING:
             raise ImportError("fxenorm.integrations.transformers needs Transformers: pip install transformers accelerate")
         super().__init__()
-        if type(every) is not int or every < 1:
-            raise OptionError(f"every={every!r} is not valid: expected an integer >= 1")
+        for name, value in (("every", every), ("log_every", 1 if log_every is None else log_every)):
+            if type(value) is not int or value < 1:
+                raise OptionError(f"{name}={value!r} is not valid: expected an integer >= 1")
         self.plan: Plan | None = None
-        self._every, self._options = every, options
+        self._every, self._log_every, self._options = every, log_every, options
         self._model: nn.Module | None = None
         self._waiting: FirstInputs | None = None
         self._handle: Attachment | None = None
+        self._stored: Mapping[str, Any] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer puts into a checkpoint: how this was made, the step counter and the plan's fingerprint."""
+        stored = self._handle.state_dict() if self._handle is not None else self._stored
+        arguments = {"every": self._every, "log_every": self._log_every, **self._options}
+        return {"args": arguments, "attributes": {"_stored": stored}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
-        """Waits for the first batch."""
-        self._model = unwrap(model)
+        """Waits for the first batch; takes up what a checkpoint holds where a run is resumed."""
+        self._detach()  # where the Trainer starts anew, as with a smaller batch, it does not say that it ended
+        name = type(self).__name__
+        saved = state.stateful_callbacks.get(name)
+        resumed = state.global_step > 0 and isinstance(saved, Mapping)
+        self._stored = saved["attributes"].get("_stored") if resumed else None
+        if saved is None:
+            state.stateful_callbacks[name] = self.state()  # the checkpoint was written without this callback
+        self.plan, self._model = None, unwrap(model)
         self._waiting = FirstInputs(self._model, without=_TARGETS)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any) -> None:
         """Makes the plan and attaches it."""
-        if self._waiting is None or self._waiting.arguments is None or self._model is None:
+        if self._waiting is None or self._model is None:
             return
+        if self._waiting.arguments is None:
+            raise OptionError(
+                f"the forward of {type(self._model).__name__} was not called in the first batch, so its inputs are not known: "
+                "this callback needs a model that the Trainer calls; else make a plan with fxenorm.analyze and use plan.attach"
+            )
         inputs, self._waiting = self._waiting, None
         self.plan = analyze(self._model, inputs.arguments, example_kwargs=inputs.keywords, **self._options)
-        self._handle = self.plan.attach(optimizer, every=self._every)
-        # A resumed run goes on counting where the Trainer does.
-        self._handle.load_state_dict({**self._handle.state_dict(), "steps": int(state.global_step)})
+        handle = self.plan.attach(optimizer, every=self._every)
+        # A resumed run goes on counting; without a count of its own, where the Trainer does.
+        handle.load_state_dict(self._stored or {**handle.state_dict(), "steps": int(state.global_step)})
+        self._handle = handle
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Asks the Trainer to log."""
+        if self._log_every is not None and state.global_step % self._log_every == 0:
+            control.should_log = True
+        return control
 
     def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Adds to what the Trainer logs of training."""
-        if self.plan is not None and logs is not None and "loss" in logs:
+        due = self._log_every is None or state.global_step % self._log_every == 0
+        if self.plan is not None and logs is not None and "loss" in logs and due:
             values = {"fxenorm/norm": float(self.plan.norm()), "fxenorm/imbalance": float(self.plan.imbalance())}
             logs.update(values)
             state.log_history[-1].update(values)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Takes the hooks off."""
+        self._detach()
+
+    def _detach(self) -> None:
+        """Takes the hooks off; what they counted is kept."""
         if self._waiting is not None:
             self._waiting.remove()
         if self._handle is not None:
+            self._stored = self._handle.state_dict()
             self._handle.remove()
         self._waiting = self._handle = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -81,7 +82,8 @@ class EagerBackend:
             for rows in row_blocks(tensor):
                 product = math.prod((rows_of(factor, rows) for factor in factors[1:]), start=rows_of(factors[0], rows))
                 # The product is taken in float64 and rounded once to the weight's own type.
-                (tensor if tensor.ndim == 0 else tensor[rows]).mul_(product)
+                with torch.inference_mode() if tensor.is_inference() else nullcontext():
+                    (tensor if tensor.ndim == 0 else tensor[rows]).mul_(product)
 
     @torch.no_grad()
     def headroom(self, targets: Sequence[ScaleTarget], device: torch.device) -> Tensor:

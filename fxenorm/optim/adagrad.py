@@ -1,4 +1,7 @@
-"""Adagrad, RMSprop, Adadelta: accumulated squares of gradients."""
+"""Adagrad, RMSprop, Adadelta: accumulated squares of gradients.
+
+Their ``weight_decay`` is coupled: multiples of the weights are in what accumulates, and are rescaled as if they were gradients.
+"""
 
 from __future__ import annotations
 

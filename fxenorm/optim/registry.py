@@ -122,6 +122,9 @@ def register_optimizer(cls: type[Optimizer], rule: StateRule | Mapping[str, int]
         >>> register_optimizer(Lion, {"exp_avg": -1})
         >>> find_rule(Lion([torch.nn.Parameter(torch.ones(1))], {})).contract
         're-expressed'
+        >>> class ScheduleFreeAdamW(torch.optim.Optimizer):
+        ...     '''Keeps the fast iterate "z", in the weights' own units, and second moments "exp_avg_sq".'''
+        >>> register_optimizer(ScheduleFreeAdamW, {"z": 1, "exp_avg_sq": -2}, contract="by definition")
     """
     if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
         raise OptionError(f"cls={cls!r} is not valid: expected a class that derives from torch.optim.Optimizer")
@@ -146,7 +149,7 @@ def registered() -> dict[type[Optimizer], Rule]:
 
 def supported_optimizers() -> list[str]:
     """Names of the classes that have a rule."""
-    return sorted(f"{cls.__module__.rpartition('.')[0]}.{cls.__name__}" for cls in _RULES)
+    return sorted(f"torch.optim.{cls.__name__}" if cls.__module__.startswith("torch.optim") else _named(cls) for cls in _RULES)
 
 
 def find_rule(optimizer: Optimizer) -> Rule:

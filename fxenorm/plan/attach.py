@@ -114,6 +114,11 @@ class Attachment:
 
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
         """Counts, and rescales when it is time."""
+        if _captures():
+            raise OptimizerError(
+                "optimizer.step() is being captured in a CUDA graph, and replaying it calls no hooks: take the plan off with "
+                "handle.remove() and call plan.step(optimizer) after each replay"
+            )
         flag = getattr(optimizer, "found_inf", None)
         if not isinstance(flag, Tensor):
             self._idle = False
@@ -166,6 +171,12 @@ class Attachment:
         after = count - self._start
         due = (after > 0) & (after % self._every == 0)
         return due if self._stop is None else due & (count <= self._stop)
+
+
+def _captures() -> bool:
+    """Whether a CUDA graph is being captured."""
+    ready: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return ready and torch.cuda.is_current_stream_capturing()
 
 
 def _refuse_steps_in_backward(optimizers: Sequence[Optimizer]) -> None:

@@ -80,8 +80,23 @@ def find_followers(
             _add_state(found, terms, optimizers, tensors)
         for name, tensor in tensors.items() if grads else ():
             if tensor.is_leaf and tensor.grad is not None:
-                found.targets.append(ScaleTarget(f"gradient of {name}", tensor.grad, terms(name, tensor.grad.device), -1))
+                found.targets.append(_gradient(name, tensor.grad, terms(name, tensor.grad.device)))
     return found
+
+
+def _gradient(name: str, gradient: Tensor, exponents: TermTensors) -> ScaleTarget:
+    """A gradient; of a sparse one, as an embedding's, the values that it holds, each with the exponents of its place."""
+    if gradient.layout != torch.sparse_coo:
+        return ScaleTarget(f"gradient of {name}", gradient, exponents, -1)
+    places = gradient._indices()
+
+    def held(ids: Tensor) -> Tensor:
+        """ids at the places held; those that are constant along an axis have size 1 there."""
+        return ids[tuple(places[axis] if ids.shape[axis] > 1 else torch.zeros_like(places[axis]) for axis in range(len(places)))]
+
+    # The values share the gradient's memory, coalesced or not: what is linear may be multiplied before it is summed.
+    at_places = tuple((coefficient, held(ids)) for coefficient, ids in exponents)
+    return ScaleTarget(f"gradient of {name}", gradient._values(), at_places, -1)
 
 
 def _add_state(found: Followers, terms: Terms, optimizers: Sequence[Optimizer], tensors: Mapping[str, Tensor]) -> None:

@@ -85,7 +85,7 @@ class Objective:
         values: list[Tensor] = []
         factors: list[Tensor | None] = []
         with torch.no_grad():
-            for item in self.counted:
+            for position, item in enumerate(self.counted):
                 if item.fold is None:
                     values.append(tensors[item.parameter])
                     factors.append(None)
@@ -96,8 +96,17 @@ class Objective:
                     factors.append(None)
                 else:
                     values.append(tensors[item.parameter])
-                    factors.append(signed.abs()[item.channels.to(signed.device)])
+                    # Copied to a device once: a copy at each step would have the host wait for it.
+                    known = self._channels.get((position, signed.device))
+                    if known is None:
+                        known = self._channels.setdefault((position, signed.device), item.channels.to(signed.device))
+                    factors.append(signed.abs()[known])
         return values, factors
+
+    @cached_property
+    def _channels(self) -> dict[tuple[int, torch.device], Tensor]:
+        """By position and device, the output channels of a folded weight."""
+        return {}
 
 
 def build_objective(symmetry: Symmetry, options: Options, depths: Mapping[str, int]) -> Objective:

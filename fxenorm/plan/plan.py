@@ -65,6 +65,7 @@ class Plan:
         self._tracked: list[Tracked] = []
         self._warnings = WarnOnce()
         self._last_step: PreparedStep | None = None
+        self._last_states: list[Any] = []
 
     def prepare(self) -> None:
         """Works out now what the first step needs and what checks the options against the model; else it waits until then.
@@ -203,6 +204,11 @@ class Plan:
         One cycle multiplies channel k by sqrt(R_k / L_k) as in ENorm (Stock et al., ICLR 2019, section 3), all channels from
         the same weights. The objective never increases, and nothing waits for the device.
 
+        What no rule for state makes exact: coupled weight decay (of SGD, Adam, RMSprop, ...) is in the buffers and is rescaled as
+        if it were gradient; decoupled decay (AdamW) is not, but acts on norms that a rescaling moves, also from a decayed
+        parameter to one that is not. eps, clipping and learning rates meet gradients of another size: in front of a BatchNorm the
+        effective rate goes with the inverse square of the weight's norm. LBFGS's initial Hessian is a multiple of the identity.
+
         Args:
             optimizer: whose state follows: one, a sequence, a wrapper with ``.optimizer``, or None.
             cycles: number of cycles; all of them work on sums, and the weights are written once.
@@ -211,7 +217,8 @@ class Plan:
 
         Raises:
             OptimizerError: the optimizer has no rule, or its state does not fit the model; nothing was written.
-            BindError: a parameter has another shape than at the analysis; nothing was written.
+            BindError, RescaleError: a parameter has another shape than at the analysis, or cannot be multiplied in place; nothing
+                was written.
             OptionError: `cycles` is not a positive integer, or `state` is unknown.
         """
         step(self, optimizer, cycles=cycles, grads=grads, state=state)
@@ -270,16 +277,22 @@ class Plan:
     ) -> Attachment:
         """Calls `step` from the optimizer's own step hook, so that it works under every trainer that steps that optimizer.
 
+        Parameter groups that are added and parameters that are frozen or unfrozen later are picked up at the next step. Tensors
+        are scaled in place and keep their addresses: compiled models and captured CUDA graphs stay valid. A compiled step leaves
+        its graph for the hook (so no ``fullgraph=True``). Replayed CUDA graphs call no hooks: where the step itself is captured
+        (``capturable=True``), attach nothing and call ``plan.step(optimizer)`` after each replay.
+
         Args:
             optimizer: one, a sequence (rescaled when the last of them has stepped), or a wrapper with ``.optimizer``.
             every, start, stop: rescaled after each `every`-th of the steps start + 1, start + 2, ..., stop (None: no end).
-            options: `cycles`, `grads` and `state` of `step`.
+            options: `cycles`, `grads` and `state` of `step`; `grads` where gradients are kept from one step to the next.
+                ``state="reset"`` waits for the device where a GradScaler drives a fused optimizer.
 
         Returns:
             A handle with ``remove``, ``state_dict`` and ``load_state_dict``; also a context manager.
 
         Raises:
-            OptimizerError, OptionError: as `step`.
+            OptimizerError, OptionError: as `step`; in the hook, OptimizerError where a CUDA graph is being captured.
         """
         return Attachment(self, optimizer, every=every, start=start, stop=stop, **options)
 

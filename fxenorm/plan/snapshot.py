@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import OptimizerError
+from ..errors import OptimizerError, RescaleError
 from ..kernels.program import ChannelSums, ReduceProgram, ScaleTarget, float_dtype
 from ..optim.state import StateChoice, owned_by
 from ..solve.jacobi import jacobi_step
@@ -109,6 +109,7 @@ class Snapshot:
 
         Raises:
             OptimizerError: no rule, foreign parameters, or state of another shape.
+            RescaleError: a tensor cannot be multiplied in place.
         """
         left_out = frozenset() if frozen else self.frozen
         moved = {name: tensor for name, tensor in self.tensors.items() if name not in left_out}
@@ -120,7 +121,9 @@ class Snapshot:
         parameters = {name: tensor for name, tensor in moved.items() if name not in self.core.symmetry.buffers}
         self._followers = find_followers(self.core.terms, optimizers, parameters, copied, state=state, grads=grads)
         own = [ScaleTarget(name, tensor, self.core.terms(name, tensor.device)) for name, tensor in moved.items()]
-        return own + self._followers.targets
+        targets = own + self._followers.targets
+        _refuse_unwritable(targets)
+        return targets
 
     def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
         """Multiplies what `targets` returned, and does what else has to follow."""
@@ -222,6 +225,19 @@ class Snapshot:
     def checked_scales(self, log_scales: Tensor) -> Tensor:
         """Log-scales on the device, in its float type."""
         return log_scales.detach().to(device=self.device, dtype=float_dtype(self.device))
+
+
+def _refuse_unwritable(targets: Sequence[ScaleTarget]) -> None:
+    """Raises for a tensor that no operator multiplies in place: a sparse one, or one whose entries share memory."""
+    for target in targets:
+        tensor = target.tensor
+        if tensor.layout != torch.strided:
+            form = f"has layout {tensor.layout}"
+        elif any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+            form = f"of shape {tuple(tensor.shape)} has strides {tensor.stride()}: its entries share memory (expand)"
+        else:
+            continue
+        raise RescaleError(f"{target.name} {form}, so it cannot be multiplied in place: nothing was rescaled. Make it dense")
 
 
 def _names_of(fold: object) -> list[str]:

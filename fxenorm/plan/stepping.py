@@ -19,11 +19,22 @@ __all__ = ["step"]
 def step(
     plan: Plan, optimizer: OptimizerLike, *, cycles: int, grads: bool, state: StateChoice, gate: Tensor | None = None
 ) -> None:
-    """`Plan.step`; with a 0-d bool tensor as gate, nothing moves where that is False, and nothing waits for it."""
+    """`Plan.step`; with a 0-d bool tensor as gate, nothing moves where that is False, and nothing waits for it.
+
+    But for ``state="reset"``: whether an optimizer has state at all is known to the host alone, which has to read the gate.
+    """
     if type(cycles) is not int or cycles < 1:
         raise OptionError(f"cycles={cycles!r} is not valid: expected an integer >= 1")
+    if gate is not None and state == "reset":
+        if not bool(gate):
+            return
+        gate = None
     optimizers = unwrap_optimizers(optimizer)
     last, plan._last_step = plan._last_step, None
+    # load_state_dict gives an optimizer another dict, and leaves the one that is known here as it was.
+    known, plan._last_states = plan._last_states, [one.state for one in optimizers]
+    if len(known) != len(optimizers) or any(one is not other for one, other in zip(known, plan._last_states, strict=True)):
+        last = None
     # Only what multiplies the same tensors every time is kept for the next call; copies, resets and lists are looked up anew.
     plain = state == "reexpress" and not grads and gate is None and not plan._tracked
     if plain and last is not None and last.holds(optimizers):

@@ -240,7 +240,6 @@ class _GraphWalk:
             known = rule is not None
             self.walk.origins[origin] = Origin(where.operator, where.node, where.module, where.source, call.barrier, known)
         self.walk.inexact.update(dict.fromkeys(call.inexact))
-        result = _only_floating(result, node.meta.get("val"))
         for written, position in written_arguments(node):
             value = result[position] if isinstance(result, (list, tuple)) and position is not None else result
             result_of_write = self._write(written, value, node, origin)
