@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from ..distributed.dtensors import refuse_flat_parameters
 from ..errors import FxenormWarning, OptionError
 from ..symmetry.find import find_symmetry
 from ..symmetry.symmetry import Symmetry
@@ -79,6 +80,7 @@ def analyze(
         ExampleInputsError: the model does not run on the inputs, or none could be guessed.
         TraceError: the model cannot be turned into a graph.
         UnsupportedOperatorError: with ``on_unknown="error"``.
+        RescaleError: the model is wrapped by FullyShardedDataParallel (FSDP1).
 
     Example:
         >>> import torch
@@ -108,6 +110,7 @@ def analyze(
         max_log_scale=max_log_scale,
     )
     say = _report or (lambda stage: None)
+    refuse_flat_parameters(model)
     inner = unwrap(model)
     traced = trace_model(inner, example_inputs, example_kwargs=example_kwargs, modes=modes, report=_report)
     say("finding the scales")
@@ -122,7 +125,7 @@ def analyze(
     )
     _warn(symmetry, options)
     say("building the plan")
-    plan = Plan(symmetry, options, inner, example=traced[0].inputs)
+    plan = Plan(symmetry, options, model, example=traced[0].inputs)
     plan.prepare()
     return plan
 

@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..distributed.dtensors import reshard
+from ..distributed.ranks import Ranks, ranks_of, together
+from ..distributed.replicas import replica_group
 from ..errors import OptionError
 from ..kernels.program import ScaleTarget
 from ..optim.state import OptimizerLike, StateChoice, check_choice, unwrap_optimizers
@@ -26,10 +29,12 @@ from .fast_step import PreparedStep
 from .graph import pair_graph
 from .groups import Group
 from .held import Held, held_by_group
-from .log_scales import checked_log_scales, refuse_overflow
+from .log_scales import checked_log_scales
+from .open_snapshot import open_snapshot
 from .options import Options
 from .pairs import Pair
 from .serialise import from_dict, to_dict
+from .sharded_step import LateErrors
 from .snapshot import Snapshot
 from .stepping import step
 from .track import Tracked
@@ -65,6 +70,8 @@ class Plan:
         self._tracked: list[Tracked] = []
         self._warnings = WarnOnce()
         self._last_step: PreparedStep | None = None
+        self._replicas = replica_group(model)
+        self._late_errors = LateErrors()
 
     def prepare(self) -> None:
         """Works out now what the first step needs and what checks the options against the model; else it waits until then.
@@ -243,7 +250,8 @@ class Plan:
             raise OptionError(f"tol={tol!r} is not valid: expected a number > 0")
         if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
             raise OptionError(f"max_iterations={max_iterations!r} is not valid: expected an integer >= 1")
-        snapshot, targets = self._prepared(optimizer, state=state)
+        with together(self._ranks()):
+            snapshot, targets = self._prepared(optimizer, state=state)
         return balance(snapshot, targets, tol=float(tol), max_iterations=max_iterations)
 
     def rescale(
@@ -259,10 +267,11 @@ class Plan:
             RescaleError: `log_scales` has another shape or is not finite, or a tensor would overflow; nothing was written.
             OptimizerError, BindError: as `step`; nothing was written.
         """
-        given = checked_log_scales(log_scales, self.num_scales)
-        snapshot, targets = self._prepared(optimizer, frozen=True, state=state)
+        with together(self._ranks()):
+            given = checked_log_scales(log_scales, self.num_scales)
+            snapshot, targets = self._prepared(optimizer, frozen=True, state=state)
         scales = snapshot.checked_scales(given)
-        refuse_overflow(self._core.backend, targets, scales)
+        snapshot.refuse_overflow(targets, scales)
         snapshot.apply(targets, scales)
 
     def attach(
@@ -373,7 +382,12 @@ class Plan:
 
     def _snapshot(self) -> Snapshot:
         """The model's tensors now."""
-        return Snapshot(self._core, self._model, self._tracked)
+        return open_snapshot(self._core, self._model, self._tracked, self._replicas)
+
+    def _ranks(self) -> Ranks | None:
+        """The processes over which the model is spread now; None: this one holds all of it."""
+        reshard(self._model)
+        return ranks_of(self._model.parameters())
 
     def _prepared(
         self, optimizer: OptimizerLike, *, frozen: bool = False, grads: bool = False, state: StateChoice = "reexpress"
