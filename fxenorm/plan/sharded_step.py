@@ -94,13 +94,14 @@ def step_together(
         raise
     if not optimizers and state != "keep" and not grads:
         plan._warnings.unseen(snapshot.a_gradient())
-    scales, flags = _cycles(snapshot, targets, cycles, None if gate is None else local_part(gate))
-    plan._late_errors.note(flags)
+    scales = _cycles(snapshot, targets, cycles, None if gate is None else local_part(gate), plan._late_errors)
     snapshot.apply(targets, scales)
 
 
-def _cycles(snapshot: ShardedSnapshot, targets: Sequence[ScaleTarget], count: int, gate: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(K,) log-scales of `count` cycles as `Snapshot.cycles` takes them, 0 if anything is wrong, and the flags that say what."""
+def _cycles(
+    snapshot: ShardedSnapshot, targets: Sequence[ScaleTarget], count: int, gate: Tensor | None, errors: LateErrors
+) -> Tensor:
+    """(K,) log-scales of `count` cycles as `Snapshot.cycles` takes them, 0 where anything is wrong on any process."""
     core, device, options = snapshot.core, snapshot.device, snapshot.core.options
     degree, held, powers_of_two = snapshot.program.degree, snapshot.held_mask(), snapshot.powers_of_two()
     gauss_seidel = options.solver.endswith("gauss-seidel") and powers_of_two is None
@@ -115,6 +116,7 @@ def _cycles(snapshot: ShardedSnapshot, targets: Sequence[ScaleTarget], count: in
     notes = _notes(room, is_open, failed=False, signature=_signature(snapshot))
     found, board = snapshot.reducer("sums", logs, notes)
     flags = torch.stack([board[:, 1].amax() > 0, (board[:, 3] != board[0, 3]).any()])
+    errors.note(flags)
     limit = board[:, 0].amin() / core.on_device("reach", core.reach, device)
     if options.max_log_scale is not None:
         limit = limit.clamp(max=options.max_log_scale)
@@ -132,7 +134,7 @@ def _cycles(snapshot: ShardedSnapshot, targets: Sequence[ScaleTarget], count: in
                 continue
             negative, positive = problem.log_sums(total) if cycle else found.chunk(2)
             total = move(problem, total, jacobi_step(negative, positive, degree, options.p, held), powers_of_two)
-    return torch.where(flags.any(), 0.0, total) * board[:, 2].amin(), flags
+    return torch.where(flags.any(), 0.0, total) * board[:, 2].amin()
 
 
 def _take_part_without(plan: Plan, ranks: Ranks) -> None:
