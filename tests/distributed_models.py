@@ -67,6 +67,20 @@ class Perceptron(nn.Module):
         return self.down(torch.relu(self.middle(torch.relu(self.up(x)))))
 
 
+class Upsampling(nn.Module):
+    """Transposed convolutions, whose weights are cut along their inputs while what follows is cut along its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.ConvTranspose2d(3, 5, 2), nn.BatchNorm2d(5)
+        self.second, self.other = nn.ConvTranspose2d(5, 6, 3, groups=1, bias=False), nn.BatchNorm2d(6)
+        self.last = nn.Conv2d(6, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        return self.last(torch.relu(self.other(self.second(x))))
+
+
 class Residual(nn.Module):
     """A stream of 9 channels that 10 hidden units read and write."""
 
@@ -94,7 +108,7 @@ def batch(model_kind: type[nn.Module], seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     if model_kind is Transformer:
         return torch.randint(13, (3, 5), generator=generator)
-    shape = (4, 3, 6, 6) if model_kind is ConvNet else (4, 6)
+    shape = (4, 3, 6, 6) if model_kind in (ConvNet, Upsampling) else (4, 6)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 

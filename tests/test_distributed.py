@@ -165,15 +165,30 @@ def test_what_is_held_does_not_depend_on_where_its_weights_lie(findings: Finding
 
 def test_one_collective_a_cycle(findings: Findings) -> None:
     reduce, gather = "allreduce_.default", "_allgather_base_.default"
+    counted = "{'batchnorm': 'folded', 'biases': 'count'}"
     assert findings.one("cycles", "collectives") == {
-        "{} x 1": [reduce],
-        "{} x 3": [reduce] * 3,
-        "{'p': inf} x 1": [reduce],
-        "{'p': 12.0} x 2": [gather] * 2,
-        "{'batchnorm': 'folded'} x 1": [reduce],
+        "ConvNet {} x 1": [reduce],
+        "ConvNet {} x 3": [reduce] * 3,
+        "ConvNet {'p': inf} x 1": [reduce],
+        "ConvNet {'p': 12.0} x 2": [gather] * 2,
+        f"ConvNet {counted} x 1": [reduce],
+        # Whether a power of two lowers the norm is one more question a cycle.
+        "ConvNet {'scales': 'pow2'} x 2": [reduce] * 4,
+        # One a group, and one before for what else has to be known.
+        "ConvNet {'solver': 'gauss-seidel'} x 1": [reduce] * (1 + findings.of("cycles")[0]["groups"]),
+        "Upsampling {} x 1": [reduce],
+        # BatchNorms that are cut otherwise than the layer in front of them are put together once.
+        f"Upsampling {counted} x 2": [reduce] * 3,
     }
     assert findings.worst("cycles", "distance") <= 1e-9
     assert findings.worst("cycles", "gradients") <= 1e-9
+
+
+def test_steps_that_a_scaler_skips_do_not_count(findings: Findings) -> None:
+    for found in findings.of("scaler"):
+        for fused in (False, True):
+            assert found[f"fused {fused} skipped"] == [False, False, True, False]
+            assert found[f"fused {fused} steps"] == 3
 
 
 def test_copies_follow(findings: Findings) -> None:
@@ -190,12 +205,14 @@ def test_rescaling_allocates_less_than_the_shard(findings: Findings) -> None:
 
 
 def test_meshes(findings: Findings) -> None:
-    """Tensor parallelism alone; with fully_shard, and fully_shard with replicas, on four processes."""
-    names = {"tensor parallel", "both", "replicas"} if findings.size == 4 else {"tensor parallel"}
+    """Tensor parallelism; on four processes with fully_shard, fully_shard with replicas, and two models of two processes."""
+    names = {"tensor parallel", "both", "replicas", "part of the world"} if findings.size == 4 else {"tensor parallel"}
     assert findings.one("meshes", "bits").keys() == names
     assert findings.worst("meshes", "distance") <= 1e-9
     assert findings.worst("meshes", "norm") <= 1e-9
-    assert all(calls == ["allreduce_.default"] for calls in findings.one("meshes", "collectives").values())
+    for name, calls in findings.one("meshes", "collectives").items():
+        # A mesh of two axes that is not the whole world has no process group of its own.
+        assert calls == ["allreduce_.default"] * (2 if name == "part of the world" else 1)
     assert all(found["fingerprint"] for found in findings.of("meshes"))
 
 

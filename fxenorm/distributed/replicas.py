@@ -8,19 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..trace.unwrap import unwrapped
-
-__all__ = ["agreed_values", "is_alone", "replica_group"]
-
-
-def replica_group(model: nn.Module) -> Any:
-    """The process group of the DistributedDataParallel among a model's wrappers; None where there is none."""
-    from torch.nn.parallel import DistributedDataParallel
-
-    for module in unwrapped(model):
-        if isinstance(module, DistributedDataParallel):
-            return module.process_group
-    return None
+__all__ = ["agreed_values", "is_alone"]
 
 
 def is_alone(model: nn.Module, statistics: Iterable[str]) -> bool:

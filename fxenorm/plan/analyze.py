@@ -47,6 +47,8 @@ def analyze(
 
     Args:
         model: the module; wrappers (DataParallel, DistributedDataParallel, torch.compile, AveragedModel) are looked through.
+            Under ``fully_shard`` or tensor parallelism it is seen as a whole, without any communication; where its forward
+            counts on a slice of it (a number of heads divided by hand), analyse it before, and `Plan.bind` the parallel one.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments; None: guessed from the
             first layers, with a batch of 2.
         example_kwargs: further keyword arguments.

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from ..distributed.dtensors import reshard
 from ..distributed.ranks import Ranks, ranks_of, together
-from ..distributed.replicas import replica_group
 from ..errors import OptionError
 from ..kernels.program import ScaleTarget
 from ..optim.state import OptimizerLike, StateChoice, check_choice, unwrap_optimizers
 from ..solve.jacobi import imbalance
 from ..symmetry.symmetry import Barrier, Symmetry
 from ..trace import Inputs, resolve_inputs, unwrap
+from ..trace.unwrap import replica_group
 from .attach import Attachment
 from .balance import BalanceResult, balance
 from .bind import check_fits
@@ -52,6 +52,10 @@ class Plan:
 
     The model is held by reference and its tensors are looked up by name at each call, so a plan survives ``.to()`` and
     ``load_state_dict``. Printing a plan shows its groups.
+
+    Of a model that is spread over processes (``fully_shard``, tensor parallelism), each process scales what it holds, and what
+    reads or writes weights (norms, imbalances, `held`, `step`, `balance`, `rescale`) has to be called by all of them. Numbers are
+    those of the whole model, the same bits everywhere.
 
     Args:
         symmetry: the free scale variables and each parameter's exponents.
@@ -208,7 +212,8 @@ class Plan:
         """Moves the weights towards their least norm by Jacobi cycles, in place; call it after ``optimizer.step()``.
 
         One cycle multiplies channel k by sqrt(R_k / L_k) as in ENorm (Stock et al., ICLR 2019, section 3), all channels from
-        the same weights. The objective never increases, and nothing waits for the device.
+        the same weights. The objective never increases, and nothing waits for the device. Processes over which the model is
+        spread tell one another channel sums, in one collective a cycle (with powers of two: two; Gauss-Seidel: one a group).
 
         Args:
             optimizer: whose state follows: one, a sequence, a wrapper with ``.optimizer``, or None.
@@ -232,6 +237,8 @@ class Plan:
         state: StateChoice = "reexpress",
     ) -> BalanceResult:
         """Moves the weights to their least norm: Jacobi cycles until the imbalance is at most `tol`, then one write.
+
+        Of a model spread over processes, every question of the solver is one small collective, and none gathers a weight.
 
         Args:
             optimizer: as in `step`.
@@ -338,7 +345,7 @@ class Plan:
         """The same plan on another module of the same parameter names and shapes: a checkpoint, a copy; no new trace.
 
         Args:
-            model: the module; wrappers are looked through.
+            model: the module, also after ``fully_shard``; wrappers are looked through, and remembered if DistributedDataParallel.
 
         Returns:
             A plan that shares everything but the module with this one.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
-__all__ = ["unwrap", "unwrapped"]
+__all__ = ["replica_group", "unwrap", "unwrapped"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -45,3 +46,10 @@ def unwrapped(model: nn.Module) -> Iterator[nn.Module]:
         if not isinstance(inner, nn.Module):
             return
         model = inner
+
+
+def replica_group(model: nn.Module) -> Any:
+    """The process group of the DistributedDataParallel among a model's wrappers; None where there is none."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    return next((module.process_group for module in unwrapped(model) if isinstance(module, DistributedDataParallel)), None)
