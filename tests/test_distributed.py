@@ -15,13 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch.distributed as dist
+import torch
+
+import fxenorm
+from fxenorm.plan.attained import channel_graph, unattained, unattained_together
+from tests.distributed_models import Residual, batch, build
 
 ROOT = Path(__file__).resolve().parent.parent
 WORLDS = (1, 2, 4)
-
-pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
 
 
 class Findings:
@@ -241,3 +244,22 @@ def test_checkpoints_resume(findings: Findings) -> None:
         assert found["distance"] <= 1e-6
         earlier = [size for size in WORLDS if size <= findings.size]
         assert all(found[f"from {size}"] <= 1e-6 and found[f"steps from {size}"] == 20 for size in earlier)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_not_attained_is_found_by_following_arcs_too(seed: int) -> None:
+    """Reachability, which processes can look for together, finds what strong components find."""
+    model = build(Residual)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(torch.rand(parameter.shape, generator=generator) < 0.2)
+    plan = fxenorm.analyze(model, batch(Residual))
+    snapshot = plan._snapshot()
+    problem = snapshot.problem()
+    held = np.zeros(plan.num_scales, dtype=bool)
+    contributions = snapshot.backend.contributions(problem.program, problem.matrices).numpy()
+    expected = unattained(problem.program, contributions, held, problem.matrices)
+    graph = channel_graph(problem.program, contributions, held, problem.matrices)
+    assert expected.any()
+    assert (unattained_together(graph, held, lambda mask: mask) == expected).all()

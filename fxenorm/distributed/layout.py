@@ -68,15 +68,15 @@ def whole(shape: Sequence[int], counts: bool) -> Layout:
     return Layout(tuple(shape), (None,) * len(shape), counts)
 
 
-def placements_of(tensor: Tensor) -> tuple[Any, ...] | None:
-    """The mesh and the placements by which a tensor is distributed: equal ones mean the same parts; None: it is not."""
+def placements_of(tensor: Tensor) -> tuple[Any, tuple[Any, ...]]:
+    """The mesh and the placements by which a tensor is distributed: equal ones mean the same parts; None and () if it is not."""
     if not is_distributed(tensor):
-        return None
+        return None, ()
     held: Any = tensor
     return held.device_mesh, tuple(held.placements)
 
 
-def layout_of(name: str, tensor: Tensor, first_rank: int, rank: int) -> Layout:
+def layout_of(name: str, tensor: Tensor, first_rank: int, rank: int, *, summand: bool = False) -> Layout:
     """Which part of a tensor this process holds.
 
     Args:
@@ -84,6 +84,8 @@ def layout_of(name: str, tensor: Tensor, first_rank: int, rank: int) -> Layout:
         tensor: a DTensor or an ordinary one, of which every process holds all.
         first_rank: the global rank of the first process of the group; of what several hold it decides who counts.
         rank: this process's global rank.
+        summand: whether the tensor may be a sum over processes of which each holds a summand (gradients that nobody has added
+            up yet): to be multiplied, all of it is held then.
 
     Raises:
         RescaleError: a placement is neither Shard nor Replicate, this process is not in the tensor's mesh, or the local part
@@ -103,6 +105,8 @@ def layout_of(name: str, tensor: Tensor, first_rank: int, rank: int) -> Layout:
         kind = type(place).__name__
         if kind == "Replicate":
             counts = counts and number == 0
+        elif place.is_partial() and summand:
+            continue
         elif kind in ("Shard", "_StridedShard") and tensor.ndim:
             axis = place.dim % tensor.ndim
             known = positions[axis]

@@ -7,7 +7,6 @@ the whole of a weight.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..distributed.dtensors import is_distributed, local_part
-from ..distributed.layout import layout_of
 from ..distributed.ranks import Ranks
 from ..errors import OptimizerError, RescaleError
 from ..kernels.backend import get_backend
@@ -27,7 +25,7 @@ from .core import Core
 from .held import Mask
 from .problem import Problem
 from .sharded_problem import Reducer, ShardedProblem
-from .shards import cut_terms, local_objective, put_together
+from .shards import local_objective, local_target, put_together
 from .snapshot import Snapshot
 from .track import Tracked
 
@@ -69,15 +67,7 @@ class ShardedSnapshot(Snapshot):
         if state == "reexpress":
             _refuse_joint_state(optimizers)
         found = super().targets(optimizers, frozen=frozen, grads=grads, state=state)
-        return [self._part(target) for target in found]
-
-    def _part(self, target: ScaleTarget) -> ScaleTarget:
-        """This process's part of a target."""
-        tensor = target.tensor
-        if not is_distributed(tensor):
-            return target
-        layout = layout_of(target.name, tensor, self.ranks.first_rank, self.ranks.rank)
-        return replace(target, tensor=local_part(tensor), terms=cut_terms(self.core, target.terms, tensor, layout))
+        return [local_target(self.core, target, self.ranks) for target in found]
 
     @property
     def repeatable(self) -> bool:

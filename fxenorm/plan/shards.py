@@ -13,12 +13,12 @@ from torch import Tensor
 from ..distributed.dtensors import is_distributed, local_part
 from ..distributed.layout import Layout, layout_of, placements_of, whole
 from ..distributed.ranks import Ranks
-from ..kernels.program import ReduceProgram, TermTensors, build_program
+from ..kernels.program import ReduceProgram, ScaleTarget, TermTensors, build_program
 from ..kernels.terms import normalise
 from .core import Core
 from .objective import Counted
 
-__all__ = ["LocalObjective", "cut_terms", "empty_objective", "local_objective", "put_together"]
+__all__ = ["LocalObjective", "empty_objective", "local_objective", "local_target", "put_together"]
 
 
 @dataclass(frozen=True)
@@ -169,12 +169,23 @@ def put_together(core: Core, tensors: Mapping[str, Tensor], local: LocalObjectiv
     return found
 
 
-def cut_terms(core: Core, terms: TermTensors, tensor: Tensor, layout: Layout) -> TermTensors:
-    """The exponents of the part of a tensor that this process holds; made once."""
-    key = ("terms", id(terms), placements_of(tensor), layout.shape)
-    known: tuple[TermTensors, TermTensors] | None = core.parts.get(key)
+def local_target(core: Core, target: ScaleTarget, ranks: Ranks) -> ScaleTarget:
+    """What this process holds of something that a rescaling multiplies; its exponents are cut once.
+
+    Raises:
+        RescaleError: see `layout_of`.
+    """
+    tensor = target.tensor
+    if not is_distributed(tensor):
+        return target
+    part = local_part(tensor)
+    mesh, placements = placements_of(tensor)
+    key = ("terms", id(target.terms), id(mesh), placements, part.shape, target.power)
+    known: tuple[TermTensors, Any, TermTensors] | None = core.parts.get(key)
     if known is None:
-        part = tuple((coefficient, layout.cut_tensor(ids)) for coefficient, ids in terms)
-        # The whole terms are kept beside it, so that no others can come to lie where they do.
-        core.parts[key] = known = (terms, part)
-    return known[1]
+        # What gradients are summed up in is linear in them.
+        layout = layout_of(target.name, tensor, ranks.first_rank, ranks.rank, summand=target.power == -1)
+        cut = tuple((coefficient, layout.cut_tensor(ids)) for coefficient, ids in target.terms)
+        # The whole terms and the mesh are kept beside it, so that no others can come to lie where they do.
+        core.parts[key] = known = (target.terms, mesh, cut)
+    return replace(target, tensor=part, terms=known[2])
