@@ -10,26 +10,23 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
 import fxenorm
 from tests.distributed_harness import check, optimizer_for, plan_for, refusal, sharded
 from tests.distributed_models import (
     Collectives,
     Perceptron,
+    Sequence,
     batch,
     build,
     digest,
     distance,
+    full,
     state_of,
     train,
 )
-
-
-def _parallel(model: nn.Module, mesh: Any, styles: dict[str, Any]) -> nn.Module:
-    """Tensor parallelism."""
-    return parallelize_module(model, mesh, styles)
 
 
 @check
@@ -37,12 +34,12 @@ def meshes(folder: Path) -> dict[str, Any]:
     """Tensor parallelism in one dimension; with fully_shard and with replicas in two."""
     found: dict[str, Any] = {}
     world = dist.get_world_size()
-    styles = {"up": ColwiseParallel(), "middle": RowwiseParallel()}
+    styles: dict[str, Any] = {"up": ColwiseParallel(), "middle": RowwiseParallel()}
     models: dict[str, nn.Module] = {}
-    models["tensor parallel"] = _parallel(build(Perceptron, 8), init_device_mesh("cpu", (world,)), styles)
+    models["tensor parallel"] = parallelize_module(build(Perceptron, 8), init_device_mesh("cpu", (world,)), styles)
     if world == 4:
         grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-        both = _parallel(build(Perceptron, 8), grid["tensor"], styles)
+        both = parallelize_module(build(Perceptron, 8), grid["tensor"], styles)
         models["both"] = fully_shard(both, mesh=grid["data"])
         models["replicas"] = sharded(Perceptron, 8, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards")))
         grid = init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=("stages", "copies", "shards"))
@@ -65,9 +62,39 @@ def meshes(folder: Path) -> dict[str, Any]:
         result = bound.balance(optimizer)
         found[f"{name} norm"] = abs(result.norm_after - expected.norm_after)
         found[f"{name} bits"] = digest([result.log_scales, *state_of(model).values()])
-    traced = _parallel(build(Perceptron, 8), init_device_mesh("cpu", (world,)), styles)
+    traced = parallelize_module(build(Perceptron, 8), init_device_mesh("cpu", (world,)), styles)
     found["fingerprint"] = fxenorm.analyze(traced, batch(Perceptron)).fingerprint == plan.fingerprint
     return found
+
+
+@check
+def sequence_parallel(folder: Path) -> dict[str, Any]:
+    """Norms see a part of each sequence: their gradients, and SGD's momentum, are sums that nobody has added up yet."""
+    alone, whole = build(Sequence), batch(Sequence)
+    model = parallelize_module(
+        build(Sequence),
+        init_device_mesh("cpu", (dist.get_world_size(),)),
+        {
+            "first": SequenceParallel(),
+            "up": ColwiseParallel(input_layouts=Shard(1)),
+            "down": RowwiseParallel(output_layouts=Shard(1)),
+            "second": SequenceParallel(),
+            "last": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
+        },
+    )
+    part = whole.chunk(dist.get_world_size(), 1)[dist.get_rank()]
+    states = []
+    for one, inputs in ((alone, whole), (model, part)):
+        plan, optimizer = plan_for(one, Sequence), optimizer_for("SGD", one)
+        for _ in range(3):
+            optimizer.zero_grad()
+            one(inputs).square().mean().backward()
+            optimizer.step()
+            plan.step(optimizer, grads=True)
+        gradients = {f"gradient of {name}": full(parameter.grad) for name, parameter in one.named_parameters()}
+        states.append({**state_of(one, optimizer), **gradients})
+    partial = any(place.is_partial() for p in model.parameters() for place in p.grad.placements)
+    return {"distance": distance(states[1], states[0]), "partial": partial}
 
 
 @check

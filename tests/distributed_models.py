@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as SequenceOf
 from typing import Any
 
 import torch
@@ -67,6 +68,18 @@ class Perceptron(nn.Module):
         return self.down(torch.relu(self.middle(torch.relu(self.up(x)))))
 
 
+class Sequence(nn.Module):
+    """A block on sequences, between norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.up, self.down = nn.LayerNorm(6), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.second, self.last = nn.LayerNorm(6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(x + self.down(torch.relu(self.up(self.first(x))))))
+
+
 class Upsampling(nn.Module):
     """Transposed convolutions, whose weights are cut along their inputs while what follows is cut along its channels."""
 
@@ -108,7 +121,7 @@ def batch(model_kind: type[nn.Module], seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     if model_kind is Transformer:
         return torch.randint(13, (3, 5), generator=generator)
-    shape = (4, 3, 6, 6) if model_kind in (ConvNet, Upsampling) else (4, 6)
+    shape = {ConvNet: (4, 3, 6, 6), Upsampling: (4, 3, 6, 6), Sequence: (3, 4, 6)}.get(model_kind, (4, 6))
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
@@ -116,7 +129,7 @@ def train(
     model: nn.Module,
     plan: fxenorm.Plan,
     optimizer: Optimizer,
-    batches: Sequence[Tensor],
+    batches: SequenceOf[Tensor],
     *,
     attach: bool = False,
     backward: Callable[[Tensor], None] = Tensor.backward,
