@@ -173,7 +173,8 @@ def test_of_several_optimizers_the_last_one_to_step_rescales() -> None:
             for optimizer in optimizers[:: 1 if step % 2 else -1]:
                 optimizer.step()
         plans[1].step(theirs)
-        assert same(weights(one), weights(other))
+        # Gradients follow too, where there are several optimizers: another kernel does that, and rounds otherwise.
+        torch.testing.assert_close(weights(one), weights(other), rtol=1e-5, atol=1e-7)
     assert handle.steps == 4
 
 

@@ -32,7 +32,7 @@ class CompiledBackend(EagerBackend):
     name = "compiled"
 
     def __init__(self) -> None:
-        self._library = library()
+        self.library = library()
         self._reduce: list[ReduceTable] = []
         self._scale: list[ScaleTable] = []
 
@@ -42,7 +42,7 @@ class CompiledBackend(EagerBackend):
         if program.slots.device.type != "cpu":
             return super().reduce(program, tensors, factors)
         table = self._reduce_table(program, tensors, factors)
-        negative, positive = table.run(self._library, factors)
+        negative, positive = table.run(self.library, factors)
         if table.left:
             part = program.part(table.left)
             sums = super().reduce(part, [tensors[index] for index in table.left], [factors[index] for index in table.left])
@@ -54,7 +54,7 @@ class CompiledBackend(EagerBackend):
     def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
         """Multiplies every target in place, with the same roundings as the eager executor."""
         table = self._scale_table(targets, frozenset())
-        table.run(self._library, log_scales.cpu(), 0.0)
+        table.run(self.library, log_scales.cpu(), 0.0)
         if table.left:
             super().apply(table.left, log_scales)
 
@@ -74,7 +74,7 @@ class CompiledBackend(EagerBackend):
         untrusted = [target for target in table.left if target.name not in trusted]
         if untrusted and bool(super().headroom(untrusted, torch.device("cpu")) <= growth):
             return False
-        if not table.run(self._library, log_scales, growth):
+        if not table.run(self.library, log_scales, growth):
             return False
         if table.left:
             super().apply(table.left, log_scales)

@@ -18,8 +18,6 @@ Table = NDArray[np.int64]
 
 _SMALL = 1 << 16
 _PER_ROW = 8
-_LARGEST_COLUMNS = 4096
-"""Columns in a tile of a wide table: their sums stay in the first-level cache."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +79,16 @@ def matrix_form(shape: Sequence[int], strides: Sequence[int], terms: TermTensors
     return MatrixForm(rows, width, tuple(row_terms), tuple(column_terms), segments, axes[0] if split == 1 else None)
 
 
-def cut(form: MatrixForm, target: int) -> Table:
-    """(tiles, 5): row, rows, column, columns, segment; about `target` entries each, whatever the number of threads."""
-    width = form.width if form.width <= 1.5 * _LARGEST_COLUMNS else _LARGEST_COLUMNS
-    height = max(4, target // width // 4 * 4)
+def cut(form: MatrixForm, target: int, columns: int) -> Table:
+    """(tiles, 5): row, rows, column, columns, segment; about `target` entries each, whatever the number of threads.
+
+    Args:
+        form: the table.
+        target: entries of a tile.
+        columns: at most half as many again are in one tile.
+    """
+    width = form.width if form.width <= 1.5 * columns else columns
+    height = max(8, target // width // 8 * 8)
     found = [
         (row, min(height, stop - row), column, min(width, form.width - column), segment)
         for segment, (start, stop) in enumerate(zip(form.segments[:-1].tolist(), form.segments[1:].tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Tables of addresses, shapes and ids for the compiled kernels; the structures are those of ``channel_kernels.cpp``."""
+"""Tables of addresses, shapes and ids for the compiled kernels; the structures are those of ``native/tables.h``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from .eager import exact_exp2, log2_factors
 from .layout import MatrixForm, cut, matrix_form
 from .program import Block, ReduceProgram, ScaleTarget
 
-__all__ = ["ReduceTable", "ScaleTable", "reduce_signature"]
+__all__ = ["ReduceTable", "ScaleTable", "announce", "reduce_signature", "written"]
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _LINEAR_UP_TO, _MODERATE = 8.0, 300.0
 """Beyond these sums are taken in logarithms, eagerly: exponents p, and logarithms of layer weights."""
 
-_SMALLEST_TILE, _LARGEST_TILE, _TILES = 1 << 16, 1 << 20, 8
+_SMALLEST_TILE, _LARGEST_TILE, _TILES, _SCALED_TILE = 1 << 17, 1 << 20, 8, 1 << 17
+_SUMMED_COLUMNS = 20_000
+"""Columns in a tile of a wide table: their sums stay in a core's own caches."""
+
+_SHARES = 1 << 16
 _FEW = 1 << 15
 """Entries that one thread handles faster than several would be woken."""
 
@@ -43,6 +47,16 @@ def _places(tensors: Sequence[Tensor]) -> Signature:
 def _address(tensor: Tensor) -> int:
     """Where a tensor's entries begin; 0 for those that have none."""
     return tensor.data_ptr() if tensor.layout == torch.strided else 0
+
+
+def _shares(cuts: NDArray[np.int64], matrix: int) -> NDArray[np.int64]:
+    """(tiles,) where in the tensor each tile lies; small tensors go to the first and to the last thread by turns."""
+    if len(cuts) == 1:
+        return np.array([_SHARES - 1 if matrix % 2 else 0])
+    entries = cuts[:, 1] * cuts[:, 3]
+    middle = np.cumsum(entries) - entries / 2
+    shares: NDArray[np.int64] = np.minimum(middle / entries.sum() * _SHARES, _SHARES - 1).astype(np.int64)
+    return shares
 
 
 def _usable(tensor: Tensor) -> bool:
@@ -65,6 +79,9 @@ class ReduceTable:
 
     Attributes:
         left: positions of the blocks that the kernels cannot do.
+        members: positions of those that they can, in the order of `matrices`.
+        matrices, tiles, links: the arrays that the kernels read; `link_ends`: by matrix, where its links end.
+        few: whether one thread is enough.
     """
 
     def __init__(
@@ -72,6 +89,7 @@ class ReduceTable:
     ) -> None:
         self.program, self.signature = program, signature
         self.left: list[int] = []
+        self.members: list[int] = []
         self._factors: list[tuple[int, int]] = []
         self._size = 0
         self._keep: list[NDArray[np.int32]] = []
@@ -80,10 +98,11 @@ class ReduceTable:
         links: list[tuple[int | float, ...]] = []
         linear = program.p <= _LINEAR_UP_TO or math.isinf(program.p)
         log_weights = program.log_weights.tolist()
+        link_ends: list[int] = []
         entries = first = 0
         # From the last to the first: what an optimizer wrote last is still in the cache.
-        members = list(enumerate(zip(program.blocks, tensors, factors, strict=True)))
-        for index, (block, tensor, factor) in reversed(members):
+        given = list(enumerate(zip(program.blocks, tensors, factors, strict=True)))
+        for index, (block, tensor, factor) in reversed(given):
             if not tensor.numel():
                 continue
             form = _reduce_form(block, tensor, factor) if linear and abs(log_weights[index]) < _MODERATE else None
@@ -99,6 +118,7 @@ class ReduceTable:
             address, kind = tensor.data_ptr(), _TYPES[tensor.dtype]
             sums = (row_sums, column_sums, column_count, first, first + len(part))
             matrices.append((address, form.rows, form.width, kind, 0, *sums))
+            self.members.append(index)
             if factor is not None:
                 self._factors.append((len(matrices) - 1, index))
             for source, terms in ((row_sums, form.row_terms), (column_sums, form.column_terms)):
@@ -106,35 +126,43 @@ class ReduceTable:
                     slots = self._slots(ids, coefficient)
                     weight = math.exp(log_weights[index]) * (1 if math.isinf(program.p) else abs(coefficient))
                     links.append((source, slots.size, slots.ctypes.data, weight))
+            link_ends.append(len(links))
             tiles.append(part)
             first += len(part)
             entries += tensor.numel()
         self.left.reverse()
-        self._matrices = np.array(matrices, dtype=np.int64).reshape(-1, 10)
-        self._all_tiles = np.concatenate(tiles) if tiles else np.zeros((0, 8), dtype=np.int64)
-        self._links = np.zeros(len(links), dtype=[("source", "i8"), ("count", "i8"), ("slots", "i8"), ("weight", "f8")])
+        self.matrices = np.array(matrices, dtype=np.int64).reshape(-1, 10)
+        self.tiles = np.concatenate(tiles) if tiles else np.zeros((0, 9), dtype=np.int64)
+        self.link_ends = np.array(link_ends, dtype=np.int64)
+        self.links = np.zeros(len(links), dtype=[("source", "i8"), ("count", "i8"), ("slots", "i8"), ("weight", "f8")])
         for position, link in enumerate(links):
-            self._links[position] = link
-        self._work = np.empty(self._size, dtype=np.float64)
-        self._few = entries <= _FEW
+            self.links[position] = link
+        self.work = np.empty(self._size, dtype=np.float64)
+        self.few = entries <= _FEW
 
     def run(self, library: ctypes.CDLL, factors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         """(K,) log N and log P of the blocks that are not left."""
+        alive = self.take_factors(factors)
+        count = self.program.num_scales
+        out = torch.empty(2 * count + 1, dtype=torch.float64)
+        library.fxenorm_reduce(
+            *(self.matrices.ctypes.data, len(self.matrices), self.tiles.ctypes.data, len(self.tiles)),
+            *(self.links.ctypes.data, len(self.links), self.work.ctypes.data, out.data_ptr(), out.numel(), self.program.p),
+            1 if self.few else torch.get_num_threads(),
+        )
+        del alive
+        out.log_()
+        return out[:count], out[count : 2 * count]
+
+    def take_factors(self, factors: Sequence[Tensor | None]) -> list[Tensor]:
+        """Points the matrices to their rows' factors, which must be kept until the kernels are done."""
         alive = []
         for matrix, index in self._factors:
             values = factors[index]
             if values is not None:
                 alive.append(values.to(torch.float64).reshape(-1).contiguous())
-                self._matrices[matrix, 4] = alive[-1].data_ptr()
-        count = self.program.num_scales
-        out = torch.empty(2 * count + 1, dtype=torch.float64)
-        library.fxenorm_reduce(
-            *(self._matrices.ctypes.data, len(self._matrices), self._all_tiles.ctypes.data, len(self._all_tiles)),
-            *(self._links.ctypes.data, len(self._links), self._work.ctypes.data, out.data_ptr(), out.numel(), self.program.p),
-            1 if self._few else torch.get_num_threads(),
-        )
-        out.log_()
-        return out[:count], out[count : 2 * count]
+                self.matrices[matrix, 4] = alive[-1].data_ptr()
+        return alive
 
     def _take(self, count: int) -> int:
         """A place for some sums."""
@@ -142,10 +170,10 @@ class ReduceTable:
         return self._size - count
 
     def _tiles(self, form: MatrixForm, matrix: int, entries: int) -> NDArray[np.int64]:
-        """(tiles, 8) the table's tiles with places for their partial sums."""
-        cuts = cut(form, min(_LARGEST_TILE, max(_SMALLEST_TILE, entries // _TILES)))
-        found = np.empty((len(cuts), 8), dtype=np.int64)
-        found[:, 0], found[:, 1:6], found[:, 6:] = matrix, cuts, -1
+        """(tiles, 9) the table's tiles with places for their partial sums."""
+        cuts = cut(form, min(_LARGEST_TILE, max(_SMALLEST_TILE, entries // _TILES)), _SUMMED_COLUMNS)
+        found = np.empty((len(cuts), 9), dtype=np.int64)
+        found[:, 0], found[:, 1:6], found[:, 6:8], found[:, 8] = matrix, cuts, -1, _shares(cuts, matrix)
         for column, size, wanted in ((6, 2, form.row_terms), (7, 4, form.column_terms)):
             if wanted:
                 ends = np.cumsum(found[:, size])
@@ -181,6 +209,10 @@ class ScaleTable:
 
     Attributes:
         left: the targets that the kernels cannot do.
+        members: those that they can, in the order of `matrices`.
+        matrices, tiles, links: the arrays that the kernels read.
+        exponents: by power of a variable's factor that the links need, its number.
+        few: whether one thread is enough.
     """
 
     def __init__(self, targets: Sequence[ScaleTarget], trusted: frozenset[str]) -> None:
@@ -188,7 +220,8 @@ class ScaleTable:
         self._tensors = [target.tensor for target in targets]
         self._signature = _places(self._tensors)
         self.left: list[ScaleTarget] = []
-        self._exponents: dict[int, int] = {}
+        self.members: list[ScaleTarget] = []
+        self.exponents: dict[int, int] = {}
         self._keep: list[MatrixForm] = []
         places: dict[tuple[Any, ...], tuple[int, int]] = {}
         forms: dict[tuple[Any, ...], MatrixForm | None] = {}
@@ -218,28 +251,28 @@ class ScaleTable:
                 sides = []
                 for terms in (form.row_terms, form.column_terms):
                     for number, (coefficient, ids) in enumerate(terms):
-                        exponent = self._exponents.setdefault(coefficient * target.power, len(self._exponents))
+                        exponent = self.exponents.setdefault(coefficient * target.power, len(self.exponents))
                         links.append((size, ids.size, ids.ctypes.data, exponent, int(number == 0)))
                     sides.append(size if terms else -1)
                     size += terms[0][1].size if terms else 0
                 place = places[wanted] = (sides[0], sides[1])
                 self._keep.append(form)
-            cuts = cut(form, _SMALLEST_TILE)
-            tiles.append(np.column_stack([np.full(len(cuts), len(matrices)), cuts]))
+            cuts = cut(form, _SCALED_TILE, _SCALED_TILE)
+            tiles.append(np.column_stack([np.full(len(cuts), len(matrices)), cuts, _shares(cuts, len(matrices))]))
             matrices.append((tensor.data_ptr(), form.width, _TYPES[tensor.dtype], *place))
+            self.members.append(target)
             limits.append(math.inf if target.name in trusted else math.log(torch.finfo(tensor.dtype).max))
             powers.append(abs(target.power))
             entries += tensor.numel()
-        self._matrices = np.array(matrices, dtype=np.int64).reshape(-1, 5)
-        self._links = np.array(links, dtype=np.int64).reshape(-1, 5)
-        self._limits, self._powers = np.array(limits), np.array(powers, dtype=np.float64)
-        self._tiles = np.concatenate(tiles) if tiles else np.zeros((0, 6), dtype=np.int64)
-        self._done = np.zeros(len(self._tiles), dtype=np.int64)
-        self._factors = np.empty(size, dtype=np.float64)
-        self._few = entries <= _FEW
+        self.matrices = np.array(matrices, dtype=np.int64).reshape(-1, 5)
+        self.links = np.array(links, dtype=np.int64).reshape(-1, 5)
+        self.limits, self.powers = np.array(limits), np.array(powers, dtype=np.float64)
+        self.tiles = np.concatenate(tiles) if tiles else np.zeros((0, 7), dtype=np.int64)
+        self.done = np.zeros(len(self.tiles), dtype=np.int64)
+        self.factors = np.empty(size, dtype=np.float64)
+        self.few = entries <= _FEW
         left = {id(target) for target in self.left}
-        written = [target.tensor for target in targets if id(target) not in left]
-        self._written = [tensor for tensor in written if not tensor.is_inference()]
+        self._written = written([target for target in targets if id(target) not in left])
 
     def serves(self, targets: Sequence[ScaleTarget], trusted: frozenset[str]) -> bool:
         """Whether this is the table of that very list, and its tensors lie where they did."""
@@ -247,16 +280,25 @@ class ScaleTable:
 
     def run(self, library: ctypes.CDLL, log_scales: Tensor, growth: float) -> bool:
         """Multiplies, unless an untrusted target holds an entry that might overflow; `growth` 0: whatever they hold."""
-        if not len(self._tiles):
+        if not len(self.tiles):
             return True
         table = log2_factors(log_scales)
-        powers = exact_exp2(torch.tensor(list(self._exponents), dtype=torch.float64)[:, None] * table)
-        thresholds = np.exp(self._limits - growth * self._powers)
-        # Autograd must know that these were written: a backward pass through the old values would be wrong.
-        torch.autograd.graph.increment_version(self._written)
+        powers = exact_exp2(torch.tensor(list(self.exponents), dtype=torch.float64)[:, None] * table)
+        thresholds = np.exp(self.limits - growth * self.powers)
+        announce(self._written)
         return not library.fxenorm_scale(
-            *(self._matrices.ctypes.data, self._tiles.ctypes.data, len(self._tiles)),
-            *(self._links.ctypes.data, len(self._links), powers.data_ptr(), powers.shape[1]),
-            *(self._factors.ctypes.data, thresholds.ctypes.data if growth else None, self._done.ctypes.data),
-            1 if self._few else torch.get_num_threads(),
+            *(self.matrices.ctypes.data, self.tiles.ctypes.data, len(self.tiles)),
+            *(self.links.ctypes.data, len(self.links), powers.data_ptr(), powers.shape[1]),
+            *(self.factors.ctypes.data, thresholds.ctypes.data if growth else None, self.done.ctypes.data),
+            1 if self.few else torch.get_num_threads(),
         )
+
+
+def written(targets: Sequence[ScaleTarget]) -> list[Tensor]:
+    """The tensors whose changes autograd keeps count of."""
+    return [target.tensor for target in targets if not target.tensor.is_inference()]
+
+
+def announce(tensors: Sequence[Tensor]) -> None:
+    """Tells autograd what is written: a backward pass through the old values would be wrong."""
+    torch.autograd.graph.increment_version(tensors)

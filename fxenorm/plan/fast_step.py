@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from operator import attrgetter, is_
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 
 from ..kernels.compiled import CompiledBackend
 from ..kernels.program import ScaleTarget
+from ..kernels.step_table import StepTable
 from ..solve.jacobi import jacobi_step
 from .snapshot import Snapshot
 
@@ -49,12 +51,15 @@ class PreparedStep:
         self._moves_by_powers = snapshot.powers_of_two() is not None
         limit = core.options.max_log_scale
         self._limit = None if limit is None else torch.full_like(snapshot.program.degree, limit)
+        self._table: StepTable | None = None
+        self._factors: list[Tensor | None] = []
         # Everything by which the model or the optimizers could come to hold other tensors.
         tensors = snapshot.read_tensors()
         read = {id(tensor) for tensor in tensors}
         self._dicts: list[dict[Any, Any]] = []
         for module in model.modules():
-            self._dicts += [module._modules, module._parameters]
+            # Where there is nothing, something new would be none of the plan's.
+            self._dicts += [entries for entries in (module._modules, module._parameters) if entries]
             if any(id(buffer) in read for buffer in module._buffers.values()):
                 self._dicts.append(module._buffers)
         for optimizer in optimizers:
@@ -69,7 +74,7 @@ class PreparedStep:
         self._state_values = list(_values(self._states))
         self._state_lengths = list(map(len, self._states))
         self._state_tensors = [target.tensor for target in targets[len(snapshot.tensors) :]]
-        self._state_places = _places(self._state_tensors)
+        self._state_addresses = _addresses(self._state_tensors)
         self._groups = [_group(group) for optimizer in optimizers for group in optimizer.param_groups]
         self._members = [list(group["params"]) for optimizer in optimizers for group in optimizer.param_groups]
 
@@ -83,21 +88,44 @@ class PreparedStep:
             and _places(self._tensors) == self._places
             and list(map(len, self._states)) == self._state_lengths
             and _same_values(_values(self._states), self._state_values)
-            and _places(self._state_tensors) == self._state_places
+            and _addresses(self._state_tensors) == self._state_addresses
             and self._same_groups(optimizers)
         )
 
     def run(self, cycles: int) -> None:
-        """Moves the weights: with the compiled kernels and one cycle in two passes, else as `Snapshot.cycles` does."""
-        backend = self.snapshot.core.backend
-        jacobi = not self.snapshot.core.options.solver.endswith("gauss-seidel")
+        """Moves the weights: with the compiled kernels and one cycle in one call or two, else as `Snapshot.cycles` does."""
+        core = self.snapshot.core
+        backend = core.backend
+        jacobi = not core.options.solver.endswith("gauss-seidel")
         alone = cycles == 1 and jacobi and not self._moves_by_powers and self.snapshot.device.type == "cpu"
-        if alone and isinstance(backend, CompiledBackend) and self._run_alone(backend):
-            return
+        if alone and isinstance(backend, CompiledBackend):
+            table = None if core.objective.folds_biases else self._whole_table()
+            done = self._run_in_two(backend) if table is None or not table.complete else table.run(backend, self._row_factors())
+            if done:
+                return
         backend.apply(self.targets, self.snapshot.cycles(self.targets, cycles))
 
-    def _run_alone(self, backend: CompiledBackend) -> bool:
-        """One cycle, if no tensor is near overflow; else nothing is changed and the answer is False."""
+    def _whole_table(self) -> StepTable:
+        """What one cycle in one call needs; made once."""
+        if self._table is None:
+            tensors, self._factors = self.snapshot.gather()
+            limit = self.snapshot.core.options.max_log_scale
+            self._table = StepTable(
+                *(self.snapshot.program, tensors, self._factors, self.targets, self._trusted),
+                own=len(self.snapshot.tensors),
+                held=self._held,
+                limit=math.inf if limit is None else limit,
+                growth=_GROWTH,
+                reach=self._reach,
+            )
+        return self._table
+
+    def _row_factors(self) -> list[Tensor | None]:
+        """The factors of folded BatchNorms as they are now."""
+        return self.snapshot.gather()[1] if self.snapshot.core.objective.folds else self._factors
+
+    def _run_in_two(self, backend: CompiledBackend) -> bool:
+        """One cycle in two calls, if no tensor is near overflow; else nothing is changed and the answer is False."""
         program, sums = self.snapshot.program, self.snapshot.sums()
         scales = jacobi_step(
             sums.log_negative, sums.log_positive, program.degree, self.snapshot.core.options.p, self._held, self._limit
@@ -147,11 +175,14 @@ def _same_values(some: Iterable[Any], others: Iterable[Any]) -> bool:
     return True
 
 
-def _places(tensors: Sequence[Tensor]) -> list[Any]:
-    """By tensor, where it lies, how, and of what type and shape it is."""
-    return [
-        *map(Tensor.data_ptr, tensors),
-        *map(Tensor.stride, tensors),
-        *map(attrgetter("shape"), tensors),
-        *map(attrgetter("dtype"), tensors),
-    ]
+def _places(tensors: Sequence[Tensor]) -> tuple[array[int], list[torch.dtype]]:
+    """By tensor, where it lies, how, and of what type and shape it is; numbers in one piece of memory, which is read faster."""
+    numbers = _addresses(tensors)
+    numbers.extend(chain.from_iterable(map(Tensor.stride, tensors)))
+    numbers.extend(chain.from_iterable(map(attrgetter("shape"), tensors)))
+    return numbers, list(map(attrgetter("dtype"), tensors))
+
+
+def _addresses(tensors: Sequence[Tensor]) -> array[int]:
+    """By tensor, where it lies."""
+    return array("q", map(Tensor.data_ptr, tensors))

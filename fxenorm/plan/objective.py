@@ -74,6 +74,16 @@ class Objective:
         folds = [item.fold for item in self.counted if item.fold]
         return tuple(dict.fromkeys(name for fold in folds for name in (fold.variance, fold.mean)))
 
+    @cached_property
+    def folds(self) -> bool:
+        """Whether anything counted is folded: its factors change from call to call."""
+        return any(item.fold is not None for item in self.counted)
+
+    @cached_property
+    def folds_biases(self) -> bool:
+        """Whether a folded bias is counted: a new tensor at each call."""
+        return any(item.fold is not None and item.channels is None for item in self.counted)
+
     def gather(self, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
         """The counted tensors and the factors by which they are multiplied before their norm is taken.
 

@@ -38,7 +38,7 @@ class ReplicatedSnapshot(Snapshot):
         """False: the statistics change at every forward pass."""
         return False
 
-    def gathered(self) -> tuple[list[Tensor], list[Tensor | None]]:
+    def gather(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """The counted tensors and their factors, the same on every process; one broadcast."""
         own = {name: self._read[name] for name in self.core.objective.statistics}
         return self.core.objective.gather({**self._read, **agreed_values(self._group, own)})

@@ -74,7 +74,7 @@ class ShardedSnapshot(Snapshot):
         """False: what the next call needs is looked up anew."""
         return False
 
-    def gathered(self) -> tuple[list[Tensor], list[Tensor | None]]:
+    def gather(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """This process's parts of the counted tensors, and their factors."""
         local, objective = self._local, self.core.objective
         positions = local.positions.tolist()

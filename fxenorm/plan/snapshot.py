@@ -154,13 +154,13 @@ class Snapshot:
         """All tensors of the model that are read or written."""
         return list(self._read.values())
 
-    def gathered(self) -> tuple[list[Tensor], list[Tensor | None]]:
-        """The counted tensors and their factors, as `Objective.gather` returns them."""
-        return self.core.objective.gather(self._read)
-
     def sums(self) -> ChannelSums:
         """N and P of the weights as they are."""
-        return self.backend.reduce(self.program, *self.gathered())
+        return self.backend.reduce(self.program, *self.gather())
+
+    def gather(self) -> tuple[list[Tensor], list[Tensor | None]]:
+        """The counted tensors and the factors by which they are multiplied before their norm is taken."""
+        return self.core.objective.gather(self._read)
 
     def all_reasons(self, problem: Problem) -> list[tuple[Mask, str]]:
         """`held_reasons`, and what the current weights add; waits for the device."""
@@ -178,7 +178,7 @@ class Snapshot:
     def problem(self, held: Tensor | None = None) -> Problem:
         """The objective, with its matrices read."""
         program = self.program
-        matrices = self.backend.matrices(program, *self.gathered())
+        matrices = self.backend.matrices(program, *self.gather())
         limit = torch.full_like(program.degree, self.core.options.max_log_scale or math.inf)
         held = torch.zeros_like(program.counted_negative) if held is None else held
         groups = self.core.on_device("solver groups", self.core.solver_groups, self.device)

@@ -1,0 +1,110 @@
+// Channel sums of |w|^p and scaling in place, for many tensors a call. Compiled once for all plans; tables say what to do.
+//
+// Every tensor is a table of rows by width entries, as it lies in memory. The work is cut into tiles whatever the number of
+// threads, each tile writes its own partial sums, and these are added in the order of the tiles: every run gives the same bits.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "accurate.h"
+#include "combine.h"
+#include "step.h"
+
+extern "C" {
+
+// Sums of |w|^p (p = inf: the largest |w|) by slot; `out` is overwritten.
+void fxenorm_reduce(const ReduceMatrix *matrices, i64 matrix_count, const ReduceTile *tiles, i64 tile_count, const Link *links,
+                    i64 link_count, double *work, double *out, i64 out_count, double p, int threads) {
+    const bool largest = std::isinf(p);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (i64 i = 0; i < tile_count; ++i) {
+            const ReduceTile &tile = tiles[i];
+            const ReduceMatrix &m = matrices[tile.matrix];
+            double *row_part = tile.row_part < 0 ? nullptr : work + tile.row_part;
+            double *column_part = tile.column_part < 0 ? nullptr : work + tile.column_part;
+            switch (m.dtype) {
+            case 0: reduce_any<F32>(m, tile, p, row_part, column_part); break;
+            case 1: reduce_any<F64>(m, tile, p, row_part, column_part); break;
+            case 2: reduce_any<BF16>(m, tile, p, row_part, column_part); break;
+            default: reduce_any<F16>(m, tile, p, row_part, column_part); break;
+            }
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (i64 i = 0; i < matrix_count; ++i) {
+            combine_tiles(matrices[i], tiles, work, largest);
+        }
+    }
+    std::memset(out, 0, sizeof(double) * out_count);
+    add_links(links, 0, link_count, work, out, largest);
+}
+
+// Multiplies everything in place. Where an entry of matrix i reaches thresholds[i], everything is divided again, so that nothing
+// stays changed but for a rounding, and the answer is 1; thresholds null: whatever the entries are. `done` holds one number a tile.
+int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_count, const FactorLink *links, i64 link_count,
+                  const double *powers, i64 power_stride, double *factors, const double *thresholds, i64 *done, int threads) {
+    int stop = 0;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+#pragma omp for schedule(dynamic, 4)
+        for (i64 i = 0; i < link_count; ++i) {
+            if (!links[i].first) continue;
+            for (i64 k = i; k < link_count && (k == i || !links[k].first); ++k) {
+                const double *power = powers + links[k].exponent * power_stride;
+                const std::int32_t *ids = links[k].ids;
+                double *to = factors + links[k].destination;
+                if (k == i)
+                    for (i64 j = 0; j < links[k].count; ++j) to[j] = power[ids[j]];
+                else
+                    for (i64 j = 0; j < links[k].count; ++j) to[j] *= power[ids[j]];
+            }
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (i64 i = 0; i < tile_count; ++i) {
+            int stopped;
+#pragma omp atomic read
+            stopped = stop;
+            done[i] = 0;
+            if (stopped) continue;
+            const ScaleTile &tile = tiles[i];
+            const double threshold = thresholds ? thresholds[tile.matrix] : HUGE_VAL;
+            done[i] = scale_any(matrices[tile.matrix], tile, factors, threshold, false, tile.rows);
+            if (done[i] < tile.rows) {
+#pragma omp atomic write
+                stop = 1;
+            }
+        }
+        if (stop) {
+#pragma omp for schedule(dynamic, 1)
+            for (i64 i = 0; i < tile_count; ++i)
+                scale_any(matrices[tiles[i].matrix], tiles[i], factors, HUGE_VAL, true, done[i]);
+        }
+    }
+    return stop;
+}
+
+// One cycle; see Phase. Where a factor or an entry is too large, the answer is 1 and nothing stays changed, but for the rounding of
+// what had to be divided again. The bits do not depend on the order: with `careful` nothing is written before all factors are known.
+int fxenorm_step(const Step *given) {
+    const Step &step = *given;
+    int stop = 0;
+    *step.largest = 1.0;
+    std::memset(step.sums, 0, sizeof(double) * step.sum_count);
+    std::memset(step.done, 0, sizeof(i64) * step.scale_tile_count);
+    std::memset(step.claimed, 0, step.scale_tile_count + step.reduce_tile_count);
+#pragma omp parallel num_threads(static_cast<int>(step.threads)) if (step.threads > 1)
+    {
+        for (i64 number = 0; number < step.phase_count; ++number) run_phase(step, step.phases[number], !step.careful, true, &stop);
+        for (i64 number = 0; step.careful && number < step.phase_count; ++number)
+            run_phase(step, step.phases[number], true, false, &stop);
+        if (stop) {
+#pragma omp for schedule(dynamic, 1)
+            for (i64 i = 0; i < step.scale_tile_count; ++i)
+                scale_any(step.targets[step.scale_tiles[i].matrix], step.scale_tiles[i], step.factors, HUGE_VAL, true, step.done[i]);
+        }
+    }
+    return stop;
+}
+
+}  // extern "C"

@@ -1,0 +1,66 @@
+// What Python hands over: addresses, shapes and ids; see tables.py.
+#pragma once
+#include <cstdint>
+
+using i64 = std::int64_t;
+constexpr i64 SHARES = 65536;
+
+struct ReduceMatrix {
+    const void *data;
+    i64 rows, width, dtype;
+    const double *row_factor;        // (rows,) or null: 1
+    i64 row_sums, column_sums;       // places in `work`; -1: not wanted
+    i64 column_count;                // segments * width
+    i64 first_tile, last_tile;
+};
+struct ReduceTile {
+    i64 matrix, row, rows, column, columns, segment, row_part, column_part, share;
+};
+struct Link {                        // where sums go: out[slots[i]] += weight * work[source + i]
+    i64 source, count;
+    const std::int32_t *slots;
+    double weight;
+};
+struct ScaleMatrix {
+    void *data;
+    i64 width, dtype, row_factor, column_factor;   // places in `factors`; -1: 1
+};
+struct ScaleTile {                   // share: where in the tensor it lies, from 0 to SHARES
+    i64 matrix, row, rows, column, columns, segment, share;
+};
+struct FactorLink {                  // factors[destination + i] (*)= powers[exponent][ids[i]]
+    i64 destination, count;
+    const std::int32_t *ids;
+    i64 exponent, first;
+};
+
+// One cycle goes through the tensors in phases. Each scales what the phase before has settled, reads some more tensors, and
+// settles the variables that nothing unread carries. Begin and end of each range.
+struct Phase {
+    i64 scale_tiles[2], reduce_tiles[2], matrices[2], links[2], variables[2], factor_links[2];
+};
+struct Step {
+    const ReduceMatrix *matrices;
+    const ReduceTile *reduce_tiles;
+    const Link *links;
+    const ScaleMatrix *targets;
+    const ScaleTile *scale_tiles;
+    const FactorLink *factor_links;
+    const Phase *phases;
+    i64 phase_count;
+    const i64 *variables;            // in the order in which they are settled
+    const std::uint8_t *held;        // by variable
+    const double *exponents;         // by variable: its factor is (N / P) to this power
+    const std::int32_t *roots;       // by variable: the exponent is 1 / 2^roots; -1: it is not
+    const i64 *powers;               // the integer powers of factors that are needed
+    i64 power_count, variable_count, sum_count, scale_tile_count, reduce_tile_count;
+    double *work, *sums, *power_table;   // power_table: (power_count, variable_count + 1), 1 in its last column
+    double *factors;
+    float *narrow_factors;           // the same
+    const double *thresholds;        // by target: the size from which its entries might overflow
+    i64 *done;                       // by scale tile
+    std::uint8_t *claimed;           // by scale tile, then by reduce tile: whether a thread has taken it
+    double p, limit, bound;          // the largest factor: what it is cut to, and where the step gives up
+    i64 threads, careful;
+    double *largest;                 // set to the largest factor, or inverse of one
+};

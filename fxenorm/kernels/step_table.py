@@ -1,0 +1,223 @@
+"""The tables of one whole cycle for the compiled kernels: in which order tensors are read and scaled."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .compiled import CompiledBackend
+from .program import ReduceProgram, ScaleTarget
+from .tables import ReduceTable, ScaleTable, announce, reduce_signature, written
+
+__all__ = ["StepTable"]
+
+_PHASE_BYTES = 4 << 20
+"""Weights that are read before the next are scaled: with their optimizer state they are to stay in the last-level cache."""
+
+_DEEPEST_ROOT = 6
+_TYPES = (torch.float32, torch.float64, torch.bfloat16)
+"""float16 has too little room above ordinary weights for the bound on growth that a cycle in one call needs."""
+
+Longs = NDArray[np.int64]
+
+
+def _fields(kind: Any, names: str) -> Iterator[tuple[str, Any]]:
+    """Some fields of one type."""
+    return ((name, kind) for name in names.split())
+
+
+class _Arguments(ctypes.Structure):
+    """`Step` of ``native/tables.h``."""
+
+    _fields_ = [
+        *_fields(ctypes.c_void_p, "matrices reduce_tiles links targets scale_tiles factor_links phases"),
+        *_fields(ctypes.c_int64, "phase_count"),
+        *_fields(ctypes.c_void_p, "variables held exponents roots powers"),
+        *_fields(ctypes.c_int64, "power_count variable_count sum_count scale_tile_count reduce_tile_count"),
+        *_fields(ctypes.c_void_p, "work sums power_table factors narrow_factors thresholds done claimed"),
+        *_fields(ctypes.c_double, "p limit bound"),
+        *_fields(ctypes.c_int64, "threads careful"),
+        *_fields(ctypes.c_void_p, "largest"),
+    ]
+
+
+class StepTable:
+    """One Jacobi cycle on tensors that stay where they are.
+
+    Args:
+        program: on the CPU.
+        tensors, factors: as `Backend.reduce` takes them.
+        targets: what is multiplied.
+        trusted: names of those that cannot overflow.
+        own: how many of the targets, from the first, are the model's tensors; optimizer state is nothing that autograd knows of.
+        held: (K,) bool: variables that stay at 0.
+        limit: the largest |log-scale|, may be infinite.
+        growth: the largest natural logarithm of an entry's change; a cycle that needs more is left to others.
+        reach: the largest sum of |exponents| of any entry.
+    """
+
+    def __init__(
+        self,
+        program: ReduceProgram,
+        tensors: Sequence[Tensor],
+        factors: Sequence[Tensor | None],
+        targets: Sequence[ScaleTarget],
+        trusted: frozenset[str],
+        *,
+        own: int,
+        held: Tensor,
+        limit: float,
+        growth: float,
+        reach: float,
+    ) -> None:
+        self._reduce = ReduceTable(program, tensors, factors, reduce_signature(tensors, factors))
+        self._scale = ScaleTable(targets, trusted)
+        moved = [target for target in targets if target.terms and target.tensor.numel()]
+        self.complete = not (self._reduce.left or self._scale.left) and all(item.tensor.dtype in _TYPES for item in moved)
+        """Whether the kernels can do all of it."""
+        self._own = written(targets[:own])
+        if self.complete:
+            self._order(program, tensors)
+            self._arguments = self._argued(program, held, limit, growth, reach)
+
+    def run(self, backend: CompiledBackend, factors: Sequence[Tensor | None]) -> bool:
+        """One cycle; False if a factor or an entry is too large, and then nothing stays changed but for a rounding.
+
+        Args:
+            backend: holds the kernels.
+            factors: by what the counted tensors are multiplied before their norm is taken.
+        """
+        alive = self._reduce.take_factors(factors)
+        announce(self._own)
+        arguments = self._arguments
+        # Where the last cycle went far, this one writes nothing before all factors are known. The bits are the same.
+        arguments.careful = int(self._largest[0] > math.sqrt(arguments.bound))
+        arguments.threads = 1 if self._reduce.few and self._scale.few else torch.get_num_threads()
+        stopped = backend.library.fxenorm_step(ctypes.addressof(arguments))
+        del alive
+        return not stopped
+
+    def _order(self, program: ReduceProgram, tensors: Sequence[Tensor]) -> None:
+        """Puts tiles and links into the order of the phases."""
+        reduce, scale, count = self._reduce, self._scale, program.num_scales
+        sizes = np.array([tensors[index].numel() * tensors[index].element_size() for index in reduce.members], dtype=np.int64)
+        phase = np.unique((np.cumsum(sizes) - sizes) // _PHASE_BYTES, return_inverse=True)[1]
+        count_of_phases = int(phase.max(initial=-1)) + 1
+        settled = np.full(count + 1, -1, dtype=np.int64)
+        for at, index in zip(phase.tolist(), reduce.members, strict=True):
+            for _, ids in program.blocks[index].terms:
+                settled[ids.reshape(-1).numpy()] = at
+        settled[count] = -1
+        ready = self._ready(settled, phase, tensors)
+        order = np.argsort(settled[:-1], kind="stable")
+        self._variables = np.ascontiguousarray(order[np.searchsorted(settled[order], 0) :])
+        steps = range(-1, count_of_phases)
+        # Of what is ready, the tensor that was read last comes first: it is still in the cache.
+        tiles = [
+            np.concatenate(
+                [scale.tiles[scale.tiles[:, 0] == row] for row in np.flatnonzero(ready == at)[::-1]] or [scale.tiles[:0]]
+            )
+            for at in steps
+        ]
+        self._scale_tiles = np.ascontiguousarray(np.concatenate(tiles[1:] or [scale.tiles[:0]]))
+        first_use = self._first_use(ready, count_of_phases)
+        links = [scale.links[first_use == at] for at in steps]
+        self._factor_links = np.ascontiguousarray(np.concatenate(links[1:] or [scale.links[:0]]))
+        ends = {
+            "scale": np.cumsum([0, 0, *map(len, tiles[1:])]),
+            "reduce": _ends(phase, reduce.matrices[:, 9], count_of_phases),
+            "matrices": _ends(phase, np.arange(1, len(phase) + 1), count_of_phases),
+            "links": _ends(phase, reduce.link_ends, count_of_phases),
+            "variables": np.searchsorted(settled[self._variables], np.arange(count_of_phases + 2)),
+            "factors": np.cumsum([0, *map(len, links[1:]), 0]),
+        }
+        self._phases = np.stack([part for end in ends.values() for part in (end[:-1], end[1:])], axis=1)
+        self._phases = np.ascontiguousarray(self._phases, dtype=np.int64)
+
+    def _ready(self, settled: Longs, phase: Longs, tensors: Sequence[Tensor]) -> Longs:
+        """(targets,) the phase after which a tensor may be scaled; -1: nothing that it carries ever moves."""
+        starts = np.array([tensors[index].data_ptr() for index in self._reduce.members], dtype=np.int64)
+        bytes_of = np.array([tensors[index].numel() * tensors[index].element_size() for index in self._reduce.members])
+        found = np.full(len(self._scale.members), -1, dtype=np.int64)
+        for row, target in enumerate(self._scale.members):
+            found[row] = max(int(settled[ids.reshape(-1).numpy()].max()) for _, ids in target.terms)
+            if found[row] >= 0:
+                # Tensors may share memory: nothing is written before all that lies there has been read.
+                start, size = target.tensor.data_ptr(), target.tensor.numel() * target.tensor.element_size()
+                shared = phase[(starts < start + size) & (starts + bytes_of > start)]
+                found[row] = max(found[row], int(shared.max(initial=-1)))
+        return found
+
+    def _first_use(self, ready: Longs, count_of_phases: int) -> Longs:
+        """(links,) the phase at whose end a link's factors are needed; targets share them."""
+        scale = self._scale
+        first: dict[int, int] = {}
+        for row, at in enumerate(ready.tolist()):
+            for place in scale.matrices[row, 3:5].tolist():
+                if place >= 0 and at >= 0:
+                    first[place] = min(first.get(place, count_of_phases), at)
+        return np.array([first.get(place, -1) for place in scale.links[:, 0].tolist()], dtype=np.int64)
+
+    def _argued(self, program: ReduceProgram, held: Tensor, limit: float, growth: float, reach: float) -> _Arguments:
+        """What the kernel is given, and keeps alive what that points to."""
+        reduce, scale, count = self._reduce, self._scale, program.num_scales
+        factor = 1.0 if math.isinf(program.p) else program.p
+        denominators = factor * program.degree.numpy()
+        roots = np.log2(denominators)
+        whole = (roots == np.round(roots)) & (roots >= 0) & (roots <= _DEEPEST_ROOT)
+        self._roots = np.where(whole, roots, -1).astype(np.int32)
+        self._exponents = np.ascontiguousarray(1.0 / denominators)
+        self._held = held.numpy().astype(np.uint8)
+        self._powers = np.array(list(scale.exponents), dtype=np.int64)
+        self._power_table = np.ones((len(self._powers), count + 1))
+        self._sums = np.zeros(2 * count + 1)
+        self._narrow = np.zeros(scale.factors.size, dtype=np.float32)
+        self._largest = np.array([math.inf])
+        self._claimed = np.zeros(len(self._scale_tiles) + len(reduce.tiles), dtype=np.uint8)
+        self._thresholds = np.exp(scale.limits - growth * scale.powers)
+        found = _Arguments()
+        arrays = {
+            "matrices": reduce.matrices,
+            "reduce_tiles": reduce.tiles,
+            "links": reduce.links,
+            "targets": scale.matrices,
+            "scale_tiles": self._scale_tiles,
+            "factor_links": self._factor_links,
+            "phases": self._phases,
+            "variables": self._variables,
+            "held": self._held,
+            "exponents": self._exponents,
+            "roots": self._roots,
+            "powers": self._powers,
+            "work": reduce.work,
+            "sums": self._sums,
+            "power_table": self._power_table,
+            "factors": scale.factors,
+            "narrow_factors": self._narrow,
+            "thresholds": self._thresholds,
+            "done": scale.done,
+            "claimed": self._claimed,
+            "largest": self._largest,
+        }
+        for name, array in arrays.items():
+            setattr(found, name, array.ctypes.data)
+        found.phase_count, found.power_count, found.variable_count = len(self._phases), len(self._powers), count
+        found.sum_count, found.scale_tile_count = self._sums.size, len(self._scale_tiles)
+        found.reduce_tile_count = len(reduce.tiles)
+        found.p, found.limit = program.p, math.exp(min(limit, 700.0))
+        found.bound = math.exp(growth / reach)
+        return found
+
+
+def _ends(phase: Longs, ends: Longs, count_of_phases: int) -> Longs:
+    """(phases + 2,) where each phase begins in something that is ordered by matrix; the last phase of all reads nothing."""
+    last = np.searchsorted(phase, np.arange(count_of_phases), side="right") - 1
+    total = np.concatenate([[0], ends[last]]) if count_of_phases else np.zeros(1, dtype=np.int64)
+    return np.concatenate([total, total[-1:]])
