@@ -105,9 +105,7 @@ def test_a_step_on_the_gpu_stays_there(options: dict[str, Any], call: str) -> No
     assert not crossings.seen
 
 
-@pytest.mark.parametrize(
-    "backend", ["eager", pytest.param("auto", marks=pytest.mark.xfail(reason="log-scales are read for a table that is empty"))]
-)
+@pytest.mark.parametrize("backend", ["eager", "auto"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_in_every_type_and_with_every_backend(backend: str, dtype: torch.dtype) -> None:
     plan, model = plan_and_copy(backend)

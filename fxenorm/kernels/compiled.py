@@ -54,7 +54,8 @@ class CompiledBackend(EagerBackend):
     def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
         """Multiplies every target in place, with the same roundings as the eager executor."""
         table = self._scale_table(targets, frozenset())
-        table.run(self.library, log_scales.cpu(), 0.0)
+        if table.members:
+            table.run(self.library, log_scales.cpu(), 0.0)
         if table.left:
             super().apply(table.left, log_scales)
 

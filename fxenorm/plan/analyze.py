@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from ..distributed.dtensors import refuse_flat_parameters
 from ..errors import FxenormWarning, OptionError
 from ..symmetry.find import find_symmetry
 from ..symmetry.symmetry import Symmetry
@@ -46,6 +47,8 @@ def analyze(
 
     Args:
         model: the module; wrappers (DataParallel, DistributedDataParallel, torch.compile, AveragedModel) are looked through.
+            Under ``fully_shard`` or tensor parallelism it is seen as a whole, without any communication; where its forward
+            counts on a slice of it (a number of heads divided by hand), analyse it before, and `Plan.bind` the parallel one.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments; None: guessed from the
             first layers, with a batch of 2.
         example_kwargs: further keyword arguments.
@@ -79,6 +82,7 @@ def analyze(
         ExampleInputsError: the model does not run on the inputs, or none could be guessed.
         TraceError: the model cannot be turned into a graph.
         UnsupportedOperatorError: with ``on_unknown="error"``.
+        RescaleError: the model is wrapped by FullyShardedDataParallel (FSDP1).
 
     Example:
         >>> import torch
@@ -108,6 +112,7 @@ def analyze(
         max_log_scale=max_log_scale,
     )
     say = _report or (lambda stage: None)
+    refuse_flat_parameters(model)
     inner = unwrap(model)
     traced = trace_model(inner, example_inputs, example_kwargs=example_kwargs, modes=modes, report=_report)
     say("finding the scales")
@@ -122,7 +127,7 @@ def analyze(
     )
     _warn(symmetry, options)
     say("building the plan")
-    plan = Plan(symmetry, options, inner, example=traced[0].inputs)
+    plan = Plan(symmetry, options, model, example=traced[0].inputs)
     plan.prepare()
     return plan
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..distributed.ranks import together
 from ..errors import BindError, OptimizerError, OptionError
 from ..optim.state import OptimizerLike, StateChoice, owned_by, unwrap_optimizers
 from .stepping import step
@@ -56,7 +57,8 @@ class Attachment:
         self._cycles, self._grads, self._state = cycles, grads, state
         _refuse_steps_in_backward(self._optimizers)
         if self._is_trained():
-            plan._prepared(self._optimizers, state=state)  # what would go wrong in the hook goes wrong here
+            with together(plan._ranks()):
+                plan._prepared(self._optimizers, state=state)  # what would go wrong in the hook goes wrong here
         self._rounds = 0
         self._skipped: Tensor | None = None
         self._stepped: set[int] = set()

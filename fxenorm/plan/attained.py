@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from ..kernels.channel_sums import is_linear
 from ..kernels.program import Block, ReduceProgram
 from .held import Mask
 
-__all__ = ["NOT_ATTAINED", "unattained"]
+__all__ = ["NOT_ATTAINED", "channel_graph", "unattained", "unattained_together"]
 
 NOT_ATTAINED = "not attained: the norm falls for ever as it grows or shrinks, so balance leaves it where it is"
 
@@ -40,8 +41,52 @@ def unattained(program: ReduceProgram, contributions: NDArray[np.float64], held:
         (K,) a mask without the variables in `held`.
     """
     # Imported here: scipy takes longer to import than the rest of the plan.
-    from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
+
+    fixed = program.num_scales
+    graph = channel_graph(program, contributions, held, matrices)
+    _, component = connected_components(graph, directed=True, connection="strong")
+    apart: Mask = (component[:fixed] != component[fixed]) & ~held
+    return apart
+
+
+def unattained_together(graph: Any, held: Mask, union: Callable[[Mask], Mask]) -> Mask:
+    """`unattained` where every process knows the arcs of its own weights only.
+
+    A channel is strongly connected with the fixed ones if it is reached from them and reaches them. Each process follows its
+    own arcs as far as they lead, and all tell one another what they have reached, until nobody reaches more.
+
+    Args:
+        graph: of this process's weights, as `channel_graph` makes it.
+        held: (K,) as in `unattained`.
+        union: from this process's (2, K) mask to the union of all processes' masks.
+    """
+    from scipy.sparse.csgraph import breadth_first_order
+
+    fixed = held.size
+    graphs = [graph, graph.T.tocsr()]
+    reached = np.zeros((2, fixed), dtype=bool)
+    while True:
+        ahead = reached.copy()
+        for mask, arcs in zip(ahead, graphs, strict=True):
+            start = _with_source(arcs, np.append(np.flatnonzero(mask), fixed))
+            found = breadth_first_order(start, start.shape[0] - 1, return_predecessors=False)
+            mask[found[found < fixed]] = True
+        ahead = union(ahead)
+        if (ahead == reached).all():
+            break
+        reached = ahead
+    apart: Mask = ~reached.all(0) & ~held
+    return apart
+
+
+def channel_graph(program: ReduceProgram, contributions: NDArray[np.float64], held: Mask, matrices: Sequence[Tensor]) -> Any:
+    """The sparse matrix of arcs between channels: 0 ... K - 1 the variables, K all that is fixed, then one a large layer.
+
+    Args:
+        program, contributions, held, matrices: see `unattained`.
+    """
+    from scipy.sparse import csr_array
 
     fixed = program.num_scales
     node = np.append(np.where(held, fixed, np.arange(fixed)), fixed)
@@ -69,14 +114,20 @@ def unattained(program: ReduceProgram, contributions: NDArray[np.float64], held:
                 arcs.append((hubs, nodes))
             if side < 0 or not simple:
                 arcs.append((nodes, hubs))
-    if not arcs:
-        return np.zeros(fixed, dtype=bool)
-    starts, stops = (np.concatenate(ends_of_arcs) for ends_of_arcs in zip(*arcs, strict=True))
     size = fixed + 1 + len(program.blocks)
-    graph = csr_array((np.ones(starts.size, dtype=np.int8), (starts, stops)), shape=(size, size))
-    _, component = connected_components(graph, directed=True, connection="strong")
-    apart: Mask = (component[:fixed] != component[fixed]) & ~held
-    return apart
+    none = np.zeros(0, dtype=np.int64)
+    starts, stops = (np.concatenate([none, *ends_of_arcs]) for ends_of_arcs in zip((none, none), *arcs, strict=True))
+    return csr_array((np.ones(starts.size, dtype=np.int8), (starts, stops)), shape=(size, size))
+
+
+def _with_source(graph: Any, targets: NDArray[np.int64]) -> Any:
+    """A graph with one more node at the end, from which arcs lead to `targets`."""
+    from scipy.sparse import csr_array
+
+    arcs, size = graph.tocoo(), graph.shape[0]
+    starts = np.concatenate([arcs.row, np.full(targets.size, size)])
+    stops = np.concatenate([arcs.col, targets])
+    return csr_array((np.ones(starts.size, dtype=np.int8), (starts, stops)), shape=(size + 1, size + 1))
 
 
 def _present(p: float, matrix: Tensor) -> NDArray[np.bool_] | None:

@@ -84,7 +84,7 @@ def balance(snapshot: Snapshot, targets: Sequence[ScaleTarget], *, tol: float, m
 
     A variable whose optimum would overflow a tensor is held instead and the rest solved again, so all that is written is finite.
     """
-    core, backend = snapshot.core, snapshot.core.backend
+    core = snapshot.core
     powers_of_two = snapshot.powers_of_two()
     problem = snapshot.problem()
     reasons = snapshot.all_reasons(problem)
@@ -96,7 +96,7 @@ def balance(snapshot: Snapshot, targets: Sequence[ScaleTarget], *, tol: float, m
     while True:
         with progress(tol) as report:
             solution = solve_rounded(problem, powers_of_two, tol=tol, max_iterations=max_iterations, solver=solver, report=report)
-        flagged = backend.overflowing(targets, solution.log_scales)
+        flagged = snapshot.overflowing(targets, solution.log_scales)
         passes += 1
         if not bool(flagged.any()):
             break

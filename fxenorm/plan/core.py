@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,8 @@ class Core:
         self.backend: Backend = get_backend(options.backend)
         self._terms: dict[tuple[str, torch.device], TermTensors] = {}
         self._arrays: dict[tuple[str, bytes, torch.device], Tensor] = {}
+        self.parts: dict[Any, Any] = {}
+        """What depends on which part of the model a process holds; see `fxenorm.plan.shards`."""
 
     @cached_property
     def depths(self) -> dict[str, int]:

@@ -97,20 +97,20 @@ def move(problem: Problem, total: Tensor, step: Tensor, powers_of_two: Tensor | 
         """`total` and a change of it, cut at the limit."""
         return torch.minimum(torch.maximum(total + change, -problem.limit), problem.limit)
 
-    if powers_of_two is None or not problem.matrices:
+    if powers_of_two is None or problem.is_empty:
         return within(step)
     finite = not math.isinf(problem.program.p)
-    before = problem.log_objective(total)
+    candidates = [
+        within(truncate_to_powers_of_two(torch.where(powers_of_two, step / 2, step), powers_of_two)),
+        within(truncate_to_powers_of_two(step, powers_of_two)),
+        within(round_to_powers_of_two(step, powers_of_two)),
+    ]
+    before, *reached = problem.log_objectives([total, *candidates])
     # The largest entry alone says little about p = inf: there it only must not rise.
     allowed = before - 1e-12 * before.abs() if finite else before
     chosen = within(truncate_to_powers_of_two(torch.where(powers_of_two & finite, 0.0, step), powers_of_two))
-    for candidate in (
-        truncate_to_powers_of_two(torch.where(powers_of_two, step / 2, step), powers_of_two),
-        truncate_to_powers_of_two(step, powers_of_two),
-        round_to_powers_of_two(step, powers_of_two),
-    ):
-        ahead = within(candidate)
-        chosen = torch.where(problem.log_objective(ahead) <= allowed, ahead, chosen)
+    for ahead, objective in zip(candidates, reached, strict=True):
+        chosen = torch.where(objective <= allowed, ahead, chosen)
     # Sums of whole octaves in natural logarithms drift by rounding errors.
     return round_to_powers_of_two(chosen, powers_of_two)
 
@@ -132,7 +132,7 @@ def solve_rounded(
     solution = solve(problem, tol=tol, max_iterations=max_iterations, solver=solver, report=report)
     # Rounded cycles settle within a few; p = inf alone could go on for ever between solutions of one norm.
     rounds = min(max_iterations, _ROUNDED_CYCLES)
-    if powers_of_two is None or not problem.matrices:
+    if powers_of_two is None or problem.is_empty:
         return solution
     limit = round_limit(problem.limit, powers_of_two)
     start = round_to_powers_of_two(solution.log_scales, powers_of_two)

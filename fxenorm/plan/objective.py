@@ -64,6 +64,17 @@ class Objective:
         return tuple(dict.fromkeys(item.layer for item in self.counted))
 
     @cached_property
+    def folded_names(self) -> frozenset[str]:
+        """The names of all tensors that folding BatchNorms reads."""
+        return frozenset(name for item in self.counted if item.fold for name in _names_of(item.fold))
+
+    @cached_property
+    def statistics(self) -> tuple[str, ...]:
+        """The names of the running statistics among them, in order."""
+        folds = [item.fold for item in self.counted if item.fold]
+        return tuple(dict.fromkeys(name for fold in folds for name in (fold.variance, fold.mean)))
+
+    @cached_property
     def folds(self) -> bool:
         """Whether anything counted is folded: its factors change from call to call."""
         return any(item.fold is not None for item in self.counted)
@@ -212,6 +223,12 @@ def _folded_bias(fold: NormFold, factor: Tensor, tensors: Mapping[str, Tensor]) 
     mean = as_float(tensors[fold.mean], factor.device)
     shifted = (tensors[fold.bias] - mean if fold.bias else -mean) * factor
     return shifted + tensors[fold.beta] if fold.beta else shifted
+
+
+def _names_of(fold: NormFold) -> list[str]:
+    """The names of all tensors that folding a BatchNorm reads."""
+    names = (fold.weight, fold.bias, fold.gamma, fold.beta, fold.mean, fold.variance)
+    return [name for name in names if name is not None]
 
 
 def _check_layer_weights(c: float | str | Mapping[str, float], items: Sequence[Counted]) -> None:

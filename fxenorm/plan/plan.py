@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..distributed.dtensors import reshard
+from ..distributed.ranks import Ranks, ranks_of, together
 from ..errors import OptionError
 from ..kernels.program import ScaleTarget
 from ..optim.state import OptimizerLike, StateChoice, check_choice, unwrap_optimizers
 from ..solve.jacobi import imbalance
 from ..symmetry.symmetry import Barrier, Symmetry
 from ..trace import Inputs, resolve_inputs, unwrap
+from ..trace.unwrap import replica_group
 from .attach import Attachment
 from .balance import BalanceResult, balance
 from .bind import check_fits
@@ -26,10 +29,12 @@ from .fast_step import PreparedStep
 from .graph import pair_graph
 from .groups import Group
 from .held import Held, held_by_group
-from .log_scales import checked_log_scales, refuse_overflow
+from .log_scales import checked_log_scales
+from .open_snapshot import open_snapshot
 from .options import Options
 from .pairs import Pair
 from .serialise import from_dict, to_dict
+from .sharded_step import LateErrors
 from .snapshot import Snapshot
 from .stepping import step
 from .track import Tracked
@@ -47,6 +52,10 @@ class Plan:
 
     The model is held by reference and its tensors are looked up by name at each call, so a plan survives ``.to()`` and
     ``load_state_dict``. Printing a plan shows its groups.
+
+    Of a model that is spread over processes (``fully_shard``, tensor parallelism), each process scales what it holds, and what
+    reads or writes weights (norms, imbalances, `held`, `step`, `balance`, `rescale`) has to be called by all of them. Numbers are
+    those of the whole model, the same bits everywhere.
 
     Args:
         symmetry: the free scale variables and each parameter's exponents.
@@ -66,6 +75,8 @@ class Plan:
         self._warnings = WarnOnce()
         self._last_step: PreparedStep | None = None
         self._last_states: list[Any] = []
+        self._replicas = replica_group(model)
+        self._late_errors = LateErrors()
 
     def prepare(self) -> None:
         """Works out now what the first step needs and what checks the options against the model; else it waits until then.
@@ -202,7 +213,8 @@ class Plan:
         """Moves the weights towards their least norm by Jacobi cycles, in place; call it after ``optimizer.step()``.
 
         One cycle multiplies channel k by sqrt(R_k / L_k) as in ENorm (Stock et al., ICLR 2019, section 3), all channels from
-        the same weights. The objective never increases, and nothing waits for the device.
+        the same weights. The objective never increases, and nothing waits for the device. Processes over which the model is
+        spread tell one another channel sums, in one collective a cycle (with powers of two: two; Gauss-Seidel: one a group).
 
         What no rule for state makes exact: coupled weight decay (of SGD, Adam, RMSprop, ...) is in the buffers and is rescaled as
         if it were gradient; decoupled decay (AdamW) is not, but acts on norms that a rescaling moves, also from a decayed
@@ -233,6 +245,8 @@ class Plan:
     ) -> BalanceResult:
         """Moves the weights to their least norm: Jacobi cycles until the imbalance is at most `tol`, then one write.
 
+        Of a model spread over processes, every question of the solver is one small collective, and none gathers a weight.
+
         Args:
             optimizer: as in `step`.
             tol: largest imbalance |log(N_k / P_k)| / p that counts as balanced.
@@ -250,7 +264,8 @@ class Plan:
             raise OptionError(f"tol={tol!r} is not valid: expected a number > 0")
         if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
             raise OptionError(f"max_iterations={max_iterations!r} is not valid: expected an integer >= 1")
-        snapshot, targets = self._prepared(optimizer, state=state)
+        with together(self._ranks()):
+            snapshot, targets = self._prepared(optimizer, state=state)
         return balance(snapshot, targets, tol=float(tol), max_iterations=max_iterations)
 
     def rescale(
@@ -266,10 +281,11 @@ class Plan:
             RescaleError: `log_scales` has another shape or is not finite, or a tensor would overflow; nothing was written.
             OptimizerError, BindError: as `step`; nothing was written.
         """
-        given = checked_log_scales(log_scales, self.num_scales)
-        snapshot, targets = self._prepared(optimizer, frozen=True, state=state)
+        with together(self._ranks()):
+            given = checked_log_scales(log_scales, self.num_scales)
+            snapshot, targets = self._prepared(optimizer, frozen=True, state=state)
         scales = snapshot.checked_scales(given)
-        refuse_overflow(self._core.backend, targets, scales)
+        snapshot.refuse_overflow(targets, scales)
         snapshot.apply(targets, scales)
 
     def attach(
@@ -342,7 +358,7 @@ class Plan:
         """The same plan on another module of the same parameter names and shapes: a checkpoint, a copy; no new trace.
 
         Args:
-            model: the module; wrappers are looked through.
+            model: the module, also after ``fully_shard``; wrappers are looked through, and remembered if DistributedDataParallel.
 
         Returns:
             A plan that shares everything but the module with this one.
@@ -386,7 +402,12 @@ class Plan:
 
     def _snapshot(self) -> Snapshot:
         """The model's tensors now."""
-        return Snapshot(self._core, self._model, self._tracked)
+        return open_snapshot(self._core, self._model, self._tracked, self._replicas)
+
+    def _ranks(self) -> Ranks | None:
+        """The processes over which the model is spread now; None: this one holds all of it."""
+        reshard(self._model)
+        return ranks_of(self._model.parameters())
 
     def _prepared(
         self, optimizer: OptimizerLike, *, frozen: bool = False, grads: bool = False, state: StateChoice = "reexpress"

@@ -14,7 +14,7 @@ from ..kernels.backend import Backend
 from ..kernels.curvature import Curvature, aggregate
 from ..kernels.program import ReduceProgram
 from ..solve.jacobi import imbalance
-from ..solve.objective import Stage
+from ..solve.objective import Operator, Stage
 
 __all__ = ["Problem"]
 
@@ -44,6 +44,16 @@ class Problem:
         return self.program.p
 
     @property
+    def whole_program(self) -> ReduceProgram:
+        """The program of all counted tensors, whatever part of them this process reads."""
+        return self.program
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is counted."""
+        return not self.whole_program.blocks
+
+    @property
     def degree(self) -> Tensor:
         """(K,) A_k."""
         return self.program.degree
@@ -58,7 +68,7 @@ class Problem:
         """(K,) the largest |a_ek| of any counted entry."""
         found = torch.ones(self.program.num_scales + 1, dtype=torch.float64)
         # Where terms meet in one entry, their sum bounds the net exponent.
-        for block in self.program.blocks:
+        for block in self.whole_program.blocks:
             total = sum(abs(coefficient) for coefficient, _ in block.terms)
             for coefficient, ids in block.terms:
                 size = abs(coefficient) if block.collided is None else total
@@ -71,14 +81,22 @@ class Problem:
         sums = self.backend.sums(self.program, self.matrices, log_scales)
         return sums.log_negative, sums.log_positive
 
+    def energies(self, log_scales: Sequence[Tensor | None]) -> list[Tensor]:
+        """For each of some rescalings, (blocks,) the log of each counted tensor's sum of |w|^p, without layer weights."""
+        return [self.backend.energies(self.program, self.matrices, scales) for scales in log_scales]
+
+    def log_objectives(self, log_scales: Sequence[Tensor | None]) -> list[Tensor]:
+        """0-d: log F after each of some rescalings; p = inf: the log of the largest entry."""
+        found = [energies + self.whole_program.log_weights for energies in self.energies(log_scales)]
+        return [logs.amax(0) if math.isinf(self.p) else logs.logsumexp(0) for logs in found]
+
     def log_objective(self, log_scales: Tensor | None = None) -> Tensor:
-        """0-d: log F; p = inf: the log of the largest entry."""
-        logs = self.backend.energies(self.program, self.matrices, log_scales) + self.program.log_weights
-        return logs.amax(0) if math.isinf(self.p) else logs.logsumexp(0)
+        """0-d: `log_objectives` of one."""
+        return self.log_objectives([log_scales])[0]
 
     def norm(self, log_scales: Tensor | None = None) -> Tensor:
         """0-d: F ** (1 / p); p = inf: the largest entry; 0 where nothing is counted."""
-        if not self.matrices:
+        if self.is_empty:
             return self.program.degree.new_zeros(())
         logs = self.log_objective(log_scales)
         return logs.exp() if math.isinf(self.p) else (logs / self.p).exp()
@@ -87,7 +105,7 @@ class Problem:
         """The imbalance after a rescaling."""
         return float(imbalance(*self.log_sums(log_scales), self.p, self.held))
 
-    def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Curvature:
+    def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Operator:
         """The Hessian; see `Curvature`."""
         contributions = self.backend.contributions(self.program, self.matrices, log_scales)
         return Curvature(self.program, self.matrices, log_scales, log_diagonal, free, contributions)
@@ -99,6 +117,10 @@ class Problem:
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """What Gauss-Seidel needs of each group: only the tensors that carry one of its variables are read."""
+        return self.find_stages()
+
+    def find_stages(self) -> tuple[Stage, ...]:
+        """`stages`, from this process's program."""
         program, count = self.program, self.program.num_scales
         lengths = [_contributions_of(block.terms, block.collided_rows) for block in program.blocks]
         slots, offsets = torch.split(program.slots, lengths), torch.split(program.offsets, lengths)

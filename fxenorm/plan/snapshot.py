@@ -22,6 +22,7 @@ from .core import Core
 from .follow import Followers, find_followers
 from .held import FROZEN, Mask, dead_reasons
 from .iterate import move, round_limit
+from .log_scales import refuse_overflow
 from .problem import Problem
 from .tensors import model_tensors
 from .track import Tracked, distinct
@@ -45,8 +46,8 @@ class Snapshot:
 
     def __init__(self, core: Core, model: nn.Module, tracked: Sequence[Tracked] = ()) -> None:
         self.core = core
-        statistics = {name for item in core.objective.counted if item.fold for name in _names_of(item.fold)}
-        tensors = model_tensors(model, core.symmetry, frozenset(statistics))
+        self.backend = core.backend
+        tensors = model_tensors(model, core.symmetry, core.objective.folded_names)
         self.tensors = {name: tensor for name, tensor in tensors.items() if name in core.symmetry.exponents}
         self._read = tensors
         self._model = model
@@ -127,7 +128,7 @@ class Snapshot:
 
     def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
         """Multiplies what `targets` returned, and does what else has to follow."""
-        self._followers.around(lambda: self.core.backend.apply(targets, log_scales))
+        self._followers.around(lambda: self.backend.apply(targets, log_scales))
 
     @property
     def repeatable(self) -> bool:
@@ -158,7 +159,7 @@ class Snapshot:
 
     def sums(self) -> ChannelSums:
         """N and P of the weights as they are."""
-        return self.core.backend.reduce(self.program, *self.gather())
+        return self.backend.reduce(self.program, *self.gather())
 
     def gather(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """The counted tensors and the factors by which they are multiplied before their norm is taken."""
@@ -166,27 +167,30 @@ class Snapshot:
 
     def all_reasons(self, problem: Problem) -> list[tuple[Mask, str]]:
         """`held_reasons`, and what the current weights add; waits for the device."""
-        sums = self.core.backend.sums(problem.program, problem.matrices)
-        reasons = [*self.held_reasons(), *dead_reasons(sums)]
+        reasons = [*self.held_reasons(), *dead_reasons(ChannelSums(*problem.log_sums()))]
         union: Mask = np.zeros(self.core.symmetry.num_scales, dtype=bool)
         for mask, _ in reasons:
             union |= mask
-        contributions = self.core.backend.contributions(problem.program, problem.matrices).cpu().numpy()
-        return [*reasons, (unattained(self.core.objective.program, contributions, union, problem.matrices), NOT_ATTAINED)]
+        return [*reasons, (self.unattained(problem, union), NOT_ATTAINED)]
+
+    def unattained(self, problem: Problem, held: Mask) -> Mask:
+        """(K,) the variables for which there is no finite optimum at the current weights; see `attained`."""
+        contributions = self.backend.contributions(problem.program, problem.matrices).cpu().numpy()
+        return unattained(self.core.objective.program, contributions, held, problem.matrices)
 
     def problem(self, held: Tensor | None = None) -> Problem:
         """The objective, with its matrices read."""
         program = self.program
-        matrices = self.core.backend.matrices(program, *self.gather())
+        matrices = self.backend.matrices(program, *self.gather())
         limit = torch.full_like(program.degree, self.core.options.max_log_scale or math.inf)
         held = torch.zeros_like(program.counted_negative) if held is None else held
         groups = self.core.on_device("solver groups", self.core.solver_groups, self.device)
-        return Problem(self.core.backend, program, matrices, held, limit, groups.to(torch.int64))
+        return Problem(self.backend, program, matrices, held, limit, groups.to(torch.int64))
 
     def layer_norms(self, problem: Problem, log_scales: Tensor | None = None) -> dict[str, Tensor]:
         """By layer, the p-norm of its counted tensors, without layer weights."""
         members: dict[str, list[Tensor]] = {}
-        energies = self.core.backend.energies(problem.program, problem.matrices, log_scales)
+        (energies,) = problem.energies([log_scales])
         for item, energy in zip(self.core.objective.counted, energies.unbind(), strict=True):
             members.setdefault(item.layer, []).append(energy)
         p = self.core.options.p
@@ -197,11 +201,9 @@ class Snapshot:
     def cycles(self, targets: Sequence[ScaleTarget], count: int) -> Tensor:
         """(K,) log-scales of `count` cycles, small enough that no target overflows; waits for nothing."""
         program, held, powers_of_two = self.program, self.held_mask(), self.powers_of_two()
-        # Counted weights of 32 bits and more cannot outgrow the norm, so only the rest is asked how far it may grow.
-        counted = {item.parameter for item in self.core.objective.counted}
-        followers = [target for target in targets if target.name not in counted or target.tensor.dtype in _HALF]
+        followers = self.followers_of(targets)
         reach = self.core.on_device("reach", self.core.reach, self.device)
-        limit = self.core.backend.headroom(followers, self.device) / reach
+        limit = self.backend.headroom(followers, self.device) / reach
         if self.core.options.max_log_scale is not None:
             limit = limit.clamp(max=self.core.options.max_log_scale)
         if powers_of_two is not None:
@@ -217,10 +219,22 @@ class Snapshot:
             if gauss_seidel:
                 total = gauss_seidel_sweep(problem, total)
                 continue
-            sums = self.core.backend.sums(program, problem.matrices, total)
-            cycle = jacobi_step(sums.log_negative, sums.log_positive, program.degree, self.core.options.p, held)
+            cycle = jacobi_step(*problem.log_sums(total), program.degree, self.core.options.p, held)
             total = move(problem, total, cycle, powers_of_two)
         return total
+
+    def followers_of(self, targets: Sequence[ScaleTarget]) -> list[ScaleTarget]:
+        """The targets that could outgrow their type: counted weights of 32 bits and more cannot outgrow the norm."""
+        counted = {item.parameter for item in self.core.objective.counted}
+        return [target for target in targets if target.name not in counted or target.tensor.dtype in _HALF]
+
+    def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
+        """(K,) bool: variables to set to 0 so that no target overflows."""
+        return self.backend.overflowing(targets, log_scales)
+
+    def refuse_overflow(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
+        """Raises a RescaleError where a target would overflow."""
+        refuse_overflow(self.backend, targets, log_scales)
 
     def checked_scales(self, log_scales: Tensor) -> Tensor:
         """Log-scales on the device, in its float type."""
@@ -238,9 +252,3 @@ def _refuse_unwritable(targets: Sequence[ScaleTarget]) -> None:
         else:
             continue
         raise RescaleError(f"{target.name} {form}, so it cannot be multiplied in place: nothing was rescaled. Make it dense")
-
-
-def _names_of(fold: object) -> list[str]:
-    """The names of all tensors that folding a BatchNorm reads."""
-    names = (getattr(fold, key) for key in ("weight", "bias", "gamma", "beta", "mean", "variance"))
-    return [name for name in names if name is not None]

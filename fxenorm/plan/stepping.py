@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..distributed.replicas import is_alone
 from ..errors import OptionError
 from ..optim.state import OptimizerLike, StateChoice, unwrap_optimizers
 from .fast_step import PreparedStep
+from .sharded_step import step_together
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -40,7 +42,14 @@ def step(
     if plain and last is not None and last.holds(optimizers):
         snapshot, targets = last.snapshot, last.targets
     else:
+        ranks = plan._ranks()
+        if ranks is not None:
+            step_together(plan, ranks, optimizers, cycles=cycles, grads=grads, state=state, gate=gate)
+            return
         snapshot, targets = plan._prepared(optimizers, grads=grads, state=state)
+        statistics = plan._core.objective.statistics
+        if optimizers and plan._replicas is None and statistics and not is_alone(plan.model, statistics):
+            plan._warnings.apart()
         last = PreparedStep(snapshot, plan.model, optimizers, targets) if plain and snapshot.repeatable else None
     if not optimizers and state != "keep" and not grads:
         plan._warnings.unseen(snapshot.a_gradient())

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from ..distributed.dtensors import memory_of, refuse_flat_parameters
 from ..errors import BindError, RescaleError
 from ..symmetry.symmetry import Symmetry
 
@@ -44,19 +45,18 @@ def model_tensors(model: nn.Module, symmetry: Symmetry, extra: frozenset[str] = 
 
     Raises:
         BindError: a tensor is missing, has another shape than at the analysis, or is no longer tied to its other names.
-        RescaleError: a tensor is on the meta device, or is sharded.
+        RescaleError: a tensor is on the meta device, or FSDP1 has flattened it.
     """
     tensors = named_tensors(model)
     found: dict[str, Tensor] = {}
     for name in (*symmetry.exponents, *sorted(extra - set(symmetry.exponents))):
         tensor = tensors.get(name)
         if tensor is None or (name in symmetry.shapes and tuple(tensor.shape) != tuple(symmetry.shapes[name])):
+            refuse_flat_parameters(model)
             listed = "; ".join(differences(model, symmetry))
             raise BindError(f"not the model that was analysed: {listed}. Nothing was rescaled; call fxenorm.analyze again")
         if tensor.is_meta:
             raise RescaleError(f"{name!r} is on the meta device and has no values yet: call to_empty and load the weights first")
-        if hasattr(tensor, "device_mesh") and hasattr(tensor, "placements"):
-            raise RescaleError(f"{name!r} is sharded (a DTensor), which is not supported yet: rescale before sharding the model")
         found[name] = tensor
     _check_ties(tensors, found, symmetry.aliases)
     return found
@@ -74,4 +74,4 @@ def _check_ties(tensors: Mapping[str, Tensor], found: Mapping[str, Tensor], alia
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are one, or start at the same place in memory."""
-    return one is other or (one.device == other.device and one.data_ptr() == other.data_ptr())
+    return one is other or memory_of(one) == memory_of(other)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..distributed.dtensors import is_distributed
 from ..errors import RescaleError
 from ..trace.inputs import Inputs, is_meta
 from ..trace.modes import set_mode
@@ -72,8 +73,13 @@ def verify(plan: Plan, inputs: Inputs, *, seed: int = 0) -> Verification:
         seed: of the log-scales, and of the model's own randomness, the same in both runs.
 
     Raises:
-        RescaleError: the model is on the meta device, or cannot be copied or run in float64.
+        RescaleError: the model is on the meta device, spread over processes, or cannot be copied or run in float64.
     """
+    if any(is_distributed(tensor) for tensor in plan.model.parameters()):
+        raise RescaleError(
+            "the model is spread over processes, and a check needs whole copies of it: verify a plan of the unsharded model, "
+            "which has the same fingerprint"
+        )
     if is_meta(plan.model):
         raise RescaleError("a model on the meta device has no values to verify: bind the plan to one that has (plan.bind)")
     generator = torch.Generator().manual_seed(seed)

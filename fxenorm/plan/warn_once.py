@@ -55,6 +55,15 @@ class WarnOnce:
             "there is none",
         )
 
+    def apart(self) -> None:
+        """Copies of the model on other processes may be rescaled otherwise, for their running statistics differ."""
+        self._warn(
+            "apart",
+            "batchnorm='folded' reads running statistics, and there are other processes, whose batches and statistics differ. If "
+            "they train this model too, under DistributedDataParallel, call fxenorm.analyze or plan.bind with that wrapper, so "
+            "that all use the statistics of the first; else the copies drift apart",
+        )
+
     def _warn(self, kind: str, message: str) -> None:
         """Warns at the line outside this package that led here."""
         if kind in self._given:

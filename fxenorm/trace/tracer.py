@@ -21,6 +21,7 @@ from .real_run import trace_by_real_run
 from .reasons import needs_values, reason, runs_on
 from .traced_model import Mode, TracedModel
 from .unwrap import unwrap
+from .whole_tensors import whole_tensors
 
 __all__ = ["trace_model"]
 
@@ -65,8 +66,9 @@ def trace_model(
     if modes not in ("both", "train", "eval"):
         raise OptionError(f'modes must be "both", "train" or "eval", got {modes!r}.')
     # What is made on the way, made-up inputs among it, must be ordinary tensors wherever the call comes from.
-    with torch.inference_mode(False):
-        return _trace_modes(unwrap(model), example_inputs, example_kwargs, modes, report or (lambda stage: None))
+    inner = unwrap(model)
+    with torch.inference_mode(False), whole_tensors(inner):
+        return _trace_modes(inner, example_inputs, example_kwargs, modes, report or (lambda stage: None))
 
 
 def _trace_modes(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from torch import nn
 
-__all__ = ["unwrap"]
+__all__ = ["replica_group", "unwrap", "unwrapped"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -23,6 +26,12 @@ def unwrap(model: nn.Module) -> nn.Module:
         >>> unwrap(nn.DataParallel(layer)) is layer
         True
     """
+    *_, innermost = unwrapped(model)
+    return innermost
+
+
+def unwrapped(model: nn.Module) -> Iterator[nn.Module]:
+    """`model`, what it wraps, and so on to the innermost module; see `unwrap`."""
     # Imported here: they pull in optimizers and the distributed package, which `import fxenorm` need not wait for.
     from torch.nn.parallel import DataParallel, DistributedDataParallel
     from torch.optim.swa_utils import AveragedModel
@@ -33,6 +42,14 @@ def unwrap(model: nn.Module) -> nn.Module:
             inner = model.module
         elif type(model).__name__ == "OptimizedModule":  # by name: importing torch._dynamo takes seconds
             inner = getattr(model, "_orig_mod", None)
+        yield model
         if not isinstance(inner, nn.Module):
-            return model
+            return
         model = inner
+
+
+def replica_group(model: nn.Module) -> Any:
+    """The process group of the DistributedDataParallel among a model's wrappers; None where there is none."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    return next((module.process_group for module in unwrapped(model) if isinstance(module, DistributedDataParallel)), None)

@@ -1,0 +1,150 @@
+"""The objective at the current weights of a model that is spread over processes, as the solvers see it.
+
+Every number that leaves it is the same on every process, bit for bit, so the solvers decide alike everywhere. The matrices of
+|W|^p are read once and stay where they are; what travels are sums by channel, once a question.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..distributed.ranks import Ranks
+from ..kernels.curvature import Curvature, aggregate
+from ..kernels.program import ReduceProgram
+from ..solve.objective import Operator, Stage
+from .problem import Problem
+
+__all__ = ["Reducer", "ShardedProblem"]
+
+Pattern = tuple[tuple[int, int], ...]
+"""Labels and exponents of an entry of the coarse problem."""
+
+
+class Reducer:
+    """Adds up what all processes have summed, as logarithms relative to the last answer to the same question.
+
+    Args:
+        ranks: the processes.
+        p: the norm's exponent.
+        reference: (2 K,) logarithms near those of N and P, before anything is known of the weights.
+    """
+
+    def __init__(self, ranks: Ranks, p: float, reference: Tensor) -> None:
+        self.ranks = ranks
+        self._p = p
+        self._near: dict[str, Tensor] = {"sums": reference}
+
+    def __call__(self, question: str, logs: Tensor, notes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The logarithms of all processes' sums, and everybody's notes; see `Ranks.combined`."""
+        near = self._near.get(question, torch.zeros_like(logs))
+        found, board = self.ranks.combined(logs, self._p, near, notes)
+        self._near[question] = torch.where(found.isfinite(), found, near)
+        return found, board
+
+
+class _SummedOperator:
+    """A matrix that is the sum of one a process."""
+
+    def __init__(self, own: Operator, ranks: Ranks) -> None:
+        self._own, self._ranks = own, ranks
+
+    def product(self, vector: Tensor) -> Tensor:
+        """(K,) the sum's rows times a vector."""
+        return self._ranks.total(self._own.product(vector))
+
+
+@dataclass(frozen=True)
+class ShardedProblem(Problem):
+    """A `Problem` whose program and matrices are those of this process's part of the weights.
+
+    Attributes:
+        whole: the program of all counted tensors.
+        positions: (blocks of the program,) the place of each in `whole`.
+        reducer: adds up over processes.
+    """
+
+    whole: ReduceProgram | None = None
+    positions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    reducer: Reducer | None = None
+
+    @property
+    def whole_program(self) -> ReduceProgram:
+        """The program of all counted tensors."""
+        return self.program if self.whole is None else self.whole
+
+    @property
+    def _reduce(self) -> Reducer:
+        """Adds up over processes."""
+        if self.reducer is None:
+            raise TypeError("a ShardedProblem needs a reducer")
+        return self.reducer
+
+    def local_logs(self, log_scales: Tensor | None = None) -> Tensor:
+        """(2 K,) log N and log P of this process's part, after a rescaling."""
+        return torch.cat(super().log_sums(log_scales))
+
+    def log_sums(self, log_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(K,) log N and log P after a rescaling."""
+        found, _ = self._reduce("sums", self.local_logs(log_scales))
+        negative, positive = found.chunk(2)
+        return negative, positive
+
+    def energies(self, log_scales: Sequence[Tensor | None]) -> list[Tensor]:
+        """For each of some rescalings, (counted tensors,) the log of the sum of |w|^p, in one collective for all of them."""
+        logs = []
+        for own in super().energies(log_scales):
+            full = self.degree.new_full((len(self.whole_program.blocks),), -math.inf)
+            logs.append(full.index_put((self.positions.to(full.device),), own))
+        found, _ = self._reduce(f"{len(logs)} energies", torch.cat(logs))
+        return list(found.chunk(len(logs))) if found.numel() else logs
+
+    def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Operator:
+        """The Hessian: every product is one collective."""
+        contributions = self.backend.contributions(self.program, self.matrices, log_scales)
+        own = Curvature(self.program, self.matrices, log_scales, log_diagonal, free, contributions)
+        return _SummedOperator(own, self._reduce.ranks)
+
+    def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The objective as a function of one scalar a label: the entries of all processes, equal exponents put together."""
+        logs, triples = aggregate(self.program, self.matrices, log_scales, labels, count)
+        terms: list[list[tuple[int, int]]] = [[] for _ in range(logs.numel())]
+        for entry, label, exponent in triples.T.tolist():
+            terms[entry].append((label, exponent))
+        merged: dict[Pattern, float] = {}
+        for part in self._reduce.ranks.gather(list(zip(map(tuple, map(sorted, terms)), logs.tolist(), strict=True))):
+            for pattern, log in part:
+                merged[pattern] = float(np.logaddexp(merged.get(pattern, -math.inf), log))
+        rows = [(entry, label, exponent) for entry, pattern in enumerate(merged) for label, exponent in pattern]
+        found = torch.tensor(rows, dtype=torch.int64, device=labels.device).reshape(-1, 3).T
+        return torch.tensor(list(merged.values()), dtype=logs.dtype, device=logs.device), found
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """What Gauss-Seidel needs of each group; sums are one collective a group."""
+        own = {int(self.labels[stage.variables[0]]): stage for stage in self.find_stages()}
+        slots, count = self.whole_program.slots, self.whole_program.num_scales
+        labels = torch.unique(self.labels[slots[slots < 2 * count] % max(count, 1)]).tolist()
+        return tuple(self._stage_of_all(label, own.get(label)) for label in labels)
+
+    def _stage_of_all(self, label: int, own: Stage | None) -> Stage:
+        """One group, with the sums of all processes."""
+        variables = (self.labels == label).nonzero().reshape(-1)
+
+        def sums(log_scales: Tensor) -> tuple[Tensor, Tensor]:
+            """Logs of N and P of the group's variables."""
+            if own is None:
+                logs = log_scales.new_full((2 * variables.numel(),), -math.inf)
+            else:
+                logs = torch.cat(own.sums(log_scales))
+            found, _ = self._reduce(f"stage {label}", logs)
+            negative, positive = found.chunk(2)
+            return negative, positive
+
+        return Stage(variables, sums)

@@ -1,0 +1,170 @@
+"""The tensors of a model that is spread over processes (fully_shard, tensor parallel), at one call.
+
+Each process reads and multiplies what it holds; sums by channel are what the processes tell one another. Nobody ever holds
+the whole of a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..distributed.dtensors import is_distributed, local_part
+from ..distributed.ranks import Ranks
+from ..errors import OptimizerError, RescaleError
+from ..kernels.backend import get_backend
+from ..kernels.program import ChannelSums, ReduceProgram, ScaleTarget
+from ..optim.registry import find_rule
+from ..optim.state import StateChoice
+from .attained import channel_graph, unattained_together
+from .core import Core
+from .held import Mask
+from .problem import Problem
+from .sharded_problem import Reducer, ShardedProblem
+from .shards import local_objective, local_target, put_together
+from .snapshot import Snapshot
+from .track import Tracked
+
+__all__ = ["ShardedSnapshot"]
+
+
+class ShardedSnapshot(Snapshot):
+    """See `Snapshot`. Making one tells the other processes nothing.
+
+    Args:
+        core, model, tracked: see `Snapshot`.
+        ranks: the processes.
+
+    Raises:
+        RescaleError: a tensor is placed in a way that does not say which entries a process holds.
+    """
+
+    def __init__(self, core: Core, model: nn.Module, tracked: Sequence[Tracked], ranks: Ranks) -> None:
+        super().__init__(core, model, tracked)
+        self.ranks = ranks
+        self.backend = get_backend("eager")
+        self._local = local_objective(core, self._read, ranks)
+        self.reducer = Reducer(ranks, core.options.p, self._local.reference.to(self.device))
+
+    @property
+    def program(self) -> ReduceProgram:
+        """The program of this process's part of the objective."""
+        return self._local.program.to(self.device)
+
+    def targets(
+        self,
+        optimizers: Sequence[Optimizer] = (),
+        *,
+        frozen: bool = True,
+        grads: bool = False,
+        state: StateChoice = "reexpress",
+    ) -> list[ScaleTarget]:
+        """As `Snapshot.targets`: this process's part of each."""
+        if state == "reexpress":
+            _refuse_joint_state(optimizers)
+        found = super().targets(optimizers, frozen=frozen, grads=grads, state=state)
+        return [local_target(self.core, target, self.ranks) for target in found]
+
+    @property
+    def repeatable(self) -> bool:
+        """False: what the next call needs is looked up anew."""
+        return False
+
+    def gather(self) -> tuple[list[Tensor], list[Tensor | None]]:
+        """This process's parts of the counted tensors, and their factors."""
+        local, objective = self._local, self.core.objective
+        positions = local.positions.tolist()
+        if not objective.folded_names:
+            return [local_part(self._read[objective.counted[position].parameter]) for position in positions], [None] * len(
+                positions
+            )
+        vectors = put_together(self.core, self._read, local, self.ranks)
+        tensors, factors = objective.gather({**self._read, **vectors})
+        found: list[Tensor] = []
+        found_factors: list[Tensor | None] = []
+        for position, layout in zip(positions, local.layouts, strict=True):
+            tensor, factor = tensors[position], factors[position]
+            found.append(local_part(tensor) if is_distributed(tensor) else layout.cut_tensor(tensor))
+            found_factors.append(None if factor is None else layout.cut_tensor(factor))
+        return found, found_factors
+
+    def local_logs(self) -> Tensor:
+        """(2 K,) log N and log P of this process's part, read once and not kept."""
+        sums = super().sums()
+        return torch.cat([sums.log_negative, sums.log_positive])
+
+    def sums(self) -> ChannelSums:
+        """N and P of the weights as they are."""
+        found, _ = self.reducer("sums", self.local_logs())
+        return ChannelSums(*found.chunk(2))
+
+    def problem(self, held: Tensor | None = None) -> ShardedProblem:
+        """The objective, with this process's matrices read."""
+        own = super().problem(held)
+        return ShardedProblem(
+            own.backend,
+            own.program,
+            own.matrices,
+            own.held,
+            own.limit,
+            own.groups,
+            whole=self.core.objective.program.to(self.device),
+            positions=self._local.positions,
+            reducer=self.reducer,
+        )
+
+    def unattained(self, problem: Problem, held: Mask) -> Mask:
+        """(K,) the variables for which there is no finite optimum at the current weights."""
+        contributions = self.backend.contributions(problem.program, problem.matrices).cpu().numpy()
+        graph = channel_graph(self._local.program, contributions, held, problem.matrices)
+
+        def union(mask: Mask) -> Mask:
+            """What any process has reached."""
+            return np.asarray(self.ranks.largest(torch.from_numpy(mask).float()).numpy() > 0)
+
+        return unattained_together(graph, held, union)
+
+    def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
+        """(K,) bool: variables to set to 0 so that no target overflows on any process."""
+        return self.ranks.largest(super().overflowing(targets, log_scales).float()) > 0
+
+    def refuse_overflow(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
+        """Raises on every process where a target would overflow on any."""
+        error = None
+        try:
+            super().refuse_overflow(targets, log_scales)
+        except RescaleError as found:
+            error = found
+        self.ranks.agree(error)
+
+    def checked_scales(self, log_scales: Tensor) -> Tensor:
+        """Log-scales on the device, the same on every process."""
+        scales = super().checked_scales(log_scales)
+        bounds = self.ranks.largest(torch.cat([scales, -scales]))
+        if not torch.equal(bounds[: scales.numel()], -bounds[scales.numel() :]):
+            raise RescaleError(
+                "log_scales differ from process to process, which would tear the model apart: nothing was rescaled. Give every "
+                "process the same, for example drawn from generators with one seed"
+            )
+        return scales
+
+
+def _refuse_joint_state(optimizers: Sequence[Optimizer]) -> None:
+    """Raises where an optimizer keeps state that belongs to several entries at once: its parts do not follow their own."""
+    for optimizer in optimizers:
+        rule = find_rule(optimizer)
+        members = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
+        for parameter, group in members:
+            state = optimizer.state.get(parameter)
+            found = rule.follows(state, group) if state else {}
+            joint = [key for key, follows in found.items() if not isinstance(follows, int)]
+            if joint:
+                raise OptimizerError(
+                    f"{type(optimizer).__name__} keeps {joint[0]!r}, which sums up many entries, and the model is spread over "
+                    "processes: nothing was rescaled. Pass state='reset' to drop that state, state='keep' to leave it, or use "
+                    "an optimizer whose state has the parameters' shape"
+                )
