@@ -4,14 +4,14 @@ For p <= 8 sums are taken of |w|^p itself; beyond that 1e-40 ** p leaves float64
 takes maxima of logarithms.
 
 Matrices that are kept are in float64 where that is small beside the weights, as for kernels of 3 x 3. Where an entry is a single
-weight of 32 bits or fewer, |w| is kept in float32 (exact but for the factor of a folded BatchNorm), and becomes |w|^p in float64
-a part at a time: so what is kept is never larger than the weights in float32.
+weight of 32 bits or fewer, the weight itself stands for its matrix, and becomes |w|^p in float64 a part at a time: nothing of
+its size is ever added to it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,9 +24,13 @@ __all__ = [
     "expanded",
     "has_two_sides",
     "is_linear",
+    "is_narrow",
+    "is_zero",
     "power_matrix",
     "row_blocks",
     "rows_of",
+    "shifted_parts",
+    "shifts_of",
     "streamed_contributions",
     "table_of",
     "table_products",
@@ -58,32 +62,43 @@ def rows_of(tensor: Tensor, rows: slice) -> Tensor:
 
 
 def power_matrix(p: float, block: Block, tensor: Tensor, factor: Tensor | None) -> Tensor:
-    """|w * factor|^p summed over the kernel axes, size 1 there; logarithms where p > 8; or |w| in float32, see `expanded`."""
+    """|w * factor|^p summed over the kernel axes, size 1 there; logarithms where p > 8; or the weight, see `expanded`."""
     if _is_kept_narrow(block, tensor):
-        narrow = tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format).abs_()
         # In place a float32 tensor takes the product in the factor's type and rounds it once.
-        return narrow if factor is None else narrow.mul_(factor)
-    parts = [_powers(p, block, tensor, factor, rows) for rows in row_blocks(tensor)]
-    if len(parts) == 1:
-        return parts[0]
-    if 0 not in block.kernel_axes:
-        return torch.cat(parts)
-    return _total(p, torch.cat(parts), (0,))
+        return tensor.detach() if factor is None else tensor.detach().to(torch.float32, copy=True).mul_(factor)
+    blocks = list(row_blocks(tensor))
+    if len(blocks) == 1:
+        return _powers(p, block, tensor, factor, blocks[0])
+    if 0 in block.kernel_axes:
+        return _total(p, torch.cat([_powers(p, block, tensor, factor, rows) for rows in blocks]), (0,))
+    shape = [1 if axis in block.kernel_axes else size for axis, size in enumerate(tensor.shape)]
+    matrix = torch.empty(shape, dtype=float_dtype(tensor.device), device=tensor.device)
+    for rows in blocks:
+        matrix[rows] = _powers(p, block, tensor, factor, rows)
+    return matrix
 
 
 def _is_kept_narrow(block: Block, tensor: Tensor) -> bool:
-    """Whether float64 powers would take more room than the weights, and |w| fits into float32."""
+    """Whether float64 powers would take more room than the weights."""
     wide = float_dtype(tensor.device)
     if tensor.dtype == wide or wide != torch.float64 or tensor.numel() <= _SMALL:
         return False
     return all(tensor.shape[axis] == 1 for axis in block.kernel_axes)
 
 
+def is_narrow(matrix: Tensor) -> bool:
+    """Whether a matrix holds weights rather than powers or logarithms."""
+    return matrix.dtype != float_dtype(matrix.device)
+
+
+def is_zero(p: float, matrix: Tensor) -> Tensor:
+    """Which entries of a matrix stand for a weight of zero."""
+    return matrix == (0 if is_linear(p) or is_narrow(matrix) else -math.inf)
+
+
 def expanded(p: float, matrix: Tensor) -> Tensor:
     """A matrix, or a part of it, as powers or logarithms in the wide type; the same tensor where it is that already."""
-    if matrix.dtype == float_dtype(matrix.device):
-        return matrix
-    return _raised(p, matrix.to(float_dtype(matrix.device)))
+    return _raised(p, matrix.to(float_dtype(matrix.device))) if is_narrow(matrix) else matrix
 
 
 def contributions(p: float, block: Block, matrix: Tensor, log_scales: Tensor | None = None) -> Iterator[Tensor]:
@@ -95,33 +110,41 @@ def contributions(p: float, block: Block, matrix: Tensor, log_scales: Tensor | N
         matrix: as `power_matrix` returns it.
         log_scales: (K,) a rescaling to be imagined, or None.
     """
-    if log_scales is not None or matrix.dtype != float_dtype(matrix.device):
-        shifts = _shifts(p, block, log_scales, matrix.device)
-        if is_linear(p) and has_two_sides(block):
-            yield from _two_sides(p, block, matrix, shifts)
-            return
-        matrix = _shifted(p, expanded(p, matrix), shifts)
-    matrix = expanded(p, matrix)
-    collided = None
-    if block.collided is not None:
-        matrix = matrix.clone(memory_format=torch.contiguous_format)
-        flat = matrix.view(-1)
-        collided = flat[block.collided]
-        flat[block.collided] = 0.0 if is_linear(p) else -math.inf
-    for axes in block.term_axes:
-        yield _logs(p, _total(p, matrix, axes)).reshape(-1)
-    if collided is not None and block.collided_rows is not None:
-        yield _logs(p, collided[block.collided_rows])
+    shifts = [] if log_scales is None else shifts_of(p, block, log_scales)
+    if is_linear(p) and has_two_sides(block) and (shifts or is_narrow(matrix)):
+        yield from _two_sides(p, block, matrix, shifts)
+        return
+    yield from _accumulated(p, block, matrix.shape, shifted_parts(p, matrix, shifts))
+
+
+def shifted_parts(p: float, matrix: Tensor, shifts: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+    """A matrix after a rescaling, some rows at a time, as powers or logarithms; see `shifts_of`."""
+    factors = [shift.exp() for shift in shifts] if is_linear(p) else list(shifts)
+    for rows in row_blocks(matrix):
+        part = expanded(p, matrix if matrix.ndim == 0 else matrix[rows])
+        for factor in factors:
+            part = part * rows_of(factor, rows) if is_linear(p) else part + rows_of(factor, rows)
+        yield rows, part
 
 
 def streamed_contributions(p: float, block: Block, tensor: Tensor, factor: Tensor | None) -> Iterator[Tensor]:
     """`contributions` of a tensor as it is, without its matrix ever being there as a whole."""
-    if block.collided is not None:
+    if block.collided is not None and 0 in block.kernel_axes:
         yield from contributions(p, block, power_matrix(p, block, tensor, factor))
         return
+    shape = torch.Size(1 if axis in block.kernel_axes else size for axis, size in enumerate(tensor.shape))
+    parts = ((rows, _powers(p, block, tensor, factor, rows)) for rows in row_blocks(tensor))
+    yield from _accumulated(p, block, shape, parts)
+
+
+def _accumulated(p: float, block: Block, shape: torch.Size, parts: Iterable[tuple[slice, Tensor]]) -> Iterator[Tensor]:
+    """Logs of channel sums from a matrix of some shape that comes some rows at a time."""
     found: list[list[Tensor]] = [[] for _ in block.terms]
-    for rows in row_blocks(tensor):
-        matrix = _powers(p, block, tensor, factor, rows)
+    apart: Tensor | None = None
+    for rows, given in parts:
+        matrix = given
+        if block.collided is not None:
+            matrix, apart = _without_collided(p, block.collided, math.prod(shape[1:]), rows, matrix, apart)
         for sums, axes, (_, ids) in zip(found, block.term_axes, block.terms, strict=True):
             part = _total(p, matrix, axes)
             if sums and ids.shape[0] == 1:
@@ -130,16 +153,35 @@ def streamed_contributions(p: float, block: Block, tensor: Tensor, factor: Tenso
                 sums.append(part)
     for sums in found:
         yield _logs(p, torch.cat(sums) if len(sums) > 1 else sums[0]).reshape(-1)
+    if apart is not None and block.collided_rows is not None:
+        yield _logs(p, apart[block.collided_rows])
+
+
+def _without_collided(
+    p: float, collided: Tensor, width: int, rows: slice, part: Tensor, apart: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Some rows without the entries at the collided positions of the whole, and these entries as far as they have come."""
+    nothing = 0.0 if is_linear(p) else -math.inf
+    count = part.numel()
+    places = collided - (rows.start or 0) * width
+    # What lies in other rows goes to a place behind the last: no mask is turned into indices, which would wait for the device.
+    places = torch.where((places >= 0) & (places < count), places, count)
+    flat = torch.nn.functional.pad(part.reshape(-1), (0, 1), value=nothing)
+    values = flat[places]
+    flat = flat.index_fill(0, places, nothing)
+    if apart is not None:
+        values = apart + values if is_linear(p) else torch.maximum(apart, values)
+    return flat[:-1].view(part.shape), values
 
 
 def energy(p: float, block: Block, matrix: Tensor, log_scales: Tensor | None = None) -> Tensor:
     """0-d: the log of the sum (p = inf: the largest) over the whole of a matrix, after a rescaling where given."""
-    if log_scales is not None or matrix.dtype != float_dtype(matrix.device):
-        shifts = _shifts(p, block, log_scales, matrix.device)
-        if is_linear(p) and has_two_sides(block):
-            return _energy(p, block, matrix, shifts)
-        matrix = _shifted(p, expanded(p, matrix), shifts)
-    return _logs(p, _total(p, expanded(p, matrix).reshape(-1), (0,))).reshape(())
+    if block.collided is None and block.terms:
+        logs = next(contributions(p, block, matrix, log_scales))
+        return logs.amax() if math.isinf(p) else logs.logsumexp(0)
+    shifts = [] if log_scales is None else shifts_of(p, block, log_scales)
+    totals = [_total(p, part.reshape(-1), (0,)) for _, part in shifted_parts(p, matrix, shifts)]
+    return _logs(p, _total(p, torch.cat(totals), (0,))).reshape(())
 
 
 def is_linear(p: float) -> bool:
@@ -150,24 +192,21 @@ def is_linear(p: float) -> bool:
 def _powers(p: float, block: Block, tensor: Tensor, factor: Tensor | None, rows: slice) -> Tensor:
     """|w * factor|^p of some rows, summed over the kernel axes."""
     part = tensor.detach() if tensor.ndim == 0 else tensor.detach()[rows]
-    size = part.to(float_dtype(tensor.device), copy=True).abs_()
+    wide = part.to(float_dtype(tensor.device), copy=True)
     if factor is not None:
-        size *= rows_of(factor, rows)
-    return _total(p, _raised(p, size), block.kernel_axes)
+        wide *= rows_of(factor, rows)
+    return _total(p, _raised(p, wide), block.kernel_axes)
 
 
-def _raised(p: float, size: Tensor) -> Tensor:
-    """Absolute values as powers or logarithms, in place."""
-    if is_linear(p):
-        if p == 2:
-            size *= size
-        elif p != 1:
-            size.pow_(p)
-    else:
+def _raised(p: float, values: Tensor) -> Tensor:
+    """Powers or logarithms of absolute values, in place."""
+    if p == 2:
+        return values.mul_(values)
+    size = values.abs_()
+    if not is_linear(p):
         size.log_()
-        if not math.isinf(p):
-            size *= p
-    return size
+        return size if math.isinf(p) else size.mul_(p)
+    return size if p == 1 else size.pow_(p)
 
 
 def _total(p: float, matrix: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -184,20 +223,10 @@ def _logs(p: float, sums: Tensor) -> Tensor:
     return sums.log() if is_linear(p) else sums
 
 
-def _shifts(p: float, block: Block, log_scales: Tensor | None, device: torch.device) -> list[Tensor]:
-    """By term, the logarithm by which a rescaling multiplies |w|^p; 0 without one."""
-    if log_scales is None:
-        return [torch.zeros(ids.shape, dtype=float_dtype(device), device=device) for _, ids in block.terms]
+def shifts_of(p: float, block: Block, log_scales: Tensor) -> list[Tensor]:
+    """By term, the logarithm by which a rescaling multiplies |w|^p."""
     padded = torch.nn.functional.pad(log_scales, (0, 1))
     return [(coefficient if math.isinf(p) else p * coefficient) * padded[ids] for coefficient, ids in block.terms]
-
-
-def _shifted(p: float, matrix: Tensor, shifts: list[Tensor]) -> Tensor:
-    """The matrix after a rescaling."""
-    if not shifts:
-        return matrix
-    total = sum(shifts[1:], shifts[0])
-    return matrix * total.exp() if is_linear(p) else matrix + total
 
 
 def has_two_sides(block: Block) -> bool:
@@ -219,29 +248,22 @@ def table_products(p: float, table: Tensor, right: Tensor, left: Tensor) -> tupl
     """(table @ right, table.T @ left); a narrow table is widened a part at a time, which is read once for both."""
     if table.dtype == right.dtype:
         return table @ right, table.T @ left
-    above: list[Tensor] = []
+    above = right.new_empty(table.shape[0])
     below = right.new_zeros(table.shape[1])
     for rows in row_blocks(table):
         part = expanded(p, table[rows])
-        above.append(part @ right)
-        below += part.T @ left[rows]
-    return torch.cat(above), below
+        torch.mv(part, right, out=above[rows])
+        below.addmv_(part.T, left[rows])
+    return above, below
 
 
-def _two_sides(p: float, block: Block, matrix: Tensor, shifts: list[Tensor]) -> Iterator[Tensor]:
+def _two_sides(p: float, block: Block, matrix: Tensor, shifts: Sequence[Tensor]) -> Iterator[Tensor]:
     """`contributions` of rows by columns: two products of the matrix with a vector, nothing of its size in between."""
-    own, other = (shift.reshape(-1) for shift in shifts)
+    wide = float_dtype(matrix.device)
+    zeros = [torch.zeros(ids.numel(), dtype=wide, device=matrix.device) for _, ids in block.terms]
+    own, other = (shift.reshape(-1) for shift in shifts or zeros)
     # The largest exponents are taken out first, so that none overflows.
     most_own, most_other = own.amax(), other.amax()
     above, below = table_products(p, table_of(block, matrix), (other - most_other).exp(), (own - most_own).exp())
     yield own + (above.log() + most_other)
     yield other + (below.log() + most_own)
-
-
-def _energy(p: float, block: Block, matrix: Tensor, shifts: list[Tensor]) -> Tensor:
-    """0-d: the log of the sum over rows by columns after a rescaling."""
-    own, other = (shift.reshape(-1) for shift in shifts)
-    most = other.amax()
-    table, right = table_of(block, matrix), (other - most).exp()
-    parts = [expanded(p, table[rows]) @ right for rows in row_blocks(table)] if table.dtype != right.dtype else [table @ right]
-    return (own + torch.cat(parts).log()).logsumexp(0) + most

@@ -12,9 +12,9 @@ from .backend import register_backend
 from .channel_sums import contributions, energy, power_matrix, row_blocks, rows_of, streamed_contributions
 from .program import ChannelSums, ReduceProgram, ScaleTarget, as_float, float_dtype
 
-__all__ = ["EagerBackend", "exact_exp2", "log2_factors"]
+__all__ = ["MOST_GROWTH", "EagerBackend", "channel_sums", "exact_exp2", "log2_factors"]
 
-_ROOM = 690.0
+MOST_GROWTH = 690.0
 """Largest natural logarithm of a factor: the exponents of a float64 end at 1022 log 2 = 708."""
 
 
@@ -38,12 +38,12 @@ class EagerBackend:
             for block, tensor, factor in members
             for part in streamed_contributions(program.p, block, tensor, factor)
         ]
-        return _channel_sums(program, torch.cat(parts) if parts else program.offsets)
+        return channel_sums(program, torch.cat(parts) if parts else program.offsets)
 
     @torch.no_grad()
     def sums(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> ChannelSums:
         """N and P, after a rescaling by `log_scales` where given."""
-        return _channel_sums(program, self.contributions(program, matrices, log_scales))
+        return channel_sums(program, self.contributions(program, matrices, log_scales))
 
     @torch.no_grad()
     def contributions(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> Tensor:
@@ -86,7 +86,7 @@ class EagerBackend:
     @torch.no_grad()
     def headroom(self, targets: Sequence[ScaleTarget], device: torch.device) -> Tensor:
         """0-d: the largest natural logarithm by which every target can grow; what is not finite already does not count."""
-        found = [torch.full((), _ROOM, dtype=float_dtype(device), device=device)]
+        found = [torch.full((), MOST_GROWTH, dtype=float_dtype(device), device=device)]
         by_device: dict[torch.device, list[ScaleTarget]] = {}
         for target in targets:
             if target.terms and target.tensor.numel():
@@ -95,7 +95,7 @@ class EagerBackend:
             largest = torch._foreach_norm([target.tensor for target in members], math.inf)
             for target, size in zip(members, largest, strict=True):
                 room = math.log(torch.finfo(target.tensor.dtype).max) - as_float(size, size.device).log()
-                found.append(torch.where(room.isfinite(), room / abs(target.power), _ROOM).to(device))
+                found.append(torch.where(room.isfinite(), room / abs(target.power), MOST_GROWTH).to(device))
         return torch.stack(found).amin().clamp(min=0.0)
 
     @torch.no_grad()
@@ -121,7 +121,7 @@ class EagerBackend:
                 for (_, ids), change in zip(target.terms, parts, strict=True):
                     over = tuple(axis for axis in range(part.ndim) if change.shape[axis] != bad.shape[axis])
                     hit = (bad.amax(over, keepdim=True) if over else bad) & (change > 0)
-                    hit |= change.abs() >= _ROOM / math.log(2.0)
+                    hit |= change.abs() >= MOST_GROWTH / math.log(2.0)
                     local = local.index_add(0, rows_of(ids, rows).reshape(-1), hit.reshape(-1).to(local.dtype))
             flagged = local.to(flagged.device)
         return flagged[:-1] > 0
@@ -147,8 +147,8 @@ def exact_exp2(exponent: Tensor) -> Tensor:
     return torch.exp2(exponent - whole) * power
 
 
-def _channel_sums(program: ReduceProgram, logs: Tensor) -> ChannelSums:
-    """All contributions gathered by variable and sign."""
+def channel_sums(program: ReduceProgram, logs: Tensor) -> ChannelSums:
+    """All contributions, as `Backend.contributions` returns them, gathered by variable and sign."""
     count = program.num_scales
     totals = _combine(program, logs)
     return ChannelSums(totals[:count], totals[count : 2 * count])

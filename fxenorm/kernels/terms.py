@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Collisions", "Ids", "collisions", "degrees", "joint_shape", "normalise"]
+__all__ = ["Collisions", "Ids", "collisions", "degrees", "joint_shape", "normalise", "split_repeats"]
 
 Ids = NDArray[np.int64]
 """Variable ids of one term: one axis for each axis of the tensor, of the tensor's size or 1; -1 = fixed."""
@@ -83,6 +83,36 @@ def collisions(terms: Terms, ndim: int) -> Collisions | None:
     ids, rows = ids[starts], rows[starts]
     left = values != 0
     return Collisions(entries.astype(np.int64), rows[left].astype(np.int64), ids[left], values[left])
+
+
+def split_repeats(shape: Sequence[int], terms: Sequence[tuple[int, Ids]]) -> tuple[tuple[int, ...], Terms]:
+    """The same tensor with axes split in two where ids come in runs of one length: what lies in a run can be summed first.
+
+    A linear layer behind a flatten has one variable for each channel, not for each pixel; heads of attention have one for all of
+    a head.
+
+    Args:
+        shape: the tensor's.
+        terms: its exponents.
+
+    Returns:
+        The finer shape, as a view of the tensor has it, and the terms on it.
+    """
+    normal = normalise(terms, len(shape))
+    sizes: list[int] = []
+    split: list[list[int]] = [[] for _ in normal]
+    for axis, size in enumerate(shape):
+        run = 0
+        for _, ids in normal:
+            if ids.shape[axis] > 1:
+                lines = np.moveaxis(ids, axis, 0).reshape(size, -1)
+                run = int(np.gcd.reduce([run, size, *(np.flatnonzero((lines[1:] != lines[:-1]).any(axis=1)) + 1)]))
+        parts = (size // run, run) if 1 < run < size else (size,)
+        sizes += parts
+        for found, (_, ids) in zip(split, normal, strict=True):
+            found += [1] * len(parts) if ids.shape[axis] == 1 else parts
+    finer = tuple((coefficient, ids.reshape(axes)) for (coefficient, ids), axes in zip(normal, split, strict=True))
+    return tuple(sizes), normalise(finer, len(sizes))
 
 
 def degrees(terms: Terms, ndim: int, met: Collisions | None, into: NDArray[np.int64]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..kernels.channel_sums import is_linear
+from ..kernels.channel_sums import is_zero
 from ..kernels.program import Block, ReduceProgram
 from .held import Mask
 
@@ -81,7 +80,7 @@ def unattained(program: ReduceProgram, contributions: NDArray[np.float64], held:
 
 def _present(p: float, matrix: Tensor) -> NDArray[np.bool_] | None:
     """Which entries of a matrix are not zero; None where all are."""
-    zero = matrix == (0 if is_linear(p) else -math.inf)
+    zero = is_zero(p, matrix)
     return (~zero).cpu().numpy() if bool(zero.any()) else None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from ..kernels.program import ReduceProgram, as_float, build_program
-from ..kernels.terms import normalise
+from ..kernels.terms import normalise, split_repeats
 from ..symmetry.symmetry import NormFold, Symmetry, Term
 from .groups import layer_of
 from .options import Options
@@ -69,23 +69,23 @@ class Objective:
             tensors: the model's parameters and buffers by name.
 
         Returns:
-            One tensor and one factor (None: 1) for each item of `counted`.
+            One tensor, viewed in the shape of its block, and one factor (None: 1) for each item of `counted`.
         """
         values: list[Tensor] = []
         factors: list[Tensor | None] = []
         with torch.no_grad():
-            for item in self.counted:
+            for item, block in zip(self.counted, self.program.blocks, strict=True):
                 if item.fold is None:
-                    values.append(tensors[item.parameter])
+                    values.append(_viewed(tensors[item.parameter], block.shape))
                     factors.append(None)
                     continue
                 signed = _fold_factor(item.fold, tensors)
                 if item.channels is None:
-                    values.append(_folded_bias(item.fold, signed, tensors))
+                    values.append(_viewed(_folded_bias(item.fold, signed, tensors), block.shape))
                     factors.append(None)
                 else:
-                    values.append(tensors[item.parameter])
-                    factors.append(signed.abs()[item.channels.to(signed.device)])
+                    values.append(_viewed(tensors[item.parameter], block.shape))
+                    factors.append(_split_like(signed.abs()[item.channels.to(signed.device)], item.shape, block.shape))
         return values, factors
 
 
@@ -111,7 +111,8 @@ def build_objective(symmetry: Symmetry, options: Options, depths: Mapping[str, i
     items.sort(key=lambda item: order.get(item.parameter, len(order)))
     _check_layer_weights(options.c, items)
     counted = tuple(_weighted(item, options, depths) for item in items)
-    program = build_program([(item.shape, item.terms, item.log_weight) for item in counted], symmetry.num_scales, options.p)
+    blocks = [(*split_repeats(item.shape, item.terms), item.log_weight) for item in counted]
+    program = build_program(blocks, symmetry.num_scales, options.p)
     return Objective(counted, program)
 
 
@@ -121,6 +122,22 @@ def _folds(symmetry: Symmetry, options: Options) -> tuple[NormFold, ...]:
         return ()
     uses = Counter(fold.weight for fold in symmetry.folds) + Counter(fold.gamma for fold in symmetry.folds if fold.gamma)
     return tuple(fold for fold in symmetry.folds if uses[fold.weight] == 1 and (fold.gamma is None or uses[fold.gamma] == 1))
+
+
+def _viewed(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor with some axes split in two."""
+    return tensor if tensor.shape == shape else tensor.view(shape)
+
+
+def _split_like(factor: Tensor, shape: tuple[int, ...], finer: tuple[int, ...]) -> Tensor:
+    """What broadcasts to `shape`, with the axes split that are split in `finer`."""
+    sizes: list[int] = []
+    position = 0
+    for own, size in zip(factor.shape, shape, strict=True):
+        parts = finer[position : position + (1 if finer[position] == size else 2)]
+        sizes += parts if own > 1 else [1] * len(parts)
+        position += len(parts)
+    return factor.reshape(sizes)
 
 
 def _plain(symmetry: Symmetry, options: Options) -> list[Counted]:

@@ -159,12 +159,11 @@ class Snapshot:
 
     def all_reasons(self, problem: Problem) -> list[tuple[Mask, str]]:
         """`held_reasons`, and what the current weights add; waits for the device."""
-        sums = self.core.backend.sums(problem.program, problem.matrices)
-        reasons = [*self.held_reasons(), *dead_reasons(sums)]
+        reasons = [*self.held_reasons(), *dead_reasons(*problem.log_sums())]
         union: Mask = np.zeros(self.core.symmetry.num_scales, dtype=bool)
         for mask, _ in reasons:
             union |= mask
-        contributions = self.core.backend.contributions(problem.program, problem.matrices).cpu().numpy()
+        contributions = problem.contributions().cpu().numpy()
         return [*reasons, (unattained(self.core.objective.program, contributions, union, problem.matrices), NOT_ATTAINED)]
 
     def problem(self, held: Tensor | None = None) -> Problem:
@@ -174,12 +173,12 @@ class Snapshot:
         limit = torch.full_like(program.degree, self.core.options.max_log_scale or math.inf)
         held = torch.zeros_like(program.counted_negative) if held is None else held
         groups = self.core.on_device("solver groups", self.core.solver_groups, self.device)
-        return Problem(self.core.backend, program, matrices, held, limit, groups.to(torch.int64))
+        return Problem(self.core.backend, program, matrices, held, limit, groups.to(torch.int64), self.core.group_order)
 
     def layer_norms(self, problem: Problem, log_scales: Tensor | None = None) -> dict[str, Tensor]:
         """By layer, the p-norm of its counted tensors, without layer weights."""
         members: dict[str, list[Tensor]] = {}
-        energies = self.core.backend.energies(problem.program, problem.matrices, log_scales)
+        energies = problem.energies(log_scales)
         for item, energy in zip(self.core.objective.counted, energies.unbind(), strict=True):
             members.setdefault(item.layer, []).append(energy)
         p = self.core.options.p
