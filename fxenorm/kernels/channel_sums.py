@@ -10,6 +10,7 @@ its size is ever added to it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from .program import Block, float_dtype
 
 __all__ = [
+    "Index",
     "contributions",
     "energy",
     "expanded",
@@ -26,8 +28,9 @@ __all__ = [
     "is_linear",
     "is_narrow",
     "is_zero",
+    "part_of",
+    "parts_of",
     "power_matrix",
-    "row_blocks",
     "rows_of",
     "shifted_parts",
     "shifts_of",
@@ -45,20 +48,39 @@ _PART_ON_CPU, _PART_ELSEWHERE = 1 << 17, 1 << 26
 """Entries at a time: on a CPU what its second-level cache holds in float64, elsewhere a bound on the temporaries."""
 
 
-def row_blocks(tensor: Tensor) -> Iterator[slice]:
-    """Slices of the first axis with few enough entries each; one for all of a small tensor."""
-    part = _PART_ON_CPU if tensor.device.type == "cpu" else _PART_ELSEWHERE
-    if tensor.ndim == 0 or tensor.numel() <= part:
-        yield slice(None)
+Index = tuple[slice, ...]
+"""Which part of a tensor: slices of its first axes."""
+
+
+def parts_of(tensor: Tensor) -> Iterator[Index]:
+    """Parts of few enough entries each that together are a tensor, each of them without gaps in the order of its axes."""
+    most = _most(tensor)
+    if tensor.numel() <= most:
+        yield ()
         return
-    rows = max(1, part * tensor.shape[0] // tensor.numel())
-    for start in range(0, tensor.shape[0], rows):
-        yield slice(start, start + rows)
+    sizes = [math.prod(tensor.shape[axis + 1 :]) for axis in range(tensor.ndim)]
+    axis = next(axis for axis, size in enumerate(sizes) if size <= most)
+    step = most // sizes[axis]
+    for before in itertools.product(*(range(size) for size in tensor.shape[:axis])):
+        for start in range(0, tensor.shape[axis], step):
+            yield (*(slice(place, place + 1) for place in before), slice(start, start + step))
 
 
-def rows_of(tensor: Tensor, rows: slice) -> Tensor:
-    """The part of something that broadcasts to a tensor which belongs to some of the tensor's rows."""
-    return tensor if tensor.ndim == 0 or tensor.shape[0] == 1 or rows == slice(None) else tensor[rows]
+def part_of(tensor: Tensor, index: Index) -> Tensor:
+    """The part of something that broadcasts to a tensor which belongs to a part of the tensor."""
+    return tensor[tuple(slice(None) if size == 1 else part for size, part in zip(tensor.shape, index, strict=False))]
+
+
+def rows_of(table: Tensor) -> Iterator[slice]:
+    """Slices of the rows of a table of few enough entries each."""
+    step = max(1, _most(table) // max(1, table.shape[1]))
+    for start in range(0, table.shape[0], step):
+        yield slice(start, start + step)
+
+
+def _most(tensor: Tensor) -> int:
+    """Entries at a time."""
+    return _PART_ON_CPU if tensor.device.type == "cpu" else _PART_ELSEWHERE
 
 
 def power_matrix(p: float, block: Block, tensor: Tensor, factor: Tensor | None) -> Tensor:
@@ -66,15 +88,10 @@ def power_matrix(p: float, block: Block, tensor: Tensor, factor: Tensor | None) 
     if _is_kept_narrow(block, tensor):
         # In place a float32 tensor takes the product in the factor's type and rounds it once.
         return tensor.detach() if factor is None else tensor.detach().to(torch.float32, copy=True).mul_(factor)
-    blocks = list(row_blocks(tensor))
-    if len(blocks) == 1:
-        return _powers(p, block, tensor, factor, blocks[0])
-    if 0 in block.kernel_axes:
-        return _total(p, torch.cat([_powers(p, block, tensor, factor, rows) for rows in blocks]), (0,))
-    shape = [1 if axis in block.kernel_axes else size for axis, size in enumerate(tensor.shape)]
-    matrix = torch.empty(shape, dtype=float_dtype(tensor.device), device=tensor.device)
-    for rows in blocks:
-        matrix[rows] = _powers(p, block, tensor, factor, rows)
+    shape = torch.Size(1 if axis in block.kernel_axes else size for axis, size in enumerate(tensor.shape))
+    matrix = _nothing(p, shape, tensor.device)
+    for index in parts_of(tensor):
+        _join(p, part_of(matrix, index), _powers(p, block, tensor, factor, index))
     return matrix
 
 
@@ -114,57 +131,57 @@ def contributions(p: float, block: Block, matrix: Tensor, log_scales: Tensor | N
     if is_linear(p) and has_two_sides(block) and (shifts or is_narrow(matrix)):
         yield from _two_sides(p, block, matrix, shifts)
         return
-    yield from _accumulated(p, block, matrix.shape, shifted_parts(p, matrix, shifts))
+    yield from _accumulated(p, block, matrix.shape, matrix.device, shifted_parts(p, matrix, shifts))
 
 
-def shifted_parts(p: float, matrix: Tensor, shifts: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
-    """A matrix after a rescaling, some rows at a time, as powers or logarithms; see `shifts_of`."""
+def shifted_parts(p: float, matrix: Tensor, shifts: Sequence[Tensor]) -> Iterator[tuple[Index, Tensor]]:
+    """A matrix after a rescaling, a part at a time, as powers or logarithms; see `shifts_of`."""
     factors = [shift.exp() for shift in shifts] if is_linear(p) else list(shifts)
-    for rows in row_blocks(matrix):
-        part = expanded(p, matrix if matrix.ndim == 0 else matrix[rows])
+    for index in parts_of(matrix):
+        part = expanded(p, matrix[index])
         for factor in factors:
-            part = part * rows_of(factor, rows) if is_linear(p) else part + rows_of(factor, rows)
-        yield rows, part
+            part = part * part_of(factor, index) if is_linear(p) else part + part_of(factor, index)
+        yield index, part
 
 
 def streamed_contributions(p: float, block: Block, tensor: Tensor, factor: Tensor | None) -> Iterator[Tensor]:
     """`contributions` of a tensor as it is, without its matrix ever being there as a whole."""
-    if block.collided is not None and 0 in block.kernel_axes:
+    if block.collided is not None and block.kernel_axes:
+        # Which entries collide is known of the matrix, not of the tensor.
         yield from contributions(p, block, power_matrix(p, block, tensor, factor))
         return
     shape = torch.Size(1 if axis in block.kernel_axes else size for axis, size in enumerate(tensor.shape))
-    parts = ((rows, _powers(p, block, tensor, factor, rows)) for rows in row_blocks(tensor))
-    yield from _accumulated(p, block, shape, parts)
+    parts = ((index, _powers(p, block, tensor, factor, index)) for index in parts_of(tensor))
+    yield from _accumulated(p, block, shape, tensor.device, parts)
 
 
-def _accumulated(p: float, block: Block, shape: torch.Size, parts: Iterable[tuple[slice, Tensor]]) -> Iterator[Tensor]:
-    """Logs of channel sums from a matrix of some shape that comes some rows at a time."""
-    found: list[list[Tensor]] = [[] for _ in block.terms]
+def _accumulated(
+    p: float, block: Block, shape: torch.Size, device: torch.device, parts: Iterable[tuple[Index, Tensor]]
+) -> Iterator[Tensor]:
+    """Logs of channel sums from a matrix of some shape that comes a part at a time."""
+    totals = [_nothing(p, ids.shape, device) for _, ids in block.terms]
     apart: Tensor | None = None
-    for rows, given in parts:
+    for index, given in parts:
         matrix = given
         if block.collided is not None:
-            matrix, apart = _without_collided(p, block.collided, math.prod(shape[1:]), rows, matrix, apart)
-        for sums, axes, (_, ids) in zip(found, block.term_axes, block.terms, strict=True):
-            part = _total(p, matrix, axes)
-            if sums and ids.shape[0] == 1:
-                sums[0] = _total(p, torch.stack([sums[0], part]), (0,)).squeeze(0)
-            else:
-                sums.append(part)
-    for sums in found:
-        yield _logs(p, torch.cat(sums) if len(sums) > 1 else sums[0]).reshape(-1)
+            matrix, apart = _without_collided(p, block.collided, shape, index, matrix, apart)
+        for total, axes in zip(totals, block.term_axes, strict=True):
+            _join(p, part_of(total, index), _total(p, matrix, axes))
+    for total in totals:
+        yield _logs(p, total).reshape(-1)
     if apart is not None and block.collided_rows is not None:
         yield _logs(p, apart[block.collided_rows])
 
 
 def _without_collided(
-    p: float, collided: Tensor, width: int, rows: slice, part: Tensor, apart: Tensor | None
+    p: float, collided: Tensor, shape: torch.Size, index: Index, part: Tensor, apart: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Some rows without the entries at the collided positions of the whole, and these entries as far as they have come."""
+    """A part without the entries at the collided positions of the whole, and these entries as far as they have come."""
     nothing = 0.0 if is_linear(p) else -math.inf
     count = part.numel()
-    places = collided - (rows.start or 0) * width
-    # What lies in other rows goes to a place behind the last: no mask is turned into indices, which would wait for the device.
+    first = sum((piece.start or 0) * math.prod(shape[axis + 1 :]) for axis, piece in enumerate(index))
+    places = collided - first
+    # What lies in other parts goes to a place behind the last: no mask is turned into indices, which would wait for the device.
     places = torch.where((places >= 0) & (places < count), places, count)
     flat = torch.nn.functional.pad(part.reshape(-1), (0, 1), value=nothing)
     values = flat[places]
@@ -189,12 +206,11 @@ def is_linear(p: float) -> bool:
     return p <= _LINEAR_UP_TO
 
 
-def _powers(p: float, block: Block, tensor: Tensor, factor: Tensor | None, rows: slice) -> Tensor:
-    """|w * factor|^p of some rows, summed over the kernel axes."""
-    part = tensor.detach() if tensor.ndim == 0 else tensor.detach()[rows]
-    wide = part.to(float_dtype(tensor.device), copy=True)
+def _powers(p: float, block: Block, tensor: Tensor, factor: Tensor | None, index: Index) -> Tensor:
+    """|w * factor|^p of a part, summed over the kernel axes."""
+    wide = tensor.detach()[index].to(float_dtype(tensor.device), copy=True)
     if factor is not None:
-        wide *= rows_of(factor, rows)
+        wide *= part_of(factor, index)
     return _total(p, _raised(p, wide), block.kernel_axes)
 
 
@@ -216,6 +232,21 @@ def _total(p: float, matrix: Tensor, axes: tuple[int, ...]) -> Tensor:
     if is_linear(p):
         return matrix.sum(axes, keepdim=True)
     return matrix.amax(axes, keepdim=True) if math.isinf(p) else matrix.logsumexp(axes, keepdim=True)
+
+
+def _nothing(p: float, shape: torch.Size, device: torch.device) -> Tensor:
+    """Totals of nothing yet."""
+    return torch.full(shape, 0.0 if is_linear(p) else -math.inf, dtype=float_dtype(device), device=device)
+
+
+def _join(p: float, total: Tensor, share: Tensor) -> None:
+    """Adds to a total what a part has, in place."""
+    if is_linear(p):
+        total += share
+    elif math.isinf(p):
+        torch.maximum(total, share, out=total)
+    else:
+        torch.logaddexp(total, share, out=total)
 
 
 def _logs(p: float, sums: Tensor) -> Tensor:
@@ -250,7 +281,7 @@ def table_products(p: float, table: Tensor, right: Tensor, left: Tensor) -> tupl
         return table @ right, table.T @ left
     above = right.new_empty(table.shape[0])
     below = right.new_zeros(table.shape[1])
-    for rows in row_blocks(table):
+    for rows in rows_of(table):
         part = expanded(p, table[rows])
         torch.mv(part, right, out=above[rows])
         below.addmv_(part.T, left[rows])

@@ -19,7 +19,7 @@ from .channel_sums import (
     has_two_sides,
     is_linear,
     is_narrow,
-    row_blocks,
+    part_of,
     rows_of,
     shifted_parts,
     shifts_of,
@@ -162,14 +162,14 @@ def _equilibrated(p: float, logs: Tensor, up: Tensor, down: Tensor) -> tuple[Ten
     """
     above = torch.empty_like(up)
     left = torch.full_like(down, -math.inf)
-    for rows in row_blocks(logs):
+    for rows in rows_of(logs):
         part = expanded(p, logs[rows]) + down
         most = part.amax(1)
         above[rows] = torch.where(most.isfinite(), most, 0.0)
         left = torch.maximum(left, (part - above[rows][:, None]).amax(0))
     left = torch.where(left.isfinite(), left, 0.0)
     table = torch.empty(logs.shape, dtype=torch.float32 if logs.numel() > _LITTLE else up.dtype, device=logs.device)
-    for rows in row_blocks(logs):
+    for rows in rows_of(logs):
         table[rows] = (expanded(p, logs[rows]) + (down - left) - above[rows][:, None]).exp()
     return table, up + above, left
 
@@ -204,12 +204,12 @@ def _entries_product(p: float, part: _Entries, vector: Tensor) -> list[tuple[Ten
     block = part.block
     slopes = [coefficient * vector.to(part.outer[0])[ids] for coefficient, ids in block.terms]
     totals = [torch.zeros_like(ids, dtype=slopes[0].dtype) for _, ids in block.terms]
-    for rows, shifted in shifted_parts(p, part.matrix, part.inner):
+    for index, shifted in shifted_parts(p, part.matrix, part.inner):
         entries = shifted if is_linear(p) else shifted.exp()
-        change = entries * sum((rows_of(slope, rows) for slope in slopes[1:]), rows_of(slopes[0], rows))
+        change = entries * sum((part_of(slope, index) for slope in slopes[1:]), part_of(slopes[0], index))
         for total, axes in zip(totals, block.term_axes, strict=True):
             share = change.sum(axes, keepdim=True) if axes else change
-            rows_of(total, rows).add_(share)
+            part_of(total, index).add_(share)
     return [
         (ids.reshape(-1), (coefficient * outer * total).reshape(-1))
         for (coefficient, ids), outer, total in zip(block.terms, part.outer, totals, strict=True)
@@ -264,9 +264,7 @@ def _by_label_sides(p: float, block: Block, matrix: Tensor, log_scales: Tensor, 
     right[torch.arange(down.numel(), device=down.device), column_places] = (down - most).exp()
     table = table_of(block, matrix)
     sums = (
-        torch.cat([expanded(p, table[part]) @ right for part in row_blocks(table)])
-        if table.dtype != down.dtype
-        else table @ right
+        torch.cat([expanded(p, table[part]) @ right for part in rows_of(table)]) if table.dtype != down.dtype else table @ right
     )
     highest = up.amax()
     totals = torch.zeros(row_labels.numel(), column_labels.numel(), dtype=down.dtype, device=down.device)
@@ -309,7 +307,7 @@ def _by_label(p: float, block: Block, matrix: Tensor, log_scales: Tensor, labels
 
 
 def _cells(p: float, matrix: Tensor, shifts: Sequence[Tensor], places: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The entries after a rescaling, some rows at a time, and the number of each entry's combination of labels."""
-    for rows, part in shifted_parts(p, matrix, shifts):
-        cells = sum((rows_of(place, rows) for place in places[1:]), rows_of(places[0], rows))
+    """The entries after a rescaling, a part at a time, and the number of each entry's combination of labels."""
+    for index, part in shifted_parts(p, matrix, shifts):
+        cells = sum((part_of(place, index) for place in places[1:]), part_of(places[0], index))
         yield cells.expand(part.shape).reshape(-1), part.reshape(-1)

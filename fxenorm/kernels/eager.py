@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from .backend import register_backend
-from .channel_sums import contributions, energy, power_matrix, row_blocks, rows_of, streamed_contributions
+from .channel_sums import Index, contributions, energy, part_of, parts_of, power_matrix, streamed_contributions
 from .program import ChannelSums, ReduceProgram, ScaleTarget, as_float, float_dtype
 
 __all__ = ["MOST_GROWTH", "EagerBackend", "channel_sums", "exact_exp2", "log2_factors"]
@@ -77,11 +77,11 @@ class EagerBackend:
             log2_scales = exponents.get(tensor.device)
             if log2_scales is None:
                 log2_scales = exponents.setdefault(tensor.device, log2_factors(log_scales.to(tensor.device)))
-            factors = [exact_exp2(target.power * coefficient * log2_scales[ids]) for coefficient, ids in target.terms]
-            for rows in row_blocks(tensor):
-                product = math.prod((rows_of(factor, rows) for factor in factors[1:]), start=rows_of(factors[0], rows))
+            factors = _by_part(target, log2_scales, exact_exp2)
+            for index in parts_of(tensor):
+                product = math.prod((factor(index) for factor in factors[1:]), start=factors[0](index))
                 # The product is taken in float64 and rounded once to the weight's own type.
-                (tensor if tensor.ndim == 0 else tensor[rows]).mul_(product)
+                tensor[index].mul_(product)
 
     @torch.no_grad()
     def headroom(self, targets: Sequence[ScaleTarget], device: torch.device) -> Tensor:
@@ -109,10 +109,10 @@ class EagerBackend:
             log2_scales = log2_factors(log_scales.to(tensor.device))
             limit = math.log2(torch.finfo(tensor.dtype).max)
             local = flagged.to(tensor.device)
-            changes = [target.power * coefficient * log2_scales[ids] for coefficient, ids in target.terms]
-            for rows in row_blocks(tensor):
-                part = tensor if tensor.ndim == 0 else tensor[rows]
-                parts = [rows_of(change, rows) for change in changes]
+            changes = _by_part(target, log2_scales)
+            for index in parts_of(tensor):
+                part = tensor[index]
+                parts = [change(index) for change in changes]
                 growths = parts if net else [change.clamp(min=0) for change in parts]
                 growth = sum(growths[1:], growths[0])
                 axes = tuple(axis for axis in range(part.ndim) if growth.shape[axis] == 1)
@@ -122,9 +122,33 @@ class EagerBackend:
                     over = tuple(axis for axis in range(part.ndim) if change.shape[axis] != bad.shape[axis])
                     hit = (bad.amax(over, keepdim=True) if over else bad) & (change > 0)
                     hit |= change.abs() >= MOST_GROWTH / math.log(2.0)
-                    local = local.index_add(0, rows_of(ids, rows).reshape(-1), hit.reshape(-1).to(local.dtype))
+                    local = local.index_add(0, part_of(ids, index).reshape(-1), hit.reshape(-1).to(local.dtype))
             flagged = local.to(flagged.device)
         return flagged[:-1] > 0
+
+
+def _by_part(
+    target: ScaleTarget, log2_scales: Tensor, then: Callable[[Tensor], Tensor] | None = None
+) -> list[Callable[[Index], Tensor]]:
+    """By term, what gives the base-2 logarithms of its factors for a part of the target, or what `then` makes of them.
+
+    All at once where a term's ids are few beside the tensor, else for each part anew: some terms have an id for each entry.
+    """
+
+    def prepared(coefficient: int, ids: Tensor) -> Callable[[Index], Tensor]:
+        """One term."""
+
+        def make(some: Tensor) -> Tensor:
+            """The values for some ids."""
+            change = target.power * coefficient * log2_scales[some]
+            return change if then is None else then(change)
+
+        if next(parts_of(ids)):
+            return lambda index: make(part_of(ids, index))
+        whole = make(ids)
+        return lambda index: part_of(whole, index)
+
+    return [prepared(coefficient, ids) for coefficient, ids in target.terms]
 
 
 def log2_factors(log_scales: Tensor) -> Tensor:

@@ -86,10 +86,10 @@ def collisions(terms: Terms, ndim: int) -> Collisions | None:
 
 
 def split_repeats(shape: Sequence[int], terms: Sequence[tuple[int, Ids]]) -> tuple[tuple[int, ...], Terms]:
-    """The same tensor with axes split in two where ids come in runs of one length: what lies in a run can be summed first.
+    """The same tensor with axes split where ids come in runs of one length: there are fewer sums then.
 
     A linear layer behind a flatten has one variable for each channel, not for each pixel; heads of attention have one for all of
-    a head.
+    a head; all rows of one group of a convolution read the same channels.
 
     Args:
         shape: the tensor's.
@@ -102,17 +102,21 @@ def split_repeats(shape: Sequence[int], terms: Sequence[tuple[int, Ids]]) -> tup
     sizes: list[int] = []
     split: list[list[int]] = [[] for _ in normal]
     for axis, size in enumerate(shape):
-        run = 0
-        for _, ids in normal:
-            if ids.shape[axis] > 1:
-                lines = np.moveaxis(ids, axis, 0).reshape(size, -1)
-                run = int(np.gcd.reduce([run, size, *(np.flatnonzero((lines[1:] != lines[:-1]).any(axis=1)) + 1)]))
-        parts = (size // run, run) if 1 < run < size else (size,)
+        parts, runs = [size], {_run(ids, axis) for _, ids in normal if ids.shape[axis] > 1}
+        for run in sorted(runs, reverse=True):
+            if 1 < run < parts[-1] and parts[-1] % run == 0:
+                parts = [*parts[:-1], parts[-1] // run, run]
         sizes += parts
         for found, (_, ids) in zip(split, normal, strict=True):
             found += [1] * len(parts) if ids.shape[axis] == 1 else parts
     finer = tuple((coefficient, ids.reshape(axes)) for (coefficient, ids), axes in zip(normal, split, strict=True))
     return tuple(sizes), normalise(finer, len(sizes))
+
+
+def _run(ids: Ids, axis: int) -> int:
+    """The largest length of runs of equal ids that an axis is made of."""
+    lines = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)
+    return int(np.gcd.reduce([ids.shape[axis], *(np.flatnonzero((lines[1:] != lines[:-1]).any(axis=1)) + 1)]))
 
 
 def degrees(terms: Terms, ndim: int, met: Collisions | None, into: NDArray[np.int64]) -> None:

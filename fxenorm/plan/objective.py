@@ -132,11 +132,12 @@ def _viewed(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _split_like(factor: Tensor, shape: tuple[int, ...], finer: tuple[int, ...]) -> Tensor:
     """What broadcasts to `shape`, with the axes split that are split in `finer`."""
     sizes: list[int] = []
-    position = 0
+    left = list(finer)
     for own, size in zip(factor.shape, shape, strict=True):
-        parts = finer[position : position + (1 if finer[position] == size else 2)]
+        parts = [left.pop(0)]
+        while math.prod(parts) < size:
+            parts.append(left.pop(0))
         sizes += parts if own > 1 else [1] * len(parts)
-        position += len(parts)
     return factor.reshape(sizes)
 
 
