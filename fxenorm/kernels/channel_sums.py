@@ -25,12 +25,14 @@ __all__ = [
     "energy",
     "expanded",
     "has_two_sides",
+    "is_full",
     "is_linear",
     "is_narrow",
     "is_zero",
     "part_of",
     "parts_of",
     "power_matrix",
+    "resized",
     "rows_of",
     "shifted_parts",
     "shifts_of",
@@ -43,6 +45,9 @@ _LINEAR_UP_TO = 8.0
 
 _SMALL = 1 << 12
 """Up to this many entries a matrix is kept in float64 anyway."""
+
+_LITTLE = 1 << 16
+"""Up to this many entries room does not matter."""
 
 _PART_ON_CPU, _PART_ELSEWHERE = 1 << 17, 1 << 26
 """Entries at a time: on a CPU what its second-level cache holds in float64, elsewhere a bound on the temporaries."""
@@ -106,6 +111,19 @@ def _is_kept_narrow(block: Block, tensor: Tensor) -> bool:
 def is_narrow(matrix: Tensor) -> bool:
     """Whether a matrix holds weights rather than powers or logarithms."""
     return matrix.dtype != float_dtype(matrix.device)
+
+
+def is_full(block: Block, matrix: Tensor) -> bool:
+    """Whether a matrix holds a power or logarithm for each of many weights: another like it would need as much room again."""
+    return not is_narrow(matrix) and matrix.numel() == math.prod(block.shape) > _LITTLE
+
+
+def resized(p: float, other: float, matrix: Tensor) -> Tensor:
+    """A matrix of powers or logarithms for another exponent."""
+    share = other / p
+    if is_linear(p):
+        return matrix**share if is_linear(other) else share * matrix.log()
+    return (share * matrix).exp_() if is_linear(other) else share * matrix
 
 
 def is_zero(p: float, matrix: Tensor) -> Tensor:

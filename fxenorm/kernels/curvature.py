@@ -17,8 +17,8 @@ from torch import Tensor
 from .channel_sums import (
     expanded,
     has_two_sides,
+    is_full,
     is_linear,
-    is_narrow,
     part_of,
     rows_of,
     shifted_parts,
@@ -102,8 +102,8 @@ class Curvature:
             position += 0 if block.collided_rows is None else block.collided_rows.numel()
             if len(block.terms) > 1:
                 # A float64 weight whose logarithms are kept leaves no room for a table.
-                full = not is_linear(program.p) and not is_narrow(matrix) and matrix.numel() == math.prod(block.shape)
-                make = _sides if has_two_sides(block) and not (full and matrix.numel() > _LITTLE) else _entries
+                table = is_linear(program.p) or not is_full(block, matrix)
+                make = _sides if has_two_sides(block) and table else _entries
                 self._parts.append(make(program.p, block, matrix, padded.to(matrix.device), scale.to(matrix.device), log_weight))
         self._own = torch.where(free, own[:-1], 1.0)
 

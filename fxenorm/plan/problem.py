@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..kernels.backend import Backend
+from ..kernels.channel_sums import is_full, is_narrow, resized
 from ..kernels.curvature import Curvature, aggregate
 from ..kernels.eager import channel_sums
 from ..kernels.program import ReduceProgram
@@ -125,6 +126,21 @@ class Problem:
     def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Curvature:
         """The Hessian; see `Curvature`."""
         return Curvature(self.program, self.matrices, log_scales, log_diagonal, free, self.contributions(log_scales))
+
+    def softened(self, p: float) -> Problem | None:
+        """The same weights (where kernels were summed: the kernels' norms) with a smaller exponent.
+
+        None for large float64 weights: their powers would need as much room again.
+        """
+        if any(map(is_full, self.program.blocks, self.matrices)):
+            return None
+        share = p / self.p
+        own = self.program.log_weights
+        sizes = torch.tensor([block.slots for block in self.program.blocks], device=own.device)
+        offsets = self.program.offsets + (share - 1) * own.repeat_interleave(sizes)
+        program = replace(self.program, p=p, offsets=offsets, log_weights=share * own, _copies={}, _parts={})
+        matrices = [matrix if is_narrow(matrix) else resized(self.p, p, matrix) for matrix in self.matrices]
+        return replace(self, program=program, matrices=matrices, order=None, _recent=_Recent())
 
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The objective as a function of one scalar a label; see `fxenorm.kernels.curvature.aggregate`."""
