@@ -66,8 +66,8 @@ def solve(
     program, p = problem.program, problem.p
     total = torch.zeros_like(program.degree) if start is None else start.clone()
     cycle, held, first = get_solver(solver), problem.held, None
-    # Deep networks have directions in which an imbalance of tol is some more in the weights. One more of Newton's iterations, which
-    # squares what is left, makes up for it.
+    # Deep networks have directions in which an imbalance of tol is some more in the weights. One more of Newton's iterations,
+    # which squares what is left, makes up for it.
     squares = solver == "newton" and powers_of_two is None and tol >= _LEAST
     for iteration in range(max_iterations + 1):
         log_negative, log_positive = problem.log_sums(total)
