@@ -226,13 +226,14 @@ class Plan:
     ) -> BalanceResult:
         """Moves the weights to their least norm: Newton's method until the imbalance is at most `tol`, then one write.
 
-        As a rule the minimum is unique, and it does not matter which of all rescalings of a model this starts from. For p = inf Gauss-Seidel
-        cycles equalise the ranges instead; which of the balanced points they reach depends on the groups' order and the start.
+        As a rule the minimum is unique, and it does not matter which of all rescalings of a model this starts from. For p = inf
+        Gauss-Seidel cycles equalise the ranges instead; which of the balanced points they reach depends on the start and on the
+        order of the groups.
 
         Args:
             optimizer: as in `step`.
             tol: largest imbalance |log(N_k / P_k)| / p that counts as balanced.
-            max_iterations: Newton steps, or cycles, at most; the best that was reached is applied then, and ``converged`` is False.
+            max_iterations: Newton steps or cycles at most; the best that was reached is applied then, and ``converged`` is False.
             state: as in `step`.
 
         Returns:
