@@ -45,11 +45,13 @@ def random_scales(plan: fxenorm.Plan, seed: int, size: float = 1.0) -> torch.Ten
     return scales
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_same_weights_from_any_start(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in NAMES), ("resnet18", {"batchnorm": "folded"}), ("chain16-heavy", {"p": 32.0})]
+)
+def test_same_weights_from_any_start(name: str, options: dict[str, Any]) -> None:
     """Five random rescalings of the start, the last with lognormal(3) factors."""
     model, inputs = made(name)
-    plan = fxenorm.analyze(model, inputs)
+    plan = fxenorm.analyze(model, inputs, **options)
     start = copy.deepcopy(model.state_dict())
     result = plan.balance()
     assert result.converged and result.solver == "newton" and result.iterations <= 30 and result.passes == 3
@@ -62,6 +64,40 @@ def test_same_weights_from_any_start(name: str) -> None:
         assert again.converged and again.iterations <= 30 and again.passes == 3
         for key, tensor in model.state_dict().items():
             torch.testing.assert_close(tensor, expected[key], rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["chain16", "chain16-heavy", "unet", "llama"])
+def test_nothing_is_better(name: str) -> None:
+    """The gradient vanishes at the answer, and L-BFGS from the same start finds nothing lower; from a badly scaled start too."""
+    model, inputs = made(name)
+    plan = fxenorm.analyze(model, inputs)
+    for bad in (False, True):
+        if bad:
+            BENCH.random_rescaling(plan, 3.0)
+        _, held = BENCH.problem_of(plan)
+        assert plan.balance().converged
+        problem, _ = BENCH.problem_of(plan)
+        value, slope = BENCH.value_and_gradient(problem, held, torch.zeros(plan.num_scales, dtype=torch.float64))
+        assert float(slope.abs().max()) < 1e-6
+        if not bad:
+            model, inputs = made(name)
+            start, held = BENCH.problem_of(plan.bind(model))
+            assert value <= BENCH.lbfgs(start, held) + 1e-12
+            plan = plan.bind(model)
+
+
+def test_gradient_of_the_bench_is_that_of_the_objective() -> None:
+    """Control: by differences."""
+    model, inputs = made("llama")
+    plan = fxenorm.analyze(model, inputs)
+    problem, held = BENCH.problem_of(plan)
+    scales = random_scales(plan, 0, 0.3)
+    _, slope = BENCH.value_and_gradient(problem, held, scales)
+    for place in range(0, plan.num_scales, 61):
+        small = torch.zeros_like(scales)
+        small[place] = 1e-5
+        ahead, behind = (BENCH.value_and_gradient(problem, held, scales + sign * small)[0] for sign in (1, -1))
+        assert (ahead - behind) / 2e-5 == pytest.approx(float(slope[place]), rel=1e-5, abs=1e-9)
 
 
 @pytest.mark.parametrize("solver", ["auto", "jacobi", "newton", "gauss-seidel"])
@@ -104,7 +140,8 @@ def test_a_minimum_beyond_the_limit_is_reported() -> None:
 
 
 def test_the_bench_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert BENCH.main(["chain4", "--json"]) == 0
-    assert '"converged": true' in capsys.readouterr().out
+    for arguments in (["chain4", "--json"], ["chain4", "--json", "--check"]):
+        assert BENCH.main(arguments) == 0
+        assert '"converged": true' in capsys.readouterr().out
     with pytest.raises(SystemExit):
         BENCH.main(["nothing"])

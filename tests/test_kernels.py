@@ -14,6 +14,7 @@ from fxenorm.errors import OptionError
 from fxenorm.kernels.backend import get_backend
 from fxenorm.kernels.eager import EagerBackend, exact_exp2, log2_factors
 from fxenorm.kernels.program import ScaleTarget, build_program, term_tensors
+from fxenorm.kernels.terms import split_repeats
 
 from .random_plans import Case, cases
 
@@ -54,6 +55,40 @@ def test_sums_are_those_of_the_definition(case: Case, seed: int) -> None:
         given_scales = None if scales is None else torch.from_numpy(scales)
         assert_logs(BACKEND.energies(program, matrices, given_scales), np.array(oracle.energies))
         np.testing.assert_array_equal(program.degree.numpy(), oracle.degree)
+
+
+@settings(deadline=None, max_examples=80)
+@given(case=cases(), seed=st.integers(0, 2**32 - 1))
+def test_axes_are_split_where_ids_come_in_runs(case: Case, seed: int) -> None:
+    """The same sums as with one axis, from a view of the tensor; every term is as small as it can be."""
+    random = np.random.default_rng(seed)
+    for index, shape in enumerate(case.shapes):
+        runs = random.integers(1, 4, len(shape))
+        for axis, run in enumerate(runs):
+            shape = (*shape[:axis], shape[axis] * int(run), *shape[axis + 1 :])
+            longer = [(c, ids.repeat(run, axis) if ids.shape[axis] > 1 else ids) for c, ids in case.terms[index]]
+            case.terms[index] = longer
+        case.shapes[index] = shape
+        case.tensors[index] = torch.from_numpy(random.normal(size=shape))
+    finer = [split_repeats(shape, terms) for shape, terms in zip(case.shapes, case.terms, strict=True)]
+    tensors = [tensor.view(shape) for tensor, (shape, _) in zip(case.tensors, finer, strict=True)]
+    blocks = [(shape, terms, weight) for (shape, terms), weight in zip(finer, case.log_weights, strict=True)]
+    program, none = build_program(blocks, case.num_scales, case.p), [None] * len(tensors)
+    sums, oracle = BACKEND.reduce(program, tensors, none), case.oracle()
+    assert_logs(sums.log_negative, oracle.negative)
+    assert_logs(sums.log_positive, oracle.positive)
+    for block in program.blocks:
+        for _, ids in block.terms:
+            for axis, size in enumerate(ids.shape):
+                assert size == 1 or (ids.diff(dim=axis) != 0).any()
+
+
+def test_runs_of_channels_and_groups() -> None:
+    pixels = np.repeat(np.arange(3), 4)[None, :]
+    assert split_repeats((5, 12), [(-1, pixels)])[0] == (5, 3, 4)
+    reads = np.repeat(np.arange(6).reshape(2, 3), 4, axis=0)
+    shape, terms = split_repeats((8, 3), [(1, np.arange(10, 18)[:, None]), (-1, reads)])
+    assert shape == (2, 4, 3) and [ids.shape for _, ids in terms] == [(2, 4, 1), (2, 1, 3)]
 
 
 @settings(deadline=None, max_examples=60)

@@ -365,10 +365,11 @@ class NoReading(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("solver", ["auto", "jacobi", "gauss-seidel", "newton"])
 @pytest.mark.parametrize("p", [2.0, 12.0, math.inf])
-def test_step_waits_for_no_value(p: float, dtype: torch.dtype) -> None:
+def test_step_waits_for_no_value(p: float, solver: str, dtype: torch.dtype) -> None:
     model = mlp(dtype=dtype)
-    optimizer, plan = momentum(model, foreach=False), plan_of(model, p=p)
+    optimizer, plan = momentum(model, foreach=False), plan_of(model, p=p, solver=solver)
     with NoReading():
         plan.step(optimizer, grads=True)
         plan.step(optimizer, cycles=2)

@@ -195,3 +195,33 @@ def test_whole_octaves_stay_whole_over_many_cycles() -> None:
         total = move(given_problem, total, step.double(), torch.ones(3, dtype=torch.bool))
         octaves = log2_factors(total)
         assert torch.equal(octaves, octaves.round())
+
+
+def test_zeros_in_large_layers_are_looked_at_one_by_one() -> None:
+    """A stream that only reaches itself, in a layer with few weights and in one with few zeros; a zero here or there is none."""
+    width = 400
+    first, second = np.arange(width), np.arange(width, 2 * width)
+    shapes = [(width, 4), (width, width), (4, width)]
+    terms = [[(1, first[:, None])], [(1, second[:, None]), (-1, first[None, :])], [(-1, second[None, :])]]
+    nothing_held = np.zeros(2 * width, dtype=bool)
+
+    def found(middle: torch.Tensor, last: torch.Tensor) -> np.ndarray:
+        tensors = [torch.ones(shapes[0], dtype=torch.float64), middle.double(), last.double()]
+        case = Case(2 * width, 2.0, shapes, terms, [0.0] * 3, tensors)
+        given_problem = problem(case)
+        logs = BACKEND.contributions(case.program(), given_problem.matrices)
+        return unattained(case.program(), logs.numpy(), nothing_held, given_problem.matrices)
+
+    dense = torch.ones(width, width)
+    one_zero = dense.clone()
+    one_zero[3, 5] = 0.0
+    ends = torch.ones(4, width)
+    assert not found(one_zero, ends).any()
+    # Channel 5 of the first layer is read by channel 7 alone, and that by nothing.
+    lonely, dead_end = dense.clone(), ends.clone()
+    lonely[:, 5], dead_end[:, 7] = 0.0, 0.0
+    lonely[7, 5] = 1.0
+    assert set(np.flatnonzero(found(lonely, dead_end))) == {5, width + 7}
+    sparse = torch.eye(width)
+    sparse[7, 5], sparse[5, 5] = 1.0, 0.0
+    assert set(np.flatnonzero(found(sparse, dead_end))) == {5, 7, width + 5, width + 7}

@@ -1,8 +1,11 @@
-"""What ``plan.step`` costs: ratios of times that were taken in turn in one process, so that a busy machine disturbs both alike.
+"""What fxenorm costs: ratios of times that were taken in turn in one process, so that a busy machine disturbs both alike.
 
-    python tools/bench.py --models conv resnet18 --threads 2 --json bench.json --markdown bench.md
+    python tools/bench.py                                               # the whole table, about ten minutes on two cores
+    python tools/bench.py --models conv resnet18 --rows fused cycles    # part of it
+    python tools/bench.py --quick                                       # whether everything runs; its times say little
+    python tools/bench.py --json bench.json --markdown bench.md
 
-Each row compares one step (one cycle, SGD with momentum) with something else; a ratio below 1 means that the step is faster.
+A ratio below 1 means that what is named first is faster. A step is one cycle and takes SGD's momentum along.
 """
 
 from __future__ import annotations
@@ -10,22 +13,47 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import resource
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import fxenorm
+from fxenorm.plan.iterate import solve
+from fxenorm.trace import trace_model
 
 RELEASED = ("fc", "conv")
 VISION = ("resnet18", "resnet50", "vgg16", "mobilenet_v3_large", "vit_b_16")
+TRAINED = {"fc": (3072,), "conv": (3, 32, 32), "resnet18": (3, 64, 64), "mobilenet_v3_large": (3, 64, 64)}
+"""Models whose training step is cheap enough, with the shape of one image."""
+
 DEPTHS = (4, 16, 64, 256, 1024)
 WIDTHS = (64, 256, 1024)
-CYCLES = (2, 10)
+SAME_SIZE = ((4, 1024), (16, 512), (64, 256), (256, 128), (1024, 64))
+"""Depth and width of chains with about as many weights each: what more layers, and groups, cost."""
+
+TARGETS: dict[tuple[str, str], float] = {
+    **{("fused", name): 1.0 for name in ("resnet50", "vgg16", "vit_b_16")},
+    **{("fused", name): 1.3 for name in RELEASED},
+    ("multiply", "vgg16"): 2.0,
+    ("loop", "conv"): 0.25,
+    ("training", "resnet18"): 0.03,
+    **{("cycles", name): 2.0 for name in ("conv", "resnet18")},
+}
+"""By row and model, the largest ratio wanted."""
+
+LINEAR = 1.25
+"""Growth with depth is linear if the time grows at most by this more than the weights do."""
+
+SWEEPS = 500
+"""Sweeps after which coordinate descent is given up."""
 
 Work = Callable[[], object]
 
@@ -34,6 +62,7 @@ Work = Callable[[], object]
 class Row:
     """One comparison; times are medians in milliseconds, the ratio's median and quartiles are of pairs of runs."""
 
+    row: str
     model: str
     what: str
     milliseconds: float
@@ -42,6 +71,48 @@ class Row:
     ratio: float
     low: float
     high: float
+    pairs: int
+    target: float | None = None
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the target is met."""
+        if self.target is None:
+            return ""
+        return "met" if self.ratio <= self.target else "NOT met"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How often things are run.
+
+    Attributes:
+        pairs: at most, for each row.
+        seconds: for each row, after which no further pair begins.
+        depth: of the deepest chain.
+    """
+
+    pairs: int
+    seconds: float
+    depth: int
+
+    def compare(self, row: str, model: str, what: str, work: Work, against: str, other: Work, target: float | None = None) -> Row:
+        """Runs two things in turn; the first pair warms up."""
+        times: list[tuple[float, float]] = []
+        begun = time.perf_counter()
+        while len(times) < 2 or (len(times) <= self.pairs and time.perf_counter() - begun < self.seconds):
+            start = time.perf_counter()
+            other()
+            between = time.perf_counter()
+            work()
+            times.append((time.perf_counter() - between, between - start))
+        times = times[1:]
+        ratios = sorted(one / two for one, two in times)
+        one, two = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
+        quarter = len(ratios) // 4
+        spread = (statistics.median(ratios), ratios[quarter], ratios[-1 - quarter])
+        return Row(row, model, what, one, against, two, *spread, len(times), TARGETS.get((row, model), target))
 
 
 def released_fc(depth: int = 15, width: int = 500, inputs: int = 3072) -> tuple[nn.Module, Tensor]:
@@ -73,46 +144,74 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     return torchvision.models.get_model(name), torch.randn(2, 3, 224, 224)
 
 
-def compare(model: str, what: str, work: Work, against: str, other: Work, runs: int) -> Row:
-    """Runs two things in turn; the first pair warms up."""
-    times: list[tuple[float, float]] = []
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        other()
-        between = time.perf_counter()
-        work()
-        times.append((time.perf_counter() - between, between - start))
-    times = times[1:]
-    ratios = sorted(one / two for one, two in times)
-    one, two = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
-    quarter = len(ratios) // 4
-    return Row(model, what, one, against, two, statistics.median(ratios), ratios[quarter], ratios[-1 - quarter])
-
-
 def optimizer_of(model: nn.Module, **options: bool) -> torch.optim.SGD:
     """SGD with momentum that has made its first step."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, **options)
     for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter) * 1e-3
+        if parameter.grad is None:
+            parameter.grad = torch.randn_like(parameter) * 1e-3
     optimizer.step()
     return optimizer
 
 
-def multiply_in_place(model: nn.Module, optimizer: torch.optim.SGD) -> Work:
-    """The least that a step must do: weights and momentum are read, multiplied and written once."""
-    tensors = [parameter.detach() for parameter in model.parameters()]
-    tensors += [state["momentum_buffer"] for state in optimizer.state.values()]
+class Case:
+    """A model with what its rows have in common.
+
+    Args:
+        name: its name.
+        made: the model and an example input; None: by name.
+    """
+
+    def __init__(self, name: str, made: tuple[nn.Module, Tensor] | None = None) -> None:
+        self.name = name
+        self.model, self.example = build(name) if made is None else made
+
+    @cached_property
+    def plan(self) -> fxenorm.Plan:
+        """Its plan."""
+        return fxenorm.analyze(self.model, self.example)
+
+    @cached_property
+    def optimizer(self) -> torch.optim.SGD:
+        """SGD whose momentum follows."""
+        return optimizer_of(self.model, fused=True)
+
+    def step(self) -> None:
+        """One step."""
+        self.plan.step(self.optimizer)
+
+
+def fused(case: Case, effort: Effort) -> Iterable[Row]:
+    """A step against SGD's, fused."""
+    yield effort.compare("fused", case.name, "step", case.step, "SGD(momentum, fused)", case.optimizer.step)
+
+
+def foreach(case: Case, effort: Effort) -> Iterable[Row]:
+    """A step against SGD's, foreach."""
+    other = optimizer_of(case.model, foreach=True)
+    yield effort.compare("foreach", case.name, "step", case.step, "SGD(momentum, foreach)", other.step)
+
+
+def multiply(case: Case, effort: Effort) -> Iterable[Row]:
+    """The least that a step must do: the weights that follow and their momentum are read, multiplied and written once."""
+    named = dict(case.model.named_parameters())
+    parameters = [named[name] for name in case.plan.exponents if name in named]
+    tensors = [parameter.detach() for parameter in parameters]
+    tensors += [case.optimizer.state[parameter]["momentum_buffer"] for parameter in parameters]
 
     def work() -> None:
         for tensor in tensors:
             tensor.mul_(1.0)
 
-    return work
+    yield effort.compare("multiply", case.name, "step", case.step, "multiply in place", work)
 
 
-def layer_by_layer(model: nn.Module, optimizer: torch.optim.SGD) -> Work:
+def loop(case: Case, effort: Effort) -> Iterable[Row]:
     """ENorm's cycle on a chain from the paper's formulas: for each pair of layers, both norms of each channel, then scaling."""
-    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    if case.name not in RELEASED:
+        return
+    layers = [module for module in case.model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    state = case.optimizer.state
 
     @torch.no_grad()
     def work() -> None:
@@ -124,126 +223,161 @@ def layer_by_layer(model: nn.Module, optimizer: torch.optim.SGD) -> Work:
             columns = scale.view(1, -1, *[1] * (right.weight.ndim - 2))
             left.weight.mul_(rows)
             right.weight.div_(columns)
-            optimizer.state[left.weight]["momentum_buffer"].div_(rows)
-            optimizer.state[right.weight]["momentum_buffer"].mul_(columns)
+            state[left.weight]["momentum_buffer"].div_(rows)
+            state[right.weight]["momentum_buffer"].mul_(columns)
             if left.bias is not None:
                 left.bias.mul_(scale)
-                optimizer.state[left.bias]["momentum_buffer"].div_(scale)
+                state[left.bias]["momentum_buffer"].div_(scale)
 
-    return work
+    yield effort.compare("loop", case.name, "step", case.step, "eager loop over layers", work)
 
 
-def training_step(model: nn.Module, size: int = 64, batch: int = 32) -> Work:
-    """Forward, backward and SGD on small images."""
-    model.train()
-    images, optimizer = torch.randn(batch, 3, size, size), torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+def eager(case: Case, effort: Effort) -> Iterable[Row]:
+    """The compiled kernels against plain PyTorch."""
+    other = fxenorm.analyze(case.model, case.example, backend="eager")
+    yield effort.compare("eager", case.name, "step", case.step, "backend='eager'", lambda: other.step(case.optimizer))
+
+
+def cycles(case: Case, effort: Effort) -> Iterable[Row]:
+    """Ten cycles against one."""
+    ten = lambda: case.plan.step(case.optimizer, cycles=10)  # noqa: E731
+    yield effort.compare("cycles", case.name, "10 cycles", ten, "1 cycle", case.step)
+
+
+def training(case: Case, effort: Effort) -> Iterable[Row]:
+    """A step against forward, backward and SGD on 32 small images."""
+    if case.name not in TRAINED:
+        return
+    case.model.train()
+    images = torch.randn(32, *TRAINED[case.name])
 
     def work() -> None:
-        optimizer.zero_grad()
-        model(images).square().mean().backward()
-        optimizer.step()
+        case.optimizer.zero_grad()
+        case.model(images).square().mean().backward()
+        case.optimizer.step()
 
-    return work
-
-
-def rows_of_model(name: str, runs: int) -> list[Row]:
-    """All comparisons on one model."""
-    model, example = build(name)
-    plan = fxenorm.analyze(model, example)
-    optimizer = optimizer_of(model, fused=True)
-
-    def step() -> None:
-        plan.step(optimizer)
-
-    rows = [compare(name, "step", step, "SGD(fused)", optimizer.step, runs)]
-    foreach = optimizer_of(model, foreach=True)
-    rows.append(compare(name, "step", step, "SGD(foreach)", foreach.step, runs))
-    rows.append(compare(name, "step", step, "in-place multiply", multiply_in_place(model, optimizer), runs))
-    if name in RELEASED:
-        rows.append(compare(name, "step", step, "eager loop over layers", layer_by_layer(model, optimizer), runs))
-    eager = fxenorm.analyze(model, example, backend="eager")
-    rows.append(compare(name, "step", step, "backend='eager'", lambda: eager.step(optimizer), max(2, runs // 4)))
-    for count in CYCLES:
-        rows.append(
-            compare(name, f"{count} cycles", lambda count=count: plan.step(optimizer, cycles=count), "1 cycle", step, runs)
-        )
-    if name == "resnet18":
-        rows.append(compare(name, "step", step, "training step", training_step(model), max(2, runs // 8)))
-    from fxenorm.trace import trace_model
-
-    rows.append(
-        compare(name, "analyze", lambda: fxenorm.analyze(model, example), "trace alone", lambda: trace_model(model, example), 2)
-    )
-    return rows
+    yield effort.compare("training", case.name, "step", case.step, "training step, batch 32", work)
+    case.model.eval()
 
 
-def rows_of_growth(runs: int) -> list[Row]:
-    """Chains of growing depth and width; the ratio is to the one before, whose size is given."""
-    rows = []
-    for kind, sizes in (("depth", DEPTHS), ("width", WIDTHS)):
-        previous: tuple[int, Work, int] | None = None
-        for size in sizes:
-            depth, width = (size, 64) if kind == "depth" else (16, size)
-            model, example = released_fc(depth, width, inputs=width)
-            plan, optimizer = fxenorm.analyze(model, example), optimizer_of(model, fused=True)
-
-            def step(plan: fxenorm.Plan = plan, optimizer: torch.optim.SGD = optimizer) -> None:
-                plan.step(optimizer)
-
-            entries = sum(parameter.numel() for parameter in model.parameters())
-            if previous is not None:
-                growth = entries / previous[2]
-                row = compare(
-                    f"chain, {kind} {size}", "step", step, f"{kind} {previous[0]}, {growth:.1f} times smaller", previous[1], runs
-                )
-                rows.append(row)
-            previous = (size, step, entries)
-    return rows
+def balance(case: Case, effort: Effort) -> Iterable[Row]:
+    """`balance` from badly scaled weights against Jacobi sweeps from the same; here each runs once."""
+    random = torch.Generator().manual_seed(0)
+    scales = torch.randn(case.plan.num_scales, dtype=torch.float64, generator=random)
+    for item in case.plan.held:
+        scales[list(item.variables)] = 0.0
+    case.plan.rescale(scales)
+    start = time.perf_counter()
+    problem = case.plan._snapshot().problem()
+    sweeps = solve(problem, tol=1e-6, max_iterations=SWEEPS, solver="jacobi")
+    middle = time.perf_counter()
+    del problem
+    result = case.plan.balance(tol=1e-6)
+    one, two = time.perf_counter() - middle, middle - start
+    ended = f"{sweeps.iterations} sweeps, imbalance {sweeps.imbalance:.0e}"
+    good = result.converged and result.iterations <= 30 and result.passes <= 3
+    note = f"{result.iterations} iterations, {result.passes} passes, {'as wanted' if good else 'NOT as wanted (30, 3)'}"
+    yield Row("balance", case.name, "balance", one * 1e3, ended, two * 1e3, one / two, one / two, one / two, 1, None, note)
 
 
-EXTRA: list[Callable[[Sequence[str], int], list[Row]]] = []
-"""Further tables, each called with the models' names and the number of runs: `balance` adds its own here."""
+def analyze(case: Case, effort: Effort) -> Iterable[Row]:
+    """The analysis against the trace that it contains."""
+    few = Effort(min(3, effort.pairs), effort.seconds, effort.depth)
+    whole, part = lambda: fxenorm.analyze(case.model, case.example), lambda: trace_model(case.model, case.example)
+    yield few.compare("analyze", case.name, "analyze", whole, "its trace alone", part)
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def growth(effort: Effort) -> Iterable[Row]:
+    """Chains of growing depth and width, and of growing depth at one size; each against the one before."""
+    series = {
+        "depth": [(depth, 64) for depth in DEPTHS],
+        "width": [(16, width) for width in WIDTHS],
+        "groups": list(SAME_SIZE),
+    }
+    for kind, shapes in series.items():
+        before: tuple[str, Case, int] | None = None
+        for depth, width in shapes:
+            if depth > effort.depth:
+                continue
+            name = f"chain {depth} x {width}"
+            case = Case(name, released_fc(depth, width, inputs=width))
+            entries = sum(parameter.numel() for parameter in case.model.parameters())
+            if before is not None:
+                more = entries / before[2]
+                target = LINEAR * more if kind == "depth" else None
+                row = effort.compare("growth", name, "step", case.step, before[0], before[1].step, target)
+                yield Row(**{**asdict(row), "note": f"{kind}: {more:.2f} times the weights"})
+            before = (name, case, entries)
+
+
+ROWS: dict[str, Callable[[Case, Effort], Iterable[Row]]] = {
+    work.__name__: work for work in (fused, foreach, multiply, loop, eager, cycles, training, balance, analyze)
+}
+"""By name, what is compared on each model."""
+
+
+def markdown(rows: Sequence[Row], title: str) -> str:
     """The table."""
     lines = [
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32. Ratio: median (quartiles) of pairs run in turn.",
+        title,
         "",
-        "| model | what | ms | against | ms | ratio |",
-        "|---|---|---:|---|---:|---:|",
+        "| row | model | what | ms | against | ms | ratio | quartiles | target | | |",
+        "|---|---|---|---:|---|---:|---:|---|---:|---|---|",
     ]
     for row in rows:
+        target = "" if row.target is None else f"{row.target:.3g}"
         lines.append(
-            f"| {row.model} | {row.what} | {row.milliseconds:.2f} | {row.against} | {row.against_milliseconds:.2f} "
-            f"| {row.ratio:.2f} ({row.low:.2f} to {row.high:.2f}) |"
+            f"| {row.row} | {row.model} | {row.what} | {row.milliseconds:.2f} | {row.against} | {row.against_milliseconds:.2f} "
+            f"| {row.ratio:.3g} | {row.low:.3g} to {row.high:.3g} | {target} | {row.verdict} | {row.note} |"
         )
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=[*RELEASED, *VISION], help="of: %(default)s, or any name of torchvision")
+    parser.add_argument("--rows", nargs="*", default=[*ROWS, "growth"], choices=[*ROWS, "growth"], help="all without")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=40, help="pairs of runs for each row")
-    parser.add_argument("--no-growth", action="store_true", help="leaves out the growth with depth and width")
+    parser.add_argument("--pairs", type=int, default=40, help="pairs of runs for each row at most")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each row, after which no further pair begins")
+    parser.add_argument("--quick", action="store_true", help="two pairs for each row, short chains")
     parser.add_argument("--json", type=Path, help="a file for the rows")
     parser.add_argument("--markdown", type=Path, help="a file for the table")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    rows = [row for name in given.models for row in rows_of_model(name, given.runs)]
-    if not given.no_growth:
-        rows += rows_of_growth(given.runs)
-    for table in EXTRA:
-        rows += table(given.models, given.runs)
-    print(markdown(rows))
+    effort = Effort(2, 1.0, 64) if given.quick else Effort(given.pairs, given.seconds, max(DEPTHS))
+    rows: list[Row] = []
+    begun = time.perf_counter()
+
+    def add(found: Iterable[Row]) -> None:
+        """Keeps rows, and says that they are there."""
+        for row in found:
+            rows.append(row)
+            print(f"{row.row} {row.model}: {row.ratio:.3g} {row.verdict}", file=sys.stderr, flush=True)
+
+    for name in given.models:
+        case = Case(name)
+        for row in given.rows:
+            if row in ROWS:
+                add(ROWS[row](case, effort))
+        del case
+    if "growth" in given.rows:
+        add(growth(effort))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    title = (
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32. Ratio: median of pairs run in turn. "
+        f"{time.perf_counter() - begun:.0f} seconds, at most {peak:.1f} GiB of memory."
+    )
+    print(markdown(rows, title))
     if given.json:
-        given.json.write_text(json.dumps({"threads": given.threads, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        found = [{**asdict(row), "met": None if row.target is None else row.ratio <= row.target} for row in rows]
+        given.json.write_text(json.dumps({"threads": given.threads, "gibibytes": peak, "rows": found}, indent=1) + "\n")
     if given.markdown:
-        given.markdown.write_text(markdown(rows) + "\n")
+        given.markdown.write_text(markdown(rows, title) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

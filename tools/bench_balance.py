@@ -2,6 +2,7 @@
 
 python tools/bench_balance.py                       # all cases, a Markdown table
 python tools/bench_balance.py chain16 llama --json  # some of them, JSON
+python tools/bench_balance.py --check               # in float64: the gradient there, L-BFGS beside it, and the same from 5 starts
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import fxenorm
+from fxenorm.plan.problem import Problem
 
 Made = tuple[nn.Module, Any]
 """A model and example inputs."""
@@ -123,6 +126,8 @@ def vision(name: str) -> Made:
     return getattr(torchvision.models, name)(), torch.zeros(2, 3, 64, 64)
 
 
+NORMALISED = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121")
+
 CASES: dict[str, Callable[[], Made]] = {
     **{f"chain{depth}": lambda depth=depth: chain(depth) for depth in (4, 16, 64, 256)},
     "chain16-heavy": lambda: chain(16, kind="heavy"),
@@ -137,6 +142,90 @@ CASES: dict[str, Callable[[], Made]] = {
 """By name, a function that makes the model."""
 
 
+def random_rescaling(plan: fxenorm.Plan, size: float, seed: int = 0) -> None:
+    """Multiplies every channel that balance can bring back by exp(size * normal)."""
+    scales = size * torch.randn(plan.num_scales, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    for item in plan.held:
+        scales[list(item.variables)] = 0.0
+    plan.rescale(scales)
+
+
+def problem_of(plan: fxenorm.Plan) -> tuple[Problem, Tensor]:
+    """The objective at the current weights, and which variables it holds."""
+    snapshot = plan._snapshot()
+    problem = snapshot.problem()
+    held = np.logical_or.reduce([mask for mask, _ in snapshot.all_reasons(problem)])
+    return problem, torch.from_numpy(held)
+
+
+def value_and_gradient(problem: Problem, held: Tensor, scales: Tensor) -> tuple[float, Tensor]:
+    """log F after a rescaling, and its derivatives: p (P - N) / F."""
+    log_negative, log_positive = problem.log_sums(scales)
+    value = problem.log_objective(scales)
+    slope = problem.p * ((log_positive - value).exp() - (log_negative - value).exp())
+    return float(value), torch.where(held, 0.0, slope)
+
+
+def lbfgs(problem: Problem, held: Tensor, max_iterations: int = 3000) -> float:
+    """The least log F that scipy's L-BFGS finds from the weights as they are."""
+    from scipy.optimize import minimize
+
+    def work(values: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = value_and_gradient(problem, held, torch.from_numpy(values.copy()))
+        return value, slope.numpy()
+
+    options = {"maxiter": max_iterations, "maxfun": 2 * max_iterations, "ftol": 1e-16, "gtol": 1e-11, "maxcor": 30}
+    return float(minimize(work, np.zeros(held.numel()), jac=True, method="L-BFGS-B", options=options).fun)
+
+
+def largest_difference(model: nn.Module, expected: dict[str, Tensor]) -> float:
+    """The largest relative difference of any entry of the model's tensors."""
+    most = 0.0
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel():
+            away = (tensor - expected[name]).abs_()
+            most = max(most, float((away / expected[name].abs().clamp(min=1e-30)).max()))
+    return most
+
+
+def check(name: str, batchnorm: str = "affine", p: float = 2.0) -> list[dict[str, Any]]:
+    """One row: what must hold at the optimum, in float64."""
+    torch.manual_seed(0)
+    model, inputs = CASES[name]()
+    plan = fxenorm.analyze(model, inputs, p=p, batchnorm=batchnorm)
+    model.double()
+    problem, held = problem_of(plan)
+    start = time.perf_counter()
+    other = lbfgs(problem, held)
+    seconds = time.perf_counter() - start
+    del problem
+    result = plan.balance(tol=1e-6)
+    problem, held = problem_of(plan)
+    value, slope = value_and_gradient(problem, held, torch.zeros(plan.num_scales, dtype=torch.float64))
+    del problem
+    plan.balance(tol=1e-9)
+    expected = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    iterations, converged, apart = result.iterations, result.converged, 0.0
+    for seed in range(5):
+        random_rescaling(plan, 3.0 if seed == 4 else 1.0, seed)
+        result = plan.balance(tol=1e-6)
+        iterations, converged = max(iterations, result.iterations), converged and result.converged and result.passes <= 3
+        apart = max(apart, largest_difference(model, expected))
+    return [
+        {
+            "model": name,
+            "batchnorm": batchnorm,
+            "converged": converged,
+            "most iterations": iterations,
+            "gradient of log F": f"{float(slope.abs().max()):.1e}",
+            "log F": f"{value:.10g}",
+            "minus L-BFGS's": f"{value - other:.1e}",
+            "its seconds": round(seconds, 1),
+            "weights from 5 starts apart": f"{apart:.1e}",
+        }
+    ]
+
+
 def measure(name: str, batchnorm: str = "affine", p: float = 2.0) -> list[dict[str, Any]]:
     """Two rows: from the weights as they are, and after every channel was multiplied by lognormal(3)."""
     torch.manual_seed(0)
@@ -145,10 +234,7 @@ def measure(name: str, batchnorm: str = "affine", p: float = 2.0) -> list[dict[s
     rows = []
     for start in ("as made", "lognormal(3)"):
         if start != "as made":
-            scales = 3 * torch.randn(plan.num_scales, dtype=torch.float64)
-            for item in plan.held:
-                scales[list(item.variables)] = 0.0
-            plan.rescale(scales)
+            random_rescaling(plan, 3.0)
         begun = time.perf_counter()
         result = plan.balance(tol=1e-6)
         rows.append(
@@ -174,7 +260,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help=f"some of: {', '.join(CASES)}; all without any")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a Markdown table")
-    parser.add_argument("--batchnorm", default="affine", help="as in fxenorm.analyze")
+    parser.add_argument("--batchnorm", help="as in fxenorm.analyze; without it affine, and folded too where that differs")
+    parser.add_argument("--check", action="store_true", help="what must hold at the optimum instead of times")
     parser.add_argument("-p", type=float, default=2.0, help="the norm's exponent")
     given = parser.parse_args(arguments)
     unknown = sorted(set(given.models) - set(CASES))
@@ -182,7 +269,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unknown models: {', '.join(unknown)}; there are {', '.join(CASES)}")
     header = False
     for name in given.models or CASES:
-        for row in measure(name, given.batchnorm, given.p):
+        kinds = [given.batchnorm] if given.batchnorm else ["affine", "folded"] if name in NORMALISED else ["affine"]
+        for row in itertools.chain.from_iterable((check if given.check else measure)(name, kind, given.p) for kind in kinds):
             if given.json:
                 print(json.dumps(row), flush=True)
                 continue

@@ -4,14 +4,15 @@ For p <= 8 sums are taken of |w|^p itself; beyond that 1e-40 ** p leaves float64
 takes maxima of logarithms.
 
 Matrices that are kept are in float64 where that is small beside the weights, as for kernels of 3 x 3. Where an entry is a single
-weight of 32 bits or fewer, |w| is kept in float32 (exact but for the factor of a folded BatchNorm), and becomes |w|^p in float64
-a part at a time: so what is kept is never larger than the weights in float32.
+weight of 32 bits or fewer, the weight itself stands for its matrix, and becomes |w|^p in float64 a part at a time: nothing of
+its size is ever added to it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,14 +20,22 @@ from torch import Tensor
 from .program import Block, float_dtype
 
 __all__ = [
+    "Index",
     "contributions",
     "energy",
     "expanded",
     "has_two_sides",
+    "is_full",
     "is_linear",
+    "is_narrow",
+    "is_zero",
+    "part_of",
+    "parts_of",
     "power_matrix",
-    "row_blocks",
+    "resized",
     "rows_of",
+    "shifted_parts",
+    "shifts_of",
     "streamed_contributions",
     "table_of",
     "table_products",
@@ -37,53 +46,94 @@ _LINEAR_UP_TO = 8.0
 _SMALL = 1 << 12
 """Up to this many entries a matrix is kept in float64 anyway."""
 
+_LITTLE = 1 << 16
+"""Up to this many entries room does not matter."""
+
 _PART_ON_CPU, _PART_ELSEWHERE = 1 << 17, 1 << 26
 """Entries at a time: on a CPU what its second-level cache holds in float64, elsewhere a bound on the temporaries."""
 
 
-def row_blocks(tensor: Tensor) -> Iterator[slice]:
-    """Slices of the first axis with few enough entries each; one for all of a small tensor."""
-    part = _PART_ON_CPU if tensor.device.type == "cpu" else _PART_ELSEWHERE
-    if tensor.ndim == 0 or tensor.numel() <= part:
-        yield slice(None)
+Index = tuple[slice, ...]
+"""Which part of a tensor: slices of its first axes."""
+
+
+def parts_of(tensor: Tensor) -> Iterator[Index]:
+    """Parts of few enough entries each that together are a tensor, each of them without gaps in the order of its axes."""
+    most = _most(tensor)
+    if tensor.numel() <= most:
+        yield ()
         return
-    rows = max(1, part * tensor.shape[0] // tensor.numel())
-    for start in range(0, tensor.shape[0], rows):
-        yield slice(start, start + rows)
+    sizes = [math.prod(tensor.shape[axis + 1 :]) for axis in range(tensor.ndim)]
+    axis = next(axis for axis, size in enumerate(sizes) if size <= most)
+    step = most // sizes[axis]
+    for before in itertools.product(*(range(size) for size in tensor.shape[:axis])):
+        for start in range(0, tensor.shape[axis], step):
+            yield (*(slice(place, place + 1) for place in before), slice(start, start + step))
 
 
-def rows_of(tensor: Tensor, rows: slice) -> Tensor:
-    """The part of something that broadcasts to a tensor which belongs to some of the tensor's rows."""
-    return tensor if tensor.ndim == 0 or tensor.shape[0] == 1 or rows == slice(None) else tensor[rows]
+def part_of(tensor: Tensor, index: Index) -> Tensor:
+    """The part of something that broadcasts to a tensor which belongs to a part of the tensor."""
+    return tensor[tuple(slice(None) if size == 1 else part for size, part in zip(tensor.shape, index, strict=False))]
+
+
+def rows_of(table: Tensor) -> Iterator[slice]:
+    """Slices of the rows of a table of few enough entries each."""
+    step = max(1, _most(table) // max(1, table.shape[1]))
+    for start in range(0, table.shape[0], step):
+        yield slice(start, start + step)
+
+
+def _most(tensor: Tensor) -> int:
+    """Entries at a time."""
+    return _PART_ON_CPU if tensor.device.type == "cpu" else _PART_ELSEWHERE
 
 
 def power_matrix(p: float, block: Block, tensor: Tensor, factor: Tensor | None) -> Tensor:
-    """|w * factor|^p summed over the kernel axes, size 1 there; logarithms where p > 8; or |w| in float32, see `expanded`."""
+    """|w * factor|^p summed over the kernel axes, size 1 there; logarithms where p > 8; or the weight, see `expanded`."""
     if _is_kept_narrow(block, tensor):
-        narrow = tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format).abs_()
         # In place a float32 tensor takes the product in the factor's type and rounds it once.
-        return narrow if factor is None else narrow.mul_(factor)
-    parts = [_powers(p, block, tensor, factor, rows) for rows in row_blocks(tensor)]
-    if len(parts) == 1:
-        return parts[0]
-    if 0 not in block.kernel_axes:
-        return torch.cat(parts)
-    return _total(p, torch.cat(parts), (0,))
+        return tensor.detach() if factor is None else tensor.detach().to(torch.float32, copy=True).mul_(factor)
+    shape = torch.Size(1 if axis in block.kernel_axes else size for axis, size in enumerate(tensor.shape))
+    matrix = _nothing(p, shape, tensor.device)
+    for index in parts_of(tensor):
+        _join(p, part_of(matrix, index), _powers(p, block, tensor, factor, index))
+    return matrix
 
 
 def _is_kept_narrow(block: Block, tensor: Tensor) -> bool:
-    """Whether float64 powers would take more room than the weights, and |w| fits into float32."""
+    """Whether float64 powers would take more room than the weights."""
     wide = float_dtype(tensor.device)
     if tensor.dtype == wide or wide != torch.float64 or tensor.numel() <= _SMALL:
         return False
     return all(tensor.shape[axis] == 1 for axis in block.kernel_axes)
 
 
+def is_narrow(matrix: Tensor) -> bool:
+    """Whether a matrix holds weights rather than powers or logarithms."""
+    return matrix.dtype != float_dtype(matrix.device)
+
+
+def is_full(block: Block, matrix: Tensor) -> bool:
+    """Whether a matrix holds a power or logarithm for each of many weights: another like it would need as much room again."""
+    return not is_narrow(matrix) and matrix.numel() == math.prod(block.shape) > _LITTLE
+
+
+def resized(p: float, other: float, matrix: Tensor) -> Tensor:
+    """A matrix of powers or logarithms for another exponent."""
+    share = other / p
+    if is_linear(p):
+        return matrix**share if is_linear(other) else share * matrix.log()
+    return (share * matrix).exp_() if is_linear(other) else share * matrix
+
+
+def is_zero(p: float, matrix: Tensor) -> Tensor:
+    """Which entries of a matrix stand for a weight of zero."""
+    return matrix == (0 if is_linear(p) or is_narrow(matrix) else -math.inf)
+
+
 def expanded(p: float, matrix: Tensor) -> Tensor:
     """A matrix, or a part of it, as powers or logarithms in the wide type; the same tensor where it is that already."""
-    if matrix.dtype == float_dtype(matrix.device):
-        return matrix
-    return _raised(p, matrix.to(float_dtype(matrix.device)))
+    return _raised(p, matrix.to(float_dtype(matrix.device))) if is_narrow(matrix) else matrix
 
 
 def contributions(p: float, block: Block, matrix: Tensor, log_scales: Tensor | None = None) -> Iterator[Tensor]:
@@ -95,51 +145,78 @@ def contributions(p: float, block: Block, matrix: Tensor, log_scales: Tensor | N
         matrix: as `power_matrix` returns it.
         log_scales: (K,) a rescaling to be imagined, or None.
     """
-    if log_scales is not None or matrix.dtype != float_dtype(matrix.device):
-        shifts = _shifts(p, block, log_scales, matrix.device)
-        if is_linear(p) and has_two_sides(block):
-            yield from _two_sides(p, block, matrix, shifts)
-            return
-        matrix = _shifted(p, expanded(p, matrix), shifts)
-    matrix = expanded(p, matrix)
-    collided = None
-    if block.collided is not None:
-        matrix = matrix.clone(memory_format=torch.contiguous_format)
-        flat = matrix.view(-1)
-        collided = flat[block.collided]
-        flat[block.collided] = 0.0 if is_linear(p) else -math.inf
-    for axes in block.term_axes:
-        yield _logs(p, _total(p, matrix, axes)).reshape(-1)
-    if collided is not None and block.collided_rows is not None:
-        yield _logs(p, collided[block.collided_rows])
+    shifts = [] if log_scales is None else shifts_of(p, block, log_scales)
+    if is_linear(p) and has_two_sides(block) and (shifts or is_narrow(matrix)):
+        yield from _two_sides(p, block, matrix, shifts)
+        return
+    yield from _accumulated(p, block, matrix.shape, matrix.device, shifted_parts(p, matrix, shifts))
+
+
+def shifted_parts(p: float, matrix: Tensor, shifts: Sequence[Tensor]) -> Iterator[tuple[Index, Tensor]]:
+    """A matrix after a rescaling, a part at a time, as powers or logarithms; see `shifts_of`."""
+    factors = [shift.exp() for shift in shifts] if is_linear(p) else list(shifts)
+    for index in parts_of(matrix):
+        part = expanded(p, matrix[index])
+        for factor in factors:
+            part = part * part_of(factor, index) if is_linear(p) else part + part_of(factor, index)
+        yield index, part
 
 
 def streamed_contributions(p: float, block: Block, tensor: Tensor, factor: Tensor | None) -> Iterator[Tensor]:
     """`contributions` of a tensor as it is, without its matrix ever being there as a whole."""
-    if block.collided is not None:
+    if block.collided is not None and block.kernel_axes:
+        # Which entries collide is known of the matrix, not of the tensor.
         yield from contributions(p, block, power_matrix(p, block, tensor, factor))
         return
-    found: list[list[Tensor]] = [[] for _ in block.terms]
-    for rows in row_blocks(tensor):
-        matrix = _powers(p, block, tensor, factor, rows)
-        for sums, axes, (_, ids) in zip(found, block.term_axes, block.terms, strict=True):
-            part = _total(p, matrix, axes)
-            if sums and ids.shape[0] == 1:
-                sums[0] = _total(p, torch.stack([sums[0], part]), (0,)).squeeze(0)
-            else:
-                sums.append(part)
-    for sums in found:
-        yield _logs(p, torch.cat(sums) if len(sums) > 1 else sums[0]).reshape(-1)
+    shape = torch.Size(1 if axis in block.kernel_axes else size for axis, size in enumerate(tensor.shape))
+    parts = ((index, _powers(p, block, tensor, factor, index)) for index in parts_of(tensor))
+    yield from _accumulated(p, block, shape, tensor.device, parts)
+
+
+def _accumulated(
+    p: float, block: Block, shape: torch.Size, device: torch.device, parts: Iterable[tuple[Index, Tensor]]
+) -> Iterator[Tensor]:
+    """Logs of channel sums from a matrix of some shape that comes a part at a time."""
+    totals = [_nothing(p, ids.shape, device) for _, ids in block.terms]
+    apart: Tensor | None = None
+    for index, given in parts:
+        matrix = given
+        if block.collided is not None:
+            matrix, apart = _without_collided(p, block.collided, shape, index, matrix, apart)
+        for total, axes in zip(totals, block.term_axes, strict=True):
+            _join(p, part_of(total, index), _total(p, matrix, axes))
+    for total in totals:
+        yield _logs(p, total).reshape(-1)
+    if apart is not None and block.collided_rows is not None:
+        yield _logs(p, apart[block.collided_rows])
+
+
+def _without_collided(
+    p: float, collided: Tensor, shape: torch.Size, index: Index, part: Tensor, apart: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A part without the entries at the collided positions of the whole, and these entries as far as they have come."""
+    nothing = 0.0 if is_linear(p) else -math.inf
+    count = part.numel()
+    first = sum((piece.start or 0) * math.prod(shape[axis + 1 :]) for axis, piece in enumerate(index))
+    places = collided - first
+    # What lies in other parts goes to a place behind the last: no mask is turned into indices, which would wait for the device.
+    places = torch.where((places >= 0) & (places < count), places, count)
+    flat = torch.nn.functional.pad(part.reshape(-1), (0, 1), value=nothing)
+    values = flat[places]
+    flat = flat.index_fill(0, places, nothing)
+    if apart is not None:
+        values = apart + values if is_linear(p) else torch.maximum(apart, values)
+    return flat[:-1].view(part.shape), values
 
 
 def energy(p: float, block: Block, matrix: Tensor, log_scales: Tensor | None = None) -> Tensor:
     """0-d: the log of the sum (p = inf: the largest) over the whole of a matrix, after a rescaling where given."""
-    if log_scales is not None or matrix.dtype != float_dtype(matrix.device):
-        shifts = _shifts(p, block, log_scales, matrix.device)
-        if is_linear(p) and has_two_sides(block):
-            return _energy(p, block, matrix, shifts)
-        matrix = _shifted(p, expanded(p, matrix), shifts)
-    return _logs(p, _total(p, expanded(p, matrix).reshape(-1), (0,))).reshape(())
+    if block.collided is None and block.terms:
+        logs = next(contributions(p, block, matrix, log_scales))
+        return logs.amax() if math.isinf(p) else logs.logsumexp(0)
+    shifts = [] if log_scales is None else shifts_of(p, block, log_scales)
+    totals = [_total(p, part.reshape(-1), (0,)) for _, part in shifted_parts(p, matrix, shifts)]
+    return _logs(p, _total(p, torch.cat(totals), (0,))).reshape(())
 
 
 def is_linear(p: float) -> bool:
@@ -147,27 +224,23 @@ def is_linear(p: float) -> bool:
     return p <= _LINEAR_UP_TO
 
 
-def _powers(p: float, block: Block, tensor: Tensor, factor: Tensor | None, rows: slice) -> Tensor:
-    """|w * factor|^p of some rows, summed over the kernel axes."""
-    part = tensor.detach() if tensor.ndim == 0 else tensor.detach()[rows]
-    size = part.to(float_dtype(tensor.device), copy=True).abs_()
+def _powers(p: float, block: Block, tensor: Tensor, factor: Tensor | None, index: Index) -> Tensor:
+    """|w * factor|^p of a part, summed over the kernel axes."""
+    wide = tensor.detach()[index].to(float_dtype(tensor.device), copy=True)
     if factor is not None:
-        size *= rows_of(factor, rows)
-    return _total(p, _raised(p, size), block.kernel_axes)
+        wide *= part_of(factor, index)
+    return _total(p, _raised(p, wide), block.kernel_axes)
 
 
-def _raised(p: float, size: Tensor) -> Tensor:
-    """Absolute values as powers or logarithms, in place."""
-    if is_linear(p):
-        if p == 2:
-            size *= size
-        elif p != 1:
-            size.pow_(p)
-    else:
+def _raised(p: float, values: Tensor) -> Tensor:
+    """Powers or logarithms of absolute values, in place."""
+    if p == 2:
+        return values.mul_(values)
+    size = values.abs_()
+    if not is_linear(p):
         size.log_()
-        if not math.isinf(p):
-            size *= p
-    return size
+        return size if math.isinf(p) else size.mul_(p)
+    return size if p == 1 else size.pow_(p)
 
 
 def _total(p: float, matrix: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -179,25 +252,30 @@ def _total(p: float, matrix: Tensor, axes: tuple[int, ...]) -> Tensor:
     return matrix.amax(axes, keepdim=True) if math.isinf(p) else matrix.logsumexp(axes, keepdim=True)
 
 
+def _nothing(p: float, shape: torch.Size, device: torch.device) -> Tensor:
+    """Totals of nothing yet."""
+    return torch.full(shape, 0.0 if is_linear(p) else -math.inf, dtype=float_dtype(device), device=device)
+
+
+def _join(p: float, total: Tensor, share: Tensor) -> None:
+    """Adds to a total what a part has, in place."""
+    if is_linear(p):
+        total += share
+    elif math.isinf(p):
+        torch.maximum(total, share, out=total)
+    else:
+        torch.logaddexp(total, share, out=total)
+
+
 def _logs(p: float, sums: Tensor) -> Tensor:
     """Sums as logarithms."""
     return sums.log() if is_linear(p) else sums
 
 
-def _shifts(p: float, block: Block, log_scales: Tensor | None, device: torch.device) -> list[Tensor]:
-    """By term, the logarithm by which a rescaling multiplies |w|^p; 0 without one."""
-    if log_scales is None:
-        return [torch.zeros(ids.shape, dtype=float_dtype(device), device=device) for _, ids in block.terms]
+def shifts_of(p: float, block: Block, log_scales: Tensor) -> list[Tensor]:
+    """By term, the logarithm by which a rescaling multiplies |w|^p."""
     padded = torch.nn.functional.pad(log_scales, (0, 1))
     return [(coefficient if math.isinf(p) else p * coefficient) * padded[ids] for coefficient, ids in block.terms]
-
-
-def _shifted(p: float, matrix: Tensor, shifts: list[Tensor]) -> Tensor:
-    """The matrix after a rescaling."""
-    if not shifts:
-        return matrix
-    total = sum(shifts[1:], shifts[0])
-    return matrix * total.exp() if is_linear(p) else matrix + total
 
 
 def has_two_sides(block: Block) -> bool:
@@ -219,29 +297,22 @@ def table_products(p: float, table: Tensor, right: Tensor, left: Tensor) -> tupl
     """(table @ right, table.T @ left); a narrow table is widened a part at a time, which is read once for both."""
     if table.dtype == right.dtype:
         return table @ right, table.T @ left
-    above: list[Tensor] = []
+    above = right.new_empty(table.shape[0])
     below = right.new_zeros(table.shape[1])
-    for rows in row_blocks(table):
+    for rows in rows_of(table):
         part = expanded(p, table[rows])
-        above.append(part @ right)
-        below += part.T @ left[rows]
-    return torch.cat(above), below
+        torch.mv(part, right, out=above[rows])
+        below.addmv_(part.T, left[rows])
+    return above, below
 
 
-def _two_sides(p: float, block: Block, matrix: Tensor, shifts: list[Tensor]) -> Iterator[Tensor]:
+def _two_sides(p: float, block: Block, matrix: Tensor, shifts: Sequence[Tensor]) -> Iterator[Tensor]:
     """`contributions` of rows by columns: two products of the matrix with a vector, nothing of its size in between."""
-    own, other = (shift.reshape(-1) for shift in shifts)
+    wide = float_dtype(matrix.device)
+    zeros = [torch.zeros(ids.numel(), dtype=wide, device=matrix.device) for _, ids in block.terms]
+    own, other = (shift.reshape(-1) for shift in shifts or zeros)
     # The largest exponents are taken out first, so that none overflows.
     most_own, most_other = own.amax(), other.amax()
     above, below = table_products(p, table_of(block, matrix), (other - most_other).exp(), (own - most_own).exp())
     yield own + (above.log() + most_other)
     yield other + (below.log() + most_own)
-
-
-def _energy(p: float, block: Block, matrix: Tensor, shifts: list[Tensor]) -> Tensor:
-    """0-d: the log of the sum over rows by columns after a rescaling."""
-    own, other = (shift.reshape(-1) for shift in shifts)
-    most = other.amax()
-    table, right = table_of(block, matrix), (other - most).exp()
-    parts = [expanded(p, table[rows]) @ right for rows in row_blocks(table)] if table.dtype != right.dtype else [table @ right]
-    return (own + torch.cat(parts).log()).logsumexp(0) + most

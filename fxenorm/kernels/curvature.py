@@ -1,22 +1,40 @@
 """Second derivatives of the objective, and its restriction to a few scalars, from the matrices that were read once.
 
 With m_e the entry's term of the objective, its Hessian is p^2 * sum_e m_e a_e a_e^T: a graph Laplacian where every weight has
-one variable a side. Products with it need the matrices and nothing of their size besides.
+one variable a side. Products with it need the matrices, which are read in parts; only where matrices hold logarithms is a table
+in float32 kept besides, so that not every product takes exponentials.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .channel_sums import expanded, has_two_sides, is_linear, row_blocks, table_of, table_products
+from .channel_sums import (
+    expanded,
+    has_two_sides,
+    is_full,
+    is_linear,
+    part_of,
+    rows_of,
+    shifted_parts,
+    shifts_of,
+    table_of,
+    table_products,
+)
 from .program import Block, ReduceProgram
 
 __all__ = ["Curvature", "aggregate"]
+
+_LITTLE = 1 << 16
+"""Tables of more entries are kept in float32: what they cost in precision does not matter to the direction of a step."""
+
+_MOST_CELLS = 1 << 20
+"""Combinations of labels that are counted whether they occur or not."""
 
 _LARGEST = 600.0
 """Exponents are cut here: beyond it a float64 over- or underflows, and the entry does not matter beside others."""
@@ -35,10 +53,11 @@ class _Sides:
 
 @dataclass(frozen=True)
 class _Entries:
-    """Any other tensor: its entries, one by one."""
+    """Any other tensor: each product works its entries out anew, as `inner` beside the largest, times `outer` by term."""
 
     matrix: Tensor
     block: Block
+    inner: tuple[Tensor, ...]
     outer: tuple[Tensor, ...]
 
 
@@ -82,8 +101,10 @@ class Curvature:
                 position += flat.numel()
             position += 0 if block.collided_rows is None else block.collided_rows.numel()
             if len(block.terms) > 1:
-                make = _sides if has_two_sides(block) else _entries
-                self._parts.append(make(program.p, block, matrix, padded.to(matrix), scale.to(matrix.device), log_weight))
+                # A float64 weight whose logarithms are kept leaves no room for a table.
+                table = is_linear(program.p) or not is_full(block, matrix)
+                make = _sides if has_two_sides(block) and table else _entries
+                self._parts.append(make(program.p, block, matrix, padded.to(matrix.device), scale.to(matrix.device), log_weight))
         self._own = torch.where(free, own[:-1], 1.0)
 
     @torch.no_grad()
@@ -96,7 +117,9 @@ class Curvature:
         values: list[Tensor] = []
         for part in self._parts:
             results = (
-                _sides_product(self._program.p, part, padded) if isinstance(part, _Sides) else _entries_product(part, padded)
+                _sides_product(self._program.p, part, padded)
+                if isinstance(part, _Sides)
+                else _entries_product(self._program.p, part, padded)
             )
             for index, value in results:
                 ids.append(index.to(total.device))
@@ -118,19 +141,37 @@ def _sides(p: float, block: Block, matrix: Tensor, log_scales: Tensor, scale: Te
     up = p * row_coefficient * log_scales[rows].to(scale)
     down = p * column_coefficient * log_scales[columns].to(scale)
     table = table_of(block, matrix)
-    row_scale, column_scale = scale[rows], scale[columns]
-    if is_linear(p):
-        up_most, down_most = up.amax(), down.amax()
-        inner = ((down - down_most).exp(), (up - up_most).exp())
-        outer = (_exp(up + down_most + log_weight - row_scale), _exp(down + up_most + log_weight - column_scale))
-    else:
-        # Logarithms: the symmetric form has no entry above 1, whatever the range of the powers.
-        logs = table + (up - row_scale / 2 + log_weight)[:, None]
-        table = logs.add_((down - column_scale / 2)[None, :]).exp_()
-        reference = torch.cat([row_scale, column_scale]).mean()
-        inner = (_exp((column_scale - reference) / 2), _exp((row_scale - reference) / 2))
-        outer = (_exp((reference - row_scale) / 2), _exp((reference - column_scale) / 2))
+    if not is_linear(p):
+        table, up, down = _equilibrated(p, table, up, down)
+    up_most, down_most = up.amax(), down.amax()
+    inner = ((down - down_most).exp(), (up - up_most).exp())
+    outer = (
+        _exp(up + down_most + log_weight - scale[rows]),
+        _exp(down + up_most + log_weight - scale[columns]),
+    )
     return _Sides(table, (rows, columns), (row_coefficient, column_coefficient), inner, outer)
+
+
+def _equilibrated(p: float, logs: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A table of logarithms as numbers whose largest is 1 in every row and column, and the logs of rows and columns beside it.
+
+    Args:
+        p: the norm's exponent.
+        logs: rows by columns of what `expanded` makes logarithms of.
+        up, down: what a rescaling adds to rows and columns.
+    """
+    above = torch.empty_like(up)
+    left = torch.full_like(down, -math.inf)
+    for rows in rows_of(logs):
+        part = expanded(p, logs[rows]) + down
+        most = part.amax(1)
+        above[rows] = torch.where(most.isfinite(), most, 0.0)
+        left = torch.maximum(left, (part - above[rows][:, None]).amax(0))
+    left = torch.where(left.isfinite(), left, 0.0)
+    table = torch.empty(logs.shape, dtype=torch.float32 if logs.numel() > _LITTLE else up.dtype, device=logs.device)
+    for rows in rows_of(logs):
+        table[rows] = (expanded(p, logs[rows]) + (down - left) - above[rows][:, None]).exp()
+    return table, up + above, left
 
 
 def _sides_product(p: float, part: _Sides, vector: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -138,38 +179,41 @@ def _sides_product(p: float, part: _Sides, vector: Tensor) -> list[tuple[Tensor,
     local = vector.to(part.inner[0])
     both = part.coefficients[0] * part.coefficients[1]
     right, left = part.inner[0] * local[part.ids[1]], part.inner[1] * local[part.ids[0]]
-    above, below = table_products(p, part.table, right, left)
+    above, below = table_products(p if is_linear(p) else 1.0, part.table, right, left)
     return [(part.ids[0], both * part.outer[0] * above), (part.ids[1], both * part.outer[1] * below)]
 
 
 def _entries(p: float, block: Block, matrix: Tensor, log_scales: Tensor, scale: Tensor, log_weight: float) -> _Entries:
-    """Everything else, as entries relative to the largest of them."""
-    logs = _log_entries(p, block, matrix, log_scales) + log_weight
-    reference = logs.amax()
-    reference = torch.where(reference.isfinite(), reference, 0.0)
-    outer = tuple(_exp(reference - scale[ids]) for _, ids in block.terms)
-    return _Entries((logs - reference).exp(), block, outer)
+    """Everything else, as entries relative to a bound of them."""
+    shifts = shifts_of(p, block, log_scales[:-1])
+    if is_linear(p):
+        most = [shift.amax() for shift in shifts]
+        inner = tuple(shift - largest for shift, largest in zip(shifts, most, strict=True))
+        reference = torch.stack(most).sum()
+    else:
+        # Logarithms have no largest entry of 1 by themselves: it is found and taken out of the first term.
+        reference = torch.stack([part.amax() for _, part in shifted_parts(p, matrix, shifts)]).amax()
+        reference = torch.where(reference.isfinite(), reference, 0.0)
+        inner = (shifts[0] - reference, *shifts[1:])
+    outer = tuple(_exp(reference + log_weight - scale[ids]) for _, ids in block.terms)
+    return _Entries(matrix, block, inner, outer)
 
 
-def _entries_product(part: _Entries, vector: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _entries_product(p: float, part: _Entries, vector: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The terms' shares, a variable's own entries included; where two terms meet in one variable their sum is right too."""
-    local = vector.to(part.matrix)
-    slopes = sum((coefficient * local[ids] for coefficient, ids in part.block.terms), local.new_zeros(()))
-    change = part.matrix * slopes
-    found = []
-    for (coefficient, ids), axes, outer in zip(part.block.terms, part.block.term_axes, part.outer, strict=True):
-        share = change.sum(axes, keepdim=True) if axes else change
-        found.append((ids.reshape(-1), (coefficient * outer * share).reshape(-1)))
-    return found
-
-
-def _log_entries(p: float, block: Block, matrix: Tensor, log_scales: Tensor) -> Tensor:
-    """The log of every entry of a matrix after a rescaling, in the wide type."""
-    wide = expanded(p, matrix)
-    logs = wide.log() if is_linear(p) else wide
-    for coefficient, ids in block.terms:
-        logs = logs + (p * coefficient) * log_scales[ids].to(wide)
-    return logs
+    block = part.block
+    slopes = [coefficient * vector.to(part.outer[0])[ids] for coefficient, ids in block.terms]
+    totals = [torch.zeros_like(ids, dtype=slopes[0].dtype) for _, ids in block.terms]
+    for index, shifted in shifted_parts(p, part.matrix, part.inner):
+        entries = shifted if is_linear(p) else shifted.exp()
+        change = entries * sum((part_of(slope, index) for slope in slopes[1:]), part_of(slopes[0], index))
+        for total, axes in zip(totals, block.term_axes, strict=True):
+            share = change.sum(axes, keepdim=True) if axes else change
+            part_of(total, index).add_(share)
+    return [
+        (ids.reshape(-1), (coefficient * outer * total).reshape(-1))
+        for (coefficient, ids), outer, total in zip(block.terms, part.outer, totals, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -196,10 +240,8 @@ def aggregate(
     for number, matrix in enumerate(matrices):
         block = program.to(matrix.device).blocks[number]
         local, scales = padded_labels.to(matrix.device), torch.nn.functional.pad(log_scales.to(matrix.device), (0, 1))
-        if has_two_sides(block) and is_linear(program.p):
-            found, keys = _by_label_sides(program.p, block, matrix, scales, local)
-        else:
-            found, keys = _by_label(program.p, block, matrix, scales, local, count)
+        by_label = _by_label_sides if has_two_sides(block) and is_linear(program.p) else _by_label
+        found, keys = by_label(program.p, block, matrix, scales, local)
         alive = found.isfinite()
         found, keys = found[alive] + log_weights[number], keys[:, alive]
         rows = torch.arange(start, start + found.numel(), device=found.device)
@@ -222,9 +264,7 @@ def _by_label_sides(p: float, block: Block, matrix: Tensor, log_scales: Tensor, 
     right[torch.arange(down.numel(), device=down.device), column_places] = (down - most).exp()
     table = table_of(block, matrix)
     sums = (
-        torch.cat([expanded(p, table[part]) @ right for part in row_blocks(table)])
-        if table.dtype != down.dtype
-        else table @ right
+        torch.cat([expanded(p, table[part]) @ right for part in rows_of(table)]) if table.dtype != down.dtype else table @ right
     )
     highest = up.amax()
     totals = torch.zeros(row_labels.numel(), column_labels.numel(), dtype=down.dtype, device=down.device)
@@ -233,21 +273,41 @@ def _by_label_sides(p: float, block: Block, matrix: Tensor, log_scales: Tensor, 
     return (totals.log() + most + highest).reshape(-1), keys
 
 
-def _by_label(p: float, block: Block, matrix: Tensor, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _by_label(p: float, block: Block, matrix: Tensor, log_scales: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The same for any tensor: logs by combination of labels, and the combinations (terms, E)."""
-    logs = _log_entries(p, block, matrix, log_scales).reshape(-1)
-    shape = matrix.shape
-    places = torch.zeros((), dtype=torch.int64, device=matrix.device)
-    by_term = [labels[ids] for _, ids in block.terms]
-    # One number a combination, made small again after each term so that it cannot overflow.
-    for ids in by_term:
-        _, places = torch.unique(places * (count + 1) + ids, return_inverse=True)
-    places = places.expand(shape).reshape(-1)
-    size = int(places.max()) + 1 if places.numel() else 0
-    largest = logs.new_full((size,), -math.inf).scatter_reduce(0, places, logs, "amax")
-    reference = torch.where(largest.isfinite(), largest, 0.0)
-    totals = torch.zeros_like(largest).index_put_((places,), (logs - reference[places]).exp(), accumulate=True)
-    keys = places.new_zeros((len(by_term), size))
-    for row, ids in zip(keys, by_term, strict=True):
-        row.scatter_(0, places, ids.expand(shape).reshape(-1))
-    return reference + totals.log(), keys
+    shifts = shifts_of(p, block, log_scales[:-1])
+    found_and_places = [torch.unique(labels[ids], return_inverse=True) for _, ids in block.terms]
+    known = [found for found, _ in found_and_places]
+    sizes = [found.numel() for found in known]
+    strides = [math.prod(sizes[number + 1 :]) for number in range(len(sizes))]
+    places = [place * stride for (_, place), stride in zip(found_and_places, strides, strict=True)]
+    places = places or [torch.zeros([1] * matrix.ndim, dtype=torch.int64, device=matrix.device)]
+    size = math.prod(sizes)
+    if size <= _MOST_CELLS:
+        numbers = torch.arange(size, device=matrix.device)
+    else:
+        # Many labels in several terms: only the combinations that occur.
+        numbers, place = torch.unique(sum(places[1:], places[0]).expand(matrix.shape), return_inverse=True)
+        places, size = [place], numbers.numel()
+    keys = [found[numbers // stride % found.numel()] for found, stride in zip(known, strides, strict=True)]
+    if is_linear(p):
+        reference = sum((shift.amax() for shift in shifts), log_scales.new_zeros(()))
+        shifts = [shift - shift.amax() for shift in shifts]
+        largest = torch.zeros(size, dtype=reference.dtype, device=matrix.device)
+    else:
+        reference = log_scales.new_zeros(())
+        largest = torch.full((size,), -math.inf, dtype=reference.dtype, device=matrix.device)
+        for cells, part in _cells(p, matrix, shifts, places):
+            largest = largest.scatter_reduce(0, cells, part, "amax")
+        largest = torch.where(largest.isfinite(), largest, 0.0)
+    totals = torch.zeros_like(largest)
+    for cells, part in _cells(p, matrix, shifts, places):
+        totals.index_put_((cells,), part if is_linear(p) else (part - largest[cells]).exp(), accumulate=True)
+    return reference + largest + totals.log(), torch.stack(keys) if keys else labels.new_zeros((0, size))
+
+
+def _cells(p: float, matrix: Tensor, shifts: Sequence[Tensor], places: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The entries after a rescaling, a part at a time, and the number of each entry's combination of labels."""
+    for index, part in shifted_parts(p, matrix, shifts):
+        cells = sum((part_of(place, index) for place in places[1:]), part_of(places[0], index))
+        yield cells.expand(part.shape).reshape(-1), part.reshape(-1)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from .backend import register_backend
-from .channel_sums import contributions, energy, power_matrix, row_blocks, rows_of, streamed_contributions
+from .channel_sums import Index, contributions, energy, part_of, parts_of, power_matrix, streamed_contributions
 from .program import ChannelSums, ReduceProgram, ScaleTarget, as_float, float_dtype
 
-__all__ = ["EagerBackend", "exact_exp2", "log2_factors"]
+__all__ = ["MOST_GROWTH", "EagerBackend", "channel_sums", "exact_exp2", "log2_factors"]
 
-_ROOM = 690.0
+MOST_GROWTH = 690.0
 """Largest natural logarithm of a factor: the exponents of a float64 end at 1022 log 2 = 708."""
 
 
@@ -39,12 +39,12 @@ class EagerBackend:
             for block, tensor, factor in members
             for part in streamed_contributions(program.p, block, tensor, factor)
         ]
-        return _channel_sums(program, torch.cat(parts) if parts else program.offsets)
+        return channel_sums(program, torch.cat(parts) if parts else program.offsets)
 
     @torch.no_grad()
     def sums(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> ChannelSums:
         """N and P, after a rescaling by `log_scales` where given."""
-        return _channel_sums(program, self.contributions(program, matrices, log_scales))
+        return channel_sums(program, self.contributions(program, matrices, log_scales))
 
     @torch.no_grad()
     def contributions(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> Tensor:
@@ -78,17 +78,17 @@ class EagerBackend:
             log2_scales = exponents.get(tensor.device)
             if log2_scales is None:
                 log2_scales = exponents.setdefault(tensor.device, log2_factors(log_scales.to(tensor.device)))
-            factors = [exact_exp2(target.power * coefficient * log2_scales[ids]) for coefficient, ids in target.terms]
-            for rows in row_blocks(tensor):
-                product = math.prod((rows_of(factor, rows) for factor in factors[1:]), start=rows_of(factors[0], rows))
+            factors = _by_part(target, log2_scales, exact_exp2)
+            for index in parts_of(tensor):
+                product = math.prod((factor(index) for factor in factors[1:]), start=factors[0](index))
                 # The product is taken in float64 and rounded once to the weight's own type.
                 with torch.inference_mode() if tensor.is_inference() else nullcontext():
-                    (tensor if tensor.ndim == 0 else tensor[rows]).mul_(product)
+                    tensor[index].mul_(product)
 
     @torch.no_grad()
     def headroom(self, targets: Sequence[ScaleTarget], device: torch.device) -> Tensor:
         """0-d: the largest natural logarithm by which every target can grow; what is not finite already does not count."""
-        found = [torch.full((), _ROOM, dtype=float_dtype(device), device=device)]
+        found = [torch.full((), MOST_GROWTH, dtype=float_dtype(device), device=device)]
         by_device: dict[torch.device, list[ScaleTarget]] = {}
         for target in targets:
             if target.terms and target.tensor.numel():
@@ -97,7 +97,7 @@ class EagerBackend:
             largest = torch._foreach_norm([target.tensor for target in members], math.inf)
             for target, size in zip(members, largest, strict=True):
                 room = math.log(torch.finfo(target.tensor.dtype).max) - as_float(size, size.device).log()
-                found.append(torch.where(room.isfinite(), room / abs(target.power), _ROOM).to(device))
+                found.append(torch.where(room.isfinite(), room / abs(target.power), MOST_GROWTH).to(device))
         return torch.stack(found).amin().clamp(min=0.0)
 
     @torch.no_grad()
@@ -111,10 +111,10 @@ class EagerBackend:
             log2_scales = log2_factors(log_scales.to(tensor.device))
             limit = math.log2(torch.finfo(tensor.dtype).max)
             local = flagged.to(tensor.device)
-            changes = [target.power * coefficient * log2_scales[ids] for coefficient, ids in target.terms]
-            for rows in row_blocks(tensor):
-                part = tensor if tensor.ndim == 0 else tensor[rows]
-                parts = [rows_of(change, rows) for change in changes]
+            changes = _by_part(target, log2_scales)
+            for index in parts_of(tensor):
+                part = tensor[index]
+                parts = [change(index) for change in changes]
                 growths = parts if net else [change.clamp(min=0) for change in parts]
                 growth = sum(growths[1:], growths[0])
                 axes = tuple(axis for axis in range(part.ndim) if growth.shape[axis] == 1)
@@ -123,10 +123,34 @@ class EagerBackend:
                 for (_, ids), change in zip(target.terms, parts, strict=True):
                     over = tuple(axis for axis in range(part.ndim) if change.shape[axis] != bad.shape[axis])
                     hit = (bad.amax(over, keepdim=True) if over else bad) & (change > 0)
-                    hit |= change.abs() >= _ROOM / math.log(2.0)
-                    local = local.index_add(0, rows_of(ids, rows).reshape(-1), hit.reshape(-1).to(local.dtype))
+                    hit |= change.abs() >= MOST_GROWTH / math.log(2.0)
+                    local = local.index_add(0, part_of(ids, index).reshape(-1), hit.reshape(-1).to(local.dtype))
             flagged = local.to(flagged.device)
         return flagged[:-1] > 0
+
+
+def _by_part(
+    target: ScaleTarget, log2_scales: Tensor, then: Callable[[Tensor], Tensor] | None = None
+) -> list[Callable[[Index], Tensor]]:
+    """By term, what gives the base-2 logarithms of its factors for a part of the target, or what `then` makes of them.
+
+    All at once where a term's ids are few beside the tensor, else for each part anew: some terms have an id for each entry.
+    """
+
+    def prepared(coefficient: int, ids: Tensor) -> Callable[[Index], Tensor]:
+        """One term."""
+
+        def make(some: Tensor) -> Tensor:
+            """The values for some ids."""
+            change = target.power * coefficient * log2_scales[some]
+            return change if then is None else then(change)
+
+        if next(parts_of(ids)):
+            return lambda index: make(part_of(ids, index))
+        whole = make(ids)
+        return lambda index: part_of(whole, index)
+
+    return [prepared(coefficient, ids) for coefficient, ids in target.terms]
 
 
 def log2_factors(log_scales: Tensor) -> Tensor:
@@ -149,8 +173,8 @@ def exact_exp2(exponent: Tensor) -> Tensor:
     return torch.exp2(exponent - whole) * power
 
 
-def _channel_sums(program: ReduceProgram, logs: Tensor) -> ChannelSums:
-    """All contributions gathered by variable and sign."""
+def channel_sums(program: ReduceProgram, logs: Tensor) -> ChannelSums:
+    """All contributions, as `Backend.contributions` returns them, gathered by variable and sign."""
     count = program.num_scales
     totals = _combine(program, logs)
     return ChannelSums(totals[:count], totals[count : 2 * count])

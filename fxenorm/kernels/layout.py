@@ -29,7 +29,7 @@ class MatrixForm:
         row_terms: (coefficient, (rows,) ids), "fixed" as in `TermTensors`.
         column_terms: (coefficient, (segments * width,) ids).
         segments: (segments + 1,) rows at which other column ids begin (the groups of a convolution), and the end.
-        row_axis: the axis of the tensor that the rows are, where they are one axis; else None.
+        row_axes: the axes of the tensor that the rows are, the slowest in memory first.
     """
 
     rows: int
@@ -37,7 +37,7 @@ class MatrixForm:
     row_terms: tuple[tuple[int, Ids32], ...]
     column_terms: tuple[tuple[int, Ids32], ...]
     segments: Table
-    row_axis: int | None
+    row_axes: tuple[int, ...]
 
 
 def matrix_form(shape: Sequence[int], strides: Sequence[int], terms: TermTensors) -> MatrixForm | None:
@@ -76,7 +76,7 @@ def matrix_form(shape: Sequence[int], strides: Sequence[int], terms: TermTensors
         else:
             full = np.broadcast_to(array.reshape(array.shape[:split]), sizes[:split])
             row_terms.append((coefficient, np.ascontiguousarray(full.reshape(-1), dtype=np.int32)))
-    return MatrixForm(rows, width, tuple(row_terms), tuple(column_terms), segments, axes[0] if split == 1 else None)
+    return MatrixForm(rows, width, tuple(row_terms), tuple(column_terms), segments, tuple(axes[:split]))
 
 
 def cut(form: MatrixForm, target: int, columns: int) -> Table:

@@ -78,6 +78,11 @@ class Block:
     collided: Tensor | None = None
     collided_rows: Tensor | None = None
 
+    @property
+    def slots(self) -> int:
+        """How many contributions the block yields."""
+        return sum(ids.numel() for _, ids in self.terms) + (0 if self.collided_rows is None else self.collided_rows.numel())
+
 
 @dataclass(frozen=True)
 class ReduceProgram:
@@ -114,11 +119,7 @@ class ReduceProgram:
         key = tuple(positions)
         known = self._parts.get(key)
         if known is None:
-            sizes = [sum(ids.numel() for _, ids in block.terms) for block in self.blocks]
-            sizes = [
-                size + (0 if block.collided_rows is None else block.collided_rows.numel())
-                for size, block in zip(sizes, self.blocks, strict=True)
-            ]
+            sizes = [block.slots for block in self.blocks]
             slots, offsets = torch.split(self.slots, sizes), torch.split(self.offsets, sizes)
             known = replace(
                 self,

@@ -205,7 +205,7 @@ def _reduce_form(block: Block, tensor: Tensor, factor: Tensor | None) -> MatrixF
     if form is None or factor is None:
         return form
     sizes = [axis for axis, size in enumerate(factor.shape) if size > 1]
-    along_rows = form.row_axis is not None and sizes == [form.row_axis] and factor.ndim == tensor.ndim
+    along_rows = sizes == list(form.row_axes) and factor.ndim == tensor.ndim
     return form if along_rows and factor.device.type == "cpu" else None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Collisions", "Ids", "collisions", "degrees", "joint_shape", "normalise"]
+__all__ = ["Collisions", "Ids", "collisions", "degrees", "joint_shape", "normalise", "split_repeats"]
 
 Ids = NDArray[np.int64]
 """Variable ids of one term: one axis for each axis of the tensor, of the tensor's size or 1; -1 = fixed."""
@@ -83,6 +83,40 @@ def collisions(terms: Terms, ndim: int) -> Collisions | None:
     ids, rows = ids[starts], rows[starts]
     left = values != 0
     return Collisions(entries.astype(np.int64), rows[left].astype(np.int64), ids[left], values[left])
+
+
+def split_repeats(shape: Sequence[int], terms: Sequence[tuple[int, Ids]]) -> tuple[tuple[int, ...], Terms]:
+    """The same tensor with axes split where ids come in runs of one length: there are fewer sums then.
+
+    A linear layer behind a flatten has one variable for each channel, not for each pixel; heads of attention have one for all of
+    a head; all rows of one group of a convolution read the same channels.
+
+    Args:
+        shape: the tensor's.
+        terms: its exponents.
+
+    Returns:
+        The finer shape, as a view of the tensor has it, and the terms on it.
+    """
+    normal = normalise(terms, len(shape))
+    sizes: list[int] = []
+    split: list[list[int]] = [[] for _ in normal]
+    for axis, size in enumerate(shape):
+        parts, runs = [size], {_run(ids, axis) for _, ids in normal if ids.shape[axis] > 1}
+        for run in sorted(runs, reverse=True):
+            if 1 < run < parts[-1] and parts[-1] % run == 0:
+                parts = [*parts[:-1], parts[-1] // run, run]
+        sizes += parts
+        for found, (_, ids) in zip(split, normal, strict=True):
+            found += [1] * len(parts) if ids.shape[axis] == 1 else parts
+    finer = tuple((coefficient, ids.reshape(axes)) for (coefficient, ids), axes in zip(normal, split, strict=True))
+    return tuple(sizes), normalise(finer, len(sizes))
+
+
+def _run(ids: Ids, axis: int) -> int:
+    """The largest length of runs of equal ids that an axis is made of."""
+    lines = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)
+    return int(np.gcd.reduce([ids.shape[axis], *(np.flatnonzero((lines[1:] != lines[:-1]).any(axis=1)) + 1)]))
 
 
 def degrees(terms: Terms, ndim: int, met: Collisions | None, into: NDArray[np.int64]) -> None:

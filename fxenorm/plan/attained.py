@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..kernels.channel_sums import is_linear
+from ..kernels.channel_sums import has_two_sides, is_zero, table_of
 from ..kernels.program import Block, ReduceProgram
 from .held import Mask
 
@@ -18,9 +17,8 @@ __all__ = ["NOT_ATTAINED", "channel_graph", "unattained", "unattained_together"]
 
 NOT_ATTAINED = "not attained: the norm falls for ever as it grows or shrinks, so balance leaves it where it is"
 
-
-_ENTRIES = 4_000_000
-"""A layer with at most this many weights (its kernels summed) is looked at weight by weight."""
+_FEW, _SHARE = 1 << 16, 16
+"""A layer is looked at weight by weight where this makes at most so many arcs, or arcs for this share of its weights."""
 
 
 def unattained(program: ReduceProgram, contributions: NDArray[np.float64], held: Mask, matrices: Sequence[Tensor]) -> Mask:
@@ -28,8 +26,9 @@ def unattained(program: ReduceProgram, contributions: NDArray[np.float64], held:
 
     Minimising the norm is matrix balancing of the graph of channels, an arc for every non-zero weight from the channel that it
     reads to the one that it writes; the minimum is attained if and only if each arc lies on a cycle (Eaves, Hoffman,
-    Rothblum and Schneider, 1985). A large layer is taken as a dense block less its zero rows and columns. Where a
-    weight carries more than one variable on a side, or other exponents than 1, nothing is concluded from it.
+    Rothblum and Schneider, 1985). A large layer with many zeros, but not nearly all, is taken as a dense block less its zero
+    rows and columns. Where a weight carries more than one variable on a side, or other exponents than 1, nothing is concluded
+    from it.
 
     Args:
         program: the objective, on the CPU.
@@ -103,9 +102,9 @@ def channel_graph(program: ReduceProgram, contributions: NDArray[np.float64], he
             side = 1 if coefficient > 0 else -1
             ends[side] = np.unique(np.append(ends.get(side, nodes[:0]), nodes))
         position += 0 if block.collided_rows is None else block.collided_rows.numel()
-        present = _present(program.p, matrix) if simple and matrix.numel() <= _ENTRIES else None
-        if present is not None:
-            arcs.append(_entry_arcs(block, node, present, fixed))
+        found = _entry_arcs(program.p, block, matrix, node, hub) if simple else None
+        if found is not None:
+            arcs += found
             continue
         for side in (1, -1):
             nodes = ends.get(side, np.array([fixed]))
@@ -130,22 +129,47 @@ def _with_source(graph: Any, targets: NDArray[np.int64]) -> Any:
     return csr_array((np.ones(starts.size, dtype=np.int8), (starts, stops)), shape=(size + 1, size + 1))
 
 
-def _present(p: float, matrix: Tensor) -> NDArray[np.bool_] | None:
-    """Which entries of a matrix are not zero; None where all are."""
-    zero = matrix == (0 if is_linear(p) else -math.inf)
-    return (~zero).cpu().numpy() if bool(zero.any()) else None
-
-
 def _entry_arcs(
-    block: Block, node: NDArray[np.int64], present: NDArray[np.bool_], fixed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """An arc for every weight that is not zero, from the channel that it reads to the one that it writes, each once."""
-    ends = {1: np.full((1,) * present.ndim, fixed), -1: np.full((1,) * present.ndim, fixed)}
+    p: float, block: Block, matrix: Tensor, node: NDArray[np.int64], hub: np.int64
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]] | None:
+    """Arcs for every weight that is not zero; None where all are there, or too many are missing here and there.
+
+    What a channel writes into all others takes the way over the hub: only channels with zeros need arcs of their own.
+    """
+    if not has_two_sides(block):
+        return _scattered_arcs(block, (~is_zero(p, matrix)).cpu().numpy(), node)
+    present = table_of(block, ~is_zero(p, matrix))
+    sides = [node[ids.reshape(-1).numpy()] for _, ids in block.terms]
+    if block.terms[0][0] > 0:
+        present, sides = present.T, sides[::-1]
+    reads, writes = sides
+    full = present.all(1)
+    if bool(full.all()):
+        return None
+    # A read that reaches nothing is dead, and held.
+    some = present[~full]
+    if int(some.sum()) > max(_FEW, matrix.numel() // _SHARE):
+        return None
+    rows, columns = some.nonzero(as_tuple=True)
+    whole = full.cpu().numpy()
+    found = [(reads[~whole][rows.cpu().numpy()], writes[columns.cpu().numpy()])]
+    if whole.any():
+        found += [(reads[whole], np.full(int(whole.sum()), hub)), (np.full_like(writes, hub), writes)]
+    return found
+
+
+def _scattered_arcs(
+    block: Block, present: NDArray[np.bool_], node: NDArray[np.int64]
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]] | None:
+    """The same where rows and columns are none: one by one (the groups of a convolution)."""
+    count = int(present.sum())
+    if count == present.size or count > max(_FEW, present.size // _SHARE):
+        return None
+    ends = {sign: node[-1:].reshape((1,) * present.ndim) for sign in (1, -1)}
     for coefficient, ids in block.terms:
         ends[coefficient] = node[ids.numpy()]
     reads, writes = (np.broadcast_to(ends[sign], present.shape)[present] for sign in (-1, 1))
-    pairs = np.unique(np.stack([reads, writes]), axis=1)
-    return pairs[0], pairs[1]
+    return [(reads, writes)]
 
 
 def _is_simple(block: Block) -> bool:

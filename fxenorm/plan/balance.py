@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.eager import MOST_GROWTH
 from ..kernels.program import ScaleTarget
 from .describe import plural
 from .held import Held, held_by_group
 from .iterate import solve_rounded
 from .options import Options
+from .problem import Problem
 from .progress import progress
 from .snapshot import Snapshot
 
@@ -96,7 +98,7 @@ def balance(snapshot: Snapshot, targets: Sequence[ScaleTarget], *, tol: float, m
     while True:
         with progress(tol) as report:
             solution = solve_rounded(problem, powers_of_two, tol=tol, max_iterations=max_iterations, solver=solver, report=report)
-        flagged = snapshot.overflowing(targets, solution.log_scales)
+        flagged = snapshot.overflowing(_doubtful(snapshot, problem, targets, solution.log_scales), solution.log_scales)
         passes += 1
         if not bool(flagged.any()):
             break
@@ -121,6 +123,25 @@ def balance(snapshot: Snapshot, targets: Sequence[ScaleTarget], *, tol: float, m
     if solution.iterations:
         snapshot.apply(targets, solution.log_scales)
     return result
+
+
+def _doubtful(snapshot: Snapshot, problem: Problem, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Sequence[ScaleTarget]:
+    """The targets that might overflow; no look at a counted weight is needed where the whole norm is far from its type's end."""
+    objective, p = snapshot.core.objective, snapshot.core.options.p
+    largest = float(log_scales.abs().amax()) * float(snapshot.core.reach.max(initial=2)) if log_scales.numel() else 0.0
+    if largest >= MOST_GROWTH or not objective.counted:
+        return targets
+    whole = float(problem.log_objective(log_scales)) / (1.0 if math.isinf(p) else p)
+    bounds = {
+        item.parameter: whole - (0.0 if math.isinf(p) else item.log_weight / p) for item in objective.counted if item.fold is None
+    }
+
+    def safe(target: ScaleTarget) -> bool:
+        """Whether no entry can be larger than the norm, and that is finite in its type."""
+        bound = bounds.get(target.name)
+        return bound is not None and bound < math.log(torch.finfo(target.tensor.dtype).max) - 1.0
+
+    return [target for target in targets if not safe(target)]
 
 
 def solver_for(options: Options) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels.backend import Backend, get_backend
-from ..kernels.program import TermTensors, as_float, term_tensors
+from ..kernels.program import ReduceProgram, TermTensors, as_float, term_tensors
 from ..kernels.terms import collisions, degrees, normalise
 from ..symmetry.symmetry import Symmetry
 from .graph import last_layers, layer_depths, pair_graph
@@ -23,6 +23,7 @@ from .held import LAST, Mask, one_sided_reasons
 from .objective import Objective, build_objective
 from .options import Options
 from .pairs import Pair, build_pairs
+from .stages import GroupOrder, group_order
 
 __all__ = ["Core"]
 
@@ -49,6 +50,7 @@ class Core:
         self.groups = build_groups(symmetry, self.depths) if groups is None else groups
         self.backend: Backend = get_backend(options.backend)
         self._terms: dict[tuple[str, torch.device], TermTensors] = {}
+        self._orders: dict[torch.device, GroupOrder] = {}
         self._arrays: dict[tuple[str, bytes, torch.device], Tensor] = {}
         self.parts: dict[Any, Any] = {}
         """What depends on which part of the model a process holds; see `fxenorm.plan.shards`."""
@@ -101,6 +103,19 @@ class Core:
         for place, index in enumerate(order):
             places[self.groups[index].variables.start : self.groups[index].variables.stop] = place
         return places
+
+    @cached_property
+    def _group_order(self) -> GroupOrder:
+        """The groups as Gauss-Seidel takes them, on the CPU."""
+        return group_order(self.objective.program, self.solver_groups)
+
+    def group_order(self, program: ReduceProgram) -> GroupOrder:
+        """The groups as Gauss-Seidel takes them, for a copy of the objective's program on its device; made once a device."""
+        device = program.slots.device
+        known = self._orders.get(device)
+        if known is None:
+            known = self._orders[device] = self._group_order.to(program)
+        return known
 
     @cached_property
     def fingerprint(self) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ..kernels.program import ChannelSums
 from .groups import Group
 
 __all__ = ["FROZEN", "LAST", "Held", "Mask", "dead_reasons", "held_by_group", "one_sided_reasons"]
@@ -48,9 +48,9 @@ def one_sided_reasons(counted_negative: Mask, counted_positive: Mask) -> list[tu
     ]
 
 
-def dead_reasons(sums: ChannelSums) -> list[tuple[Mask, str]]:
-    """The variables that the current weights leave without a finite optimum; waits for the device."""
-    log_negative, log_positive = sums.log_negative.cpu().numpy(), sums.log_positive.cpu().numpy()
+def dead_reasons(negative: Tensor, positive: Tensor) -> list[tuple[Mask, str]]:
+    """The variables that the current weights leave without a finite optimum, from log N and log P; waits for the device."""
+    log_negative, log_positive = negative.cpu().numpy(), positive.cpu().numpy()
     broken = ~(log_negative < np.inf) | ~(log_positive < np.inf)
     return [
         (broken, "dead: a weight that it moves is not finite"),

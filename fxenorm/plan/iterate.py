@@ -17,6 +17,8 @@ __all__ = ["Problem", "Solution", "move", "round_limit", "solve", "solve_rounded
 
 _ROUNDED_CYCLES = 100
 
+_SQUARED, _LEAST = 0.01, 1e-9
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -64,6 +66,9 @@ def solve(
     program, p = problem.program, problem.p
     total = torch.zeros_like(program.degree) if start is None else start.clone()
     cycle, held, first = get_solver(solver), problem.held, None
+    # Deep networks have directions in which an imbalance of tol is some more in the weights. One more of Newton's iterations,
+    # which squares what is left, makes up for it.
+    squares = solver == "newton" and powers_of_two is None and tol >= _LEAST
     for iteration in range(max_iterations + 1):
         log_negative, log_positive = problem.log_sums(total)
         alive = solvable(log_negative, log_positive, held)
@@ -72,8 +77,12 @@ def solve(
         current = imbalance(log_negative, log_positive, p, held)
         inside = imbalance(log_negative, log_positive, p, held | at_limit)
         worst, worst_inside, lost = torch.stack([current, inside, (first & ~alive).any().to(current.dtype)]).tolist()
-        if worst_inside <= tol or lost or iteration == max_iterations:
+        if lost or iteration == max_iterations:
             break
+        if worst_inside <= tol:
+            if not squares or iteration == 0 or worst_inside <= _SQUARED * tol:
+                break
+            squares = False
         if report is not None:
             report(iteration, worst_inside)
         if powers_of_two is None:

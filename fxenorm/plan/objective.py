@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from ..kernels.program import ReduceProgram, as_float, build_program
-from ..kernels.terms import normalise
+from ..kernels.terms import normalise, split_repeats
 from ..symmetry.symmetry import NormFold, Symmetry, Term
 from .groups import layer_of
 from .options import Options
@@ -91,8 +91,19 @@ class Objective:
             tensors: the model's parameters and buffers by name.
 
         Returns:
-            One tensor and one factor (None: 1) for each item of `counted`.
+            One tensor, viewed in the shape of its block, and one factor (None: 1) for each item of `counted`.
         """
+        values, factors = self.gather_whole(tensors)
+        blocks = self.program.blocks
+        viewed = [_viewed(value, block.shape) for value, block in zip(values, blocks, strict=True)]
+        split = [
+            None if factor is None else _split_like(factor, item.shape, block.shape)
+            for factor, item, block in zip(factors, self.counted, blocks, strict=True)
+        ]
+        return viewed, split
+
+    def gather_whole(self, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """`gather`, with no axis split."""
         values: list[Tensor] = []
         factors: list[Tensor | None] = []
         with torch.no_grad():
@@ -142,7 +153,8 @@ def build_objective(symmetry: Symmetry, options: Options, depths: Mapping[str, i
     items.sort(key=lambda item: order.get(item.parameter, len(order)))
     _check_layer_weights(options.c, items)
     counted = tuple(_weighted(item, options, depths) for item in items)
-    program = build_program([(item.shape, item.terms, item.log_weight) for item in counted], symmetry.num_scales, options.p)
+    blocks = [(*split_repeats(item.shape, item.terms), item.log_weight) for item in counted]
+    program = build_program(blocks, symmetry.num_scales, options.p)
     return Objective(counted, program)
 
 
@@ -152,6 +164,24 @@ def _folds(symmetry: Symmetry, options: Options) -> tuple[NormFold, ...]:
         return ()
     uses = Counter(fold.weight for fold in symmetry.folds) + Counter(fold.gamma for fold in symmetry.folds if fold.gamma)
     return tuple(fold for fold in symmetry.folds if uses[fold.weight] == 1 and (fold.gamma is None or uses[fold.gamma] == 1))
+
+
+def _viewed(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor with some axes split in two."""
+    with torch.no_grad():
+        return tensor if tensor.shape == shape else tensor.view(shape)
+
+
+def _split_like(factor: Tensor, shape: tuple[int, ...], finer: tuple[int, ...]) -> Tensor:
+    """What broadcasts to `shape`, with the axes split that are split in `finer`."""
+    sizes: list[int] = []
+    left = list(finer)
+    for own, size in zip(factor.shape, shape, strict=True):
+        parts = [left.pop(0)]
+        while math.prod(parts) < size:
+            parts.append(left.pop(0))
+        sizes += parts if own > 1 else [1] * len(parts)
+    return factor.reshape(sizes)
 
 
 def _plain(symmetry: Symmetry, options: Options) -> list[Counted]:

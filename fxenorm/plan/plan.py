@@ -243,14 +243,18 @@ class Plan:
         max_iterations: int = 10_000,
         state: StateChoice = "reexpress",
     ) -> BalanceResult:
-        """Moves the weights to their least norm: Jacobi cycles until the imbalance is at most `tol`, then one write.
+        """Moves the weights to their least norm: Newton's method until the imbalance is at most `tol`, then one write.
+
+        As a rule the minimum is unique, and it does not matter which of all rescalings of a model this starts from. For p = inf
+        Gauss-Seidel cycles equalise the ranges instead; which of the balanced points they reach depends on the start and on the
+        order of the groups.
 
         Of a model spread over processes, every question of the solver is one small collective, and none gathers a weight.
 
         Args:
             optimizer: as in `step`.
             tol: largest imbalance |log(N_k / P_k)| / p that counts as balanced.
-            max_iterations: cycles at most; the best that was reached is applied then, and ``converged`` is False.
+            max_iterations: Newton steps or cycles at most; the best that was reached is applied then, and ``converged`` is False.
             state: as in `step`.
 
         Returns:

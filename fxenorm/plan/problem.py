@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..kernels.backend import Backend
+from ..kernels.channel_sums import is_full, is_narrow, resized
 from ..kernels.curvature import Curvature, aggregate
+from ..kernels.eager import channel_sums
 from ..kernels.program import ReduceProgram
 from ..solve.jacobi import imbalance
 from ..solve.objective import Operator, Stage
+from .stages import GroupOrder, GroupSums, group_order
 
 __all__ = ["Problem"]
+
+
+_REMEMBERED = 4
+
+
+class _Recent:
+    """What was last worked out, by log-scales: solvers ask for several things in one place, and each would be a pass."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Tensor | None, int, Tensor]] = []
+
+    def get(self, log_scales: Tensor | None, make: Callable[[Tensor | None], Tensor]) -> Tensor:
+        """The value that `make` gave for these very log-scales, or gives now."""
+        # An inference tensor has no version; nothing here changes log-scales in place.
+        version = 0 if log_scales is None or log_scales.is_inference() else log_scales._version
+        for place, at, value in self._known:
+            if place is log_scales and at == version:
+                return value
+        value = make(log_scales)
+        self._known = [(log_scales, version, value), *self._known[: _REMEMBERED - 1]]
+        return value
 
 
 @dataclass(frozen=True)
@@ -29,6 +53,7 @@ class Problem:
         held: (K,) bool: variables that stay at 0.
         limit: (K,) the largest |log-scale|, may be infinite.
         groups: (K,) int64: the group of each variable, numbered in the order in which Gauss-Seidel takes them; None: one group.
+        order: what that needs of the groups, for the program on its device; None: it is worked out, on a CPU.
     """
 
     backend: Backend
@@ -37,6 +62,8 @@ class Problem:
     held: Tensor
     limit: Tensor
     groups: Tensor | None = None
+    order: Callable[[ReduceProgram], GroupOrder] | None = None
+    _recent: _Recent = field(default_factory=_Recent, repr=False, compare=False)
 
     @property
     def p(self) -> float:
@@ -63,27 +90,36 @@ class Problem:
         """(K,) the group of each variable."""
         return torch.zeros_like(self.held, dtype=torch.int64) if self.groups is None else self.groups
 
-    @cached_property
+    @property
     def largest_exponent(self) -> Tensor:
         """(K,) the largest |a_ek| of any counted entry."""
-        found = torch.ones(self.program.num_scales + 1, dtype=torch.float64)
-        # Where terms meet in one entry, their sum bounds the net exponent.
-        for block in self.whole_program.blocks:
-            total = sum(abs(coefficient) for coefficient, _ in block.terms)
-            for coefficient, ids in block.terms:
-                size = abs(coefficient) if block.collided is None else total
-                flat = ids.reshape(-1).cpu()
-                found[flat] = found[flat].clamp(min=size)
-        return found[:-1].to(self.degree)
+        return self._order.largest_exponent
 
     def log_sums(self, log_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(K,) log N and log P after a rescaling."""
-        sums = self.backend.sums(self.program, self.matrices, log_scales)
+        sums = channel_sums(self.program, self.contributions(log_scales))
         return sums.log_negative, sums.log_positive
+
+    def contributions(self, log_scales: Tensor | None = None) -> Tensor:
+        """(slots,) as `Backend.contributions` returns them."""
+        return self._recent.get(log_scales, lambda where: self.backend.contributions(self.program, self.matrices, where))
 
     def energies(self, log_scales: Sequence[Tensor | None]) -> list[Tensor]:
         """For each of some rescalings, (blocks,) the log of each counted tensor's sum of |w|^p, without layer weights."""
-        return [self.backend.energies(self.program, self.matrices, scales) for scales in log_scales]
+        return [self._own_energies(scales) for scales in log_scales]
+
+    def _own_energies(self, log_scales: Tensor | None) -> Tensor:
+        """(blocks,) as `Backend.energies` returns them; all channels of one side together are all of a tensor."""
+        found: list[Tensor] = []
+        logs, position = self.contributions(log_scales), 0
+        for number, (block, matrix) in enumerate(zip(self.program.blocks, self.matrices, strict=True)):
+            if block.terms and block.collided is None:
+                side = logs[position : position + block.terms[0][1].numel()]
+                found.append(side.amax() if math.isinf(self.p) else side.logsumexp(0))
+            else:
+                found.append(self.backend.energies(self.program.part([number]), [matrix], log_scales)[0])
+            position += block.slots
+        return torch.stack(found) if found else self.program.log_weights
 
     def log_objectives(self, log_scales: Sequence[Tensor | None]) -> list[Tensor]:
         """0-d: log F after each of some rescalings; p = inf: the log of the largest entry."""
@@ -107,8 +143,22 @@ class Problem:
 
     def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Operator:
         """The Hessian; see `Curvature`."""
-        contributions = self.backend.contributions(self.program, self.matrices, log_scales)
-        return Curvature(self.program, self.matrices, log_scales, log_diagonal, free, contributions)
+        return Curvature(self.program, self.matrices, log_scales, log_diagonal, free, self.contributions(log_scales))
+
+    def softened(self, p: float) -> Problem | None:
+        """The same weights (where kernels were summed: the kernels' norms) with a smaller exponent.
+
+        None for large float64 weights: their powers would need as much room again.
+        """
+        if any(map(is_full, self.program.blocks, self.matrices)):
+            return None
+        share = p / self.p
+        own = self.program.log_weights
+        sizes = torch.tensor([block.slots for block in self.program.blocks], device=own.device)
+        offsets = self.program.offsets + (share - 1) * own.repeat_interleave(sizes)
+        program = replace(self.program, p=p, offsets=offsets, log_weights=share * own, _copies={}, _parts={})
+        matrices = [matrix if is_narrow(matrix) else resized(self.p, p, matrix) for matrix in self.matrices]
+        return replace(self, program=program, matrices=matrices, order=None, _recent=_Recent())
 
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The objective as a function of one scalar a label; see `fxenorm.kernels.curvature.aggregate`."""
@@ -121,44 +171,22 @@ class Problem:
 
     def find_stages(self) -> tuple[Stage, ...]:
         """`stages`, from this process's program."""
-        program, count = self.program, self.program.num_scales
-        lengths = [_contributions_of(block.terms, block.collided_rows) for block in program.blocks]
-        slots, offsets = torch.split(program.slots, lengths), torch.split(program.offsets, lengths)
-        labels = torch.nn.functional.pad(self.labels, (0, 1), value=-1)
-        touched: dict[int, list[int]] = {}
-        for number, part in enumerate(slots):
-            ids = torch.where(part < 2 * count, part % max(count, 1), count)
-            for label in torch.unique(labels[ids]).tolist():
-                touched.setdefault(label, []).append(number)
-        touched.pop(-1, None)
-        return tuple(self._stage(label, touched[label], slots, offsets) for label in sorted(touched))
+        return tuple(self._stage(group) for group in self._order.groups)
 
-    def _stage(self, label: int, numbers: list[int], slots: Sequence[Tensor], offsets: Sequence[Tensor]) -> Stage:
-        """One group, with the part of the program that concerns it."""
-        program, count = self.program, self.program.num_scales
-        own = (self.labels == label).nonzero().reshape(-1)
-        place = torch.full((2 * count + 1,), 2 * own.numel(), dtype=torch.int64, device=own.device)
-        place[own] = torch.arange(own.numel(), device=own.device)
-        place[own + count] = place[own] + own.numel()
-        part = replace(
-            program,
-            num_scales=own.numel(),
-            blocks=tuple(program.blocks[number] for number in numbers),
-            slots=place[torch.cat([slots[number] for number in numbers])],
-            offsets=torch.cat([offsets[number] for number in numbers]),
-            log_weights=program.log_weights[numbers],
-            _copies={},
-        )
-        matrices = [self.matrices[number] for number in numbers]
+    @cached_property
+    def _order(self) -> GroupOrder:
+        """The groups, on the device of the sums."""
+        if self.order is not None:
+            return self.order(self.program)
+        return group_order(self.program, self.labels.numpy())
+
+    def _stage(self, group: GroupSums) -> Stage:
+        """One group."""
+        matrices = [self.matrices[number] for number in group.numbers]
 
         def sums(log_scales: Tensor) -> tuple[Tensor, Tensor]:
             """Logs of N and P of the group's variables."""
-            found = self.backend.sums(part, matrices, log_scales)
+            found = self.backend.sums(group.program, matrices, log_scales)
             return found.log_negative, found.log_positive
 
-        return Stage(own, sums)
-
-
-def _contributions_of(terms: Sequence[tuple[int, Tensor]], collided_rows: Tensor | None) -> int:
-    """How many places in a program's slots belong to one tensor."""
-    return sum(ids.numel() for _, ids in terms) + (0 if collided_rows is None else collided_rows.numel())
+        return Stage(group.variables, sums)

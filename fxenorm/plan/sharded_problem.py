@@ -66,11 +66,13 @@ class ShardedProblem(Problem):
 
     Attributes:
         whole: the program of all counted tensors.
+        exponents: (K,) the largest |a_ek| of any of their entries.
         positions: (blocks of the program,) the place of each in `whole`.
         reducer: adds up over processes.
     """
 
     whole: ReduceProgram | None = None
+    exponents: Tensor | None = None
     positions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     reducer: Reducer | None = None
 
@@ -85,6 +87,14 @@ class ShardedProblem(Problem):
         if self.reducer is None:
             raise TypeError("a ShardedProblem needs a reducer")
         return self.reducer
+
+    @property
+    def largest_exponent(self) -> Tensor:
+        """(K,) the largest |a_ek| of any counted entry."""
+        return super().largest_exponent if self.exponents is None else self.exponents
+
+    def softened(self, p: float) -> None:
+        """None: what processes tell one another is made for one exponent."""
 
     def local_logs(self, log_scales: Tensor | None = None) -> Tensor:
         """(2 K,) log N and log P of this process's part, after a rescaling."""
@@ -107,8 +117,7 @@ class ShardedProblem(Problem):
 
     def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Operator:
         """The Hessian: every product is one collective."""
-        contributions = self.backend.contributions(self.program, self.matrices, log_scales)
-        own = Curvature(self.program, self.matrices, log_scales, log_diagonal, free, contributions)
+        own = Curvature(self.program, self.matrices, log_scales, log_diagonal, free, self.contributions(log_scales))
         return _SummedOperator(own, self._reduce.ranks)
 
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from .problem import Problem
 from .sharded_problem import Reducer, ShardedProblem
 from .shards import local_objective, local_target, put_together
 from .snapshot import Snapshot
+from .stages import group_order
 from .track import Tracked
 
 __all__ = ["ShardedSnapshot"]
@@ -83,7 +84,7 @@ class ShardedSnapshot(Snapshot):
                 positions
             )
         vectors = put_together(self.core, self._read, local, self.ranks)
-        tensors, factors = objective.gather({**self._read, **vectors})
+        tensors, factors = objective.gather_whole({**self._read, **vectors})
         found: list[Tensor] = []
         found_factors: list[Tensor | None] = []
         for position, layout in zip(positions, local.layouts, strict=True):
@@ -105,6 +106,7 @@ class ShardedSnapshot(Snapshot):
     def problem(self, held: Tensor | None = None) -> ShardedProblem:
         """The objective, with this process's matrices read."""
         own = super().problem(held)
+        whole = self.core.objective.program.to(self.device)
         return ShardedProblem(
             own.backend,
             own.program,
@@ -112,14 +114,16 @@ class ShardedSnapshot(Snapshot):
             own.held,
             own.limit,
             own.groups,
-            whole=self.core.objective.program.to(self.device),
+            lambda program: group_order(self._local.program, self.core.solver_groups).to(program),
+            whole=whole,
+            exponents=self.core.group_order(whole).largest_exponent,
             positions=self._local.positions,
             reducer=self.reducer,
         )
 
     def unattained(self, problem: Problem, held: Mask) -> Mask:
         """(K,) the variables for which there is no finite optimum at the current weights."""
-        contributions = self.backend.contributions(problem.program, problem.matrices).cpu().numpy()
+        contributions = problem.contributions().cpu().numpy()
         graph = channel_graph(self._local.program, contributions, held, problem.matrices)
 
         def union(mask: Mask) -> Mask:

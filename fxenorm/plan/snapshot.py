@@ -167,7 +167,7 @@ class Snapshot:
 
     def all_reasons(self, problem: Problem) -> list[tuple[Mask, str]]:
         """`held_reasons`, and what the current weights add; waits for the device."""
-        reasons = [*self.held_reasons(), *dead_reasons(ChannelSums(*problem.log_sums()))]
+        reasons = [*self.held_reasons(), *dead_reasons(*problem.log_sums())]
         union: Mask = np.zeros(self.core.symmetry.num_scales, dtype=bool)
         for mask, _ in reasons:
             union |= mask
@@ -175,7 +175,7 @@ class Snapshot:
 
     def unattained(self, problem: Problem, held: Mask) -> Mask:
         """(K,) the variables for which there is no finite optimum at the current weights; see `attained`."""
-        contributions = self.backend.contributions(problem.program, problem.matrices).cpu().numpy()
+        contributions = problem.contributions().cpu().numpy()
         return unattained(self.core.objective.program, contributions, held, problem.matrices)
 
     def problem(self, held: Tensor | None = None) -> Problem:
@@ -185,7 +185,7 @@ class Snapshot:
         limit = torch.full_like(program.degree, self.core.options.max_log_scale or math.inf)
         held = torch.zeros_like(program.counted_negative) if held is None else held
         groups = self.core.on_device("solver groups", self.core.solver_groups, self.device)
-        return Problem(self.backend, program, matrices, held, limit, groups.to(torch.int64))
+        return Problem(self.backend, program, matrices, held, limit, groups.to(torch.int64), self.core.group_order)
 
     def layer_norms(self, problem: Problem, log_scales: Tensor | None = None) -> dict[str, Tensor]:
         """By layer, the p-norm of its counted tensors, without layer weights."""

@@ -17,6 +17,9 @@ __all__ = ["Newton", "conjugate_gradients"]
 _FAR = 4.0
 """Where some log(N / P) is larger than this, second derivatives say little and cycles of coordinate descent come first."""
 
+_EASY, _RATIO, _NEAR = 2.0, 2.0, 1.0
+"""Exponents above the first come after smaller ones, each this many times the last, until all log(N / P) are small."""
+
 _MOST_CYCLES = 6
 _MOST_PRODUCTS, _MOST_PRODUCTS_FAR = 1000, 100
 """Products with the Hessian an iteration: where some log(N / P) is above 1 its solution will not be the last one anyway."""
@@ -27,14 +30,39 @@ _LONGEST, _HALVINGS = 10.0, 12
 class Newton:
     """One Newton step by conjugate gradients, a line search on the objective, and a Jacobi cycle that evens out what is left.
 
-    The objective never rises. Far from the optimum, a coarse correction and Jacobi cycles take the place of the Newton step.
+    The objective never rises. Far from the optimum, a coarse correction and Jacobi cycles take the place of the Newton step. A
+    large p has steep walls within which steps are short: there the first iterations are those of smaller exponents, as long as
+    they lower the objective too.
     """
 
     def __init__(self) -> None:
         self._cycles = 0
+        self._powers: list[float] | None = None
+        self._easier: Objective | None = None
 
     def __call__(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:
         """One outer iteration."""
+        if self._powers is None:
+            steps = math.ceil(math.log(objective.p / _EASY, _RATIO))
+            self._powers = [objective.p / _RATIO**step for step in range(steps, 0, -1)]
+        while self._powers:
+            easier = self._easier or objective.softened(self._powers[0])
+            if easier is None:
+                self._powers = []
+                break
+            sums = easier.log_sums(log_scales)
+            gap = torch.where(solvable(*sums, objective.held), sums[0] - sums[1], 0.0)
+            if bool(gap.abs().amax() > _NEAR):
+                self._easier = easier
+                ahead = self._iterate(easier, log_scales, *sums)
+                if bool(objective.log_objective(ahead) <= objective.log_objective(log_scales)):
+                    return ahead
+                self._powers = []
+            self._powers, self._easier = self._powers[1:], None
+        return self._iterate(objective, log_scales, log_negative, log_positive)
+
+    def _iterate(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:
+        """One iteration for one exponent."""
         free = solvable(log_negative, log_positive, objective.held)
         gap = torch.where(free, log_negative - log_positive, 0.0)
         if self._cycles < _MOST_CYCLES and (self._cycles == 0 or bool((gap.abs() > _FAR).any())):

@@ -73,6 +73,9 @@ class Objective(Protocol):
     def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Operator:
         """The Hessian in the variables `free`, relative to p^2 exp(log_diagonal)."""
 
+    def softened(self, p: float) -> Objective | None:
+        """The same with a smaller exponent of the norm, which is less steep; None: it is not to be had."""
+
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """F as a function of one scalar a label: logs of its entries, and (3, n) of entry, label and exponent."""
 
