@@ -123,13 +123,7 @@ class StepTable:
         order = np.argsort(settled[:-1], kind="stable")
         self._variables = np.ascontiguousarray(order[np.searchsorted(settled[order], 0) :])
         steps = range(-1, count_of_phases)
-        # Of what is ready, the tensor that was read last comes first: it is still in the cache.
-        tiles = [
-            np.concatenate(
-                [scale.tiles[scale.tiles[:, 0] == row] for row in np.flatnonzero(ready == at)[::-1]] or [scale.tiles[:0]]
-            )
-            for at in steps
-        ]
+        tiles = [np.concatenate([scale.tiles[:0], *self._ready_tiles(np.flatnonzero(ready == at))]) for at in steps]
         self._scale_tiles = np.ascontiguousarray(np.concatenate(tiles[1:] or [scale.tiles[:0]]))
         first_use = self._first_use(ready, count_of_phases)
         links = [scale.links[first_use == at] for at in steps]
@@ -144,6 +138,14 @@ class StepTable:
         }
         self._phases = np.stack([part for end in ends.values() for part in (end[:-1], end[1:])], axis=1)
         self._phases = np.ascontiguousarray(self._phases, dtype=np.int64)
+
+    def _ready_tiles(self, rows: Longs) -> Iterator[Longs]:
+        """The tiles of some targets: what has just been read and is still in the cache first, from where the reading ended."""
+        tiles, read = self._scale.tiles, np.isinf(self._scale.limits[rows])
+        for row in rows[read][::-1]:
+            yield tiles[tiles[:, 0] == row][::-1]
+        for row in rows[~read][::-1]:
+            yield tiles[tiles[:, 0] == row]
 
     def _ready(self, settled: Longs, phase: Longs, tensors: Sequence[Tensor]) -> Longs:
         """(targets,) the phase after which a tensor may be scaled; -1: nothing that it carries ever moves."""
