@@ -304,3 +304,21 @@ def test_a_failing_compiler_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatc
     finally:
         build.library.cache_clear()
     assert not list(tmp_path.rglob("*.so"))
+
+
+def test_a_slow_compiler_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nor is what it has started: a driver calls the compiler proper, which would hold the pipes open."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ended = tmp_path / "ended"
+    slow = tmp_path / "c++"
+    slow.write_text(f"#!/bin/sh\n(sleep 3; touch {ended}) &\nwait\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("CXX", str(slow))
+    monkeypatch.setattr(build, "COMPILE_SECONDS", 0.5)
+    build.library.cache_clear()
+    try:
+        with pytest.raises(build.BuildError, match=r"took more than 0\.5 s"):
+            build.library()
+    finally:
+        build.library.cache_clear()
+    assert not ended.exists() and not list(tmp_path.rglob("*.so"))

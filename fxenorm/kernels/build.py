@@ -7,9 +7,11 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
@@ -93,20 +95,37 @@ def _compile(compiler: str, path: Path) -> None:
     """Compiles to a file of its own and moves it into place, so that no process ever loads half a file."""
     handle, made = tempfile.mkstemp(suffix=".so", dir=path.parent)
     os.close(handle)
+    end, complaint = time.monotonic() + COMPILE_SECONDS, ""
     try:
         for variant in _VARIANTS:
-            command = [compiler, *_FLAGS, *variant, "-o", made, str(_SOURCE)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
-            if done.returncode == 0:
+            code, complaint = _run([compiler, *_FLAGS, *variant, "-o", made, str(_SOURCE)], end - time.monotonic())
+            if code == 0:
                 os.replace(made, path)
                 return
-        raise BuildError(f"{compiler} cannot compile the kernels: {done.stderr.strip()[-300:]}")
+        raise BuildError(f"{compiler} cannot compile the kernels: {complaint.strip()[-300:]}")
     except subprocess.TimeoutExpired as error:
         raise BuildError(f"{compiler} took more than {COMPILE_SECONDS} s") from error
     except OSError as error:
         raise BuildError(f"{compiler} cannot be run: {error}") from error
     finally:
         Path(made).unlink(missing_ok=True)
+
+
+def _run(command: list[str], seconds: float) -> tuple[int, str]:
+    """The exit status and the complaints of a command; what it started ends with it when the time is over."""
+    own_group = hasattr(os, "killpg")
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=own_group
+    ) as process:
+        try:
+            _, complaint = process.communicate(timeout=max(0.0, seconds))
+        except BaseException:
+            if own_group:
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+            raise
+        return process.returncode, complaint
 
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:

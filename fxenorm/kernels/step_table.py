@@ -41,9 +41,9 @@ class StepArguments(ctypes.Structure):
         *fields(ctypes.c_int64, "phase_count"),
         *fields(ctypes.c_void_p, "variables held exponents roots powers"),
         *fields(ctypes.c_int64, "power_count variable_count sum_count scale_tile_count reduce_tile_count"),
-        *fields(ctypes.c_void_p, "work sums power_table factors narrow_factors thresholds done claimed"),
+        *fields(ctypes.c_void_p, "work sums power_table narrow_power_table factors narrow_factors thresholds done claimed"),
         *fields(ctypes.c_double, "p limit bound"),
-        *fields(ctypes.c_int64, "threads careful"),
+        *fields(ctypes.c_int64, "threads careful wide"),
         *fields(ctypes.c_void_p, "largest"),
     ]
 
@@ -183,6 +183,7 @@ class StepTable:
         self._held = held.numpy().astype(np.uint8)
         self._powers = np.array(list(scale.exponents), dtype=np.int64)
         self._power_table = np.ones((len(self._powers), count + 1))
+        self._narrow_power_table = np.ones(self._power_table.shape, dtype=np.float32)
         self._sums = np.zeros(2 * count + 1)
         self._narrow = np.zeros(scale.factors.size, dtype=np.float32)
         self._largest = np.array([math.inf])
@@ -205,6 +206,7 @@ class StepTable:
             "work": reduce.work,
             "sums": self._sums,
             "power_table": self._power_table,
+            "narrow_power_table": self._narrow_power_table,
             "factors": scale.factors,
             "narrow_factors": self._narrow,
             "thresholds": self._thresholds,
@@ -217,6 +219,7 @@ class StepTable:
         found.phase_count, found.power_count, found.variable_count = len(self._phases), len(self._powers), count
         found.sum_count, found.scale_tile_count = self._sums.size, len(self._scale_tiles)
         found.reduce_tile_count = len(reduce.tiles)
+        found.wide = int(any(target.tensor.dtype == torch.float64 for target in scale.members))
         found.p, found.limit = program.p, math.exp(min(limit, 700.0))
         found.bound = math.exp(growth / reach)
         return found

@@ -119,9 +119,7 @@ int fxenorm_cycles(const Cycles *given) {
         find_totals(cycles, &stop);
 #pragma omp single
         if (!stop) hand_over(cycles);
-#pragma omp for schedule(dynamic, 1)
-        for (i64 i = 0; i < step.phases[step.phase_count - 1].factor_links[1]; ++i)
-            if (step.factor_links[i].first) fill_factors(step, i, step.phases[step.phase_count - 1].factor_links[1]);
+        fill_all_factors(step, 0, step.phases[step.phase_count - 1].factor_links[1], true, step.wide != 0);
         for (i64 number = 0; number < step.phase_count; ++number) run_phase(step, step.phases[number], true, false, &stop);
         if (stop) divide_again(step);
     }

@@ -177,20 +177,21 @@ void use_tiles(const Cycles &cycles, bool condense, i64 thread, i64 threads, int
     }
 }
 
-// One cycle's change of all factors; false where one has become too large.
-bool settle_totals(const Cycles &cycles) {
+// One cycle's change of a variable's factor; returns its size, or that of its inverse.
+inline double settle_total(const Cycles &cycles, i64 k) {
     const Step &step = *cycles.step;
     const i64 stride = step.variable_count + 1;
-    bool safe = true;
-    for (i64 k = 0; k < step.variable_count; ++k) {
-        const double factor = cycle_factor(step, k), total = cycles.totals[k] * factor;
-        cycles.totals[k] = total > step.limit ? step.limit : (total < 1.0 / step.limit ? 1.0 / step.limit : total);
-        const double size = cycles.totals[k] < 1.0 ? 1.0 / cycles.totals[k] : cycles.totals[k];
-        safe = safe && size <= step.bound;
-        for (i64 e = 0; e < cycles.power_count; ++e)
-            cycles.power_table[e * stride + k] = real_power(cycles.totals[k], cycles.powers[e]);
+    double total = cycles.totals[k] * cycle_factor(step, k), inverse = 1.0 / total;
+    if (total > step.limit || inverse > step.limit) {
+        total = total > step.limit ? step.limit : 1.0 / step.limit;
+        inverse = 1.0 / total;
     }
-    return safe;
+    cycles.totals[k] = total;
+    for (i64 e = 0; e < cycles.power_count; ++e) {
+        const double power = cycles.powers[e];
+        cycles.power_table[e * stride + k] = power < 0 ? real_power(inverse, -power) : real_power(total, power);
+    }
+    return total > inverse ? total : inverse;
 }
 
 void fill_cycle_factors(const Cycles &cycles, i64 link) {
@@ -227,8 +228,16 @@ void find_totals(const Cycles &cycles, int *stop) {
             if (cycle >= 0) {
                 std::memset(step.sums, 0, sizeof(double) * step.sum_count);
                 add_links(cycles.links, 0, cycles.link_count, cycles.work, step.sums, false);
-                if (!settle_totals(cycles)) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
             }
+        }
+        if (cycle >= 0) {
+            double size = 1.0;
+#pragma omp for schedule(static)
+            for (i64 k = 0; k < step.variable_count; ++k) {
+                const double found = settle_total(cycles, k);
+                size = found > size ? found : size;
+            }
+            if (!(size <= step.bound)) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
         }
 #pragma omp for schedule(dynamic, 1)
         for (i64 i = 0; i < cycles.factor_link_count; ++i)
@@ -239,11 +248,7 @@ void find_totals(const Cycles &cycles, int *stop) {
 // The totals as the factors of a step.
 void hand_over(const Cycles &cycles) {
     const Step &step = *cycles.step;
-    const i64 stride = step.variable_count + 1;
-    for (i64 k = 0; k < step.variable_count; ++k) {
-        const double total = cycles.totals[k];
-        for (i64 e = 0; e < step.power_count; ++e) step.power_table[e * stride + k] = integer_power(total, step.powers[e]);
-    }
+    for (i64 k = 0; k < step.variable_count; ++k) store_powers(step, k, cycles.totals[k], 1.0 / cycles.totals[k]);
 }
 
 }  // namespace

@@ -68,6 +68,17 @@ inline double integer_power(double base, i64 power) {
     return power < 0 ? 1.0 / result : result;
 }
 
+// All powers of a variable's factor that are needed.
+inline void store_powers(const Step &step, i64 k, double factor, double inverse) {
+    const i64 stride = step.variable_count + 1;
+    for (i64 e = 0; e < step.power_count; ++e) {
+        const i64 power = step.powers[e];
+        const double value = power < 0 ? integer_power(inverse, -power) : integer_power(factor, power);
+        step.power_table[e * stride + k] = value;
+        step.narrow_power_table[e * stride + k] = static_cast<float>(value);
+    }
+}
+
 inline double real_power(double base, double power) {
     const i64 whole = static_cast<i64>(power);
     return static_cast<double>(whole) == power ? integer_power(base, whole) : std::exp(power * std::log(base));
@@ -83,36 +94,39 @@ inline double cycle_factor(const Step &step, i64 k) {
     return factor;
 }
 
-// The factors of some variables; false where one is too large for entries to be safe from overflow.
-bool settle(const Step &step, i64 begin, i64 end) {
-    const i64 stride = step.variable_count + 1;
-    bool safe = true;
-    for (i64 i = begin; i < end; ++i) {
-        const i64 k = step.variables[i];
-        double factor = cycle_factor(step, k);
-        factor = factor > step.limit ? step.limit : (factor < 1.0 / step.limit ? 1.0 / step.limit : factor);
-        const double size = factor < 1.0 ? 1.0 / factor : factor;
-        if (size > *step.largest) *step.largest = size;
-        safe = safe && size <= step.bound;
-        for (i64 e = 0; e < step.power_count; ++e) step.power_table[e * stride + k] = integer_power(factor, step.powers[e]);
+// The factor of one variable; returns its size, or that of its inverse.
+inline double settle(const Step &step, i64 k) {
+    double factor = cycle_factor(step, k), inverse = 1.0 / factor;
+    if (factor > step.limit || inverse > step.limit) {
+        factor = factor > step.limit ? step.limit : 1.0 / step.limit;
+        inverse = 1.0 / factor;
     }
-    return safe;
+    store_powers(step, k, factor, inverse);
+    return factor > inverse ? factor : inverse;
 }
 
 // The factors of one row or column table; further terms of it follow its first.
-void fill_factors(const Step &step, i64 link, i64 end) {
+template <class Number> void fill_factors(const Step &step, const Number *table, Number *factors, i64 link, i64 end) {
     const i64 stride = step.variable_count + 1;
     for (i64 k = link; k < end && (k == link || !step.factor_links[k].first); ++k) {
         const FactorLink &one = step.factor_links[k];
-        const double *power = step.power_table + one.exponent * stride;
-        double *to = step.factors + one.destination;
+        const Number *power = table + one.exponent * stride;
+        Number *to = factors + one.destination;
         if (k == link)
             for (i64 j = 0; j < one.count; ++j) to[j] = power[one.ids[j]];
         else
             for (i64 j = 0; j < one.count; ++j) to[j] *= power[one.ids[j]];
     }
-    const i64 first = step.factor_links[link].destination, count = step.factor_links[link].count;
-    for (i64 j = first; j < first + count; ++j) step.narrow_factors[j] = static_cast<float>(step.factors[j]);
+}
+
+// Called by all threads together: all factors of some links.
+void fill_all_factors(const Step &step, i64 begin, i64 end, bool narrow, bool wide) {
+#pragma omp for schedule(dynamic, 1)
+    for (i64 i = begin; i < end; ++i) {
+        if (!step.factor_links[i].first) continue;
+        if (narrow) fill_factors(step, step.narrow_power_table, step.narrow_factors, i, end);
+        if (wide) fill_factors(step, step.power_table, step.factors, i, end);
+    }
 }
 
 // Called by all threads together.
@@ -130,17 +144,24 @@ void run_phase(const Step &step, const Phase &phase, bool write, bool read, int 
     for (i64 i = phase.matrices[0]; i < phase.matrices[1]; ++i)
         combine_tiles(step.matrices[i], step.reduce_tiles, step.work, largest);
 #pragma omp single
-    {
-        add_links(step.links, phase.links[0], phase.links[1], step.work, step.sums, largest);
-        if (!settle(step, phase.variables[0], phase.variables[1])) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
+    add_links(step.links, phase.links[0], phase.links[1], step.work, step.sums, largest);
+    double size = 1.0;
+#pragma omp for schedule(static)
+    for (i64 i = phase.variables[0]; i < phase.variables[1]; ++i) {
+        const double found = settle(step, step.variables[i]);
+        size = found > size ? found : size;
     }
-#pragma omp for schedule(dynamic, 1)
-    for (i64 i = phase.factor_links[0]; i < phase.factor_links[1]; ++i)
-        if (step.factor_links[i].first) fill_factors(step, i, phase.factor_links[1]);
+    if (size > 1.0) {
+#pragma omp critical
+        if (size > *step.largest) *step.largest = size;
+    }
+    if (!(size <= step.bound)) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
+    fill_all_factors(step, phase.factor_links[0], phase.factor_links[1], true, step.wide != 0);
 }
 
 // Called by all threads together: undoes what has been scaled, but for a rounding.
 void divide_again(const Step &step) {
+    fill_all_factors(step, 0, step.phases[step.phase_count - 1].factor_links[1], false, true);
 #pragma omp for schedule(dynamic, 1)
     for (i64 i = 0; i < step.scale_tile_count; ++i)
         scale_any(step.targets[step.scale_tiles[i].matrix], step.scale_tiles[i], step.factors, HUGE_VAL, true, step.done[i]);

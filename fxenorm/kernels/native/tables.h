@@ -55,13 +55,14 @@ struct Step {
     const i64 *powers;               // the integer powers of factors that are needed
     i64 power_count, variable_count, sum_count, scale_tile_count, reduce_tile_count;
     double *work, *sums, *power_table;   // power_table: (power_count, variable_count + 1), 1 in its last column
-    double *factors;
-    float *narrow_factors;           // the same
+    float *narrow_power_table;       // the same
+    double *factors;                 // for targets of float64, and to undo
+    float *narrow_factors;           // for the others
     const double *thresholds;        // by target: the size from which its entries might overflow
     i64 *done;                       // by scale tile
     std::uint8_t *claimed;           // by scale tile, then by reduce tile: whether a thread has taken it
     double p, limit, bound;          // the largest factor: what it is cut to, and where the step gives up
-    i64 threads, careful;
+    i64 threads, careful, wide;      // wide: whether there are targets of float64
     double *largest;                 // set to the largest factor, or inverse of one
 };
 
