@@ -20,6 +20,7 @@ from ..kernels.program import ScaleTarget
 from ..kernels.step_table import StepTable
 from ..solve.jacobi import jacobi_step
 from .snapshot import Snapshot
+from .track import Tracked
 
 __all__ = ["PreparedStep"]
 
@@ -37,11 +38,20 @@ class PreparedStep:
         snapshot: the model's tensors, checked.
         model: its module.
         optimizers: those whose state follows.
-        targets: what `Snapshot.targets` found for them.
+        tracked: the copies that follow.
+        targets: what `Snapshot.targets` found for all of them.
     """
 
-    def __init__(self, snapshot: Snapshot, model: nn.Module, optimizers: Sequence[Optimizer], targets: list[ScaleTarget]) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        tracked: Sequence[Tracked],
+        targets: list[ScaleTarget],
+    ) -> None:
         self.snapshot, self.targets = snapshot, targets
+        self._tracked = tuple(tracked)
         self._optimizers = tuple(optimizers)
         core = snapshot.core
         counted = {item.parameter for item in core.objective.counted}
@@ -66,11 +76,18 @@ class PreparedStep:
                 self._dicts.append(module._buffers)
         for optimizer in optimizers:
             self._dicts.append(optimizer.state)
+        watched = [copy.watched() for copy in tracked]
+        self.repeatable = snapshot.repeatable and None not in watched
+        """Whether the next step may use it."""
+        self._dicts += [entries for dicts, _ in filter(None, watched) for entries in dicts]
+        self._lists = [(listed, list(listed)) for _, listed in filter(None, watched)]
         self._entries = list(_values(self._dicts))
         self._lengths = list(map(len, self._dicts))
         self._parameters = list({id(parameter): parameter for parameter in model.parameters()}.values())
         self._flags = list(map(attrgetter("requires_grad"), self._parameters))
-        self._tensors = list({id(tensor): tensor for tensor in (*tensors, *self._parameters)}.values())
+        self._tensors = list(
+            {id(tensor): tensor for tensor in (*tensors, *self._parameters, *snapshot.copied_tensors())}.values()
+        )
         self._places = _places(self._tensors)
         self._states = [state for optimizer in optimizers for state in optimizer.state.values() if isinstance(state, dict)]
         self._state_values = list(_values(self._states))
@@ -80,10 +97,12 @@ class PreparedStep:
         self._groups = [_group(group) for optimizer in optimizers for group in optimizer.param_groups]
         self._members = [list(group["params"]) for optimizer in optimizers for group in optimizer.param_groups]
 
-    def holds(self, optimizers: Sequence[Optimizer]) -> bool:
-        """Whether a new look at the model and the optimizers would find the same; reads no values and writes nothing."""
+    def holds(self, optimizers: Sequence[Optimizer], tracked: Sequence[Tracked]) -> bool:
+        """Whether a new look at model, optimizers and copies would find the same; reads no values and writes nothing."""
         return (
             _same(self._optimizers, optimizers)
+            and _same(self._tracked, tracked)
+            and all(_same(listed, known) for listed, known in self._lists)
             and list(map(len, self._dicts)) == self._lengths
             and all(map(is_, _values(self._dicts), self._entries))
             and list(map(attrgetter("requires_grad"), self._parameters)) == self._flags

@@ -68,7 +68,7 @@ def find_followers(
     Raises:
         OptimizerError: an optimizer has no rule, or its state does not fit.
     """
-    found = Followers(repeatable=state == "reexpress" and not copies and not grads)
+    found = Followers(repeatable=state == "reexpress" and not grads)
     for number, tensors in enumerate((parameters, *copies)):
         if number:
             found.targets += [

@@ -153,6 +153,10 @@ class Snapshot:
         held = {name for copy in (self.tensors, *self._copies) for name, tensor in copy.items() if id(tensor) in owned}
         return [name for name in self.tensors if name not in skipped and name not in held]
 
+    def copied_tensors(self) -> list[Tensor]:
+        """All tensors of tracked copies."""
+        return [tensor for copy in self._copies for tensor in copy.values()]
+
     def read_tensors(self) -> list[Tensor]:
         """All tensors of the model that are read or written."""
         return list(self._read.values())

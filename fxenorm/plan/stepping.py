@@ -37,9 +37,9 @@ def step(
     known, plan._last_states = plan._last_states, [one.state for one in optimizers]
     if len(known) != len(optimizers) or any(one is not other for one, other in zip(known, plan._last_states, strict=True)):
         last = None
-    # Only what multiplies the same tensors every time is kept for the next call; copies, resets and lists are looked up anew.
-    plain = state == "reexpress" and not grads and gate is None and not plan._tracked
-    if plain and last is not None and last.holds(optimizers):
+    # Only what multiplies the same tensors every time is kept for the next call; gradients, resets and lists are looked up anew.
+    plain = state == "reexpress" and not grads and gate is None
+    if plain and last is not None and last.holds(optimizers, plan._tracked):
         snapshot, targets = last.snapshot, last.targets
     else:
         ranks = plan._ranks()
@@ -50,14 +50,14 @@ def step(
         statistics = plan._core.objective.statistics
         if optimizers and plan._replicas is None and statistics and not is_alone(plan.model, statistics):
             plan._warnings.apart()
-        last = PreparedStep(snapshot, plan.model, optimizers, targets) if plain and snapshot.repeatable else None
+        last = PreparedStep(snapshot, plan.model, optimizers, plan._tracked, targets) if plain and snapshot.repeatable else None
     if not optimizers and state != "keep" and not grads:
         plan._warnings.unseen(snapshot.a_gradient())
     if not plan.num_scales:
         return
     if last is not None:
         last.run(cycles)
-        plan._last_step = last
+        plan._last_step = last if last.repeatable else None
         return
     scales = snapshot.cycles(targets, cycles)
     snapshot.apply(targets, scales if gate is None else scales * gate.to(scales))

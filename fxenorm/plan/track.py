@@ -62,6 +62,15 @@ class Tracked:
         found = self._by_name(model)
         return {name: tensor for name, tensor in found.items() if not _same_memory(tensor, own[name])}
 
+    def watched(self) -> tuple[list[dict[Any, Any]], Sequence[Any]] | None:
+        """The dicts and the list by which the copy could come to hold other tensors; None: that cannot be told."""
+        if isinstance(self._copy, nn.Module):
+            holders = [(module._modules, module._parameters, module._buffers) for module in self._copy.modules()]
+            return [entries for holder in holders for entries in holder if entries], ()
+        if isinstance(self._copy, Mapping):
+            return ([self._copy], ()) if isinstance(self._copy, dict) else None
+        return [], self._copy
+
     def _by_name(self, model: nn.Module) -> dict[str, Tensor]:
         """The copy's tensors that carry variables."""
         if isinstance(self._copy, nn.Module):
