@@ -7,8 +7,6 @@ Importing this module imports Triton.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -16,13 +14,13 @@ __all__ = ["combine", "fill_factors", "headroom", "reduce_tiles", "scale_tiles",
 
 
 @triton.jit
-def _present(place: Any, count: Any) -> Any:
+def _present(place: tl.tensor, count: tl.tensor) -> tl.tensor:
     """How many entries there are at an offset."""
     return tl.where(place >= 0, count, 0)
 
 
 @triton.jit
-def _powered(x: Any, p: Any, POWER: tl.constexpr) -> Any:
+def _powered(x: tl.tensor, p: tl.tensor, POWER: tl.constexpr) -> tl.tensor:
     """|x|^p; POWER: p where it is a small integer, 0 for the largest, -1 for any other p."""
     y = tl.abs(x)
     if POWER == -1:
@@ -41,12 +39,12 @@ def _powered(x: Any, p: Any, POWER: tl.constexpr) -> Any:
 
 @triton.jit
 def reduce_tiles(
-    tiles: Any,
-    weights: Any,
-    row_factors: Any,
-    factors: Any,
-    work: Any,
-    settings: Any,
+    tiles: tl.tensor,
+    weights: tl.tensor,
+    row_factors: tl.tensor,
+    factors: tl.tensor,
+    work: tl.tensor,
+    settings: tl.tensor,
     TYPE: tl.constexpr,
     POWER: tl.constexpr,
     RESCALED: tl.constexpr,
@@ -100,11 +98,11 @@ def reduce_tiles(
 
 @triton.jit
 def combine(
-    starts: Any,
-    positions: Any,
-    work: Any,
-    parts: Any,
-    count: Any,
+    starts: tl.tensor,
+    positions: tl.tensor,
+    work: tl.tensor,
+    parts: tl.tensor,
+    count: tl.tensor,
     LARGEST: tl.constexpr,
     SEGMENTS: tl.constexpr,
     LANES: tl.constexpr,
@@ -135,15 +133,15 @@ def combine(
 
 @triton.jit
 def _channel_sum(
-    slot: Any,
-    inside: Any,
-    slots: Any,
-    parts: Any,
-    extra: Any,
+    slot: tl.tensor,
+    inside: tl.tensor,
+    slots: tl.tensor,
+    parts: tl.tensor,
+    extra: tl.tensor,
     LARGEST: tl.constexpr,
     VARIABLES: tl.constexpr,
     LANES: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """N or P of some variables: their segments, and what was summed elsewhere."""
     begin = tl.load(slots + slot, mask=inside, other=0)
     end = tl.load(slots + slot + 1, mask=inside, other=0)
@@ -168,17 +166,17 @@ def _channel_sum(
 
 @triton.jit
 def settle(
-    slots: Any,
-    parts: Any,
-    extra: Any,
-    rooms: Any,
-    room_count: Any,
-    held: Any,
-    divisors: Any,
-    reach: Any,
-    settings: Any,
-    log_scales: Any,
-    count: Any,
+    slots: tl.tensor,
+    parts: tl.tensor,
+    extra: tl.tensor,
+    rooms: tl.tensor,
+    room_count: tl.tensor,
+    held: tl.tensor,
+    divisors: tl.tensor,
+    reach: tl.tensor,
+    settings: tl.tensor,
+    log_scales: tl.tensor,
+    count: tl.tensor,
     FIRST: tl.constexpr,
     LARGEST: tl.constexpr,
     VARIABLES: tl.constexpr,
@@ -206,7 +204,9 @@ def settle(
 
 
 @triton.jit
-def fill_factors(tiles: Any, terms: Any, ids: Any, log_scales: Any, factors: Any, ENTRIES: tl.constexpr) -> None:
+def fill_factors(
+    tiles: tl.tensor, terms: tl.tensor, ids: tl.tensor, log_scales: tl.tensor, factors: tl.tensor, ENTRIES: tl.constexpr
+) -> None:
     """The factors of some rows or columns, exp of the sum over terms of coefficient times log-scale.
 
     `tiles`: offset in `factors`, entries, first and last row of `terms`, and how far into the ids of each term;
@@ -227,7 +227,14 @@ def fill_factors(tiles: Any, terms: Any, ids: Any, log_scales: Any, factors: Any
 
 @triton.jit
 def headroom(
-    tiles: Any, room: Any, rooms: Any, count: Any, step: Any, TYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    tiles: tl.tensor,
+    room: tl.tensor,
+    rooms: tl.tensor,
+    count: tl.tensor,
+    step: tl.tensor,
+    TYPE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ) -> None:
     """The least growth that any entry of every `step`-th tile has room for; what is not finite already does not count.
 
@@ -253,7 +260,7 @@ def headroom(
 
 
 @triton.jit
-def scale_tiles(tiles: Any, factors: Any, TYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr) -> None:
+def scale_tiles(tiles: tl.tensor, factors: tl.tensor, TYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr) -> None:
     """Multiplies a tile by its factors. `tiles`: address, width, rows, columns, offsets of the factors of rows and columns."""
     tile = tiles + tl.program_id(0).to(tl.int64) * 6
     base = tl.load(tile).to(tl.pointer_type(TYPE))
