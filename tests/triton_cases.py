@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -103,13 +104,31 @@ def test_cycles_are_the_eager_ones(
     grown: bool,
 ) -> None:
     """Several variables an entry, zeros, collisions, weights that are not finite, momentum that has no room to grow."""
+    same_in_both(
+        case, dtype, order, torch.tensor(hold[: case.num_scales]), limit, count, size=1e30 if grown else 1.0, spoiled=spoiled
+    )
+
+
+def same_in_both(
+    case: Case,
+    dtype: torch.dtype,
+    order: list[int],
+    held: torch.Tensor,
+    limit: float,
+    count: int,
+    *,
+    size: float,
+    spoiled: float | None,
+) -> int:
+    """Runs some cycles with the kernels and by definition; how many weights the kernels moved."""
     if spoiled is not None and dtype not in HALF:
         case.tensors[0].view(-1)[0] = spoiled
-    size = torch.finfo(dtype).max / 3 if grown else 1.0
+    size = min(size, torch.finfo(dtype).max / 3)
     ours, theirs = Side(case, dtype, order, size), Side(case, dtype, order, size)
-    held = torch.tensor(hold[: case.num_scales])
+    before = [tensor.clone() for tensor in ours.weights]
     ran = ours.by_kernels(count, held, limit)
     assert ran or count > 1
+    moved = sum(int((one != other).sum()) for one, other in zip(ours.weights, before, strict=True))
     if ran:
         theirs.eagerly(count, held, limit)
     info = torch.finfo(dtype)
@@ -118,6 +137,44 @@ def test_cycles_are_the_eager_ones(
         denormal = info.smallest_normal * info.eps
         torch.testing.assert_close(one.double(), other.double(), rtol=rtol, atol=denormal, equal_nan=True)
         assert spoiled is not None or bool(one.isfinite().all())
+    return moved
+
+
+def two_sided(seed: int, p: float) -> Case:
+    """A loop of two tensors, so that every variable has something on both sides, in groups, with fixed channels."""
+    random = np.random.default_rng(seed)
+    some, others = random.permutation(6).reshape(2, 3)
+    shapes, terms = [(8, 3, 5), (6, 9)], []
+    for rows, columns, shape in ((some, others, (8, 3, 5)), (others, some, (6, 9))):
+        first = random.choice([*rows, -1], size=(shape[0], *(1 for _ in shape[1:])))
+        second = random.choice([*columns, -1], size=(1, *shape[1:-1], 1) if len(shape) > 2 else (1, shape[1]))
+        if len(shape) > 2:
+            # The other columns of a second group.
+            second = np.repeat(np.stack([second[0], np.roll(second[0], 1)]), 4, axis=0)
+        first.reshape(-1)[:3], second.reshape(-1)[:3] = rows, columns
+        terms.append([(int(random.choice([1, 2])), first.astype(np.int64)), (-1, second.astype(np.int64))])
+    tensors = [torch.from_numpy(random.normal(size=shape) * np.exp(2 * random.normal(size=shape))) for shape in shapes]
+    log_weights = [0.0 if math.isinf(p) else float(value) for value in random.normal(size=2)]
+    return Case(6, p, shapes, terms, log_weights, tensors)
+
+
+CHOICES = [(math.inf, 1.0, None), (0.1, 1.0, None), (math.inf, 1e38, None), (math.inf, 1.0, math.inf), (math.inf, 1.0, math.nan)]
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize(
+    ("p", "limit", "size", "spoiled"),
+    [(p, *choice) for p in (2.0, math.inf) for choice in CHOICES] + [(p, *CHOICES[0]) for p in (1.0, 1.5, 3.0, 4.0, 12.0)],
+)
+def test_what_moves_moves_as_far(p: float, limit: float, size: float, spoiled: float | None) -> None:
+    """Every variable can move here: by as much as the eager executor's, unless held."""
+    for number, dtype in enumerate([torch.float64, torch.float32, *HALF]):
+        count = 1 if number % 2 or p == 12.0 else 2
+        held = torch.tensor([number == 1, False, False, False, number == 3, False])
+        big = size if dtype != torch.float64 else size**8
+        case = two_sided(number, p)
+        moved = same_in_both(case, dtype, [0, 2, 1] if number > 1 else [0, 1, 2], held, limit, count, size=big, spoiled=spoiled)
+        assert moved > 0 or size > 1.0 or spoiled is not None
 
 
 OPTIONS: list[dict[str, Any]] = [
