@@ -63,8 +63,8 @@ def get_backend(name: str) -> Backend:
     """The executor of that name.
 
     Args:
-        name: "eager"; "compiled" for CPUs, which hands what it cannot do to "eager"; "auto" takes "compiled" where there is a
-            compiler, and else "eager" and says so once.
+        name: "eager"; "compiled" for CPUs and "triton" for GPUs, which hand what they cannot do to "eager"; "auto" takes
+            "compiled" where there is a compiler, and else "eager" and says so once.
 
     Raises:
         OptionError: there is no executor of that name, or it does not work here.
@@ -73,7 +73,7 @@ def get_backend(name: str) -> Backend:
         >>> get_backend("eager").name
         'eager'
     """
-    from . import compiled, eager  # noqa: F401  (register themselves)
+    from . import compiled, eager, triton_backend  # noqa: F401  (register themselves)
 
     factory = _BACKENDS.get(name)
     if factory is None:

@@ -36,7 +36,7 @@ def analyze(
     approximate: str | Sequence[str] = (),
     on_unknown: Literal["barrier", "error"] = "barrier",
     solver: Literal["auto", "jacobi", "gauss-seidel", "newton"] = "jacobi",
-    backend: Literal["auto", "compiled", "eager"] = "auto",
+    backend: Literal["auto", "compiled", "eager", "triton"] = "auto",
     scales: Literal["exact", "pow2", "auto"] = "auto",
     max_log_scale: float | None = None,
     _report: Callable[[str], None] | None = None,
@@ -70,6 +70,7 @@ def analyze(
             (and, unlike the other, waits for a GPU). "auto" and "newton" leave `step` at "jacobi". `balance`
             takes Newton's method (p = inf: Gauss-Seidel cycles) unless "gauss-seidel" is named.
         backend: what reads and writes the weights: "auto": "compiled" on CPUs where there is a C++ compiler, else "eager".
+            "triton", for GPUs, is opt-in: no GPU has run or timed it yet; see `fxenorm.kernels.triton_backend.TritonBackend`.
         scales: "exact"; "pow2": powers of two only, so that outputs stay bit-identical; "auto": powers of two for groups with
             16-bit weights.
         max_log_scale: largest change of a channel in one call, a natural logarithm; None: any.

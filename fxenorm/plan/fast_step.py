@@ -18,6 +18,8 @@ from ..kernels.compiled import CompiledBackend
 from ..kernels.cycles_table import CyclesTable
 from ..kernels.program import ScaleTarget
 from ..kernels.step_table import StepTable
+from ..kernels.triton_backend import TritonBackend
+from ..kernels.triton_step import TritonStep
 from ..solve.jacobi import jacobi_step
 from .snapshot import Snapshot
 from .track import Tracked
@@ -64,6 +66,7 @@ class PreparedStep:
         self._limit = None if limit is None else torch.full_like(snapshot.program.degree, limit)
         self._table: StepTable | None = None
         self._cycles_table: CyclesTable | None = None
+        self._triton_step: TritonStep | None = None
         self._factors: list[Tensor | None] = []
         # Everything by which the model or the optimizers could come to hold other tensors.
         tensors = snapshot.read_tensors()
@@ -118,8 +121,11 @@ class PreparedStep:
         core = self.snapshot.core
         backend = core.backend
         jacobi = not core.options.solver.endswith("gauss-seidel")
-        plain = jacobi and not self._moves_by_powers and self.snapshot.device.type == "cpu"
-        if plain and isinstance(backend, CompiledBackend) and self._run_compiled(backend, cycles):
+        plain = jacobi and not self._moves_by_powers
+        on_cpu = self.snapshot.device.type == "cpu"
+        if plain and on_cpu and isinstance(backend, CompiledBackend) and self._run_compiled(backend, cycles):
+            return
+        if plain and isinstance(backend, TritonBackend) and self._run_triton(backend, cycles):
             return
         backend.apply(self.targets, self.snapshot.cycles(self.targets, cycles))
 
@@ -133,6 +139,23 @@ class PreparedStep:
         if self._cycles_table is None:
             self._cycles_table = CyclesTable(table, self.snapshot.program, *self.snapshot.gather())
         return self._cycles_table.complete and self._cycles_table.run(backend, self._row_factors(), cycles)
+
+    def _run_triton(self, backend: TritonBackend, cycles: int) -> bool:
+        """In a handful of launches, if the kernels serve the device; else nothing is changed and the answer is False."""
+        snapshot = self.snapshot
+        if not backend.serves(snapshot.device) or snapshot.core.objective.folds_biases:
+            return False
+        if self._triton_step is None:
+            tensors, self._factors = snapshot.gather()
+            limit = snapshot.core.options.max_log_scale
+            self._triton_step = TritonStep(
+                *(snapshot.core.objective.program, tensors, self._factors, self.targets, snapshot.followers_of(self.targets)),
+                own=len(snapshot.tensors),
+                held=self._held,
+                limit=math.inf if limit is None else limit,
+                reach=snapshot.core.on_device("reach", snapshot.core.reach, snapshot.device),
+            )
+        return self._triton_step.run(self._row_factors(), cycles)
 
     def _whole_table(self) -> StepTable:
         """What one cycle in one call needs; made once."""

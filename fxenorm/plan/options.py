@@ -21,7 +21,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "modes": ("both", "train", "eval"),
         "on_unknown": ("barrier", "error"),
         "solver": ("auto", "jacobi", "gauss-seidel", "newton"),
-        "backend": ("auto", "compiled", "eager"),
+        "backend": ("auto", "compiled", "eager", "triton"),
         "scales": ("exact", "pow2", "auto"),
     }
 )

@@ -1,0 +1,65 @@
+"""The opt-in executor for GPUs: hand-written Triton kernels, a handful of launches whatever the number of tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import FxenormWarning, OptionError
+from .backend import register_backend
+from .eager import EagerBackend
+from .program import ScaleTarget
+
+__all__ = ["TritonBackend"]
+
+
+class TritonBackend(EagerBackend):
+    """See `Backend`. Cycles of `Plan.step` with the Jacobi solver run in Triton kernels (`TritonStep`); all else is done eagerly.
+
+    That is: `balance`, `rescale`, ``grads=True``, tracked copies, ``biases="count"`` on folded norms, Gauss-Seidel and powers of
+    two (16-bit weights, unless ``scales="exact"``); models on CPUs too, with a warning. Tensors with gaps in memory, or whose
+    exponents are no rows and columns, are done eagerly beside the kernels.
+
+    Raises:
+        OptionError: Triton is not installed.
+    """
+
+    name = "triton"
+
+    def __init__(self) -> None:
+        try:
+            import triton
+
+            from . import triton_kernels
+        except ImportError as error:
+            raise OptionError(
+                f"backend='triton' needs Triton, which cannot be imported ({error}): `pip install triton`, or take backend='auto'"
+            ) from error
+        # Under TRITON_INTERPRET=1 the kernels run on the host, and addresses must be the host's.
+        compiled = isinstance(triton_kernels.settle, triton.JITFunction)
+        self._device_type = "cuda" if compiled else "cpu"
+        self._warned = False
+
+    def serves(self, device: torch.device) -> bool:
+        """Whether the kernels run on tensors of that device."""
+        return device.type == self._device_type
+
+    @torch.no_grad()
+    def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
+        """Multiplies every target in place, eagerly."""
+        elsewhere = {target.tensor.device.type for target in targets} - {self._device_type}
+        if elsewhere and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"backend='triton' runs on {self._device_type} tensors, and some of this model's are on "
+                f"{' and '.join(sorted(elsewhere))}: they are rescaled in plain PyTorch. backend='auto' takes what is fast there",
+                FxenormWarning,
+                stacklevel=2,
+            )
+        super().apply(targets, log_scales)
+
+
+register_backend("triton", TritonBackend)

@@ -1,0 +1,304 @@
+"""Whole cycles of a plan on one GPU, in a handful of launches of the Triton kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .eager import MOST_GROWTH, EagerBackend
+from .layout import MatrixForm
+from .program import ReduceProgram, ScaleTarget
+from .tables import announce, written
+from .triton_tables import COLUMNS, FactorPlaces, SumPlaces, counted_form, form_of, tiles_of, usable
+
+__all__ = ["TritonStep"]
+
+_AT_ONCE = 8
+"""Rows that a kernel reads at a time."""
+
+_LARGEST_GRID = 1024
+_LINEAR_UP_TO, _MODERATE = 8.0, 300.0
+"""Beyond these sums are taken in logarithms, eagerly: exponents p, and logarithms of layer weights."""
+
+_EAGER = EagerBackend()
+Longs = NDArray[np.int64]
+
+
+def launch(kernel: Any, grid: int, *arguments: Any, **constants: Any) -> None:
+    """One launch; none for an empty grid."""
+    if grid:
+        # Sums are those of the interpreter, bit by bit, and Triton has no default to warn about.
+        kernel[(grid,)](*arguments, **constants, enable_fp_fusion=False)
+
+
+class TritonStep:
+    """Jacobi cycles on tensors that stay where they are.
+
+    One cycle is one launch a type for the sums, one a type for the room that targets have to grow, three for what lies
+    between, and one a type for the products; another cycle reads the weights again: one a type and three. Nothing waits for
+    the device but the making of the tables.
+
+    Args:
+        program: on the CPU.
+        tensors, factors: as `Backend.reduce` takes them.
+        targets: what is multiplied.
+        followers: those of them that may outgrow their type.
+        own: how many of the targets, from the first, are the model's tensors; optimizer state is nothing that autograd knows of.
+        held: (K,) bool, on the device: variables that stay at 0.
+        limit: the largest |log-scale|, a natural logarithm, may be infinite.
+        reach: (K,) on the device: the largest sum of |exponents| of any entry that carries a variable.
+    """
+
+    def __init__(
+        self,
+        program: ReduceProgram,
+        tensors: Sequence[Tensor],
+        factors: Sequence[Tensor | None],
+        targets: Sequence[ScaleTarget],
+        followers: Sequence[ScaleTarget],
+        *,
+        own: int,
+        held: Tensor,
+        limit: float,
+        reach: Tensor,
+    ) -> None:
+        from . import triton_kernels
+
+        self._kernels: Any = triton_kernels
+        self._device = held.device
+        self._program, self._tensors = program.to(self._device), list(tensors)
+        self._places = FactorPlaces()
+        self._own = written(targets[:own])
+        self._make_scale(targets)
+        # What several cycles need beyond one comes behind what both need.
+        self._fill_count = len(self._places.tiles)
+        self._make_reduce(program, tensors, factors)
+        self._make_rooms(followers)
+        self._make_factors()
+        count = program.num_scales
+        infinite = math.isinf(program.p)
+        self._held, self._reach = held.to(torch.int32), reach
+        self._divisors = self._program.degree * (1.0 if infinite else program.p)
+        self._settings = self._put([1.0 if infinite else program.p, limit])
+        # One more for "fixed", which stays 0.
+        self._log_scales = self._zeros(count + 1)
+        powers = {math.inf: 0, 1.0: 1, 2.0: 2, 3.0: 3, 4.0: 4}
+        self._power = powers.get(program.p, -1)
+
+    @torch.no_grad()
+    def run(self, factors: Sequence[Tensor | None], cycles: int) -> bool:
+        """Some cycles; False, and nothing has changed, if they are to be done elsewhere.
+
+        Args:
+            factors: by what the counted tensors are multiplied before their norm is taken.
+            cycles: how many.
+        """
+        if self._left and cycles > 1:
+            return False
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+            announce(self._own)
+            self._find_rooms()
+            self._take_factors(factors)
+            for cycle in range(cycles):
+                self._reduce(cycle > 0)
+                self._settle(cycle == 0)
+                self._fill(self._fill_count if cycle == cycles - 1 else len(self._fill_tiles))
+            for kind, tiles in self._scale_tiles:
+                constants = {"TYPE": self._type(kind), "ROWS": _AT_ONCE, "COLUMNS": COLUMNS}
+                launch(self._kernels.scale_tiles, len(tiles), tiles, self._factors, **constants)
+        if self._left_targets:
+            _EAGER.apply(self._left_targets, self._log_scales[:-1])
+        return True
+
+    def _find_rooms(self) -> None:
+        """How far the targets can grow."""
+        for kind, tiles, room, first, grid in self._room_tiles:
+            constants = {"TYPE": self._type(kind), "ROWS": _AT_ONCE, "COLUMNS": COLUMNS}
+            launch(self._kernels.headroom, grid, tiles, room, self._rooms[first:], len(tiles), grid, **constants)
+        if self._left_followers:
+            self._rooms[-1:].copy_(_EAGER.headroom(self._left_followers, self._device))
+
+    def _reduce(self, rescaled: bool) -> None:
+        """The tiles' sums."""
+        constants = {"POWER": self._power, "RESCALED": rescaled, "ROWS": _AT_ONCE, "COLUMNS": COLUMNS}
+        buffers = (self._row_factors, self._factors, self._work, self._settings)
+        for kind, tiles, weights in self._reduce_tiles:
+            launch(self._kernels.reduce_tiles, len(tiles), tiles, weights, *buffers, TYPE=self._type(kind), **constants)
+
+    def _settle(self, first: bool) -> None:
+        """From sums of tiles to log-scales."""
+        count, largest = self._program.num_scales, self._power == 0
+        segments = len(self._starts) - 1
+        arrays = (self._starts, self._positions, self._work, self._parts, segments)
+        launch(self._kernels.combine, -(-segments // 16), *arrays, LARGEST=largest, SEGMENTS=16, LANES=64)
+        launch(
+            self._kernels.settle,
+            -(-count // 32),
+            *(self._slots, self._parts, self._extra, self._rooms, len(self._rooms), self._held, self._divisors, self._reach),
+            *(self._settings, self._log_scales, count),
+            **{"FIRST": first, "LARGEST": largest, "VARIABLES": 32, "LANES": 32, "ROOMS": 512},
+        )
+
+    def _fill(self, count: int) -> None:
+        """The factors of rows and columns; more of them are needed to go on than to end."""
+        arrays = (self._fill_tiles, self._fill_terms, self._fill_ids, self._log_scales, self._factors)
+        launch(self._kernels.fill_factors, count, *arrays, ENTRIES=1024)
+
+    def _take_factors(self, factors: Sequence[Tensor | None]) -> None:
+        """The rows' folded norms as they are now, and what the eager executor sums."""
+        if self._folded:
+            given = [factor.reshape(-1) for _, index in self._folded if (factor := factors[index]) is not None]
+            torch._foreach_copy_([view for view, _ in self._folded], given)
+        if self._left:
+            part = self._program.part(self._left)
+            sums = _EAGER.reduce(part, [self._tensors[index] for index in self._left], [factors[index] for index in self._left])
+            torch.cat([sums.log_negative, sums.log_positive], out=self._extra)
+            self._extra.exp_()
+
+    def _make_scale(self, targets: Sequence[ScaleTarget]) -> None:
+        """The tiles of all targets."""
+        self._left_targets: list[ScaleTarget] = []
+        self._forms: dict[tuple[Any, ...], MatrixForm | None] = {}
+        places: dict[tuple[Any, ...], tuple[int, int]] = {}
+        entries = sum(target.tensor.numel() for target in targets)
+        found: dict[torch.dtype, list[Longs]] = {}
+        for target in targets:
+            tensor = target.tensor
+            if not target.terms or not tensor.numel():
+                continue
+            form = self._form(target)
+            if form is None:
+                self._left_targets.append(target)
+                continue
+            key = (*_key(target), target.power)
+            if key not in places:
+                places[key] = self._places.add(form, target.power)
+            tiles = tiles_of(form, entries)
+            found.setdefault(tensor.dtype, []).append(
+                np.column_stack([_based(tensor, form, tiles), _factored(places[key], form, tiles)])
+            )
+        self._scale_tiles = [(kind, self._put(np.concatenate(parts))) for kind, parts in found.items()]
+
+    def _make_reduce(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> None:
+        """The tiles of all counted tensors, and where their sums arrive."""
+        infinite = math.isinf(program.p)
+        linear = program.p <= _LINEAR_UP_TO or infinite
+        sums = SumPlaces(program.num_scales, repeated=not infinite)
+        entries = sum(tensor.numel() for tensor in tensors)
+        self._left: list[int] = []
+        folded: list[tuple[int, int, int]] = []
+        rows = 0
+        found: dict[torch.dtype, list[tuple[Longs, NDArray[np.float64]]]] = {}
+        log_weights = program.log_weights.tolist()
+        for index, (block, tensor, factor) in enumerate(zip(program.blocks, tensors, factors, strict=True)):
+            if not tensor.numel() or not block.terms:
+                continue
+            able = linear and abs(log_weights[index]) < _MODERATE and usable(tensor, self._device)
+            form = counted_form(block, tensor, factor) if able else None
+            if form is None:
+                self._left.append(index)
+                continue
+            tiles = tiles_of(form, entries)
+            folds = np.full(len(tiles), -1, dtype=np.int64)
+            if factor is not None:
+                folded.append((rows, form.rows, index))
+                folds = rows + tiles[:, 0]
+                rows += form.rows
+            place = self._places.add(form, 1)
+            parts = (_based(tensor, form, tiles), sums.add(form, tiles), folds, _factored(place, form, tiles))
+            weights = np.full(len(tiles), math.exp(log_weights[index]))
+            found.setdefault(tensor.dtype, []).append((np.column_stack(parts), weights))
+        self._reduce_tiles = [
+            (
+                kind,
+                self._put(np.concatenate([tiles for tiles, _ in parts])),
+                self._put(np.concatenate([some for _, some in parts])),
+            )
+            for kind, parts in found.items()
+        ]
+        self._row_factors = self._zeros(max(1, rows))
+        self._folded = [(self._row_factors[first : first + size], index) for first, size, index in folded]
+        slots, starts, positions = sums.segments()
+        self._slots, self._starts, self._positions = self._put(slots), self._put(starts), self._put(positions)
+        self._work, self._parts = self._zeros(max(1, sums.size)), self._zeros(max(1, len(starts) - 1))
+        self._extra = self._zeros(2 * program.num_scales)
+
+    def _make_rooms(self, followers: Sequence[ScaleTarget]) -> None:
+        """The tiles of what may outgrow its type."""
+        self._left_followers: list[ScaleTarget] = []
+        entries = sum(target.tensor.numel() for target in followers)
+        found: dict[torch.dtype, list[Longs]] = {}
+        for target in followers:
+            if not target.terms or not target.tensor.numel():
+                continue
+            form = self._form(target)
+            if form is None:
+                self._left_followers.append(target)
+                continue
+            tiles = tiles_of(form, entries)
+            power = np.full(len(tiles), abs(target.power))
+            found.setdefault(target.tensor.dtype, []).append(np.column_stack([_based(target.tensor, form, tiles), power]))
+        self._room_tiles: list[tuple[torch.dtype, Tensor, Tensor, int, int]] = []
+        first = 0
+        for kind, parts in found.items():
+            tiles = np.concatenate(parts)
+            room = self._put([math.log(torch.finfo(kind).max), MOST_GROWTH])
+            grid = min(len(tiles), _LARGEST_GRID)
+            self._room_tiles.append((kind, self._put(tiles), room, first, grid))
+            first += grid
+        self._rooms = torch.full((first + 1,), MOST_GROWTH, dtype=torch.float64, device=self._device)
+
+    def _make_factors(self) -> None:
+        """How log-scales become factors."""
+        places = self._places
+        self._fill_tiles = self._put(np.array(places.tiles, dtype=np.int64).reshape(-1, 5))
+        self._fill_terms = self._put(np.array(places.terms, dtype=np.int64).reshape(-1, 2))
+        self._fill_ids = self._put(np.concatenate([np.zeros(0, dtype=np.int32), *places.ids]))
+        self._factors = self._zeros(max(1, places.size))
+
+    def _form(self, target: ScaleTarget) -> MatrixForm | None:
+        """A target as rows and columns, found once for all that look alike."""
+        if not usable(target.tensor, self._device):
+            return None
+        key = _key(target)
+        if key not in self._forms:
+            self._forms[key] = form_of(target.tensor, target.terms)
+        return self._forms[key]
+
+    def _put(self, values: Sequence[float] | NDArray[Any]) -> Tensor:
+        """An array on the device."""
+        array = np.ascontiguousarray(values) if isinstance(values, np.ndarray) else np.array(values, dtype=np.float64)
+        return torch.from_numpy(array).to(self._device)
+
+    def _zeros(self, size: int) -> Tensor:
+        """Float64 zeros on the device."""
+        return torch.zeros(size, dtype=torch.float64, device=self._device)
+
+    def _type(self, kind: torch.dtype) -> Any:
+        """Triton's name of a type."""
+        return getattr(self._kernels.tl, str(kind).removeprefix("torch."))
+
+
+def _key(target: ScaleTarget) -> tuple[Any, ...]:
+    """What a target's rows and columns depend on."""
+    return id(target.terms), tuple(target.tensor.shape), target.tensor.stride()
+
+
+def _based(tensor: Tensor, form: MatrixForm, tiles: Longs) -> Longs:
+    """(tiles, 4): address, width, rows, columns."""
+    address = tensor.data_ptr() + (tiles[:, 0] * form.width + tiles[:, 2]) * tensor.element_size()
+    return np.column_stack([address, np.full(len(tiles), form.width), tiles[:, 1], tiles[:, 3]])
+
+
+def _factored(place: tuple[int, int], form: MatrixForm, tiles: Longs) -> Longs:
+    """(tiles, 2): where the factors of each tile's rows and columns begin."""
+    rows = np.full(len(tiles), -1) if place[0] < 0 else place[0] + tiles[:, 0]
+    columns = np.full(len(tiles), -1) if place[1] < 0 else place[1] + tiles[:, 4] * form.width + tiles[:, 2]
+    return np.column_stack([rows, columns])
