@@ -38,14 +38,18 @@ class Followed:
             return list(self.copy.parameters())
         return list(self.copy.values()) if isinstance(self.copy, dict) else list(self.copy)
 
-    def step(self, number: int) -> None:
-        """Trains, averages and rescales."""
+    def train(self, inputs: Tensor) -> None:
+        """One optimizer step, and the copy moved a part of the way."""
         self.optimizer.zero_grad()
-        self.model(torch.randn(3, 4, generator=generator(number))).square().mean().backward()
+        self.model(inputs).square().mean().backward()
         self.optimizer.step()
         with torch.no_grad():
             for averaged, parameter in zip(self.tensors(), self.model.parameters(), strict=True):
-                averaged.lerp_(parameter, 0.3)
+                averaged.lerp_(parameter.to(averaged), 0.3)
+
+    def step(self, number: int) -> None:
+        """Trains and rescales."""
+        self.train(torch.randn(3, 4, generator=generator(number)))
         self.plan.step(self.optimizer)
 
 
@@ -81,12 +85,7 @@ def test_a_copy_follows_whatever_becomes_of_it(kind: str, change: Callable[[Foll
     for number in range(5):
         if number == 3:
             change(followed)
-        followed.optimizer.zero_grad()
-        followed.model(inputs).square().mean().backward()
-        followed.optimizer.step()
-        with torch.no_grad():
-            for averaged, parameter in zip(followed.tensors(), followed.model.parameters(), strict=True):
-                averaged.lerp_(parameter.to(averaged), 0.3)
+        followed.train(inputs)
         averages = dict(zip(dict(followed.model.named_parameters()), followed.tensors(), strict=True))
         dtype = followed.tensors()[0].dtype
         before = torch.func.functional_call(followed.model, averages, inputs.to(dtype))

@@ -16,7 +16,7 @@ from .compiled import CompiledBackend
 from .layout import MatrixForm
 from .program import ReduceProgram
 from .step_table import StepTable, fields
-from .tables import ReduceTable, reduce_signature
+from .tables import ReduceTable, reduce_signature, row_factors
 
 __all__ = ["CyclesTable"]
 
@@ -108,7 +108,7 @@ class CyclesTable:
         for position, index in enumerate(self._factored):
             values = factors[index] if index >= 0 else None
             if values is not None:
-                alive.append(values.to(torch.float64).reshape(-1).contiguous())
+                alive.append(row_factors(values))
                 self._condensed[position].row_factor = alive[-1].data_ptr()
         self._arguments.step = ctypes.addressof(self._step.prepared())
         self._arguments.count = count

@@ -17,7 +17,7 @@ from .eager import exact_exp2, log2_factors
 from .layout import MatrixForm, cut, matrix_form
 from .program import Block, ReduceProgram, ScaleTarget
 
-__all__ = ["ReduceTable", "ScaleTable", "announce", "reduce_signature", "written"]
+__all__ = ["ReduceTable", "ScaleTable", "announce", "reduce_signature", "row_factors", "written"]
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _LINEAR_UP_TO, _MODERATE = 8.0, 300.0
@@ -169,7 +169,7 @@ class ReduceTable:
         for matrix, index in self._factors:
             values = factors[index]
             if values is not None:
-                alive.append(values.to(torch.float64).reshape(-1).contiguous())
+                alive.append(row_factors(values))
                 self.matrices[matrix, 4] = alive[-1].data_ptr()
         return alive
 
@@ -301,6 +301,11 @@ class ScaleTable:
             *(self.factors.ctypes.data, thresholds.ctypes.data if growth else None, self.done.ctypes.data),
             1 if self.few else torch.get_num_threads(),
         )
+
+
+def row_factors(values: Tensor) -> Tensor:
+    """(rows,) the factors of a table's rows, as the kernels read them."""
+    return values.to(torch.float64).reshape(-1).contiguous()
 
 
 def written(targets: Sequence[ScaleTarget]) -> list[Tensor]:

@@ -63,7 +63,7 @@ class PreparedStep:
         self._held = snapshot.held_mask()
         self._moves_by_powers = snapshot.powers_of_two() is not None
         limit = core.options.max_log_scale
-        self._limit = None if limit is None else torch.full_like(snapshot.program.degree, limit)
+        self._most = math.inf if limit is None else limit
         self._table: StepTable | None = None
         self._cycles_table: CyclesTable | None = None
         self._triton_step: TritonStep | None = None
@@ -147,12 +147,11 @@ class PreparedStep:
             return False
         if self._triton_step is None:
             tensors, self._factors = snapshot.gather()
-            limit = snapshot.core.options.max_log_scale
             self._triton_step = TritonStep(
                 *(snapshot.core.objective.program, tensors, self._factors, self.targets, snapshot.followers_of(self.targets)),
                 own=len(snapshot.tensors),
                 held=self._held,
-                limit=math.inf if limit is None else limit,
+                limit=self._most,
                 reach=snapshot.core.on_device("reach", snapshot.core.reach, snapshot.device),
             )
         return self._triton_step.run(self._row_factors(), cycles)
@@ -161,12 +160,11 @@ class PreparedStep:
         """What one cycle in one call needs; made once."""
         if self._table is None:
             tensors, self._factors = self.snapshot.gather()
-            limit = self.snapshot.core.options.max_log_scale
             self._table = StepTable(
                 *(self.snapshot.program, tensors, self._factors, self.targets, self._trusted),
                 own=len(self.snapshot.tensors),
                 held=self._held,
-                limit=math.inf if limit is None else limit,
+                limit=self._most,
                 growth=_GROWTH,
                 reach=self._reach,
             )
@@ -179,9 +177,8 @@ class PreparedStep:
     def _run_in_two(self, backend: CompiledBackend) -> bool:
         """One cycle in two calls, if no tensor is near overflow; else nothing is changed and the answer is False."""
         program, sums = self.snapshot.program, self.snapshot.sums()
-        scales = jacobi_step(
-            sums.log_negative, sums.log_positive, program.degree, self.snapshot.core.options.p, self._held, self._limit
-        )
+        limit = torch.full_like(program.degree, self._most)
+        scales = jacobi_step(sums.log_negative, sums.log_positive, program.degree, program.p, self._held, limit)
         growth = self._reach * float(np.abs(scales.numpy()).max()) if scales.numel() else 0.0
         if growth == 0.0:
             return True

@@ -122,6 +122,15 @@ void reduce_any(const ReduceMatrix &m, const ReduceTile &tile, double p, double 
     else reduce_tile<T, ANY>(m, tile, p, row_part, column_part);
 }
 
+inline void reduce_accurately(const ReduceMatrix &m, const ReduceTile &tile, double p, double *row_part, double *column_part) {
+    switch (m.dtype) {
+    case 0: return reduce_any<F32>(m, tile, p, row_part, column_part);
+    case 1: return reduce_any<F64>(m, tile, p, row_part, column_part);
+    case 2: return reduce_any<BF16>(m, tile, p, row_part, column_part);
+    default: return reduce_any<F16>(m, tile, p, row_part, column_part);
+    }
+}
+
 // The largest of |x|; what is no number is passed over.
 template <class T> double largest_of(const typename T::Storage *x, i64 count) {
     double largest = 0.0;

@@ -9,6 +9,7 @@
 #include "accurate.h"
 #include "combine.h"
 #include "cycles.h"
+#include "factors.h"
 #include "step.h"
 
 extern "C" {
@@ -25,17 +26,10 @@ void fxenorm_reduce(const ReduceMatrix *matrices, i64 matrix_count, const Reduce
             const ReduceMatrix &m = matrices[tile.matrix];
             double *row_part = tile.row_part < 0 ? nullptr : work + tile.row_part;
             double *column_part = tile.column_part < 0 ? nullptr : work + tile.column_part;
-            switch (m.dtype) {
-            case 0: reduce_any<F32>(m, tile, p, row_part, column_part); break;
-            case 1: reduce_any<F64>(m, tile, p, row_part, column_part); break;
-            case 2: reduce_any<BF16>(m, tile, p, row_part, column_part); break;
-            default: reduce_any<F16>(m, tile, p, row_part, column_part); break;
-            }
+            reduce_accurately(m, tile, p, row_part, column_part);
         }
 #pragma omp for schedule(dynamic, 1)
-        for (i64 i = 0; i < matrix_count; ++i) {
-            combine_tiles(matrices[i], tiles, work, largest);
-        }
+        for (i64 i = 0; i < matrix_count; ++i) combine_tiles(matrices[i], tiles, work, largest);
     }
     std::memset(out, 0, sizeof(double) * out_count);
     add_links(links, 0, link_count, work, out, largest);
@@ -49,18 +43,8 @@ int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
 #pragma omp for schedule(dynamic, 4)
-        for (i64 i = 0; i < link_count; ++i) {
-            if (!links[i].first) continue;
-            for (i64 k = i; k < link_count && (k == i || !links[k].first); ++k) {
-                const double *power = powers + links[k].exponent * power_stride;
-                const std::int32_t *ids = links[k].ids;
-                double *to = factors + links[k].destination;
-                if (k == i)
-                    for (i64 j = 0; j < links[k].count; ++j) to[j] = power[ids[j]];
-                else
-                    for (i64 j = 0; j < links[k].count; ++j) to[j] *= power[ids[j]];
-            }
-        }
+        for (i64 i = 0; i < link_count; ++i)
+            if (links[i].first) fill_factors(links, i, link_count, powers, power_stride, factors);
 #pragma omp for schedule(dynamic, 1)
         for (i64 i = 0; i < tile_count; ++i) {
             int stopped;

@@ -162,19 +162,13 @@ bool use_tile(const Cycles &cycles, const ReduceTile &tile, bool condense) {
     return c.dtype == 0 ? condense_any<F32>(c, tile, width, cycles.step->p) : condense_any<BF16>(c, tile, width, cycles.step->p);
 }
 
-// All tiles, shared out as `run_tiles` does it.
 void use_tiles(const Cycles &cycles, bool condense, i64 thread, i64 threads, int *stop) {
-    for (int pass = 0; pass < (threads > 1 ? 2 : 1); ++pass) {
-        for (i64 i = 0; i < cycles.tile_count; ++i) {
-            const i64 at = pass ? cycles.tile_count - 1 - i : i;
-            if (threads > 1) {
-                if (pass == 0 && cycles.tiles[at].share * threads / SHARES != thread) continue;
-                if (__atomic_exchange_n(&cycles.claimed[at], 1, __ATOMIC_RELAXED)) continue;
-            }
-            if (__atomic_load_n(stop, __ATOMIC_RELAXED)) return;
-            if (!use_tile(cycles, cycles.tiles[at], condense)) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
-        }
-    }
+    share_out(
+        cycles.tile_count, thread, threads, stop, [&](i64 i) { return cycles.tiles[i].share; },
+        [&](i64 i) -> std::uint8_t & { return cycles.claimed[i]; },
+        [&](i64 i) {
+            if (!use_tile(cycles, cycles.tiles[i], condense)) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
+        });
 }
 
 // One cycle's change of a variable's factor; returns its size, or that of its inverse.
@@ -192,19 +186,6 @@ inline double settle_total(const Cycles &cycles, i64 k) {
         cycles.power_table[e * stride + k] = power < 0 ? real_power(inverse, -power) : real_power(total, power);
     }
     return total > inverse ? total : inverse;
-}
-
-void fill_cycle_factors(const Cycles &cycles, i64 link) {
-    const i64 stride = cycles.step->variable_count + 1;
-    for (i64 k = link; k < cycles.factor_link_count && (k == link || !cycles.factor_links[k].first); ++k) {
-        const FactorLink &one = cycles.factor_links[k];
-        const double *power = cycles.power_table + one.exponent * stride;
-        float *to = cycles.factors + one.destination;
-        if (k == link)
-            for (i64 j = 0; j < one.count; ++j) to[j] = static_cast<float>(power[one.ids[j]]);
-        else
-            for (i64 j = 0; j < one.count; ++j) to[j] *= static_cast<float>(power[one.ids[j]]);
-    }
 }
 
 // Called by all threads together: everything but the scaling.
@@ -241,7 +222,8 @@ void find_totals(const Cycles &cycles, int *stop) {
         }
 #pragma omp for schedule(dynamic, 1)
         for (i64 i = 0; i < cycles.factor_link_count; ++i)
-            if (cycles.factor_links[i].first) fill_cycle_factors(cycles, i);
+            if (cycles.factor_links[i].first)
+                fill_factors(cycles.factor_links, i, cycles.factor_link_count, cycles.power_table, step.variable_count + 1, cycles.factors);
     }
 }
 

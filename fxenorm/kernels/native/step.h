@@ -8,6 +8,7 @@
 #endif
 
 #include "combine.h"
+#include "factors.h"
 #include "fast.h"
 
 namespace {
@@ -18,9 +19,8 @@ void reduce_one(const Step &step, const ReduceTile &tile) {
     double *column_part = tile.column_part < 0 ? nullptr : step.work + tile.column_part;
     switch (m.dtype) {
     case 0: return reduce_fast_any<F32>(m, tile, step.p, row_part, column_part);
-    case 1: return reduce_any<F64>(m, tile, step.p, row_part, column_part);
     case 2: return reduce_fast_any<BF16>(m, tile, step.p, row_part, column_part);
-    default: return reduce_any<F16>(m, tile, step.p, row_part, column_part);
+    default: return reduce_accurately(m, tile, step.p, row_part, column_part);
     }
 }
 
@@ -35,31 +35,40 @@ i64 scale_one(const Step &step, const ScaleTile &tile) {
     }
 }
 
-// The tiles of a phase. Each thread takes those that lie where it has worked before, in this step and in the optimizer's: every
-// thread has its part of each tensor, in its own caches. Then it takes what others have not come to yet, from the end.
+// Shares some tiles out: each thread takes those that lie where it has worked before, in this step and in the optimizer's, so that
+// it has its part of each tensor in its own caches; then what others have not come to yet, from the end. Stops where `stop` is set.
+// `share` and `claimed` say what belongs to a tile of that number, `work` does it.
+template <class Share, class Claimed, class Work>
+inline void share_out(i64 count, i64 thread, i64 threads, const int *stop, Share share, Claimed claimed, Work work) {
+    for (int pass = 0; pass < (threads > 1 ? 2 : 1); ++pass) {
+        for (i64 i = 0; i < count; ++i) {
+            const i64 number = pass ? count - 1 - i : i;
+            if (threads > 1) {
+                if (pass == 0 && share(number) * threads / SHARES != thread) continue;
+                std::uint8_t &taken = claimed(number);
+                if (__atomic_load_n(&taken, __ATOMIC_RELAXED) || __atomic_exchange_n(&taken, 1, __ATOMIC_RELAXED)) continue;
+            }
+            if (__atomic_load_n(stop, __ATOMIC_RELAXED)) return;
+            work(number);
+        }
+    }
+}
+
+// The tiles of a phase: those to be written first, then those to be read.
 void run_tiles(const Step &step, const Phase &phase, bool write, bool read, i64 thread, i64 threads, int *stop) {
     const i64 scaled = write ? phase.scale_tiles[1] - phase.scale_tiles[0] : 0;
     const i64 all = scaled + (read ? phase.reduce_tiles[1] - phase.reduce_tiles[0] : 0);
-    for (int pass = 0; pass < (threads > 1 ? 2 : 1); ++pass) {
-        for (i64 i = 0; i < all; ++i) {
-            const i64 number = pass ? all - 1 - i : i;
-            const i64 at = number < scaled ? phase.scale_tiles[0] + number : phase.reduce_tiles[0] + number - scaled;
-            const bool scales = number < scaled;
-            if (threads > 1) {
-                const i64 share = scales ? step.scale_tiles[at].share : step.reduce_tiles[at].share;
-                if (pass == 0 && share * threads / SHARES != thread) continue;
-                std::uint8_t &claimed = step.claimed[scales ? at : step.scale_tile_count + at];
-                if (__atomic_load_n(&claimed, __ATOMIC_RELAXED) || __atomic_exchange_n(&claimed, 1, __ATOMIC_RELAXED)) continue;
-            }
-            if (__atomic_load_n(stop, __ATOMIC_RELAXED)) return;
-            if (!scales) {
-                reduce_one(step, step.reduce_tiles[at]);
-                continue;
-            }
-            step.done[at] = scale_one(step, step.scale_tiles[at]);
-            if (step.done[at] < step.scale_tiles[at].rows) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
-        }
-    }
+    const i64 first_scaled = phase.scale_tiles[0], first_read = phase.reduce_tiles[0] - scaled;
+    share_out(
+        all, thread, threads, stop,
+        [&](i64 i) { return i < scaled ? step.scale_tiles[first_scaled + i].share : step.reduce_tiles[first_read + i].share; },
+        [&](i64 i) -> std::uint8_t & { return step.claimed[i < scaled ? first_scaled + i : step.scale_tile_count + first_read + i]; },
+        [&](i64 i) {
+            if (i >= scaled) return reduce_one(step, step.reduce_tiles[first_read + i]);
+            const ScaleTile &tile = step.scale_tiles[first_scaled + i];
+            const i64 done = step.done[first_scaled + i] = scale_one(step, tile);
+            if (done < tile.rows) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
+        });
 }
 
 inline double integer_power(double base, i64 power) {
@@ -105,27 +114,14 @@ inline double settle(const Step &step, i64 k) {
     return factor > inverse ? factor : inverse;
 }
 
-// The factors of one row or column table; further terms of it follow its first.
-template <class Number> void fill_factors(const Step &step, const Number *table, Number *factors, i64 link, i64 end) {
-    const i64 stride = step.variable_count + 1;
-    for (i64 k = link; k < end && (k == link || !step.factor_links[k].first); ++k) {
-        const FactorLink &one = step.factor_links[k];
-        const Number *power = table + one.exponent * stride;
-        Number *to = factors + one.destination;
-        if (k == link)
-            for (i64 j = 0; j < one.count; ++j) to[j] = power[one.ids[j]];
-        else
-            for (i64 j = 0; j < one.count; ++j) to[j] *= power[one.ids[j]];
-    }
-}
-
 // Called by all threads together: all factors of some links.
 void fill_all_factors(const Step &step, i64 begin, i64 end, bool narrow, bool wide) {
 #pragma omp for schedule(dynamic, 1)
     for (i64 i = begin; i < end; ++i) {
         if (!step.factor_links[i].first) continue;
-        if (narrow) fill_factors(step, step.narrow_power_table, step.narrow_factors, i, end);
-        if (wide) fill_factors(step, step.power_table, step.factors, i, end);
+        const i64 stride = step.variable_count + 1;
+        if (narrow) fill_factors(step.factor_links, i, end, step.narrow_power_table, stride, step.narrow_factors);
+        if (wide) fill_factors(step.factor_links, i, end, step.power_table, stride, step.factors);
     }
 }
 
