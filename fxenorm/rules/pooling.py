@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,21 +53,35 @@ def _by_axis(value: Any, axis: int, default: int) -> int:
     return int(value if isinstance(value, int) else value[axis] if len(value) > 1 else value[0])
 
 
+def _windowed(call: Call, axes: int, places: Callable[[int, int, int], Ids]) -> Any:
+    """Each output comes from a window of positions of the last `axes` axes.
+
+    Args:
+        call: of the operator.
+        axes: how many axes have windows.
+        places: from the number of such an axis, its size and the number of windows, (windows, positions) places; -1: none.
+    """
+    if isinstance(call["self"], AnyField):
+        return _results(call, AnyField(()))
+    field = call.field("self")
+    for k in range(axes):
+        axis = len(field.shape) - axes + k
+        field = within_windows(call, field, axis, places(k, field.shape[axis], call.out_shape[axis]))
+    return _results(call, field)
+
+
 def _pool(axes: int) -> Any:
     def pool(call: Call) -> Any:
         """Maxima and means over windows of positions; padding by zeros or -inf carries any field."""
-        if isinstance(call["self"], AnyField):
-            return _results(call, AnyField(()))
-        field = call.field("self")
-        for k in range(axes):
-            axis = len(field.shape) - axes + k
-            size, count = field.shape[axis], call.out_shape[axis]
+
+        def places(k: int, size: int, count: int) -> Ids:
+            """Windows at a stride."""
             kernel = _by_axis(call["kernel_size"], k, 1)
-            stride = _by_axis(call["stride"], k, kernel)
-            starts = np.arange(count) * stride - _by_axis(call["padding"], k, 0)
-            places = starts[:, None] + np.arange(kernel) * _by_axis(call["dilation"], k, 1)
-            field = within_windows(call, field, axis, np.where((places >= 0) & (places < size), places, -1))
-        return _results(call, field)
+            starts = np.arange(count) * _by_axis(call["stride"], k, kernel) - _by_axis(call["padding"], k, 0)
+            found = starts[:, None] + np.arange(kernel) * _by_axis(call["dilation"], k, 1)
+            return np.where((found >= 0) & (found < size), found, -1)
+
+        return _windowed(call, axes, places)
 
     return pool
 
@@ -74,16 +89,14 @@ def _pool(axes: int) -> Any:
 def _adaptive(axes: int) -> Any:
     def adaptive(call: Call) -> Any:
         """Maxima and means over windows i from floor(i n / m) to ceil((i + 1) n / m) of n positions."""
-        if isinstance(call["self"], AnyField):
-            return _results(call, AnyField(()))
-        field = call.field("self")
-        for k in range(axes):
-            axis = len(field.shape) - axes + k
-            size, count = field.shape[axis], call.out_shape[axis]
+
+        def places(_: int, size: int, count: int) -> Ids:
+            """Windows that share the positions out."""
             start, end = np.arange(count) * size // count, -(-(np.arange(count) + 1) * size // count)
-            places = start[:, None] + np.arange((end - start).max(initial=1))
-            field = within_windows(call, field, axis, np.where(places < end[:, None], places, -1))
-        return _results(call, field)
+            found = start[:, None] + np.arange((end - start).max(initial=1))
+            return np.where(found < end[:, None], found, -1)
+
+        return _windowed(call, axes, places)
 
     return adaptive
 
