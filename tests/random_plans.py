@@ -61,7 +61,7 @@ class Oracle:
                 for k, a in exponents.items():
                     side = self.positive if a > 0 else self.negative
                     side[k] = max(side[k], power) if infinite else side[k] + abs(a) * math.exp(log_weight) * power
-                    self.degree[k] = max(self.degree[k], sum(map(abs, exponents.values())))
+                    self.degree[k] = max(self.degree[k], 2 * abs(a), sum(map(abs, exponents.values())))
             self.energies.append(energy)
             weighted = energy if infinite else math.exp(log_weight) * energy
             self.objective = max(self.objective, weighted) if infinite else self.objective + weighted

@@ -201,4 +201,4 @@ def test_exponents_larger_than_one_and_collisions() -> None:
     negative[0] += many[1:, 0].sum()
     torch.testing.assert_close(sums.log_positive.exp(), positive)
     torch.testing.assert_close(sums.log_negative.exp(), negative)
-    assert program.degree.tolist() == [3.0, 3.0, 3.0]
+    assert program.degree.tolist() == [4.0, 4.0, 4.0], "twice the largest exponent"

@@ -105,6 +105,42 @@ def test_loops_of_even_length_do_not_ring(count: int, p: float) -> None:
     assert solution.converged and given_problem.imbalance(solution.log_scales) <= 1e-8
 
 
+def one_variable(exponents: list[int], masses: list[float], p: float) -> Case:
+    """Scalar weights |w|^p = mass with exponents of one variable."""
+    terms = [[(exponent, np.array([[0]]))] for exponent in exponents]
+    tensors = [torch.full((1, 1), mass ** (1 / p), dtype=torch.float64) for mass in masses]
+    return Case(1, p, [(1, 1)] * len(masses), terms, [0.0] * len(masses), tensors)
+
+
+def test_a_variable_of_exponent_two_reaches_its_optimum_in_one_cycle() -> None:
+    given_problem = problem(one_variable([2, -2, 1], [100.0, 1.0, 1e-3], 1.0))
+    for solver in ("jacobi", "gauss-seidel"):
+        solution = solve(given_problem, tol=1e-4, max_iterations=1, solver=solver)
+        assert solution.converged and solution.iterations == 1
+        assert float(given_problem.log_objective(solution.log_scales).exp()) == pytest.approx(20.0003, abs=5e-5)
+
+
+@given(
+    entries=st.lists(st.tuples(st.integers(-4, 4).filter(bool), st.floats(1e-3, 1e3)), min_size=1, max_size=6),
+    p=st.sampled_from([1.0, 2.0, 3.0]),
+)
+def test_one_variable_never_passes_its_optimum(entries: list[tuple[int, float]], p: float) -> None:
+    """Whatever integers its exponents are: log(N / P) keeps its sign from cycle to cycle, so nothing rings."""
+    exponents, masses = map(list, zip(*entries, strict=True))
+    given_problem = problem(one_variable(exponents, masses, p))
+    assume(min(exponents) < 0 < max(exponents))
+    total = torch.zeros(1, dtype=torch.float64)
+    side = None
+    for _ in range(10):
+        sums = given_problem.log_sums(total)
+        gap = float(sums[0] - sums[1])
+        if abs(gap) < 1e-9:
+            break
+        side = gap > 0 if side is None else side
+        assert (gap > 0) == side
+        total = total + jacobi_step(*sums, given_problem.degree, p)
+
+
 def test_one_cycle_is_the_formula() -> None:
     four, one = torch.tensor([math.log(4.0)] * 2), torch.zeros(2)
     degree = torch.tensor([2.0, 4.0])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .terms import Ids, collisions, degrees, joint_shape, normalise
+from .terms import Ids, collisions, cycle_degrees, joint_shape, normalise
 
 __all__ = [
     "Block",
@@ -98,7 +98,7 @@ class ReduceProgram:
         slots: (contributions,) int64.
         offsets: (contributions,) float64: log(|coefficient| * layer weight), 0 where p is infinite.
         log_weights: (blocks,) float64: log of the layer weights, 0 where p is infinite.
-        degree: (K,) float64: A_k.
+        degree: (K,) float64: A_k, the larger of 2 max |a_ek| and the largest sum of |a_ej| among entries that carry k.
         counted_negative, counted_positive: (K,) bool: whether any counted entry carries k with that sign.
     """
 
@@ -194,7 +194,7 @@ def build_program(
         ndim = len(shape)
         terms = normalise(given, ndim)
         met = collisions(terms, ndim)
-        degrees(terms, ndim, met, degree)
+        cycle_degrees(terms, ndim, met, degree)
         joint = joint_shape(terms, ndim)
         for coefficient, ids in terms:
             flat = ids.reshape(-1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Collisions", "Ids", "collisions", "degrees", "joint_shape", "normalise", "split_repeats"]
+__all__ = ["Collisions", "Ids", "collisions", "cycle_degrees", "degrees", "joint_shape", "normalise", "split_repeats"]
 
 Ids = NDArray[np.int64]
 """Variable ids of one term: one axis for each axis of the tensor, of the tensor's size or 1; -1 = fixed."""
@@ -142,3 +142,26 @@ def degrees(terms: Terms, ndim: int, met: Collisions | None, into: NDArray[np.in
         largest = sums.max(axis=axes, keepdims=True)
         free = ids >= 0
         np.maximum.at(into, ids[free], largest[free])
+
+
+def cycle_degrees(terms: Terms, ndim: int, met: Collisions | None, into: NDArray[np.int64]) -> None:
+    """Raises ``into[k]`` to A_k of a Jacobi cycle: the larger of 2 max |a_ek| and the largest sum of |exponents|, if above 2.
+
+    The sum alone never raises the objective, but a variable of exponent 2 by itself would then ring for ever.
+    """
+    degrees(terms, ndim, met, into)
+    if met is not None:
+        np.maximum.at(into, met.ids, 2 * np.abs(met.coefficients))
+    for coefficient, ids in terms:
+        if abs(coefficient) > 1:
+            carried = ids if met is None else ids[_apart(ids, joint_shape(terms, ndim), met)]
+            carried = carried[carried >= 0]
+            into[carried] = np.maximum(into[carried], 2 * abs(coefficient))
+
+
+def _apart(ids: Ids, shape: tuple[int, ...], met: Collisions) -> NDArray[np.bool_]:
+    """Which ids of a term stand in at least one entry that is no collision."""
+    apart = np.ones(shape, dtype=bool)
+    apart.reshape(-1)[met.entries] = False
+    constant = tuple(axis for axis, size in enumerate(ids.shape) if size == 1)
+    return np.asarray(apart.any(axis=constant, keepdims=True))

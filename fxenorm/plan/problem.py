@@ -90,11 +90,6 @@ class Problem:
         """(K,) the group of each variable."""
         return torch.zeros_like(self.held, dtype=torch.int64) if self.groups is None else self.groups
 
-    @property
-    def largest_exponent(self) -> Tensor:
-        """(K,) the largest |a_ek| of any counted entry."""
-        return self._order.largest_exponent
-
     def log_sums(self, log_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(K,) log N and log P after a rescaling."""
         sums = channel_sums(self.program, self.contributions(log_scales))

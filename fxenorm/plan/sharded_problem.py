@@ -66,13 +66,11 @@ class ShardedProblem(Problem):
 
     Attributes:
         whole: the program of all counted tensors.
-        exponents: (K,) the largest |a_ek| of any of their entries.
         positions: (blocks of the program,) the place of each in `whole`.
         reducer: adds up over processes.
     """
 
     whole: ReduceProgram | None = None
-    exponents: Tensor | None = None
     positions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     reducer: Reducer | None = None
 
@@ -87,11 +85,6 @@ class ShardedProblem(Problem):
         if self.reducer is None:
             raise TypeError("a ShardedProblem needs a reducer")
         return self.reducer
-
-    @property
-    def largest_exponent(self) -> Tensor:
-        """(K,) the largest |a_ek| of any counted entry."""
-        return super().largest_exponent if self.exponents is None else self.exponents
 
     def softened(self, p: float) -> None:
         """None: what processes tell one another is made for one exponent."""

@@ -116,7 +116,6 @@ class ShardedSnapshot(Snapshot):
             own.groups,
             lambda program: group_order(self._local.program, self.core.solver_groups).to(program),
             whole=whole,
-            exponents=self.core.group_order(whole).largest_exponent,
             positions=self._local.positions,
             reducer=self.reducer,
         )

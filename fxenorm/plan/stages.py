@@ -35,16 +35,16 @@ class GroupOrder:
 
     Attributes:
         groups: one each.
-        largest_exponent: (K,) the largest |a_ek| of any counted entry.
+        device: where their index tensors are.
     """
 
     groups: tuple[GroupSums, ...]
-    largest_exponent: Tensor
+    device: torch.device
 
     def to(self, program: ReduceProgram) -> GroupOrder:
         """The same on the device of a copy of the program that it was made of."""
         device = program.slots.device
-        if self.largest_exponent.device == device:
+        if self.device == device:
             return self
         groups = tuple(
             GroupSums(
@@ -66,7 +66,7 @@ class GroupOrder:
             )
             for group in self.groups
         )
-        return GroupOrder(groups, self.largest_exponent.to(program.offsets))
+        return GroupOrder(groups, device)
 
 
 def group_order(program: ReduceProgram, groups: NDArray[np.int64]) -> GroupOrder:
@@ -109,16 +109,4 @@ def group_order(program: ReduceProgram, groups: NDArray[np.int64]) -> GroupOrder
             _parts={},
         )
         found.append(GroupSums(variables, tuple(numbers), alone))
-    return GroupOrder(tuple(found), torch.from_numpy(_largest_exponents(program)))
-
-
-def _largest_exponents(program: ReduceProgram) -> NDArray[np.float64]:
-    """(K,) the largest |a_ek|; where terms meet in one entry, their sum bounds the net exponent."""
-    found = np.ones(program.num_scales + 1)
-    for block in program.blocks:
-        total = sum(abs(coefficient) for coefficient, _ in block.terms)
-        for coefficient, ids in block.terms:
-            size = abs(coefficient) if block.collided is None else total
-            flat = ids.reshape(-1).numpy()
-            found[flat] = np.maximum(found[flat], size)
-    return found[:-1]
+    return GroupOrder(tuple(found), program.slots.device)

@@ -45,10 +45,6 @@ class Objective(Protocol):
         """(K,) A_k of a Jacobi cycle."""
 
     @property
-    def largest_exponent(self) -> Tensor:
-        """(K,) the largest |a_ek|."""
-
-    @property
     def held(self) -> Tensor:
         """(K,) bool: variables that stay at 0."""
 

@@ -78,12 +78,10 @@ def gauss_seidel_sweep(objective: Objective, log_scales: Tensor) -> Tensor:
     repeated sweeps is a balanced point, but which one depends on the order (Schulman and Sinclair, 2015).
     """
     current = log_scales
-    # The minimiser in one variable of exponent a is log(N / P) / (2 |a| p); a Jacobi cycle is never longer than its A allows.
-    degree = torch.maximum(objective.degree, 2 * objective.largest_exponent)
     for stage in objective.stages:
         own = stage.variables
         log_negative, log_positive = stage.sums(current)
-        step = jacobi_step(log_negative, log_positive, degree[own], objective.p, objective.held[own])
+        step = jacobi_step(log_negative, log_positive, objective.degree[own], objective.p, objective.held[own])
         current = current.index_put((own,), clamped(current[own] + step, objective.limit[own]))
     return current
 
