@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 __all__ = [
     "BindError",
     "ExampleInputsError",
@@ -13,7 +16,10 @@ __all__ = [
     "RescaleError",
     "TraceError",
     "UnsupportedOperatorError",
+    "warn_user",
 ]
+
+_PACKAGE = __name__.partition(".")[0] + "."
 
 
 class FxenormError(Exception):
@@ -54,3 +60,11 @@ class ModelFileError(FxenormError, ValueError):
 
 class FxenormWarning(UserWarning):
     """Something was lost or left inexact; said once, with what and why."""
+
+
+def warn_user(message: str) -> None:
+    """Gives a `FxenormWarning` at the user's own line: the nearest one outside this package that led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, FxenormWarning, stacklevel=level)

@@ -1,87 +1,259 @@
-"""Compiles the CPU kernels with the system's compiler, once a machine, into a cache on disk."""
+"""Compiles the CPU kernels with the system's compiler, once a machine, beside the work of the process that asks for them."""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import hashlib
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
+from collections.abc import Generator
 from functools import cache
 from pathlib import Path
 
-__all__ = ["COMPILE_SECONDS", "BuildError", "library"]
+from .cache import Cache, open_cache
+from .compilers import find_compilers
 
-COMPILE_SECONDS = 20
-"""The longest that a first step waits for the compiler; it needs 4 seconds on an idle core."""
+__all__ = ["COMPILE_SECONDS", "BuildError", "Kernels", "kernels", "library"]
+
+COMPILE_SECONDS = 300.0
+"""The longest that one attempt may take: it needs 7 seconds of processor time, and took 74 on a busy machine."""
 
 _FOLDER = Path(__file__).with_name("native")
-_SOURCE = _FOLDER / "channel_kernels.cpp"
-_COMPILERS = ("c++", "g++", "clang++")
+_SOURCE = "channel_kernels.cpp"
 _FLAGS = ("-std=c++14", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 _VARIANTS = (("-march=native", "-mprefer-vector-width=512", "-fopenmp"), ("-march=native", "-fopenmp"), ("-march=native",), ())
 """From the fastest down: Apple's compiler knows no OpenMP, and some targets no -march=native."""
 
+_POLL_SECONDS = 0.01
+"""How often a caller that waits looks at the compiler: far less than a compilation takes."""
+
 
 class BuildError(Exception):
-    """There is no compiler that works, or it took too long; the message says which."""
+    """The kernels cannot be had; the message says why."""
+
+
+class Kernels:
+    """The kernels of this process: in memory, on their way, or out of reach.
+
+    The compiler is a process beside this one. Nothing here runs in a thread; `poll` looks how far it is.
+
+    Attributes:
+        library: the loaded kernels; None while they are not there.
+        failure: why they cannot be had; "" while that is not known.
+        note: what the user should know about the cache; "" if nothing.
+        warned: whether the user was told of `failure` or `note`.
+    """
+
+    def __init__(self) -> None:
+        self.library: ctypes.CDLL | None = None
+        self.failure = ""
+        self.note = ""
+        self.warned = False
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._attempts = self._attempt()
+        self.poll()
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the kernels are there, or known to be out of reach."""
+        return self.library is not None or bool(self.failure)
+
+    def poll(self) -> bool:
+        """Goes on as far as is possible without waiting; returns whether it `is_decided`."""
+        if self.is_decided or not self._lock.acquire(blocking=False):  # another thread is at it
+            return self.is_decided
+        try:
+            next(self._attempts)
+        except StopIteration as finished:
+            self.library = finished.value
+        except (BuildError, OSError) as error:
+            self.failure = str(error) or type(error).__name__
+        finally:
+            self._lock.release()
+        return self.is_decided
+
+    def wait(self, seconds: float = float("inf")) -> bool:
+        """Polls until it `is_decided`, at most for so many seconds; returns whether it is."""
+        end = time.monotonic() + seconds
+        while not self.poll():
+            if time.monotonic() >= end:
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
+
+    def close(self) -> None:
+        """Ends a compiler that is still at work, and removes what it made."""
+        if os.getpid() == self._process:
+            self._attempts.close()
+
+    def _attempt(self) -> Generator[None, None, ctypes.CDLL]:
+        """Yields while a compiler is at work; returns the loaded kernels.
+
+        Raises:
+            BuildError: nothing helped.
+            OSError: no folder can be written.
+        """
+        # The kernels must use the OpenMP threads of torch: its runtime is in memory by now, and the loader takes that one.
+        import torch  # noqa: F401
+
+        compilers, complaints = find_compilers()
+        if not (_FOLDER / _SOURCE).is_file():
+            raise BuildError(f"the sources of the kernels are missing from {_FOLDER}: install fxenorm again")
+        if not compilers:
+            raise BuildError("; ".join(complaints))
+        store = open_cache()
+        try:
+            store.clean()
+            self.note = store.note
+            for compiler in compilers:
+                found = yield from _from_compiler(compiler, store, complaints)
+                if found is not None:
+                    return found
+            raise BuildError("; ".join(complaints))
+        finally:
+            store.close()
 
 
 @cache
+def kernels() -> Kernels:
+    """The kernels of this process, asked for now if nobody did before."""
+    found = Kernels()
+    atexit.register(found.close)
+    return found
+
+
 def library() -> ctypes.CDLL:
-    """The kernels, compiled now where the cache does not hold them.
+    """Waits for the kernels.
 
     Raises:
-        BuildError: no compiler, none that compiles the source, or not within `COMPILE_SECONDS`.
+        BuildError: they cannot be had; why.
     """
-    # The kernels must use the OpenMP threads of torch: its runtime is in memory by now, and the loader takes that one.
-    import torch  # noqa: F401
+    found = kernels()
+    found.wait()
+    if found.library is None:
+        raise BuildError(found.failure)
+    return found.library
 
-    compiler = next((found for name in (os.environ.get("CXX", ""), *_COMPILERS) if name and (found := shutil.which(name))), None)
-    if compiler is None:
-        raise BuildError(f"there is no C++ compiler ({', '.join(_COMPILERS)}) on the path")
-    path = _cache_folder() / f"channel_kernels-{_key(compiler)}.so"
-    if not path.exists():
-        _compile(compiler, path)
+
+def _restart_in_child() -> None:
+    """After a fork: a compiler that was at work belongs to the parent, so the child asks anew, when it needs the kernels."""
+    if kernels.cache_info().currsize and not kernels().is_decided:
+        _OF_PARENT.append(kernels())
+        kernels.cache_clear()
+
+
+_OF_PARENT: list[Kernels] = []
+"""Keeps the parent's unfinished attempt from being closed in the child, which would remove the parent's files."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_restart_in_child)
+
+
+def _from_compiler(compiler: tuple[str, ...], store: Cache, complaints: list[str]) -> Generator[None, None, ctypes.CDLL | None]:
+    """Tries the variants of one compiler; returns the loaded kernels, or None with one more complaint."""
+    complaint = ""
+    for variant in _VARIANTS:
+        name = f"channel_kernels-{_key(compiler, variant)}.so"
+        for _ in range(2):  # a file that is whole and does not load is made anew, once
+            path = store.find(name)
+            fresh = path is None
+            if path is None:
+                path, complaint = yield from _made(compiler, variant, store, name)
+            if path is None:
+                break
+            try:
+                return _declared(ctypes.CDLL(str(path)))
+            except (OSError, AttributeError) as error:
+                complaint = f"{path} does not load: {error}"
+                if fresh:
+                    break
+                with contextlib.suppress(OSError):
+                    path.unlink()
+    complaints.append(f"{' '.join(compiler)}: {complaint}")
+    return None
+
+
+def _made(
+    compiler: tuple[str, ...], variant: tuple[str, ...], store: Cache, name: str
+) -> Generator[None, None, tuple[Path | None, str]]:
+    """Makes one file, or lets another process that is at it finish; returns the file, or None and the complaint."""
+    end = time.monotonic() + COMPILE_SECONDS
+    while True:
+        with store.claim(name) as mine:
+            found, known = store.find(name), store.failure(name)
+            if found is not None or known is not None:
+                return found, known or ""
+            if mine or time.monotonic() > end:
+                return (yield from _compiled(compiler, variant, store, name))
+        yield
+
+
+def _compiled(
+    compiler: tuple[str, ...], variant: tuple[str, ...], store: Cache, name: str
+) -> Generator[None, None, tuple[Path | None, str]]:
+    """Runs the compiler once; returns the kept file, or None and the complaint."""
+    with store.work_folder() as folder:
+        made = folder / name
+        command = [*compiler, *_FLAGS, *variant, "-o", str(made), str(_FOLDER / _SOURCE)]
+        code, complaint = yield from _run(command, folder)
+        if code == 0 and made.is_file():
+            return store.keep(made, name), ""
+    complaint = complaint.strip()[-300:] or f"it ended with exit status {code} and without a word"
+    if code is not None:
+        store.remember_failure(name, complaint)
+    return None, complaint
+
+
+def _run(command: list[str], folder: Path) -> Generator[None, None, tuple[int | None, str]]:
+    """Runs a command; returns its exit status, None where there is none, and its complaints.
+
+    What it started ends with it when the time is over, or when this process ends.
+    """
+    mine, end = os.getpid(), time.monotonic() + COMPILE_SECONDS
+    log = folder / "complaints"
     try:
-        return _declared(ctypes.CDLL(str(path)))
+        with log.open("wb") as complaints:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=complaints,
+                start_new_session=True,
+                env={**os.environ, "TMPDIR": str(folder)},
+            )
     except OSError as error:
-        raise BuildError(f"{path} does not load: {error}") from error
-
-
-def _cache_folder() -> Path:
-    """Where compiled kernels are kept: below XDG_CACHE_HOME or the user's home, else in a folder of this process alone."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(base) / "fxenorm"
+        return None, f"it cannot be run: {error}"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if os.access(folder, os.W_OK) and (not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()):
-            return folder
-    except OSError:
-        pass  # a home that cannot be written: compiled anew by every process
-    return _private_folder()
+        while process.poll() is None:
+            if time.monotonic() > end:
+                return None, f"it took more than {COMPILE_SECONDS:g} s"
+            yield
+    finally:
+        if os.getpid() == mine and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return process.returncode, log.read_text(encoding="utf-8", errors="replace")
 
 
-@cache
-def _private_folder() -> Path:
-    """A new folder that no other user can write to."""
-    return Path(tempfile.mkdtemp(prefix="fxenorm-"))
-
-
-def _key(compiler: str) -> str:
-    """Hash of the source, the compiler and the processor: what the result depends on."""
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_FOLDER.iterdir())))
-    stamp = os.stat(compiler)
-    facts = (os.path.realpath(compiler), stamp.st_size, stamp.st_mtime_ns, _FLAGS, _VARIANTS, sys.platform, _processor())
-    digest.update(repr(facts).encode())
+def _key(compiler: tuple[str, ...], variant: tuple[str, ...]) -> str:
+    """Hash of all that the result depends on: sources, compiler, flags, variant and processor."""
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_FOLDER.iterdir()) if path.is_file()))
+    stamp = os.stat(compiler[0])
+    facts = (os.path.realpath(compiler[0]), compiler[1:], stamp.st_size, stamp.st_mtime_ns, _FLAGS, variant)
+    digest.update(repr((*facts, sys.platform, _processor())).encode())
     return digest.hexdigest()[:24]
 
 
+@cache
 def _processor() -> str:
     """The processor with its instruction sets: a home folder may be shared by machines of several kinds."""
     try:
@@ -89,43 +261,6 @@ def _processor() -> str:
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
     return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
-
-
-def _compile(compiler: str, path: Path) -> None:
-    """Compiles to a file of its own and moves it into place, so that no process ever loads half a file."""
-    handle, made = tempfile.mkstemp(suffix=".so", dir=path.parent)
-    os.close(handle)
-    end, complaint = time.monotonic() + COMPILE_SECONDS, ""
-    try:
-        for variant in _VARIANTS:
-            code, complaint = _run([compiler, *_FLAGS, *variant, "-o", made, str(_SOURCE)], end - time.monotonic())
-            if code == 0:
-                os.replace(made, path)
-                return
-        raise BuildError(f"{compiler} cannot compile the kernels: {complaint.strip()[-300:]}")
-    except subprocess.TimeoutExpired as error:
-        raise BuildError(f"{compiler} took more than {COMPILE_SECONDS} s") from error
-    except OSError as error:
-        raise BuildError(f"{compiler} cannot be run: {error}") from error
-    finally:
-        Path(made).unlink(missing_ok=True)
-
-
-def _run(command: list[str], seconds: float) -> tuple[int, str]:
-    """The exit status and the complaints of a command; what it started ends with it when the time is over."""
-    own_group = hasattr(os, "killpg")
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=own_group
-    ) as process:
-        try:
-            _, complaint = process.communicate(timeout=max(0.0, seconds))
-        except BaseException:
-            if own_group:
-                os.killpg(process.pid, signal.SIGKILL)
-            else:
-                process.kill()
-            raise
-        return process.returncode, complaint
 
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..errors import FxenormWarning, OptionError
+from ..errors import OptionError
 from .backend import register_backend
 from .build import BuildError, library
 from .eager import EagerBackend
@@ -113,19 +112,4 @@ def make_compiled() -> EagerBackend:
         raise OptionError(f"backend='compiled' does not work here: {error}; use backend='eager'") from error
 
 
-def make_fastest() -> EagerBackend:
-    """The compiled executor, or the eager one and a warning where it cannot be had."""
-    try:
-        return CompiledBackend()
-    except BuildError as error:
-        warnings.warn(
-            f"plan.step runs in plain PyTorch, about five times slower on a CPU than compiled: {error}. "
-            "backend='eager' asks for this and silences the warning",
-            FxenormWarning,
-            stacklevel=2,
-        )
-        return EagerBackend()
-
-
 register_backend("compiled", make_compiled)
-register_backend("auto", make_fastest)

@@ -69,7 +69,8 @@ def analyze(
             pair graph, which needs fewer cycles and more time for each
             (and, unlike the other, waits for a GPU). "auto" and "newton" leave `step` at "jacobi". `balance`
             takes Newton's method (p = inf: Gauss-Seidel cycles) unless "gauss-seidel" is named.
-        backend: what reads and writes the weights: "auto": "compiled" on CPUs where there is a C++ compiler, else "eager".
+        backend: what reads and writes the weights: "auto": "compiled" on CPUs as soon as a C++ compiler, which works in
+            the background, has finished, "eager" until then. "compiled" waits for the compiler.
             "triton", for GPUs, is opt-in: no GPU has run or timed it yet; see `fxenorm.kernels.triton_backend.TritonBackend`.
         scales: "exact"; "pow2": powers of two only, so that outputs stay bit-identical; "auto": powers of two for groups with
             16-bit weights.

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..kernels.backend import Backend, get_backend
+from ..kernels.backend import Backend
+from ..kernels.choice import ExecutorChoice
 from ..kernels.program import ReduceProgram, TermTensors, as_float, term_tensors
 from ..kernels.terms import collisions, degrees, normalise
 from ..symmetry.symmetry import Symmetry
@@ -48,12 +49,17 @@ class Core:
         self.options = options
         self.pairs = build_pairs(symmetry) if pairs is None else pairs
         self.groups = build_groups(symmetry, self.depths) if groups is None else groups
-        self.backend: Backend = get_backend(options.backend)
+        self.executor = ExecutorChoice(options.backend)
         self._terms: dict[tuple[str, torch.device], TermTensors] = {}
         self._orders: dict[torch.device, GroupOrder] = {}
         self._arrays: dict[tuple[str, bytes, torch.device], Tensor] = {}
         self.parts: dict[Any, Any] = {}
         """What depends on which part of the model a process holds; see `fxenorm.plan.shards`."""
+
+    @property
+    def backend(self) -> Backend:
+        """The executor to use now."""
+        return self.executor.current()
 
     @cached_property
     def depths(self) -> dict[str, int]:

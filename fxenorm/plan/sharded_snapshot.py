@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ..distributed.dtensors import is_distributed, local_part
 from ..distributed.ranks import Ranks
 from ..errors import OptimizerError, RescaleError
-from ..kernels.backend import get_backend
+from ..kernels.backend import Backend, get_backend
 from ..kernels.program import ChannelSums, ReduceProgram, ScaleTarget
 from ..optim.registry import find_rule
 from ..optim.state import StateChoice
@@ -47,9 +47,14 @@ class ShardedSnapshot(Snapshot):
     def __init__(self, core: Core, model: nn.Module, tracked: Sequence[Tracked], ranks: Ranks) -> None:
         super().__init__(core, model, tracked)
         self.ranks = ranks
-        self.backend = get_backend("eager")
+        self._eager = get_backend("eager")
         self._local = local_objective(core, self._read, ranks)
         self.reducer = Reducer(ranks, core.options.p, self._local.reference.to(self.device))
+
+    @property
+    def backend(self) -> Backend:
+        """The eager executor: a process's part is a view with gaps of its own."""
+        return self._eager
 
     @property
     def program(self) -> ReduceProgram:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import OptimizerError, RescaleError
+from ..kernels.backend import Backend
 from ..kernels.program import ChannelSums, ReduceProgram, ScaleTarget, float_dtype
 from ..optim.state import StateChoice, owned_by
 from ..solve.jacobi import jacobi_step
@@ -46,7 +47,6 @@ class Snapshot:
 
     def __init__(self, core: Core, model: nn.Module, tracked: Sequence[Tracked] = ()) -> None:
         self.core = core
-        self.backend = core.backend
         tensors = model_tensors(model, core.symmetry, core.objective.folded_names)
         self.tensors = {name: tensor for name, tensor in tensors.items() if name in core.symmetry.exponents}
         self._read = tensors
@@ -56,6 +56,11 @@ class Snapshot:
         self._followers = Followers()
         first = core.objective.counted[0].parameter if core.objective.counted else next(iter(self.tensors), None)
         self.device = tensors[first].device if first is not None else torch.device("cpu")
+
+    @property
+    def backend(self) -> Backend:
+        """The executor to use now."""
+        return self.core.backend
 
     @property
     def program(self) -> ReduceProgram:

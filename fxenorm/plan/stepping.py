@@ -32,6 +32,7 @@ def step(
             return
         gate = None
     optimizers = unwrap_optimizers(optimizer)
+    plan._core.executor.count_step()
     last, plan._last_step = plan._last_step, None
     # load_state_dict gives an optimizer another dict, and leaves the one that is known here as it was.
     known, plan._last_states = plan._last_states, [one.state for one in optimizers]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 import weakref
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..errors import FxenormWarning
+from ..errors import warn_user
 
 __all__ = ["WarnOnce"]
-
-_PACKAGE = __name__.partition(".")[0] + "."
 
 
 class WarnOnce:
@@ -69,7 +65,4 @@ class WarnOnce:
         if kind in self._given:
             return
         self._given.add(kind)
-        level, frame = 1, sys._getframe()
-        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
-            level, frame = level + 1, frame.f_back
-        warnings.warn(message, FxenormWarning, stacklevel=level)
+        warn_user(message)
