@@ -57,6 +57,7 @@ def targets_of(case: Case, tensors: list[torch.Tensor], power: int = 1) -> list[
     ]
 
 
+@pytest.mark.usefixtures("default_dtype")
 @settings(max_examples=150)
 @given(case=cases(), dtype=st.sampled_from(DTYPES), order=st.permutations(range(3)))
 def test_sums_are_the_eager_ones(case: Case, dtype: torch.dtype, order: list[int]) -> None:
@@ -65,6 +66,7 @@ def test_sums_are_the_eager_ones(case: Case, dtype: torch.dtype, order: list[int
     assert_same_sums(compiled().reduce(program, tensors, none), EAGER.reduce(program, tensors, none))
 
 
+@pytest.mark.usefixtures("default_dtype")
 @settings(max_examples=100)
 @given(
     case=cases(),
@@ -119,6 +121,7 @@ def test_layers_of_several_tiles(layout: str, dtype: torch.dtype, p: float, fact
     assert_same_weights(weight, other)
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_wide_layers_are_cut_into_columns() -> None:
     weight = torch.randn(9, 20_001)
     terms = [(1, np.arange(9)[:, None]), (-1, 9 + np.arange(20_001)[None, :] % 40)]
@@ -126,6 +129,7 @@ def test_wide_layers_are_cut_into_columns() -> None:
     assert_same_sums(compiled().reduce(program, [weight], [None]), EAGER.reduce(program, [weight], [None]))
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_groups_of_a_convolution_are_segments() -> None:
     weight = torch.randn(12, 5, 3, 3)
     inputs = 12 + (np.arange(12)[:, None] // 3) * 5 + np.arange(5)[None, :]

@@ -39,6 +39,7 @@ def assert_logs(actual: torch.Tensor, expected: np.ndarray) -> None:
         np.testing.assert_allclose(actual.numpy(), np.log(expected), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.usefixtures("default_dtype")
 @settings(deadline=None, max_examples=80)
 @given(case=cases(), seed=st.integers(0, 2**32 - 1))
 def test_sums_are_those_of_the_definition(case: Case, seed: int) -> None:
@@ -91,6 +92,7 @@ def test_runs_of_channels_and_groups() -> None:
     assert shape == (2, 4, 3) and [ids.shape for _, ids in terms] == [(2, 4, 1), (2, 1, 3)]
 
 
+@pytest.mark.usefixtures("default_dtype")
 @settings(deadline=None, max_examples=60)
 @given(case=cases(), seed=st.integers(0, 2**32 - 1), power=st.sampled_from([1, -1, -2]))
 def test_apply_multiplies_every_entry(case: Case, seed: int, power: int) -> None:
@@ -112,6 +114,7 @@ def test_row_factors_weight_the_entries() -> None:
     torch.testing.assert_close(sums.log_positive.exp(), ((weight * factor).abs() ** 3).sum(1))
 
 
+@pytest.mark.usefixtures("default_dtype")
 @pytest.mark.parametrize("p", [2.0, 64.0])
 def test_powers_do_not_leave_the_range(p: float) -> None:
     weight = torch.tensor([[1e-30], [1e25]], dtype=torch.float32)

@@ -106,7 +106,7 @@ class Ranks:
 
     def agree(self, error: Exception | None) -> None:
         """Raises on every process where any has an error: its own there, and a RescaleError on the others."""
-        flag = torch.tensor([0.0 if error is None else 1.0], dtype=torch.float32)
+        flag = torch.tensor([0.0 if error is None else 1.0], dtype=torch.float32, device="cpu")
         raised = bool(self.largest(flag))
         if error is not None:
             raise error

@@ -28,8 +28,8 @@ class InputSpec:
 
         dtype = getattr(torch, self.dtype)
         if dtype.is_floating_point or dtype.is_complex:
-            return torch.randn(self.shape, dtype=dtype)
-        return torch.ones(self.shape, dtype=dtype)
+            return torch.randn(self.shape, dtype=dtype, device="cpu")
+        return torch.ones(self.shape, dtype=dtype, device="cpu")
 
 
 def parse_input(text: str) -> InputSpec:

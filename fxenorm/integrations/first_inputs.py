@@ -42,12 +42,13 @@ def fitted(module: nn.Module, values: Any) -> Any:
 
     Inside autocast a module may be handed 16-bit activations that it could not take outside.
     """
-    weight = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), torch.zeros(()))
+    weight = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), None)
+    device, floating = (torch.device("cpu"), torch.float32) if weight is None else (weight.device, weight.dtype)
 
     def copied(value: Any) -> Any:
         """One of them."""
         if not isinstance(value, Tensor):
             return value
-        return value.detach().to(weight.device, weight.dtype if value.is_floating_point() else value.dtype, copy=True)
+        return value.detach().to(device, floating if value.is_floating_point() else value.dtype, copy=True)
 
     return tree_map(copied, values)

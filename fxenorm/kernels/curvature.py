@@ -244,7 +244,7 @@ def aggregate(
         found, keys = by_label(program.p, block, matrix, scales, local)
         alive = found.isfinite()
         found, keys = found[alive] + log_weights[number], keys[:, alive]
-        rows = torch.arange(start, start + found.numel(), device=found.device)
+        rows = torch.arange(start, start + found.numel(), dtype=torch.int64, device=found.device)
         for (coefficient, _), ids in zip(block.terms, keys, strict=True):
             moving = ids < count
             triples.append(torch.stack([rows[moving], ids[moving], torch.full_like(ids[moving], coefficient)]).to(labels.device))
@@ -261,7 +261,7 @@ def _by_label_sides(p: float, block: Block, matrix: Tensor, log_scales: Tensor, 
     column_labels, column_places = torch.unique(labels[columns.reshape(-1)], return_inverse=True)
     most = down.amax()
     right = torch.zeros(down.numel(), column_labels.numel(), dtype=down.dtype, device=down.device)
-    right[torch.arange(down.numel(), device=down.device), column_places] = (down - most).exp()
+    right[torch.arange(down.numel(), dtype=torch.int64, device=down.device), column_places] = (down - most).exp()
     table = table_of(block, matrix)
     sums = (
         torch.cat([expanded(p, table[part]) @ right for part in rows_of(table)]) if table.dtype != down.dtype else table @ right
@@ -284,7 +284,7 @@ def _by_label(p: float, block: Block, matrix: Tensor, log_scales: Tensor, labels
     places = places or [torch.zeros([1] * matrix.ndim, dtype=torch.int64, device=matrix.device)]
     size = math.prod(sizes)
     if size <= _MOST_CELLS:
-        numbers = torch.arange(size, device=matrix.device)
+        numbers = torch.arange(size, dtype=torch.int64, device=matrix.device)
     else:
         # Many labels in several terms: only the combinations that occur.
         numbers, place = torch.unique(sum(places[1:], places[0]).expand(matrix.shape), return_inverse=True)

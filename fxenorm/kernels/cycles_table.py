@@ -84,7 +84,7 @@ class CyclesTable:
         self._step, self._weights = step, [tensors[index] for index in members]
         self._factored = [index if factors[index] is not None else -1 for index in members]
         self._sums = [
-            torch.zeros(form.rows, form.width // run.run) if run.run > 1 else None
+            torch.zeros(form.rows, form.width // run.run, dtype=torch.float32, device="cpu") if run.run > 1 else None
             for form, run in zip(step.reduce.forms, runs, strict=True)
         ]
         forms = [_condensed(form, run) if run.run > 1 else form for form, run in zip(step.reduce.forms, runs, strict=True)]

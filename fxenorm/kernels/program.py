@@ -222,7 +222,7 @@ def build_program(
         blocks=tuple(blocks),
         slots=torch.from_numpy(all_slots),
         offsets=torch.from_numpy(np.concatenate(offsets) if offsets else np.zeros(0)),
-        log_weights=torch.tensor([log_weight if finite else 0.0 for _, _, log_weight in counted], dtype=torch.float64),
+        log_weights=torch.from_numpy(np.array([log_weight if finite else 0.0 for _, _, log_weight in counted], dtype=np.float64)),
         degree=torch.from_numpy(degree).to(torch.float64),
         counted_negative=torch.from_numpy(present[:num_scales].copy()),
         counted_positive=torch.from_numpy(present[num_scales:-1].copy()),

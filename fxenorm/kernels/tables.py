@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .eager import exact_exp2, log2_factors
 from .layout import MatrixForm, cut, matrix_form
+from .memory import has_plain_memory
 from .program import Block, ReduceProgram, ScaleTarget
 
 __all__ = ["ReduceTable", "ScaleTable", "announce", "reduce_signature", "row_factors", "written"]
@@ -46,7 +47,7 @@ def _places(tensors: Sequence[Tensor]) -> Signature:
 
 def _address(tensor: Tensor) -> int:
     """Where a tensor's entries begin; 0 for those that have none."""
-    return tensor.data_ptr() if tensor.layout == torch.strided else 0
+    return tensor.data_ptr() if has_plain_memory(tensor) else 0
 
 
 def _shares(cuts: NDArray[np.int64], matrix: int) -> NDArray[np.int64]:
@@ -61,12 +62,7 @@ def _shares(cuts: NDArray[np.int64], matrix: int) -> NDArray[np.int64]:
 
 def _usable(tensor: Tensor) -> bool:
     """Whether the kernels can read and write a tensor."""
-    return (
-        tensor.device.type == "cpu"
-        and tensor.layout == torch.strided
-        and tensor.dtype in _TYPES
-        and not (tensor.is_conj() or tensor.is_neg())
-    )
+    return tensor.device.type == "cpu" and tensor.dtype in _TYPES and has_plain_memory(tensor)
 
 
 class ReduceTable:
@@ -153,7 +149,7 @@ class ReduceTable:
         """(K,) log N and log P of the blocks that are not left."""
         alive = self.take_factors(factors)
         count = self.program.num_scales
-        out = torch.empty(2 * count + 1, dtype=torch.float64)
+        out = torch.empty(2 * count + 1, dtype=torch.float64, device="cpu")
         library.fxenorm_reduce(
             *(self.matrices.ctypes.data, len(self.matrices), self.tiles.ctypes.data, len(self.tiles)),
             *(self.links.ctypes.data, len(self.links), self.work.ctypes.data, out.data_ptr(), out.numel(), self.program.p),
@@ -292,7 +288,8 @@ class ScaleTable:
         if not len(self.tiles):
             return True
         table = log2_factors(log_scales)
-        powers = exact_exp2(torch.tensor(list(self.exponents), dtype=torch.float64)[:, None] * table)
+        exponents = torch.tensor(list(self.exponents), dtype=torch.float64, device="cpu")
+        powers = exact_exp2(exponents[:, None] * table)
         thresholds = np.exp(self.limits - growth * self.powers)
         announce(self._written)
         return not library.fxenorm_scale(

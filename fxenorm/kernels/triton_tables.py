@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .layout import MatrixForm, matrix_form
+from .memory import has_plain_memory
 from .program import Block, TermTensors
 
 __all__ = ["COLUMNS", "FactorPlaces", "SumPlaces", "form_of", "tiles_of", "usable"]
@@ -34,8 +35,7 @@ _TYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16}
 
 def usable(tensor: Tensor, device: torch.device) -> bool:
     """Whether the kernels can read and write a tensor by its address."""
-    plain = tensor.device == device and tensor.layout == torch.strided and tensor.dtype in _TYPES
-    return plain and not (tensor.is_conj() or tensor.is_neg()) and tensor.data_ptr() != 0
+    return tensor.device == device and tensor.dtype in _TYPES and has_plain_memory(tensor)
 
 
 def form_of(tensor: Tensor, terms: TermTensors) -> MatrixForm | None:

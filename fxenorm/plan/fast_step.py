@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from ..kernels.compiled import CompiledBackend
 from ..kernels.cycles_table import CyclesTable
+from ..kernels.memory import has_plain_memory
 from ..kernels.program import ScaleTarget
 from ..kernels.step_table import StepTable
 from ..kernels.triton_backend import TritonBackend
@@ -91,12 +92,14 @@ class PreparedStep:
         self._tensors = list(
             {id(tensor): tensor for tensor in (*tensors, *self._parameters, *snapshot.copied_tensors())}.values()
         )
-        self._places = _places(self._tensors)
+        # Of tensors without memory of their own no address tells whether they are still the same.
+        self.repeatable = self.repeatable and all(map(has_plain_memory, (*self._tensors, *(t.tensor for t in targets))))
+        self._places = _places(self._tensors) if self.repeatable else None
         self._states = [state for optimizer in optimizers for state in optimizer.state.values() if isinstance(state, dict)]
         self._state_values = list(_values(self._states))
         self._state_lengths = list(map(len, self._states))
         self._state_tensors = [target.tensor for target in targets[len(snapshot.tensors) :]]
-        self._state_addresses = _addresses(self._state_tensors)
+        self._state_addresses = _addresses(self._state_tensors) if self.repeatable else None
         self._groups = [_group(group) for optimizer in optimizers for group in optimizer.param_groups]
         self._members = [list(group["params"]) for optimizer in optimizers for group in optimizer.param_groups]
 

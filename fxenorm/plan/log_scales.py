@@ -17,7 +17,11 @@ __all__ = ["checked_log_scales", "refuse_overflow"]
 def checked_log_scales(log_scales: Tensor | Sequence[float], num_scales: int) -> Tensor:
     """Log-scales as a finite float tensor of shape (num_scales,); raises a RescaleError where they are not that."""
     try:
-        scales = torch.as_tensor(log_scales, dtype=None if isinstance(log_scales, Tensor) else torch.float64).detach()
+        scales = (
+            log_scales.detach()
+            if isinstance(log_scales, Tensor)
+            else torch.as_tensor(log_scales, dtype=torch.float64, device="cpu")
+        )
     except (TypeError, ValueError, RuntimeError) as error:
         raise RescaleError(f"log_scales must be a tensor or a sequence of {num_scales} floats: {error}") from error
     if tuple(scales.shape) != (num_scales,):

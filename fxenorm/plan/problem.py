@@ -149,7 +149,7 @@ class Problem:
             return None
         share = p / self.p
         own = self.program.log_weights
-        sizes = torch.tensor([block.slots for block in self.program.blocks], device=own.device)
+        sizes = torch.tensor([block.slots for block in self.program.blocks], dtype=torch.int64, device=own.device)
         offsets = self.program.offsets + (share - 1) * own.repeat_interleave(sizes)
         program = replace(self.program, p=p, offsets=offsets, log_weights=share * own, _copies={}, _parts={})
         matrices = [matrix if is_narrow(matrix) else resized(self.p, p, matrix) for matrix in self.matrices]

@@ -71,7 +71,7 @@ class ShardedProblem(Problem):
     """
 
     whole: ReduceProgram | None = None
-    positions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    positions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64, device="cpu"))
     reducer: Reducer | None = None
 
     @property

@@ -45,7 +45,7 @@ class LateErrors:
         if flags.device.type == "cpu":
             _raise_for(flags)
             return
-        copy = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+        copy = torch.empty(flags.shape, dtype=flags.dtype, device="cpu", pin_memory=True)
         copy.copy_(flags, non_blocking=True)
         event = torch.get_device_module(flags.device.type).Event()
         event.record()

@@ -96,10 +96,10 @@ def _assembled(core: Core, positions: Sequence[int], layouts: tuple[Layout, ...]
         counted_negative=whole_program.counted_negative,
         counted_positive=whole_program.counted_positive,
     )
-    reference = torch.full((2 * count + 1,), -math.inf, dtype=torch.float64)
+    reference = torch.full((2 * count + 1,), -math.inf, dtype=torch.float64, device="cpu")
     reference = reference.scatter_reduce(0, whole_program.slots, whole_program.offsets, "amax")[:-1]
     reference = torch.where(reference.isfinite(), reference, 0.0)
-    return LocalObjective(program, torch.tensor(positions, dtype=torch.int64), layouts, joined, reference)
+    return LocalObjective(program, torch.tensor(positions, dtype=torch.int64, device="cpu"), layouts, joined, reference)
 
 
 def _layout_name(item: Counted, tensors: Mapping[str, Tensor]) -> str:

@@ -83,7 +83,7 @@ def verify(plan: Plan, inputs: Inputs, *, seed: int = 0) -> Verification:
     if is_meta(plan.model):
         raise RescaleError("a model on the meta device has no values to verify: bind the plan to one that has (plan.bind)")
     generator = torch.Generator().manual_seed(seed)
-    log_scales = 2 * torch.rand(plan.num_scales, generator=generator, dtype=torch.float64) - 1
+    log_scales = 2 * torch.rand(plan.num_scales, generator=generator, dtype=torch.float64, device="cpu") - 1
     differences: dict[str, float] = {}
     slopes: dict[str, float | None] = {}
     guilty: dict[str, None] = {}
@@ -161,20 +161,21 @@ class _Runner:
         moved = {name: tensors[name] for name in self._plan.exponents}
         values = {name: tensor.detach().clone() for name, tensor in moved.items()}
         if not moved:
-            return torch.zeros(0, dtype=torch.float64)
+            return torch.zeros(0, dtype=torch.float64, device="cpu")
         for tensor in moved.values():
             tensor.requires_grad_(True)
         try:
             generator = torch.Generator().manual_seed(self._seed + 1)
             outputs = [t for t in self._run(model) if t.requires_grad]
-            loss = sum((t * torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device)).sum() for t in outputs)
+            draws = (torch.randn(t.shape, generator=generator, dtype=t.dtype, device="cpu").to(t.device) for t in outputs)
+            loss = sum((t * draw).sum() for t, draw in zip(outputs, draws, strict=True))
             if not isinstance(loss, Tensor):
-                return torch.zeros(self._plan.num_scales, dtype=torch.float64)
+                return torch.zeros(self._plan.num_scales, dtype=torch.float64, device="cpu")
             gradients = torch.autograd.grad(loss, list(moved.values()), allow_unused=True)
         except (RuntimeError, RescaleError):
             # In-place writes or custom functions may forbid a backward pass; the other check stands alone then.
             return None
-        total = torch.zeros(self._plan.num_scales + 1, dtype=torch.float64)
+        total = torch.zeros(self._plan.num_scales + 1, dtype=torch.float64, device="cpu")
         size = total.clone()
         for (name, terms), gradient in zip(self._plan.exponents.items(), gradients, strict=True):
             if gradient is None:

@@ -142,7 +142,7 @@ def _make(shape: tuple[int, ...], integer: bool, vocabulary: int, device: torch.
     if device.type == "meta":
         return torch.empty(shape, dtype=torch.int64 if integer else dtype, device=device)
     if integer:
-        return (torch.arange(math.prod(shape)).reshape(shape) % vocabulary).to(device)
+        return torch.arange(math.prod(shape), dtype=torch.int64, device=device).reshape(shape) % vocabulary
     return torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu").to(device, dtype)
 
 

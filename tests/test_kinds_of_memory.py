@@ -1,0 +1,85 @@
+"""Tensors that are not plain memory: they follow as plain ones do, or are refused before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
+
+import fxenorm
+from fxenorm.kernels.memory import has_plain_memory
+
+from .helpers import draw_log_scales
+
+INPUTS = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+
+
+class Named(Tensor):
+    """A subclass with memory of its own."""
+
+
+def of_two(weight: Tensor) -> Tensor:
+    """Two tensors that look like one and have no memory together."""
+    return TwoTensor(weight.clone(), weight.clone())
+
+
+def negative(weight: Tensor) -> Tensor:
+    """A tensor that stands for the negative of what lies in memory."""
+    return torch.complex(weight, -weight).conj().imag
+
+
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "of two": of_two,
+    "negative": negative,
+    "subclass": lambda weight: weight.clone().as_subclass(Named),
+    "with gaps": lambda weight: torch.stack([weight, weight], -1)[..., 0],
+    "reversed in memory": lambda weight: weight.mT.contiguous().mT,
+}
+CALLS: dict[str, Callable[[fxenorm.Plan], object]] = {
+    "rescale": lambda plan: plan.rescale(draw_log_scales(plan)),
+    "step": lambda plan: [plan.step(), plan.step()],
+    "cycles": lambda plan: [plan.step(cycles=3), plan.step(cycles=3)],
+    "balance": lambda plan: plan.balance(),
+}
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The values as an ordinary tensor."""
+    found = tensor.detach()
+    return found.a if isinstance(found, TwoTensor) else torch.tensor(found.tolist())
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("backend", ["compiled", "eager"])
+def test_any_kind_of_weight_keeps_the_function(kind: str, call: str, backend: str) -> None:
+    model = network()
+    with torch.no_grad():
+        model[0].weight *= 5
+    expected = model(INPUTS).detach()
+    before = model[0].weight.detach().clone()
+    model[0].weight = nn.Parameter(WEIGHTS[kind](before))
+    plan = fxenorm.analyze(model, INPUTS, backend=backend)  # type: ignore[arg-type]
+    CALLS[call](plan)
+    torch.testing.assert_close(plain(model(INPUTS)), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(plain(model[0].weight), before)
+
+
+def test_what_compiled_code_may_touch() -> None:
+    weight = torch.randn(4, 4)
+    for kind in ("of two", "negative", "subclass"):
+        assert not has_plain_memory(WEIGHTS[kind](weight)), kind
+    freed = weight.clone()
+    freed.untyped_storage().resize_(0)
+    for other in (weight.to_sparse(), weight.to("meta"), torch.complex(weight, weight).conj(), freed, weight.to_mkldnn()):
+        assert not has_plain_memory(other)
+    for other in (weight, nn.Parameter(weight), weight[:, ::2], weight.mT, torch.empty(0), nn.Buffer(weight)):
+        assert has_plain_memory(other)
