@@ -83,3 +83,72 @@ def test_what_compiled_code_may_touch() -> None:
         assert not has_plain_memory(other)
     for other in (weight, nn.Parameter(weight), weight[:, ::2], weight.mT, torch.empty(0), nn.Buffer(weight)):
         assert has_plain_memory(other)
+
+
+class Float8(nn.Module):
+    """A weight in a type that is only ever converted."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8).to(dtype), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype))
+
+
+class Unmultiplied(Tensor):
+    """A subclass whose products go to a copy, as those of quantised tensors do."""
+
+    @classmethod
+    def __torch_function__(cls, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:  # type: ignore[type-arg]
+        if func is Tensor.mul_:
+            return args[0].clone()
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def with_float8(dtype: torch.dtype) -> tuple[nn.Module, list[Tensor]]:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Float8(dtype), nn.ReLU(), nn.Linear(8, 3))
+    return model, []
+
+
+def with_class() -> tuple[nn.Module, list[Tensor]]:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    model[2].weight = nn.Parameter(torch.randn(8, 8).as_subclass(Unmultiplied), requires_grad=False)
+    return model, []
+
+
+def with_copy(copy: Callable[[Tensor], Tensor]) -> tuple[nn.Module, list[Tensor]]:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    return model, [copy(parameter.detach().clone()) for parameter in model.parameters()]
+
+
+UNWRITABLE: dict[str, Callable[[], tuple[nn.Module, list[Tensor]]]] = {
+    "float8_e4m3fn": lambda: with_float8(torch.float8_e4m3fn),
+    "float8_e5m2": lambda: with_float8(torch.float8_e5m2),
+    "class": with_class,
+    "copy of integers": lambda: with_copy(lambda tensor: tensor.to(torch.int32)),
+    "copy of booleans": lambda: with_copy(lambda tensor: tensor > 0),
+    "copy of float8": lambda: with_copy(lambda tensor: tensor.to(torch.float8_e4m3fn)),
+    "sparse copy": lambda: with_copy(lambda tensor: tensor.to_sparse()),
+    "compressed copy": lambda: with_copy(lambda tensor: tensor.to_sparse_csr() if tensor.ndim == 2 else tensor),
+    "quantised copy": lambda: with_copy(lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)),
+    "expanded copy": lambda: with_copy(lambda tensor: tensor[:1].expand(tensor.shape)),
+}
+
+
+@pytest.mark.parametrize("kind", UNWRITABLE)
+@pytest.mark.parametrize("backend", ["compiled", "eager"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_cannot_be_multiplied_is_refused_before_the_first_write(kind: str, backend: str) -> None:
+    torch.manual_seed(0)
+    model, copy = UNWRITABLE[kind]()
+    plan = fxenorm.analyze(model, INPUTS, backend=backend)  # type: ignore[arg-type]
+    assert plan.num_scales
+    if copy:
+        plan.track(copy)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for call in ("rescale", *(("step", "balance") if copy else ())):
+        with pytest.raises(fxenorm.errors.RescaleError, match="nothing was rescaled"):
+            CALLS[call](plan)
+        for parameter, old in zip(model.parameters(), before, strict=True):
+            assert torch.equal(parameter.float(), old.float())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import RescaleError
 
-__all__ = ["is_distributed", "local_part", "memory_of", "refuse_flat_parameters", "reshard", "sharding_modules"]
+__all__ = ["Memory", "is_distributed", "local_part", "memory_of", "refuse_flat_parameters", "reshard", "sharding_modules"]
 
 
 def is_distributed(tensor: object) -> bool:
@@ -30,9 +30,30 @@ def local_part(tensor: Tensor) -> Tensor:
     return part
 
 
-def memory_of(tensor: Tensor) -> tuple[torch.device, int]:
-    """Where a tensor's values begin, on this process; 0 where it holds none."""
-    return tensor.device, local_part(tensor).data_ptr()
+Memory = tuple[Any, ...]
+"""A device and an address, or, where a tensor is made of others, theirs."""
+
+
+def memory_of(tensor: Tensor) -> Memory:
+    """Where a tensor's values begin, on this process; address 0 where it holds none."""
+    part = local_part(tensor)
+    if type(part) in (Tensor, nn.Parameter):
+        return tensor.device, _address(part)
+    inner = getattr(part, "__tensor_flatten__", None)
+    if inner is None:
+        return tensor.device, _address(part)
+    names, _ = inner()
+    return tuple(memory_of(getattr(part, name)) for name in names)
+
+
+def _address(tensor: Tensor) -> int:
+    """Where the entries lie; the object itself stands for a tensor that says no address."""
+    if tensor.layout != torch.strided:
+        return id(tensor)
+    try:
+        return tensor.data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return id(tensor)
 
 
 def sharding_modules(model: nn.Module) -> Iterator[Any]:

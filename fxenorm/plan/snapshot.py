@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import OptimizerError, RescaleError
+from ..errors import OptimizerError
 from ..kernels.backend import Backend
 from ..kernels.program import ChannelSums, ReduceProgram, ScaleTarget, float_dtype
 from ..optim.state import StateChoice, owned_by
@@ -27,6 +27,7 @@ from .log_scales import refuse_overflow
 from .problem import Problem
 from .tensors import model_tensors
 from .track import Tracked, distinct
+from .writable import refuse_unwritable
 
 __all__ = ["Snapshot"]
 
@@ -128,7 +129,7 @@ class Snapshot:
         self._followers = find_followers(self.core.terms, optimizers, parameters, copied, state=state, grads=grads)
         own = [ScaleTarget(name, tensor, self.core.terms(name, tensor.device)) for name, tensor in moved.items()]
         targets = own + self._followers.targets
-        _refuse_unwritable(targets)
+        refuse_unwritable(targets)
         return targets
 
     def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
@@ -248,16 +249,3 @@ class Snapshot:
     def checked_scales(self, log_scales: Tensor) -> Tensor:
         """Log-scales on the device, in its float type."""
         return log_scales.detach().to(device=self.device, dtype=float_dtype(self.device))
-
-
-def _refuse_unwritable(targets: Sequence[ScaleTarget]) -> None:
-    """Raises for a tensor that no operator multiplies in place: a sparse one, or one whose entries share memory."""
-    for target in targets:
-        tensor = target.tensor
-        if tensor.layout != torch.strided:
-            form = f"has layout {tensor.layout}"
-        elif any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-            form = f"of shape {tuple(tensor.shape)} has strides {tensor.stride()}: its entries share memory (expand)"
-        else:
-            continue
-        raise RescaleError(f"{target.name} {form}, so it cannot be multiplied in place: nothing was rescaled. Make it dense")

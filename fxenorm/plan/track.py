@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..distributed.dtensors import memory_of
+from ..distributed.dtensors import Memory, memory_of
 from ..errors import BindError, OptionError
 from ..symmetry.symmetry import Symmetry
 from ..trace.unwrap import unwrap
@@ -114,7 +114,7 @@ class Tracked:
 
 def distinct(copies: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
     """The copies without what an earlier one holds too, so that nothing is multiplied twice."""
-    seen: set[tuple[torch.device, int]] = set()
+    seen: set[Memory] = set()
     found: list[dict[str, Tensor]] = []
     for copy in copies:
         kept = {name: tensor for name, tensor in copy.items() if memory_of(tensor) not in seen}
@@ -146,4 +146,4 @@ def _resolved(copy: Any, symmetry: Symmetry) -> Any:
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are one, or start at the same place in memory."""
-    return one is other or (not one.is_meta and memory_of(one) == memory_of(other) and memory_of(one)[1] != 0)
+    return one is other or (not one.is_meta and memory_of(one) == memory_of(other) and memory_of(one)[-1] != 0)
