@@ -103,7 +103,7 @@ def power_matrix(p: float, block: Block, tensor: Tensor, factor: Tensor | None) 
 def _is_kept_narrow(block: Block, tensor: Tensor) -> bool:
     """Whether float64 powers would take more room than the weights."""
     wide = float_dtype(tensor.device)
-    if tensor.dtype == wide or wide != torch.float64 or tensor.numel() <= _SMALL:
+    if tensor.dtype == wide or wide != torch.float64 or tensor.numel() <= _SMALL or tensor.is_complex():
         return False
     return all(tensor.shape[axis] == 1 for axis in block.kernel_axes)
 
@@ -226,10 +226,17 @@ def is_linear(p: float) -> bool:
 
 def _powers(p: float, block: Block, tensor: Tensor, factor: Tensor | None, index: Index) -> Tensor:
     """|w * factor|^p of a part, summed over the kernel axes."""
-    wide = tensor.detach()[index].to(float_dtype(tensor.device), copy=True)
+    wide = _sizes(tensor.detach()[index])
     if factor is not None:
         wide *= part_of(factor, index)
     return _total(p, _raised(p, wide), block.kernel_axes)
+
+
+def _sizes(part: Tensor) -> Tensor:
+    """A wide copy of a part; of complex numbers, their absolute values."""
+    if part.is_complex():
+        return part.to(torch.promote_types(part.dtype, float_dtype(part.device))).abs()
+    return part.to(float_dtype(part.device), copy=True)
 
 
 def _raised(p: float, values: Tensor) -> Tensor:
@@ -290,7 +297,7 @@ def table_of(block: Block, matrix: Tensor) -> Tensor:
     """The matrix of `has_two_sides` as rows by columns."""
     columns, rows = block.term_axes
     shape = (block.terms[0][1].numel(), block.terms[1][1].numel())
-    return matrix.permute(*rows, *columns, *block.kernel_axes).reshape(shape)
+    return matrix.permute([*rows, *columns, *block.kernel_axes]).reshape(shape)
 
 
 def table_products(p: float, table: Tensor, right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:

@@ -157,8 +157,13 @@ def _largest(tensors: list[Tensor]) -> Sequence[Tensor]:
     """By tensor, 0-d: the largest absolute value."""
     if tensors[0].device.type == "cpu":
         # The infinity norm is not vectorised there, and takes ten times as long.
-        return [torch.maximum(high, -low) for low, high in map(torch.aminmax, tensors)]
+        return [torch.maximum(high, -low) for low, high in map(torch.aminmax, map(_real, tensors))]
     return torch._foreach_norm(tensors, math.inf)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A tensor, or the real and imaginary parts of a complex one, each of which may overflow."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def log2_factors(log_scales: Tensor) -> Tensor:

@@ -182,7 +182,9 @@ def _check_form(optimizer: Optimizer, name: str, key: str, tensor: Any, shape: t
     """Raises unless a piece of state is a dense float tensor of that shape."""
     if not isinstance(tensor, Tensor):
         form = f"is a {type(tensor).__name__}"
-    elif tuple(tensor.shape) != shape or tensor.layout != torch.strided or not tensor.is_floating_point():
+    elif (
+        tuple(tensor.shape) != shape or tensor.layout != torch.strided or not (tensor.is_floating_point() or tensor.is_complex())
+    ):
         form = f"has shape {tuple(tensor.shape)}, type {tensor.dtype} and layout {tensor.layout}"
     else:
         return
