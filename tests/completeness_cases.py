@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from . import completeness_operators
 from .zoo_base import TOKENS, VECTOR, Net, Residual, seq
 
 __all__ = ["NETWORKS", "Network"]
@@ -384,4 +385,4 @@ def _written(h: Tensor) -> Tensor:
     return h
 
 
-NETWORKS: dict[str, Network] = {**SHARED, **DERIVED, **GATED, **MOVED}
+NETWORKS: dict[str, Network] = {**SHARED, **DERIVED, **GATED, **MOVED, **completeness_operators.NETWORKS}

@@ -56,7 +56,11 @@ def _prepared(model: nn.Module) -> nn.Module:
 def _slopes(model: nn.Module, inputs: Sequence[Any], projections: int, seed: int) -> torch.Tensor:
     """Rows: derivatives of random combinations of all outputs with respect to the logarithms of all parameters."""
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    logs = {name: torch.zeros_like(parameter, requires_grad=True) for name, parameter in parameters.items()}
+    logs = {
+        # A complex parameter moves by real factors.
+        name: torch.zeros(parameter.shape, dtype=parameter.dtype.to_real(), requires_grad=True)
+        for name, parameter in parameters.items()
+    }
     scaled = {name: parameter * logs[name].exp() for name, parameter in parameters.items()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     leaves = tree_leaves(functional_call(model, {**scaled, **buffers}, tuple(inputs)))

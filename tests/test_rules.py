@@ -40,8 +40,6 @@ WITHOUT_ROW = {
     "aten::_grouped_mm": "bfloat16 only; see test_grouped_products",
     "transformers::grouped_mm_fallback": "of a library that is not needed here; see test_grouped_products",
     "aten::cudnn_batch_norm": "GPU only; the rule is batch_norm's",
-    **dict.fromkeys(("aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu"), "a barrier; see test_unknown_operators.py"),
-    **dict.fromkeys(("aten::lstm_cell", "aten::gru_cell"), "a barrier; see test_unknown_operators.py"),
 }
 
 

@@ -82,9 +82,3 @@ def bins(call: Call) -> Any:
 def unknown_number(call: Call) -> Any:
     """Entries are compared with each other, and their number depends on their values."""
     return barrier(call, "the number of results depends on the values")
-
-
-@scale_rule("aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu", "aten::lstm_cell", "aten::gru_cell", family="barrier")
-def recurrent(call: Call) -> Any:
-    """Saturating gates; of the ReLU form the fused operator is held too."""
-    return barrier(call, f"the fused {call.operator.removeprefix('aten::')} is held")

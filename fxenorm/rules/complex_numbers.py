@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..field import AnyField, ScaleField
+from ..field import ScaleField
 from ..field.structure import broadcast, reshape
 from .call import Call, Field
-from .laws import barrier, same_field
+from .laws import barrier, move, same_field
 from .registry import scale_rule
 
 
@@ -18,21 +18,25 @@ def complex_rule(call: Call) -> Field:
 @scale_rule("aten::view_as_complex", family="structural")
 def view_as_complex(call: Call) -> Field:
     """The last axis holds the real and the imaginary part: the field is constant along it."""
-    if isinstance(call["self"], AnyField):
-        return AnyField(call.out_shape)
-    field = call.field("self")
-    last = len(field.shape) - 1
-    pairs = call.constant(field, [last])
-    return reshape(ScaleField((*field.shape[:last], 1), pairs.terms), call.out_shape)
+    old, new = call.shape("self"), call.out_shape
+    last = len(old) - 1
+
+    def forward(f: ScaleField) -> ScaleField:
+        return reshape(ScaleField((*old[:last], 1), call.constant(f, [last]).terms), new)
+
+    return move(call, call["self"], new, forward, lambda f: broadcast(reshape(f, (*old[:last], 1)), old))
 
 
 @scale_rule("aten::view_as_real", family="structural")
 def view_as_real(call: Call) -> Field:
     """Both parts carry the number's field, along a new last axis."""
-    shape = call.out_shape
-    if isinstance(call["self"], AnyField):
-        return AnyField(shape)
-    return broadcast(reshape(call.field("self"), (*shape[:-1], 1)), shape)
+    old, new = call.shape("self"), call.out_shape
+    one = (*old, 1)
+
+    def backward(f: ScaleField) -> ScaleField:
+        return reshape(ScaleField(one, call.constant(f, [len(old)]).terms), old)
+
+    return move(call, call["self"], new, lambda f: broadcast(reshape(f, one), new), backward)
 
 
 @scale_rule("aten::polar", family="multiplicative")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
-from ..field import AnyField, ParameterView, ScaleField, Step
+from ..field import AnyField, ParameterView, ScaleField, Step, product
 from ..field.structure import reshape
 from .additive import operand
 from .call import Call, Field
 from .einsum_letters import contract_all, diagonal_field, read_equation
-from .laws import contract, same_field, take_as_is
+from .laws import contract, reduce, same_field, take_as_is
 from .registry import scale_rule
 
 
@@ -22,10 +22,14 @@ def _weight(call: Call, *names: str) -> None:
 
 def add_bias(call: Call, field: Field, name: str, axis: int) -> Field:
     """y + b, b along one axis: the bias takes y's field (unless biases are left alone)."""
-    bias = call[name]
-    if bias is None:
+    if call[name] is None:
         return field
     call.roles[name] = "bias"
+    return take_bias(call, field, call[name], axis)
+
+
+def take_bias(call: Call, field: Field, bias: Field, axis: int) -> Field:
+    """`add_bias` for a bias that is no argument of its own."""
     if call.options.biases == "skip":
         call.zero(bias)
         call.inexact.append('biases are left alone (biases="skip")')
@@ -166,6 +170,19 @@ def embedding(call: Call) -> Field:
     lead = ascii_lowercase[: len(call.shape("indices"))]
     one_hot = ScaleField((*call.shape("indices"), rows))
     return contract(call, one_hot, lead + "V", call["weight"], "VD", lead + "D")
+
+
+@scale_rule("aten::embedding_bag", "aten::_embedding_bag", "aten::_embedding_bag_forward_only", family="contraction")
+def embedding_bag(call: Call) -> Any:
+    """y[b, d] = sum, mean or maximum of s[n] W[index[n], d] over the n of bag b: one field for all rows, one factor for all s."""
+    _weight(call, "weight")
+    bags, rows = call.out_shape[0], call.shape("weight")[0]
+    y = contract(call, ScaleField((bags, rows)), "BV", call["weight"], "VD", "BD")
+    if call["per_sample_weights"] is not None:
+        _weight(call, "per_sample_weights")
+        factor = reduce(call, call["per_sample_weights"], [0], ())
+        y = AnyField(y.shape) if isinstance(factor, AnyField) else product(y.shape, call.settle(y), call.settle(factor))
+    return (y, *(ScaleField(tuple(other.shape)) for other in call.output[1:]))
 
 
 @scale_rule(

@@ -58,5 +58,6 @@ def _constant(call: Call, field: ScaleField, axis: int, before: int, after: int,
             parts.append(part)
         elif part:
             around = (*kept.shape[:axis], part, *kept.shape[axis + 1 :])
-            parts.append(ScaleField(around) if held else call.equations.fresh(around, [axis]))
+            varying = [k for k in range(len(around)) if k == axis or kept.varies_along(k)]
+            parts.append(ScaleField(around) if held else call.equations.fresh(around, varying))
     return concatenate(parts, axis)

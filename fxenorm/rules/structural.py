@@ -212,14 +212,18 @@ def cat(call: Call) -> Field:
         return AnyField(shape)
     # A class token or other parameter takes the field that its neighbours carry where all positions carry the same.
     known = [call_field for call_field, _ in kept if isinstance(call_field, ScaleField)]
-    parts = []
+    settled: list[ScaleField | None] = []
     for value, part_shape in kept:
         if isinstance(value, ParameterView) and known and not any(f.varies_along(axis) for f in known) and not stacked:
             call.give(value, ScaleField(part_shape, _neighbour(call, known[0], value, axis).terms))
             value = call.parameters.look(value)
-        if isinstance(value, AnyField):
-            value = call.equations.fresh(part_shape, [] if stacked else [axis])
-        part = call.settle(value)
+        settled.append(None if isinstance(value, AnyField) else call.settle(value))
+    # Zeros vary wherever their neighbours do.
+    varying = {k for part in settled if part is not None for k in range(len(part.shape)) if part.varies_along(k)}
+    parts = []
+    for part, (_, part_shape) in zip(settled, kept, strict=True):
+        if part is None:
+            part = call.equations.fresh(part_shape, sorted(varying if stacked else varying | {axis}))
         parts.append(reshape(part, (*part.shape[:axis], 1, *part.shape[axis:])) if stacked else part)
     return concatenate(parts, axis)
 

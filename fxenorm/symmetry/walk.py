@@ -266,9 +266,11 @@ class _GraphWalk:
     def _uses(self, bound: Mapping[str, Any], call: Call) -> Iterator[tuple[str, str]]:
         """(parameter name, role) for every parameter that the call reads."""
         for key, value in bound.items():
-            for source in nodes_in(value):
+            for position, source in enumerate(nodes_in(value)):
+                # Weights and biases may stand in one list: a rule names their roles one by one.
+                role = call.roles.get(f"{key}[{position}]", call.roles.get(key, "other"))
                 for name in self.made_of.get(source, ()):
-                    yield name, call.roles.get(key, "other")
+                    yield name, role
 
     def _unknown(self, node: fx.Node) -> Any:
         """A call of something that is no ATen operator."""

@@ -11,6 +11,8 @@ FAMILIES = (
     "additive",
     "multiplicative",
     "contraction",
+    "fourier",
+    "recurrent",
     "reduction",
     "padding",
     "indexing",

@@ -20,6 +20,7 @@ CASES = (
     Case("aten::pad", lambda x: F.pad(x, (1, 2, 1, 0), mode="replicate"), ((1, 2, 3, 4),), "replicate"),
     Case("aten::pad", lambda x: F.pad(x, (1, 2), mode="circular"), (X,), "circular"),
     Case("aten::pad", lambda x: F.pad(x, (0, 0, 0, 0, 2, 2)), ((1, 4, 2, 3),), "channels"),
+    Case("aten::pad", lambda x: F.pad(x, (1, 2)).sum(-1), (X,), "then summed"),
     Case("aten::constant_pad_nd", lambda x: A.constant_pad_nd(x, [1, 2]), (X,)),
     Case("aten::constant_pad_nd", lambda x: A.constant_pad_nd(x, [1, 2, 0, 1], 3.0), ((2, 3),), "by 3"),
 )

@@ -79,6 +79,8 @@ CASES = (
     ),
     Case("aten::concat", lambda x, y: torch.concat([x, y], 0), ((2, 3), (4, 3)), misses=_CLASS_TOKEN),
     Case("aten::concatenate", lambda x, y: torch.concatenate([x, y], -1), ((2, 3), (2, 4)), misses=_CLASS_TOKEN),
+    Case("aten::cat", lambda x: torch.cat([x, torch.zeros_like(x)], 1).sum(1), ((2, 3, 2),), "zeros, then summed"),
+    Case("aten::stack", lambda x: torch.stack([x, torch.zeros_like(x)]).sum(0), ((2, 3),), "zeros, then summed"),
     Case("aten::stack", lambda x, y: torch.stack([x, y], 1), ((2, 3), (2, 3))),
     Case("aten::stack", lambda x: torch.stack([x, torch.zeros_like(x)], -1), ((2, 3),), "zeros"),
     Case("aten::hstack", lambda x, y: torch.hstack([x, y]), ((2, 3), (2, 4)), misses=_CLASS_TOKEN),
