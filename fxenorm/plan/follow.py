@@ -51,6 +51,7 @@ def find_followers(
     optimizers: Sequence[Optimizer],
     parameters: Mapping[str, Tensor],
     copies: Sequence[Mapping[str, Tensor]],
+    twins: Sequence[Mapping[str, Tensor]] = (),
     *,
     state: StateChoice,
     grads: bool,
@@ -62,6 +63,7 @@ def find_followers(
         optimizers: whose state follows; they may hold the parameters or the tensors of a copy (float32 masters).
         parameters: by name, the parameters that are rescaled.
         copies: by name, tensors that are multiplied as the parameters are.
+        twins: by name, further parameters over the same memory as one of the parameters: what belongs to them follows too.
         state: what becomes of optimizer state.
         grads: whether gradients follow.
 
@@ -69,11 +71,9 @@ def find_followers(
         OptimizerError: an optimizer has no rule, or its state does not fit.
     """
     found = Followers(repeatable=state == "reexpress" and not grads)
-    for number, tensors in enumerate((parameters, *copies)):
-        if number:
-            found.targets += [
-                ScaleTarget(f"copy of {name}", tensor, terms(name, tensor.device)) for name, tensor in tensors.items()
-            ]
+    for tensors in copies:
+        found.targets += [ScaleTarget(f"copy of {name}", tensor, terms(name, tensor.device)) for name, tensor in tensors.items()]
+    for tensors in (parameters, *twins, *copies):
         if state == "reset":
             found.resets.append((optimizers, list(tensors.values())))
         elif state == "reexpress":

@@ -25,7 +25,7 @@ from .held import FROZEN, Mask, dead_reasons
 from .iterate import move, round_limit
 from .log_scales import refuse_overflow
 from .problem import Problem
-from .tensors import model_tensors
+from .tensors import model_tensors, twins
 from .track import Tracked, distinct
 from .writable import refuse_unwritable
 
@@ -51,6 +51,7 @@ class Snapshot:
         tensors = model_tensors(model, core.symmetry, core.objective.folded_names)
         self.tensors = {name: tensor for name, tensor in tensors.items() if name in core.symmetry.exponents}
         self._read = tensors
+        self._twins = twins(model, core.symmetry)
         self._model = model
         self._copies = distinct([copy.tensors(model) for copy in tracked])
         self._mastered = {name for copy in tracked for name in copy.masters(model)}
@@ -74,7 +75,8 @@ class Snapshot:
         if not any(parameter.requires_grad for parameter in self._model.parameters()):
             return frozenset()
         buffers = self.core.symmetry.buffers
-        return frozenset(name for name, tensor in self.tensors.items() if name not in buffers and not tensor.requires_grad)
+        named = [item for tensors in (self.tensors, *self._twins) for item in tensors.items()]
+        return frozenset(name for name, tensor in named if name not in buffers and not tensor.requires_grad)
 
     def held_reasons(self) -> list[tuple[Mask, str]]:
         """Masks of the variables held whatever the weights' values are, with the reasons."""
@@ -126,7 +128,8 @@ class Snapshot:
             names = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
             raise OptimizerError(f"{names} holds none of the model's parameters: pass the optimizer that trains this model")
         parameters = {name: tensor for name, tensor in moved.items() if name not in self.core.symmetry.buffers}
-        self._followers = find_followers(self.core.terms, optimizers, parameters, copied, state=state, grads=grads)
+        same = [twin for twin in self._twins if twin.keys() <= parameters.keys()]
+        self._followers = find_followers(self.core.terms, optimizers, parameters, copied, same, state=state, grads=grads)
         own = [ScaleTarget(name, tensor, self.core.terms(name, tensor.device)) for name, tensor in moved.items()]
         targets = own + self._followers.targets
         refuse_unwritable(targets)
@@ -144,7 +147,7 @@ class Snapshot:
     def moved_ids(self) -> set[int]:
         """ids of the parameters that `step` moves, and of their tracked copies."""
         left_out = self.frozen | self.core.symmetry.buffers
-        copies = (self.tensors, *self._copies)
+        copies = (self.tensors, *self._twins, *self._copies)
         return {id(tensor) for tensors in copies for name, tensor in tensors.items() if name not in left_out}
 
     def a_gradient(self) -> Tensor | None:
@@ -156,7 +159,8 @@ class Snapshot:
         """Moved parameters that none of the optimizers holds, neither themselves nor as a tracked copy."""
         owned = owned_by(optimizers)
         skipped = self.frozen | self.core.symmetry.buffers
-        held = {name for copy in (self.tensors, *self._copies) for name, tensor in copy.items() if id(tensor) in owned}
+        held_by = (self.tensors, *self._twins, *self._copies)
+        held = {name for copy in held_by for name, tensor in copy.items() if id(tensor) in owned}
         return [name for name in self.tensors if name not in skipped and name not in held]
 
     def copied_tensors(self) -> list[Tensor]:

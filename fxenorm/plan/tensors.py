@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..distributed.dtensors import memory_of, refuse_flat_parameters
+from ..distributed.dtensors import local_part, memory_of, refuse_flat_parameters
 from ..errors import BindError, RescaleError
 from ..symmetry.symmetry import Symmetry
+from ..trace.names import overlapping
 
-__all__ = ["differences", "model_tensors", "named_tensors"]
+__all__ = ["differences", "model_tensors", "named_tensors", "tie_again", "twins"]
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -59,6 +60,18 @@ def model_tensors(model: nn.Module, symmetry: Symmetry, extra: frozenset[str] = 
             raise RescaleError(f"{name!r} is on the meta device and has no values yet: call to_empty and load the weights first")
         found[name] = tensor
     _check_ties(tensors, found, symmetry.aliases)
+    _refuse_new_ties(tensors, found, symmetry.aliases)
+    return found
+
+
+def twins(model: nn.Module, symmetry: Symmetry) -> list[dict[str, Tensor]]:
+    """By name, other parameters that are the same memory as a moved one: an optimizer may keep state for each of them."""
+    if not symmetry.aliases:
+        return []
+    tensors, found = named_tensors(model), []
+    for alias, name in symmetry.aliases.items():
+        if name in symmetry.exponents and alias in tensors and tensors[alias] is not tensors[name]:
+            found.append({name: tensors[alias]})
     return found
 
 
@@ -70,6 +83,28 @@ def _check_ties(tensors: Mapping[str, Tensor], found: Mapping[str, Tensor], alia
                 f"{alias!r} and {name!r} were one tensor when the model was analysed and are two now: nothing was rescaled. "
                 "Tie them again, or call fxenorm.analyze again"
             )
+
+
+def _refuse_new_ties(tensors: Mapping[str, Tensor], found: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
+    """Raises where a tensor that carries variables has come to share memory: what overlapped at the analysis carries none."""
+    own = [(name, local_part(tensor)) for name, tensor in tensors.items() if name not in aliases]
+    for block in overlapping(own):
+        moved = [name for name in block if name in found]
+        if moved:
+            other = next(name for name in block if name != moved[0])
+            raise BindError(
+                f"{moved[0]!r} and {other!r} share memory now, and were two tensors when the model was analysed: nothing was "
+                "rescaled. Call fxenorm.analyze again, which sees them as one"
+            )
+
+
+def tie_again(model: nn.Module, aliases: Mapping[str, str]) -> None:
+    """Makes tensors that were one when the model was analysed one again, in a copy in which they have become two."""
+    tensors = named_tensors(model)
+    for alias, name in aliases.items():
+        if alias in tensors and name in tensors and tensors[alias] is not tensors[name]:
+            owner, _, leaf = alias.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, tensors[name])
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:

@@ -15,6 +15,7 @@ from ..distributed.dtensors import is_distributed
 from ..errors import RescaleError
 from ..trace.inputs import Inputs, is_meta
 from ..trace.modes import set_mode
+from .tensors import tie_again
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -112,6 +113,7 @@ class _Runner:
         """A float64 copy in the mode."""
         try:
             model = copy.deepcopy(self._plan.model).double()
+            tie_again(model, self._plan.symmetry.aliases)
             set_mode(model, self._mode)
             return model
         except (RuntimeError, TypeError, ValueError) as error:

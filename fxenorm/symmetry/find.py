@@ -53,7 +53,7 @@ def find_symmetry(
     if batchnorm == "frozen":
         traced = [graph for graph in traced if graph.mode == "eval"]
     aliases = {alias: name for graph in traced for alias, name in graph.aliases.items()}
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if is_floating(p)}
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if is_floating(p) and name not in aliases}
     walk = _walk(traced, model, shapes, RuleOptions(batchnorm, biases, frozenset(approximate)))
     _hold_parameters(walk, traced, shapes, aliases, exclude)
     _hold_unread(walk, traced)

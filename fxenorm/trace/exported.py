@@ -68,8 +68,9 @@ def _check_dtypes(graph: fx.Graph, inputs: Inputs) -> None:
 
 def _name_constants(model: nn.Module, placeholders: dict[str, Placeholder]) -> None:
     """Calls a constant that is a parameter or buffer of the model, reached past its registration, by its name."""
-    parameters = {id(tensor): name for name, tensor in model.named_parameters()}
-    buffers = {id(tensor): name for name, tensor in model.named_buffers()}
+    aliases = tied_names(model)
+    parameters = {id(tensor): aliases.get(name, name) for name, tensor in model.named_parameters()}
+    buffers = {id(tensor): aliases.get(name, name) for name, tensor in model.named_buffers()}
     for node_name, item in placeholders.items():
         if item.kind == "constant" and id(item.value) in parameters:
             placeholders[node_name] = Placeholder("parameter", parameters[id(item.value)])
@@ -101,5 +102,6 @@ def finish(
             placeholders[node.name] = Placeholder("constant", node.target, tensor)
     _name_constants(model, placeholders)
     constants = {item.name: item.value for item in placeholders.values() if item.kind == "constant" and item.value is not None}
-    shared = overlapping([*model.named_parameters(), *model.named_buffers(), *constants.items()])
+    own = [(name, tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers()) if name not in aliases]
+    shared = overlapping([*own, *constants.items()])
     return TracedModel(graph, mode, tracer, placeholders, aliases, notes, shared, (mode,))

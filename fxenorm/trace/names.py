@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,15 +12,28 @@ __all__ = ["overlapping", "storage_id", "tied_names"]
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:
-    """Every further name of a parameter or buffer -> its first name in registration order."""
+    """Every further name of a parameter or buffer -> its first name in registration order.
+
+    Two parameters that are the same view of the same memory are one tensor, as one parameter under two names is.
+    """
     aliases: dict[str, str] = {}
     for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
-        first: dict[int, str] = {}
+        first: dict[Any, str] = {}
         for name, tensor in named:
-            known = first.setdefault(id(tensor), name)
+            known = first.setdefault(_view_of(tensor), name)
             if known != name:
                 aliases[name] = known
     return aliases
+
+
+def _view_of(tensor: torch.Tensor) -> Any:
+    """What is equal for two tensors that are the same view of the same memory; tensors live while it is compared."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+    storage = storage_id(tensor) if plain and tensor.numel() else 0
+    if not storage:
+        return id(tensor)
+    bits = tensor.is_conj(), tensor.is_neg()
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, bits
 
 
 def storage_id(tensor: torch.Tensor) -> int:

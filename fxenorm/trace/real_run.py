@@ -72,17 +72,19 @@ def trace_by_real_run(model: nn.Module, inputs: Inputs, mode: Mode, reason: str)
     graph = module.graph
     _refuse_lost_values(graph, guard)
     placeholders: dict[str, Placeholder] = {}
+    aliases = tied_names(model)
     nodes = [node for node in graph.nodes if node.op == "placeholder"]
     for position, node in enumerate(nodes):
         if position < len(parameters):
-            placeholders[node.name] = Placeholder("parameter", names[position])
+            placeholders[node.name] = Placeholder("parameter", aliases.get(names[position], names[position]))
         elif position < len(names):
-            placeholders[node.name] = Placeholder("buffer", names[position], buffers[names[position]])
+            name = aliases.get(names[position], names[position])
+            placeholders[node.name] = Placeholder("buffer", name, buffers[names[position]])
         else:
             placeholders[node.name] = Placeholder("input", node.name)
     _share_fake_mode(graph)
     notes = (ONE_PATH.format(mode=mode, reason=reason), *drawn)
-    return finish(model, graph, mode, "make_fx", placeholders, tied_names(model), notes)
+    return finish(model, graph, mode, "make_fx", placeholders, aliases, notes)
 
 
 def _record_module_paths(model: nn.Module) -> None:
