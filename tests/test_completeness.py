@@ -17,7 +17,10 @@ from .completeness_harness import Found, analysed, claimed_dimension, measure, s
 from .helpers import TOLERANCE
 
 # Jumps, which a derivative does not see: (why, the true dimension).
-JUMPS = {"compared_with_one": ("the place of the jump is not seen by a derivative", 0)}
+JUMPS = {
+    "compared_with_one": ("the place of the jump is not seen by a derivative", 0),
+    "positions_by_norm": ("the order of norms over channels is not seen by a derivative", 1),
+}
 
 MISSED: dict[str, str] = {}
 """Networks in which less is found than holds, and why."""

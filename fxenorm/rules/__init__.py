@@ -19,6 +19,7 @@ from . import (
     recurrent,
     reduction,
     structural,
+    writing,
 )
 from .barriers import NO_RULE
 from .call import APPROXIMABLE, Call, Field, RuleOptions, is_floating
@@ -57,4 +58,5 @@ __all__ = [
     "scale_rule",
     "structural",
     "supported_operators",
+    "writing",
 ]

@@ -51,6 +51,7 @@ class Call:
         options: see `RuleOptions`.
         constants: gives the value of an integer argument that depends on no model input, None where it is unknown.
         active: by schema name, whether the argument depends on a model input.
+        unwritten: by schema name, whether the argument's memory was made without values (`empty`) and never written to.
         roles: by schema name, as what the call uses the argument if it is a parameter; filled by the rule.
         inexact: sentences that say what the rule gave up; filled by the rule.
         barrier: why the call forces its inputs to zero, where it does; filled by the rule.
@@ -66,6 +67,7 @@ class Call:
     options: RuleOptions
     constants: Callable[[str, int | None], torch.Tensor | None]
     active: Mapping[str, bool]
+    unwritten: Callable[[str], bool] = lambda name: False
     roles: dict[str, str] = field(default_factory=dict)
     inexact: list[str] = field(default_factory=list)
     barrier: str | None = None
@@ -107,6 +109,20 @@ class Call:
                 if is_floating(fake) and isinstance(item, (ScaleField, AnyField, ParameterView)):
                     found.append((name, item))
         return found
+
+    def open_if_unwritten(self, name: str, value: ScaleField | AnyField) -> ScaleField | AnyField:
+        """The field of an argument that is overwritten at unknown places: memory without values carries any.
+
+        What a model computes does not depend on such memory, so every entry that is read was written.
+        """
+        return AnyField(self.shape(name)) if self.unwritten(name) else value
+
+    def repeated_axes(self, name: str, shape: Sequence[int]) -> set[int]:
+        """The axes of `shape` along which the argument, broadcast to it, repeats itself."""
+        fake = self.fakes[name]
+        missing = len(shape) - fake.ndim
+        repeated = [k for k, (size, step) in enumerate(zip(fake.shape, fake.stride(), strict=True)) if size == 1 or step == 0]
+        return {*range(missing), *(missing + k for k in repeated)}
 
     # --- imposing ------------------------------------------------------------------------------------------------
 

@@ -1,17 +1,18 @@
-"""Indexing: with known positions entries move; with unknown ones the field is constant along the indexed axes."""
+"""Reading by index: with known positions entries move; with unknown ones the field is constant along the indexed axes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..field import AnyField, Ids, ScaleField
-from ..field.structure import broadcast, index, reshape, select_positions, take_slice
+from ..field.structure import broadcast, index, permute, reshape, select_positions, take_slice
 from .call import Call, Field, is_floating
-from .laws import barrier, move, number, positions_of, reduce, same_field, zero_field
+from .laws import move, positions_of, reduce, zero_field
+from .positions import LARGEST, along_one_axis, named_by, unknown_block
 from .registry import scale_rule
 
 
@@ -20,22 +21,20 @@ def index_rule(call: Call) -> Any:
     """y = x[i, j, ...]."""
     if not is_floating(call.fakes["self"]):
         return zero_field(call)
-    shape, fakes = call.out_shape, call.fakes["indices"]
-    known: list[Any] = []
-    for position, fake in enumerate(fakes):
-        value = None if fake is None else call.constants("indices", position)
-        if fake is not None and value is None:
-            return _unknown(call, shape)
-        if value is not None and value.dtype in (torch.bool, torch.uint8):
-            known += [positions_of(places) for places in value.nonzero(as_tuple=True)]
-        else:
-            known.append(None if value is None else positions_of(value))
-    known += [None] * (len(call.shape("self")) - len(known))
-    indexed = [axis for axis, positions in enumerate(known) if positions is not None]
+    shape = call.out_shape
+    known = named_by(call, "indices", len(call.shape("self")))
+    if known is None:
+        return _unknown(call, shape)
+    indexed = [(axis, positions) for axis, positions in enumerate(known) if positions is not None]
     backward = None
-    if len(indexed) == 1 and len(np.unique(known[indexed[0]] % call.shape("self")[indexed[0]])) == call.shape("self")[indexed[0]]:
-        backward = _gathered_back(call, indexed[0], known[indexed[0]])
+    if len(indexed) == 1 and _names_all(*indexed[0], call.shape("self")):
+        backward = _gathered_back(call, *indexed[0])
     return move(call, call["self"], shape, lambda f: index(f, known, shape), backward)
+
+
+def _names_all(axis: int, positions: Ids, shape: tuple[int, ...]) -> bool:
+    """Whether the positions are all that the axis has."""
+    return len(np.unique(positions % max(shape[axis], 1))) == shape[axis]
 
 
 def _gathered_back(call: Call, axis: int, positions: Ids) -> Callable[[ScaleField], ScaleField]:
@@ -57,17 +56,7 @@ def _unknown(call: Call, shape: tuple[int, ...]) -> Field:
     """Indexed by what is not known before the run: constant along every indexed axis."""
     if isinstance(call["self"], AnyField):
         return AnyField(shape)
-    indexed, axis = [], 0
-    ranks = []
-    for fake in call.fakes["indices"]:
-        width = fake.ndim if fake is not None and fake.dtype in (torch.bool, torch.uint8) else 1
-        if fake is not None:
-            indexed += list(range(axis, axis + width))
-            ranks.append(1 if width > 1 or fake.dtype == torch.bool else fake.ndim)
-        axis += width
-    rank = max(ranks)
-    adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
-    start = indexed[0] if adjacent else 0
+    indexed, start, rank = unknown_block(call.fakes["indices"])
     old = call.shape("self")
     kept = [k for k in range(len(old)) if k not in indexed]
 
@@ -110,13 +99,22 @@ def _one_axis(call: Call, axis: int) -> Field:
 
 @scale_rule("aten::gather", "aten::take_along_dim", family="structural")
 def gather(call: Call) -> Any:
-    """Entries picked along one axis, each by a position of its own: the field is constant along it."""
-    if call["dim"] is None or not is_floating(call.fakes["self"]):
-        return barrier(call, "take_along_dim without an axis") if call["dim"] is None else zero_field(call)
+    """Entries picked along one axis, each by a position of its own; where that is not known the field is constant along it."""
+    if not is_floating(call.fakes["self"]):
+        return zero_field(call)
+    if isinstance(call["self"], AnyField):
+        return AnyField(call.out_shape)
+    if call["dim"] is None:
+        return _flat_places(call, "indices")
     shape, new = call.shape("self"), call.out_shape
     axis = call["dim"] % max(len(shape), 1)
-    if isinstance(call["self"], AnyField):
-        return AnyField(new)
+    index_name = "index" if "index" in call.arguments else "indices"
+    known = call.constants(index_name, None)
+    if known is not None and shape and known.numel():
+        # take_along_dim broadcasts the index.
+        found = along_one_axis(np.broadcast_to(positions_of(known), new), axis, shape)
+        if found is not None:
+            return _gathered(call.field("self"), *found, new)
     field = call.constant(call.field("self"), [axis])
     for k, size in enumerate(new):
         # The index may be smaller than the tensor on the other axes; it then reads their first positions.
@@ -124,13 +122,38 @@ def gather(call: Call) -> Any:
     return ScaleField(new, field.terms)
 
 
+def _gathered(field: ScaleField, places: list[Any], order: list[int], shape: tuple[int, ...]) -> ScaleField:
+    """The entries at known places, with the axes of the index."""
+    for axis, place in enumerate(places):
+        field = take_slice(field, axis, place) if isinstance(place, slice) else field
+    arrays = [place if isinstance(place, np.ndarray) else None for place in places]
+    picked = index(field, arrays, [shape[k] for k in order])
+    return permute(picked, [int(k) for k in np.argsort(order)])
+
+
+def _flat_places(call: Call, name: str) -> Field:
+    """Entries picked by their place in the flattened tensor."""
+    value, size = call.field("self"), math.prod(call.shape("self"))
+    known = call.constants(name, None)
+    if known is None or size > LARGEST:
+        return broadcast(reduce(call, value, range(len(value.shape)), ()), call.out_shape)  # type: ignore[arg-type]
+    return index(reshape(value, (size,)), [positions_of(known)], call.out_shape)
+
+
 @scale_rule("aten::masked_select", "aten::take", family="structural")
 def masked_select(call: Call) -> Field:
-    """Entries in unknown number: one field for all."""
-    value = reduce(call, call["self"], range(len(call.shape("self"))), ())
-    if isinstance(value, AnyField):
+    """Entries by their place or by a mask; one field for all where these are not known."""
+    if isinstance(call["self"], AnyField):
         return AnyField(call.out_shape)
-    return broadcast(value, call.out_shape)  # type: ignore[arg-type]
+    if call.operator == "aten::take":
+        return _flat_places(call, "index")
+    value = call.field("self")
+    known = call.constants("mask", None)
+    if known is not None and value.terms:
+        wide = np.broadcast_shapes(value.shape, tuple(known.shape))
+        places = np.broadcast_to(positions_of(known) != 0, wide).nonzero()
+        return index(broadcast(value, wide), list(places), call.out_shape)
+    return broadcast(reduce(call, value, range(len(value.shape)), ()), call.out_shape)  # type: ignore[arg-type]
 
 
 @scale_rule("aten::unfold", family="structural")
@@ -172,27 +195,3 @@ def col2im(call: Call) -> Field:
     wide = reshape(call.field("self"), (*shape[:-2], channels, shape[-2] // channels, shape[-1]))
     constant = call.constant(wide, [len(wide.shape) - 2, len(wide.shape) - 1])
     return ScaleField(new, constant.terms)
-
-
-@scale_rule(
-    "aten::index_put", "aten::scatter", "aten::scatter_add", "aten::scatter_reduce", "aten::index_add", "aten::index_copy",
-    "aten::index_fill", "aten::masked_scatter", "aten::select_scatter", "aten::slice_scatter", "aten::diagonal_scatter",
-    family="structural",
-)  # fmt: skip
-def index_put(call: Call) -> Any:
-    """Some entries are replaced by, or get added, values: one field for all of what is written and what it is written to."""
-    if not is_floating(call.output):
-        return zero_field(call)
-    if call["reduce"] in ("multiply", "prod"):
-        return barrier(call, "products of what is written with what was there are held")
-    fields: list[Field] = []
-    for name in ("self", "values", "src", "source", "value"):
-        if call[name] is not None:
-            value = number(call[name])
-            fields.append(value if isinstance(value, AnyField) else call.settle(value))
-    settled = [field for field in fields if isinstance(field, ScaleField)]
-    if not settled:
-        return AnyField(call.out_shape)
-    flat = [call.constant(field, range(len(field.shape))) for field in settled]
-    ones = [ScaleField((), tuple((c, ids.reshape(())) for c, ids in field.terms)) for field in flat]
-    return broadcast(same_field(call, ones, ()), call.out_shape)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ FAMILIES = (
     "reduction",
     "padding",
     "indexing",
+    "writing",
     "comparison",
     "normalisation",
     "barriers",

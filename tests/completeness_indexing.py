@@ -1,0 +1,93 @@
+"""Small networks that read and write by index: message passing, routed tokens, buffers that are filled piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .zoo_base import TOKENS, VECTOR, Net
+
+__all__ = ["INDEXED"]
+
+Network = tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]
+
+NODES = ((6, 4), (2, 9))
+"""Features of six nodes, and nine numbers that become edges."""
+
+
+def _edges(e: Tensor) -> tuple[Tensor, Tensor]:
+    """Two rows of nodes from numbers."""
+    source, target = (e * 10).long().abs() % 6
+    return source, target
+
+
+def _graph(gather: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], nn.Module]:
+    """A layer, messages along edges, a layer."""
+    return lambda: Net(lambda m, x, e: m.b(gather(F.relu(m.a(x)), *_edges(e)).relu()), a=nn.Linear(4, 5), b=nn.Linear(5, 3))
+
+
+def _one(function: Callable[[Tensor], Tensor], width: int = 6) -> Callable[[], nn.Module]:
+    """A layer, a function of its result, a layer."""
+    return lambda: Net(lambda m, x: m.b(function(F.relu(m.a(x)))), a=nn.Linear(4, 6), b=nn.Linear(width, 3))
+
+
+def _reduced(how: str, start: float = 0.0) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Messages reduced per target by scatter_reduce."""
+    return lambda h, s, t: torch.full_like(h, start).scatter_reduce(
+        0, t[:, None].expand(-1, 5), h[s], how, include_self=start != 0
+    )
+
+
+MESSAGES: dict[str, Network] = {
+    "messages_index_add": (_graph(lambda h, s, t: h.new_zeros(6, 5).index_add(0, t, h[s])), NODES),
+    "messages_index_add_in_place": (_graph(lambda h, s, t: h.new_zeros(6, 5).index_add_(0, t, h[s], alpha=2)), NODES),
+    "messages_scatter_add": (_graph(lambda h, s, t: torch.zeros_like(h).scatter_add(0, t[:, None].expand(-1, 5), h[s])), NODES),
+    "messages_mean": (_graph(_reduced("mean")), NODES),
+    "messages_largest": (_graph(_reduced("amax", -torch.inf)), NODES),
+    "messages_least": (_graph(_reduced("amin")), NODES),
+    "messages_products": (
+        _graph(lambda h, s, t: torch.ones_like(h).scatter_reduce(0, t[:, None].expand(-1, 5), h[s], "prod")),
+        NODES,
+    ),
+    "messages_index_reduce": (
+        _graph(lambda h, s, t: torch.zeros_like(h).index_reduce_(0, t, h[s], "amax", include_self=False)),
+        NODES,
+    ),
+    "messages_accumulated": (_graph(lambda h, s, t: torch.zeros_like(h).index_put((t,), h[s], accumulate=True)), NODES),
+    "messages_into_the_sender": (_graph(lambda h, s, t: h.index_add(0, t, h[s])), NODES),
+    "messages_into_ones": (_graph(lambda h, s, t: torch.ones_like(h).index_add(0, t, h[s])), NODES),
+    "messages_weighted": (
+        _graph(lambda h, s, t: torch.zeros_like(h).index_add(0, t, h[s] * (h[s] * h[t]).sum(-1, keepdim=True).sigmoid())),
+        NODES,
+    ),
+    "messages_pooled": (
+        lambda: Net(
+            lambda m, x, e: m.b(torch.zeros(3, 5, dtype=x.dtype).index_add(0, _edges(e)[0][:6] % 3, F.relu(m.a(x)))),
+            a=nn.Linear(4, 5),
+            b=nn.Linear(5, 2),
+        ),
+        NODES,
+    ),
+}
+
+I = torch.tensor([4, 0, 2])  # noqa: E741
+WRITTEN: dict[str, Network] = {
+    "channels_overwritten": (_one(lambda h: h.index_copy(1, I[:2], h[:, [1, 5]])), VECTOR),
+    "channels_added": (_one(lambda h: h.index_add(1, I, h[:, 3:])), VECTOR),
+    "channels_scattered": (_one(lambda h: torch.zeros_like(h).scatter(1, I.expand(h.shape[0], 3), h[:, :3])), VECTOR),
+    "channels_put": (_one(lambda h: h.index_put((torch.arange(h.shape[0])[:, None], I), h[:, 3:] ** 2)), VECTOR),
+    "channels_cleared": (_one(lambda h: h.index_fill(1, I, 0.0) + h), VECTOR),
+    "channels_filled": (_one(lambda h: h.index_fill(1, I, 1.0) + h), VECTOR),
+    "positions_moved": (_one(lambda h: h.scatter(1, h.argsort(1)[:, :2, :1].expand(-1, -1, 6), h[:, :2])), TOKENS),
+    "positions_by_norm": (
+        _one(lambda h: h.gather(1, h.norm(dim=-1).topk(2, 1)[1][..., None].expand(-1, -1, 6))),
+        TOKENS,
+    ),
+    "rows_into_a_mask": (_one(lambda h: torch.zeros_like(h).masked_scatter((h[..., :1] > 0).expand_as(h), h)), TOKENS),
+    "picked_by_known_places": (_one(lambda h: h.gather(1, torch.tensor([[5, 0, 0]]).expand(h.shape[0], 3)), 3), VECTOR),
+}
+
+INDEXED: dict[str, Network] = {**MESSAGES, **WRITTEN}
