@@ -28,6 +28,7 @@ from .problem import Problem
 from .tensors import model_tensors, twins
 from .track import Tracked, distinct
 from .writable import refuse_unwritable
+from .write_once import distinct_pairs, distinct_targets
 
 __all__ = ["Snapshot"]
 
@@ -118,7 +119,7 @@ class Snapshot:
 
         Raises:
             OptimizerError: no rule, foreign parameters, or state of another shape.
-            RescaleError: a tensor cannot be multiplied in place.
+            RescaleError: a tensor cannot be multiplied in place, or two share memory in part.
         """
         left_out = frozenset() if frozen else self.frozen
         moved = {name: tensor for name, tensor in self.tensors.items() if name not in left_out}
@@ -133,7 +134,8 @@ class Snapshot:
         own = [ScaleTarget(name, tensor, self.core.terms(name, tensor.device)) for name, tensor in moved.items()]
         targets = own + self._followers.targets
         refuse_unwritable(targets)
-        return targets
+        self._followers.factors = distinct_pairs(self._followers.factors)
+        return distinct_targets(targets)
 
     def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
         """Multiplies what `targets` returned, and does what else has to follow."""
