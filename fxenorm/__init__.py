@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 # Names are resolved on first use (PEP 562), so that `fxenorm-inspect --help` need not wait for torch.
 _HOMES = {
@@ -47,7 +47,14 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fxenorm' has no attribute {name!r}")
     if name == "errors":
         return importlib.import_module("fxenorm.errors")
-    return getattr(importlib.import_module(home), name)
+    try:
+        return getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        from .errors import MissingTorchError
+
+        raise MissingTorchError(f"fxenorm.{name} needs PyTorch, which is not installed: pip install torch") from None
 
 
 def __dir__() -> list[str]:

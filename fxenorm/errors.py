@@ -10,6 +10,7 @@ __all__ = [
     "ExampleInputsError",
     "FxenormError",
     "FxenormWarning",
+    "MissingTorchError",
     "ModelFileError",
     "OptimizerError",
     "OptionError",
@@ -52,6 +53,10 @@ class RescaleError(FxenormError, ValueError):
 
 class BindError(FxenormError, ValueError):
     """A plan does not fit a module: parameter names, shapes or the stored format differ."""
+
+
+class MissingTorchError(FxenormError, ImportError):
+    """PyTorch is not installed."""
 
 
 class ModelFileError(FxenormError, ValueError):

@@ -141,6 +141,50 @@ def test_the_command_answers_without_torch(arguments: list[str], code: int, else
     assert "Traceback" not in finished.stderr
 
 
+@pytest.mark.parametrize("what", ["import fxenorm; fxenorm.analyze", "from fxenorm import Plan", "inspect"])
+def test_without_torch_one_line_says_what_to_install(what: str, elsewhere: Path) -> None:
+    missing = "import sys; sys.modules['torch'] = None\n"  # as Python marks a module that cannot be imported
+    if what == "inspect":
+        (elsewhere / "model.py").write_text("model = 1\n")
+        what = "from fxenorm.inspect.cli import main; sys.exit(main(['model.py']))"
+    finished = run(sys.executable, "-c", missing + what, folder=elsewhere, path=ROOT)
+    last = finished.stderr.strip().splitlines()[-1]
+    assert finished.returncode != 0 and "pip install torch" in last
+    if "main" in what:
+        assert finished.returncode == 2 and finished.stderr.count("\n") == 1
+
+
+def test_the_version_stands_in_one_place() -> None:
+    files = [path for path in (*(ROOT / "fxenorm").rglob("*.py"), ROOT / "pyproject.toml")]
+    found = [path.name for path in files if f'"{fxenorm.__version__}"' in path.read_text(encoding="utf-8")]
+    assert found == ["version.py"]
+
+
+USES_THE_LIBRARY = """
+import torch
+import fxenorm
+
+plan: fxenorm.Plan = fxenorm.analyze(torch.nn.Linear(2, 2), p=2.0)
+count: int = plan.num_scales
+plan.step()
+result: fxenorm.BalanceResult = plan.balance()
+fxenorm.analyze(torch.nn.Linear(2, 2), batchnorm="nonsense")  # an error that the checker has to see
+"""
+
+
+@pytest.mark.package
+@pytest.mark.parametrize("checker", ["mypy", "basedpyright"])
+def test_type_checkers_see_the_types_of_an_installed_copy(checker: str, installed: Path, elsewhere: Path) -> None:
+    command = Path(sys.executable).with_name(checker)
+    if not command.exists():
+        pytest.skip(f"{checker} is not installed")
+    (elsewhere / "uses.py").write_text(USES_THE_LIBRARY)
+    options = ["--strict"] if checker == "mypy" else ["--pythonpath", sys.executable, "--level", "error"]
+    finished = run(command, *options, "uses.py", folder=elsewhere, path=installed)
+    complaints = [line for line in finished.stdout.splitlines() if "error" in line and "uses.py" in line]
+    assert len(complaints) == 1 and "nonsense" in finished.stdout, finished.stdout + finished.stderr
+
+
 def test_public_names_resolve_and_others_do_not() -> None:
     for name in fxenorm.__all__:
         assert getattr(fxenorm, name) is not None

@@ -42,3 +42,8 @@ ensure_venv() {
         printf '%s' "$asked" >"$stamp"
     fi
 }
+
+# lowest_requirements: what fxenorm requires, "name==version" a line, each at the lowest version that pyproject.toml allows.
+lowest_requirements() {
+    sed -n 's/^dependencies = \[\(.*\)\]$/\1/p' pyproject.toml | tr -d '" ' | tr ',' '\n' | sed 's/>=/==/'
+}

@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .. import __version__
 from ..errors import FxenormError, FxenormWarning
+from ..version import __version__
 from .input_spec import InputSpec, parse_input
 from .load import check_target, load
 from .stages import Stages
@@ -69,9 +69,7 @@ def _run(arguments: argparse.Namespace) -> None:
     check_target(arguments.model)
     with Stages() as stages:
         stages.begin("importing torch")
-        import torch  # noqa: F401  (the slow part of every run has a stage of its own)
-
-        from .. import analyze
+        from .. import analyze  # imports torch, the slow part of every run
         from .report import report
         from .tables import make_console, show
 

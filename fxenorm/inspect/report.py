@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..plan.describe import ends_of, layers_that_multiply
 from ..plan.groups import Group, Port
 from ..plan.held import Held
+from ..version import __version__
 
 if TYPE_CHECKING:
     from ..plan.plan import Plan

@@ -13,9 +13,9 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
 from ..errors import BindError, FxenormError
 from ..symmetry.symmetry import Barrier, FlowNode, NormFold, ParameterUse, Role, Site, Symmetry
+from ..version import __version__
 from .groups import Group, Port, sites_of_groups
 from .options import Options
 from .pairs import Pair

@@ -99,6 +99,8 @@ def finish(
         if node.op == "get_attr" and node.name not in placeholders:
             value = functools.reduce(lambda owner, part: getattr(owner, part, None), node.target.split("."), graph.owning_module)
             tensor = value if isinstance(value, torch.Tensor) else None
+            if node.meta["val"] is None:  # some releases leave constants without a fake value
+                node.meta["val"] = tensor
             placeholders[node.name] = Placeholder("constant", node.target, tensor)
     _name_constants(model, placeholders)
     constants = {item.name: item.value for item in placeholders.values() if item.kind == "constant" and item.value is not None}

@@ -34,12 +34,27 @@ def prepared(model: nn.Module, mode: str) -> Iterator[list[str]]:
     Yields a list that holds, after the exit, what the user should know about the run.
     """
     notes: list[str] = []
-    with _preserved(model), _random_state(notes, mode), _quiet(model):
+    with _preserved(model), _registration_hooks(), _random_state(notes, mode), _quiet(model):
         set_mode(model, mode)
         for module in model.modules():
             if getattr(module, "_compiled_call_impl", None) is not None:
                 module._compiled_call_impl = None  # of model.compile(): a trace wants the plain forward
         yield notes
+
+
+@contextlib.contextmanager
+def _registration_hooks() -> Iterator[None]:
+    """Restores torch's global registration hooks: some releases leave one behind when an export fails.
+
+    It would break ``self.n = self.n + 1`` on a buffer in every module of the process.
+    """
+    hooks = [getattr(torch.nn.modules.module, f"_global_{kind}_registration_hooks") for kind in ("buffer", "parameter", "module")]
+    before = [dict(known) for known in hooks]
+    try:
+        yield
+    finally:
+        for known, content in zip(hooks, before, strict=True):
+            _restore(known, content)
 
 
 @contextlib.contextmanager

@@ -60,12 +60,13 @@ def trace_by_real_run(model: nn.Module, inputs: Inputs, mode: Mode, reason: str)
         def run(tensors: list[torch.Tensor], arguments: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
             remaining = iter(arguments)
             call = inputs.map(lambda _: next(remaining))
+            _record_source_lines()
             with RealRunWatch():
                 output = forward(dict(zip(names, tensors, strict=True)), call.args, dict(call.kwargs))
             return tensor_leaves(output)
 
         _record_module_paths(model)
-        module = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=False, record_stack_traces=True)(
+        module = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=False)(
             [*parameters.values(), *copies.values()], leaves
         )
 
@@ -85,6 +86,15 @@ def trace_by_real_run(model: nn.Module, inputs: Inputs, mode: Mode, reason: str)
     _share_fake_mode(graph)
     notes = (ONE_PATH.format(mode=mode, reason=reason), *drawn)
     return finish(model, graph, mode, "make_fx", placeholders, aliases, notes)
+
+
+def _record_source_lines() -> None:
+    """Asks the tracer at work to note the user's line on every node: older releases of `make_fx` have no argument for it."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    mode = get_proxy_mode()
+    if mode is not None:
+        mode.tracer.record_stack_traces = True
 
 
 def _record_module_paths(model: nn.Module) -> None:
