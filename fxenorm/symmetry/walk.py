@@ -17,6 +17,7 @@ from ..rules.laws import zero_field
 from ..trace.traced_model import TracedModel, module_path, source_line
 from .arguments import bound_arguments, flat, nodes_in, operator_name, replaced
 from .known_values import KnownValues
+from .sizes import Sizes, is_symbolic
 from .storage import Storage, written_arguments
 
 __all__ = ["Event", "Origin", "Walk"]
@@ -106,6 +107,7 @@ class _GraphWalk:
         self.traced = traced
         self.storage = Storage(traced.graph)
         self.known = KnownValues(traced, self.storage)
+        self.sizes = Sizes(self.known)
         self.values: dict[fx.Node, Any] = {}
         self.active: set[fx.Node] = set()
         # Parameters that a node is made of, as long as no model input is mixed in.
@@ -127,7 +129,7 @@ class _GraphWalk:
     # --- ends ----------------------------------------------------------------------------------------------------
 
     def _start(self, node: fx.Node) -> None:
-        value = node.meta.get("val")
+        value = self.sizes.of(node)
         known = self.traced.placeholders.get(node.name)
         if not isinstance(value, torch.Tensor):
             self.values[node] = value
@@ -163,6 +165,8 @@ class _GraphWalk:
     def _current(self, node: fx.Node) -> Any:
         """The node's value as of now: parameters that got a field meanwhile show it."""
         value = self.values.get(node)
+        if value is None and isinstance(self.sizes.of(node), int):
+            return self.sizes.of(node)
         if isinstance(value, ParameterView):
             return self.walk.parameters.look(value)
         if isinstance(value, (list, tuple)):
@@ -205,7 +209,7 @@ class _GraphWalk:
         name, overload = node.target._schema.name, node.target._overloadname  # type: ignore[union-attr]
         bound = bound_arguments(node)
         arguments = {key: replaced(value, self._current) for key, value in bound.items()}
-        fakes = {key: replaced(value, lambda source: source.meta.get("val")) for key, value in bound.items()}
+        fakes = {key: replaced(value, self.sizes.of) for key, value in bound.items()}
         rule = find_rule(name, overload or "default")
         origin = self.walk.origin(Origin(f"{name.split('::')[-1]}.{overload}", node.name, module_path(node), source_line(node)))
 
@@ -217,16 +221,17 @@ class _GraphWalk:
             operator=name if rule is None else rule.operator.split(".")[0],
             arguments=arguments,
             fakes=fakes,
-            output=node.meta.get("val"),
+            output=self.sizes.of(node),
             equations=self.walk.equations,
             parameters=self.walk.parameters,
             origin=origin,
             options=self.walk.options,
             constants=constants,
             active={key: any(source in self.active for source in nodes_in(value)) for key, value in bound.items()},
+            unknown=frozenset(key for key, value in bound.items() if any(map(self.sizes.unknown, nodes_in(value)))),
         )
-        if _symbolic(call.output) or any(_symbolic(fake) for fake in fakes.values()):
-            result = barrier(call, "a shape depends on the data") if call.tensors() else zero_field(call)
+        if rule is not None and is_symbolic([node.meta.get("val"), *(source.meta.get("val") for source in node.all_input_nodes)]):
+            result = self._apply_open(rule, call, node)
         elif rule is not None:
             result = self._apply(rule, call)
         elif all(isinstance(value, ScaleField) and value.is_zero for _, value in call.tensors()):
@@ -263,6 +268,22 @@ class _GraphWalk:
             )
             return barrier(call, f"its rule failed: {type(error).__name__}: {error}")
 
+    def _apply_open(self, rule: Rule, call: Call, node: fx.Node) -> Any:
+        """The rule's answer where sizes depend on the data: it runs on numbers in their place, constant along such axes."""
+        try:
+            result = _only_floating(rule.function(call), call.output)
+        except Exception:  # the numbers in place of the sizes need not fit together
+            return barrier(call, "a shape depends on the data") if call.tensors() else zero_field(call)
+        fake = node.meta["val"]
+        if isinstance(result, (list, tuple)):
+            return [self._same_everywhere(call, value, part) for value, part in zip(result, fake, strict=True)]
+        return self._same_everywhere(call, result, fake)
+
+    def _same_everywhere(self, call: Call, value: Any, fake: Any) -> Any:
+        """The field, constant along the axes of unknown length."""
+        axes = self.sizes.unknown_axes(fake)
+        return call.constant(value, axes) if axes and isinstance(value, ScaleField) else value
+
     def _uses(self, bound: Mapping[str, Any], call: Call) -> Iterator[tuple[str, str]]:
         """(parameter name, role) for every parameter that the call reads."""
         for key, value in bound.items():
@@ -274,7 +295,7 @@ class _GraphWalk:
 
     def _unknown(self, node: fx.Node) -> Any:
         """A call of something that is no ATen operator."""
-        output = node.meta.get("val")
+        output = self.sizes.of(node)
         values = [value for source in node.all_input_nodes for value in flat(self._current(source))]
         moving = [v for v in values if isinstance(v, ParameterView) or (isinstance(v, ScaleField) and not v.is_zero)]
         name = str(getattr(node.target, "__name__", node.target))
@@ -292,7 +313,7 @@ class _GraphWalk:
 
     def _write(self, target: fx.Node, new: Any, node: fx.Node, origin: int) -> Any:
         """`node` writes a tensor of field `new` into `target`; returns the field that later readers of the memory see."""
-        fake = target.meta.get("val")
+        fake = self.sizes.of(target)
         if (
             not isinstance(fake, torch.Tensor)
             or not is_floating(fake)
@@ -349,11 +370,6 @@ class _GraphWalk:
         outputs = tuple(value for value in flat(self.values.get(node)) if isinstance(value, ScaleField))
         self.event_of[node] = len(self.events)
         self.events.append(Event(where, inputs, outputs, tuple(dict.fromkeys(uses))))
-
-
-def _symbolic(fake: Any) -> bool:
-    """Whether a tensor, or one in a list, has a size that is known at run time only."""
-    return any(not isinstance(size, int) for value in flat(fake) if isinstance(value, torch.Tensor) for size in value.shape)
 
 
 def _only_floating(result: Any, output: Any) -> Any:
