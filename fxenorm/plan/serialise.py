@@ -63,6 +63,7 @@ def to_dict(symmetry: Symmetry, options: Options, groups: Sequence[Group], pairs
         "tracer": symmetry.tracer,
         "inexact_reasons": list(symmetry.inexact_reasons),
         "notes": list(symmetry.notes),
+        "second_sizes": [[list(sizes) for sizes in axes] for axes in symmetry.second_sizes],
     }
     stored_groups = [
         [
@@ -208,6 +209,8 @@ def _symmetry(stored: Mapping[str, Any], read: Callable[[Sequence[Any]], NDArray
         tracer=stored["tracer"],
         inexact_reasons=tuple(stored["inexact_reasons"]),
         notes=tuple(stored["notes"]),
+        # Plans that were stored before a second size was looked at have none.
+        second_sizes=tuple(tuple((int(first), int(second)) for first, second in axes) for axes in stored.get("second_sizes", ())),
     )
 
 

@@ -140,6 +140,7 @@ class Symmetry:
         tracer: "export" or "make_fx".
         inexact_reasons: why rescaling is not exact, in sentences ("" never occurs; empty = exact).
         notes: other sentences for the user.
+        second_sizes: by input tensor, by axis, its size in the example and at the second size that was seen; () without one.
     """
 
     num_scales: int
@@ -158,3 +159,4 @@ class Symmetry:
     tracer: str
     inexact_reasons: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    second_sizes: tuple[tuple[tuple[int, int], ...], ...] = ()

@@ -70,7 +70,7 @@ class Walk:
         equations, parameters: shared by all graphs of the model.
         options: what the rules may depend on.
         origins: by the number that equations carry.
-        events: by mode, the calls that depend on a model input or read a parameter.
+        events: by mode (and path, where random numbers choose one), the calls that depend on a model input or read a parameter.
         roles: by parameter name, all roles seen.
         inexact: what rules gave up, in sentences, in order.
         movable: names of buffers that carry a field.
@@ -94,15 +94,16 @@ class Walk:
         self.origins.append(origin)
         return len(self.origins) - 1
 
-    def run(self, traced: TracedModel) -> None:
-        """Walk one graph."""
-        _GraphWalk(self, traced).run()
+    def run(self, traced: TracedModel, events: str | None = None) -> None:
+        """Walk one graph and keep its calls under `events` (default: its mode); "" keeps none."""
+        kept: list[Event] = [] if events == "" else self.events.setdefault(events or traced.mode, [])
+        _GraphWalk(self, traced, kept).run()
 
 
 class _GraphWalk:
     """The state of the walk over one graph: the current field of every node."""
 
-    def __init__(self, walk: Walk, traced: TracedModel) -> None:
+    def __init__(self, walk: Walk, traced: TracedModel, events: list[Event]) -> None:
         self.walk = walk
         self.traced = traced
         self.storage = Storage(traced.graph)
@@ -113,7 +114,7 @@ class _GraphWalk:
         # Parameters that a node is made of, as long as no model input is mixed in.
         self.made_of: dict[fx.Node, frozenset[str]] = {}
         self.event_of: dict[fx.Node, int] = {}
-        self.events: list[Event] = walk.events.setdefault(traced.mode, [])
+        self.events = events
         # Fields are dropped after their last user; events keep what sites need.
         self.last_use = {source: node for node in traced.graph.nodes for source in node.all_input_nodes}
 

@@ -14,6 +14,7 @@ from .flatten import drop_idle, inline_regions, tensor_leaves
 from .inputs import Inputs
 from .names import overlapping, tied_names
 from .preserve import prepared
+from .randomness import set_seeds
 from .source import SourceLines, annotate
 from .traced_model import Mode, Placeholder, TracedModel
 
@@ -22,9 +23,13 @@ __all__ = ["finish", "trace_by_export"]
 _ONE_DTYPE = frozenset({"linear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "bmm", "addmm"})
 
 
-def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode) -> TracedModel:
-    """Traces `model` in `mode`; raises whatever `torch.export` or the model raises. The model is left as it was."""
+def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | None = None) -> TracedModel:
+    """Traces `model` in `mode`; raises whatever `torch.export` or the model raises. The model is left as it was.
+
+    `seed`: of Python's, numpy's and torch's random numbers on the way; None: as they are.
+    """
     with prepared(model, mode) as notes:
+        set_seeds(seed)
         # torch.export refuses outputs that are no known pytree (key-value caches). This hook runs after the user's own.
         model.register_forward_hook(lambda module, args, output: tensor_leaves(output))
         with ExportWatch():

@@ -51,6 +51,9 @@ class TracedModel:
         covers: the modes that this graph stands for: `mode`, and the other one too where the trace in the other mode was
             skipped because no module behaves differently there.
         inputs: the example inputs, given or guessed.
+        paths: graphs of the same mode and inputs along other paths that random numbers took.
+        second: the graph at another size of the inputs, where the model runs at one.
+        inexact: why the graphs do not cover all that the model can do, in sentences.
     """
 
     graph: fx.Graph
@@ -62,6 +65,9 @@ class TracedModel:
     shared_storage: tuple[tuple[str, ...], ...] = ()
     covers: tuple[Mode, ...] = ()
     inputs: Inputs | None = None
+    paths: tuple[TracedModel, ...] = ()
+    second: TracedModel | None = None
+    inexact: tuple[str, ...] = ()
 
 
 def module_path(node: fx.Node) -> str:
