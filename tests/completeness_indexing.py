@@ -90,4 +90,68 @@ WRITTEN: dict[str, Network] = {
     "picked_by_known_places": (_one(lambda h: h.gather(1, torch.tensor([[5, 0, 0]]).expand(h.shape[0], 3)), 3), VECTOR),
 }
 
-INDEXED: dict[str, Network] = {**MESSAGES, **WRITTEN}
+
+def _routed(m: Net, x: Tensor) -> Tensor:
+    """Each token goes to the expert that a router picks."""
+    pick = m.router(x).argmax(-1)
+    out = torch.zeros(x.shape[0], 3, dtype=x.dtype)
+    for k, (up, down) in enumerate(zip(m.up, m.down, strict=True)):
+        rows = torch.where(pick == k)[0]
+        out.index_add_(0, rows, down(F.relu(up(x[rows]))))
+    return out
+
+
+def _routed_by_mask(m: Net, x: Tensor) -> Tensor:
+    """The same with boolean masks on both sides, behind a layer that all experts read."""
+    h = F.relu(m.stem(x))
+    pick, out = m.router(x).argmax(-1), torch.zeros(x.shape[0], 3, dtype=x.dtype)
+    for k, (up, down) in enumerate(zip(m.up, m.down, strict=True)):
+        out[pick == k] = down(F.relu(up(h[pick == k])))
+    return m.head(out)
+
+
+def _two_of_three(m: Net, x: Tensor) -> Tensor:
+    """Each token goes to two experts, weighted."""
+    weights, picks = m.router(x).softmax(-1).topk(2, -1)
+    out = torch.zeros(x.shape[0], 3, dtype=x.dtype)
+    for k, (up, down) in enumerate(zip(m.up, m.down, strict=True)):
+        rows, slots = torch.where(picks == k)
+        out.index_add_(0, rows, down(F.relu(up(x[rows]))) * weights[rows, slots, None])
+    return out
+
+
+def _experts(forward: Callable[[Net, Tensor], Tensor], inner: int = 4) -> Callable[[], nn.Module]:
+    """Three experts, a router, a layer in front and one behind."""
+
+    def build() -> nn.Module:
+        net = Net(forward, router=nn.Linear(4, 3), stem=nn.Linear(4, inner), head=nn.Linear(3, 2))
+        net.up = nn.ModuleList(nn.Linear(inner, 5) for _ in range(3))
+        net.down = nn.ModuleList(nn.Linear(5, 3, bias=False) for _ in range(3))
+        return net
+
+    return build
+
+
+MASK = torch.tensor([True, False, True, True, False, True])
+MANY = ((40, 4),)
+OPEN_SIZES: dict[str, Network] = {
+    "tokens_sent_to_experts": (_experts(_routed), MANY),
+    "tokens_sent_by_masks": (_experts(_routed_by_mask, 6), MANY),
+    "tokens_sent_to_two_experts": (_experts(_two_of_three), MANY),
+    "positive_rows": (_one(lambda h: h[h[:, 0] > 0].sum(0, keepdim=True)), MANY),
+    "rows_kept": (_one(lambda h: h * torch.zeros_like(h[:, :1]).index_fill(0, (h[:, 2] > 0).nonzero()[:, 0], 1.0)), MANY),
+    "rows_repeated": (
+        _one(lambda h: h.repeat_interleave((h > 0).sum(-1), 0).mean(0, keepdim=True)),
+        MANY,
+    ),
+    "first_rows": (_one(lambda h: h[: int((h[:, 0] > 0).sum())].sum(0, keepdim=True)), MANY),
+    "channels_of_a_mask": (_one(lambda h: h[..., MASK], 4), VECTOR),
+    "channels_put_by_a_mask": (
+        _one(lambda h: torch.zeros_like(h).index_put((torch.arange(h.shape[0])[:, None], MASK.nonzero()[:, 0]), h[:, MASK])),
+        VECTOR,
+    ),
+    "positions_of_a_mask": (_one(lambda h: h[:, MASK[:5]].flatten(1).unflatten(1, (3, 6))), TOKENS),
+    "selected_by_a_mask": (_one(lambda h: h.masked_select(MASK).unflatten(0, (-1, 4)), 4), VECTOR),
+}
+
+INDEXED: dict[str, Network] = {**MESSAGES, **WRITTEN, **OPEN_SIZES}

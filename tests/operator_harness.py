@@ -71,8 +71,9 @@ def _error(case: Case, variant: Variant, claimed: Claims) -> float:
             elif rows is None:
                 worst = max(worst, 0.0 if bool(((old == 0) | torch.isinf(old)).all()) and torch.equal(old, new) else math.inf)
             elif rows.shape[0] != old.numel():
-                # The number of entries depends on the values: only what is left as it is can be compared.
-                worst = max(worst, math.inf if rows.any() else _difference(old, new))
+                # The number of entries depends on the values: only one field for all of them can be compared.
+                alike = bool(len(rows)) and bool((rows == rows[:1]).all())
+                worst = max(worst, _difference(old * float(np.exp(rows[0] @ s)), new) if alike else math.inf)
             else:
                 worst = max(worst, _difference(real(old * torch.from_numpy(np.exp(rows @ s)).reshape(old.shape)), real(new)))
     return worst

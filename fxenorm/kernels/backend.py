@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from .program import ChannelSums, ReduceProgram, ScaleTarget
+from .writes import Write
 
 __all__ = ["Backend", "get_backend", "register_backend"]
 
@@ -40,6 +41,9 @@ class Backend(Protocol):
 
     def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
         """Multiplies every target in place."""
+
+    def writes(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> list[Write]:
+        """The writes of `apply`, for `carry_out`; nothing is written yet."""
 
     def headroom(self, targets: Sequence[ScaleTarget], device: torch.device) -> Tensor:
         """0-d: a natural logarithm by which every target can grow without overflow."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from .build import BuildError, library
 from .eager import EagerBackend
 from .program import ChannelSums, ReduceProgram, ScaleTarget
 from .tables import ReduceTable, ScaleTable, reduce_signature
+from .writes import Write, carry_out
 
 __all__ = ["CompiledBackend"]
 
@@ -50,13 +52,11 @@ class CompiledBackend(EagerBackend):
         return ChannelSums(negative, positive)
 
     @torch.no_grad()
-    def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
-        """Multiplies every target in place, with the same roundings as the eager executor."""
+    def writes(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> list[Write]:
+        """One call for all that the kernels do, with the same roundings as the eager executor, and the rest."""
         table = self._scale_table(targets, frozenset())
-        if table.members:
-            table.run(self.library, log_scales.cpu(), 0.0)
-        if table.left:
-            super().apply(table.left, log_scales)
+        rest = super().writes(table.left, log_scales)
+        return [_TableWrite(self.library, table, log_scales.cpu()), *rest] if table.members else rest
 
     @torch.no_grad()
     def apply_within(self, targets: Sequence[ScaleTarget], log_scales: Tensor, growth: float, trusted: frozenset[str]) -> bool:
@@ -74,10 +74,13 @@ class CompiledBackend(EagerBackend):
         untrusted = [target for target in table.left if target.name not in trusted]
         if untrusted and bool(super().headroom(untrusted, torch.device("cpu")) <= growth):
             return False
-        if not table.run(self.library, log_scales, growth):
+        if not table.left:
+            return table.run(self.library, log_scales, growth)
+        whole = _TableWrite(self.library, table, log_scales, growth)
+        try:
+            carry_out([whole, *super().writes(table.left, log_scales)])
+        except _TooLarge:
             return False
-        if table.left:
-            super().apply(table.left, log_scales)
         return True
 
     def _reduce_table(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> ReduceTable:
@@ -98,6 +101,36 @@ class CompiledBackend(EagerBackend):
         table = ScaleTable(targets, trusted)
         self._scale = [table, *self._scale[: _KEPT - 1]]
         return table
+
+
+class _TooLarge(Exception):
+    """An entry might overflow, and nothing has changed."""
+
+
+class _TableWrite(Write):
+    """All that one call of the kernels multiplies."""
+
+    def __init__(self, library: ctypes.CDLL, table: ScaleTable, log_scales: Tensor, growth: float = 0.0) -> None:
+        super().__init__([target.name for target in table.members], [target.tensor for target in table.members])
+        self._library, self._table, self._log_scales, self._growth = library, table, log_scales, growth
+
+    def watch(self) -> None:
+        """Notes that no tile is done."""
+        self._table.done[:] = -1
+
+    def forward(self) -> None:
+        """Multiplies."""
+        if not self._table.run(self._library, self._log_scales, self._growth):
+            self.watch()
+            raise _TooLarge
+
+    def backward(self) -> None:
+        """Divides."""
+        self._table.run(self._library, -self._log_scales, 0.0)
+
+    def happened(self) -> bool:
+        """Whether the kernels have run: every tile then says how many of its rows are done."""
+        return bool((self._table.done >= 0).all())
 
 
 def make_compiled() -> EagerBackend:

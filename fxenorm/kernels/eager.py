@@ -12,6 +12,7 @@ from torch import Tensor
 from .backend import register_backend
 from .channel_sums import Index, contributions, energy, part_of, parts_of, power_matrix, streamed_contributions
 from .program import ChannelSums, ReduceProgram, ScaleTarget, as_float, float_dtype
+from .writes import Write, carry_out
 
 __all__ = ["MOST_GROWTH", "EagerBackend", "channel_sums", "exact_exp2", "log2_factors"]
 
@@ -67,9 +68,14 @@ class EagerBackend:
             found.append(energy(program.p, block, matrix, scales).to(program.slots.device))
         return torch.stack(found) if found else program.log_weights
 
-    @torch.no_grad()
     def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
         """Multiplies every target in place; a factor is rounded once, and powers of two are exact."""
+        carry_out(self.writes(targets, log_scales))
+
+    @torch.no_grad()
+    def writes(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> list[Write]:
+        """The writes of `apply`, one for each part of a target; nothing is written yet."""
+        found: list[Write] = []
         exponents: dict[torch.device, Tensor] = {}
         for target in targets:
             tensor = target.tensor
@@ -79,11 +85,8 @@ class EagerBackend:
             if log2_scales is None:
                 log2_scales = exponents.setdefault(tensor.device, log2_factors(log_scales.to(tensor.device)))
             factors = _by_part(target, log2_scales, exact_exp2)
-            for index in parts_of(tensor):
-                product = math.prod((factor(index) for factor in factors[1:]), start=factors[0](index))
-                # The product is taken in float64 and rounded once to the weight's own type.
-                with torch.inference_mode() if tensor.is_inference() else nullcontext():
-                    tensor[index].mul_(product)
+            found += [_PartWrite(target, index, factors) for index in parts_of(tensor)]
+        return found
 
     @torch.no_grad()
     def headroom(self, targets: Sequence[ScaleTarget], device: torch.device) -> Tensor:
@@ -127,6 +130,32 @@ class EagerBackend:
                     local = local.index_add(0, part_of(ids, index).reshape(-1), hit.reshape(-1).to(local.dtype))
             flagged = local.to(flagged.device)
         return flagged[:-1] > 0
+
+
+class _PartWrite(Write):
+    """The product of one part of a target with its factors."""
+
+    def __init__(self, target: ScaleTarget, index: Index, factors: Sequence[Callable[[Index], Tensor]]) -> None:
+        super().__init__((target.name,), (target.tensor,))
+        self._index, self._factors = index, factors
+
+    def _product(self) -> Tensor:
+        """The part's factors, in float64."""
+        return math.prod((factor(self._index) for factor in self._factors[1:]), start=self._factors[0](self._index))
+
+    def _multiply(self, product: Tensor) -> None:
+        """Multiplies; the product is rounded once to the tensor's own type."""
+        (tensor,) = self.tensors
+        with torch.no_grad(), torch.inference_mode() if tensor.is_inference() else nullcontext():
+            tensor[self._index].mul_(product)
+
+    def forward(self) -> None:
+        """Multiplies."""
+        self._multiply(self._product())
+
+    def backward(self) -> None:
+        """Divides."""
+        self._multiply(self._product().reciprocal())
 
 
 def _by_part(

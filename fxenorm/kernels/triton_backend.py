@@ -12,6 +12,7 @@ from ..errors import FxenormWarning, OptionError
 from .backend import register_backend
 from .eager import EagerBackend
 from .program import ScaleTarget
+from .writes import Write
 
 __all__ = ["TritonBackend"]
 
@@ -48,8 +49,8 @@ class TritonBackend(EagerBackend):
         return device.type == self._device_type
 
     @torch.no_grad()
-    def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
-        """Multiplies every target in place, eagerly."""
+    def writes(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> list[Write]:
+        """The products of every target, done eagerly."""
         elsewhere = {target.tensor.device.type for target in targets} - {self._device_type}
         if elsewhere and not self._warned:
             self._warned = True
@@ -59,7 +60,7 @@ class TritonBackend(EagerBackend):
                 FxenormWarning,
                 stacklevel=2,
             )
-        super().apply(targets, log_scales)
+        return super().writes(targets, log_scales)
 
 
 register_backend("triton", TritonBackend)

@@ -74,15 +74,21 @@ class FactorPair:
         """The means of rows and of columns."""
         return _mean(self.rows, -2), _mean(self.columns, -1)
 
+    @torch.no_grad()
     def follow(self, before: Sequence[Tensor]) -> None:
-        """Multiplies rows by the growth of the columns' mean and the other way round, given the means of before.
+        """Multiplies rows and columns by their `ratios`, given the means of before."""
+        rows, columns = self.ratios(before)
+        self.rows.mul_(rows)
+        self.columns.mul_(columns)
+
+    def ratios(self, before: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """By what rows and columns have to be multiplied: each by the growth of the other's mean, given the means of before.
 
         With V = row * column / mean, the new rows are the means of V' = V / D^2 over columns, and the new columns those over
         rows, so that V' is what they stand for.
         """
         (rows_before, columns_before), (rows_after, columns_after) = before, self.means()
-        self.rows.mul_(_ratio(columns_after, columns_before))
-        self.columns.mul_(_ratio(rows_after, rows_before))
+        return _ratio(columns_after, columns_before), _ratio(rows_after, rows_before)
 
 
 def _mean(factor: Tensor, axis: int) -> Tensor:

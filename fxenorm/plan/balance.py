@@ -121,7 +121,7 @@ def balance(snapshot: Snapshot, targets: Sequence[ScaleTarget], *, tol: float, m
         held=held_by_group(core.groups, reasons, core.symmetry.num_scales),
     )
     if solution.iterations:
-        snapshot.apply(targets, solution.log_scales)
+        snapshot.apply_told(targets, solution.log_scales)
     return result
 
 

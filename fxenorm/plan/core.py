@@ -133,10 +133,7 @@ class Core:
                 array = np.ascontiguousarray(ids, dtype="<i8")
                 digest.update(f"{name} {coefficient} {array.shape}".encode())
                 digest.update(array.tobytes())
-        options = dataclasses.asdict(self.options)
-        # Options that came later count where they are used: older checkpoints hold the fingerprint without them.
-        late = {key for key in ("outputs",) if options[key] is None}
-        values = sorted((key, repr(value)) for key, value in options.items() if key != "c" and key not in late)
+        values = sorted((key, repr(value)) for key, value in dataclasses.asdict(self.options).items() if key != "c")
         c = self.options.c
         digest.update(json.dumps([values, repr(sorted(c.items())) if isinstance(c, dict) else repr(c)]).encode())
         return digest.hexdigest()

@@ -130,7 +130,7 @@ class PreparedStep:
             return
         if plain and isinstance(backend, TritonBackend) and self._run_triton(backend, cycles):
             return
-        backend.apply(self.targets, self.snapshot.cycles(self.targets, cycles))
+        self.snapshot.apply(self.targets, self.snapshot.cycles(self.targets, cycles))
 
     def _run_compiled(self, backend: CompiledBackend, cycles: int) -> bool:
         """In one call, or one cycle in two, if no tensor is near overflow; else nothing is changed and the answer is False."""
@@ -185,7 +185,8 @@ class PreparedStep:
         growth = self._reach * float(np.abs(scales.numpy()).max()) if scales.numel() else 0.0
         if growth == 0.0:
             return True
-        return growth <= _GROWTH and backend.apply_within(self.targets, scales, growth, self._trusted)
+        with self.snapshot.journal.kept():
+            return growth <= _GROWTH and backend.apply_within(self.targets, scales, growth, self._trusted)
 
     def _same_groups(self, optimizers: Sequence[Optimizer]) -> bool:
         """Whether the optimizers' groups hold the same parameters under the same options."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..kernels.program import ScaleTarget, TermTensors
+from ..kernels.writes import Write
 from ..optim.adafactor import FactorPair, terms_of_factor
 from ..optim.state import StateChoice, reset_state, state_tensors
 
@@ -36,14 +37,80 @@ class Followers:
     repeatable: bool = True
 
     @torch.no_grad()
-    def around(self, apply: Callable[[], None]) -> None:
-        """Runs what multiplies the targets, and does the rest."""
-        means = [pair.means() for pair in self.factors]
-        apply()
-        for pair, before in zip(self.factors, means, strict=True):
-            pair.follow(before)
-        for optimizers, parameters in self.resets:
-            reset_state(optimizers, parameters)
+    def after(self) -> list[Write]:
+        """The writes that come behind those of the targets; made before these, of whose present values they need some."""
+        found: list[Write] = []
+        for pair in self.factors:
+            ratios = _Ratios(pair)
+            found += [ratios, _FactorWrite(ratios, 0), _FactorWrite(ratios, 1)]
+        return [*found, *(_Reset(optimizers, parameters) for optimizers, parameters in self.resets)]
+
+
+class _Ratios(Write):
+    """Finds by which factors the two factors of a pair have to follow: once both are multiplied, and before either follows."""
+
+    def __init__(self, pair: FactorPair) -> None:
+        super().__init__((), ())
+        self.pair, self._means = pair, pair.means()
+        self.found: tuple[Tensor, Tensor] | None = None
+
+    def run(self) -> None:
+        """Finds them."""
+        self.forward()
+        self.written = True
+
+    def undo(self) -> None:
+        """Has nothing to undo."""
+        self.written = False
+
+    def forward(self) -> None:
+        """Finds them, once."""
+        if self.found is None:
+            with torch.no_grad():
+                self.found = self.pair.ratios(self._means)
+
+    def backward(self) -> None:
+        """Has nothing to undo."""
+
+
+class _FactorWrite(Write):
+    """The rows (0) or the columns (1) of a pair follow."""
+
+    def __init__(self, ratios: _Ratios, side: int) -> None:
+        super().__init__((f"factor {side} of a second moment",), ((ratios.pair.rows, ratios.pair.columns)[side],))
+        self._ratios, self._side = ratios, side
+
+    def _ratio(self) -> Tensor:
+        """By what it is multiplied."""
+        if self._ratios.found is None:
+            raise RuntimeError("the other factor has not been multiplied")
+        return self._ratios.found[self._side]
+
+    @torch.no_grad()
+    def forward(self) -> None:
+        """Multiplies."""
+        self.tensors[0].mul_(self._ratio())
+
+    @torch.no_grad()
+    def backward(self) -> None:
+        """Divides."""
+        self.tensors[0].div_(self._ratio())
+
+
+class _Reset(Write):
+    """Drops state, after everything else: done twice it does no harm, and it cannot be undone."""
+
+    def __init__(self, optimizers: Sequence[Optimizer], parameters: Sequence[Tensor]) -> None:
+        super().__init__((), ())
+        self._optimizers, self._parameters = optimizers, parameters
+
+    def forward(self) -> None:
+        """Drops it."""
+        reset_state(self._optimizers, self._parameters)
+
+    def backward(self) -> None:
+        """Is not possible."""
+        raise RuntimeError("dropped state does not come back")
 
 
 def find_followers(

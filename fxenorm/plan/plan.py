@@ -29,6 +29,7 @@ from .fast_step import PreparedStep
 from .graph import pair_graph
 from .groups import Group
 from .held import Held, held_by_group
+from .journal import Journal
 from .log_scales import checked_log_scales
 from .open_snapshot import open_snapshot
 from .options import Options
@@ -37,6 +38,7 @@ from .serialise import from_dict, to_dict
 from .sharded_step import LateErrors
 from .snapshot import Snapshot
 from .stepping import step
+from .tensors import named_tensors
 from .track import Tracked
 from .verify import Verification, verify
 from .warn_once import WarnOnce
@@ -77,6 +79,7 @@ class Plan:
         self._last_states: list[Any] = []
         self._replicas = replica_group(model)
         self._late_errors = LateErrors()
+        self._journal = Journal()
 
     def prepare(self) -> None:
         """Works out now what the first step needs and what checks the options against the model; else it waits until then.
@@ -290,7 +293,25 @@ class Plan:
             snapshot, targets = self._prepared(optimizer, frozen=True, state=state)
         scales = snapshot.checked_scales(given)
         snapshot.refuse_overflow(targets, scales)
-        snapshot.apply(targets, scales)
+        snapshot.apply_told(targets, scales)
+
+    def repair(self) -> None:
+        """Finishes what an interrupted call has left; every other call does so too before anything else.
+
+        An error or a signal in the middle of the writes is raised once they are all finished, or all undone, so there is hardly
+        ever anything to do here: only where neither was possible, as without memory, is a model left half rescaled, and the
+        writes are kept. Of a model spread over processes, each finishes its own; where one cannot, the next call raises on all.
+
+        Raises:
+            RescaleError: tensors were written by others since: they are named and left as they are; or it fails again.
+
+        Example:
+            >>> import fxenorm
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> fxenorm.analyze(model).repair()
+        """
+        if self._journal.is_open:
+            self._journal.repair(named_tensors(self._model))
 
     def attach(
         self, optimizer: OptimizerLike, every: int = 1, start: int = 0, stop: int | None = None, **options: Any
@@ -405,8 +426,11 @@ class Plan:
         return f"<fxenorm.Plan of {type(self._model).__name__}: {self.num_scales} scales in {len(self.groups)} groups>"
 
     def _snapshot(self) -> Snapshot:
-        """The model's tensors now."""
-        return open_snapshot(self._core, self._model, self._tracked, self._replicas)
+        """The model's tensors now, once what an interrupted call may have left is finished."""
+        self.repair()
+        snapshot = open_snapshot(self._core, self._model, self._tracked, self._replicas)
+        snapshot.journal = self._journal
+        return snapshot
 
     def _ranks(self) -> Ranks | None:
         """The processes over which the model is spread now; None: this one holds all of it."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BindError, FxenormError
-from ..symmetry.symmetry import Barrier, FlowNode, NormFold, OutputUse, ParameterUse, Role, Site, Symmetry
+from ..symmetry.symmetry import Barrier, FlowNode, NormFold, ParameterUse, Role, Site, Symmetry
 from ..version import __version__
 from .groups import Group, Port, sites_of_groups
 from .options import Options
@@ -63,7 +63,7 @@ def to_dict(symmetry: Symmetry, options: Options, groups: Sequence[Group], pairs
         "tracer": symmetry.tracer,
         "inexact_reasons": list(symmetry.inexact_reasons),
         "notes": list(symmetry.notes),
-        "outputs": [[use.path, use.held, use.variables, use.reason] for use in symmetry.outputs],
+        "second_sizes": [[list(sizes) for sizes in axes] for axes in symmetry.second_sizes],
     }
     stored_groups = [
         [
@@ -209,7 +209,8 @@ def _symmetry(stored: Mapping[str, Any], read: Callable[[Sequence[Any]], NDArray
         tracer=stored["tracer"],
         inexact_reasons=tuple(stored["inexact_reasons"]),
         notes=tuple(stored["notes"]),
-        outputs=tuple(OutputUse(*row) for row in stored.get("outputs", ())),
+        # Plans that were stored before a second size was looked at have none.
+        second_sizes=tuple(tuple((int(first), int(second)) for first, second in axes) for axes in stored.get("second_sizes", ())),
     )
 
 

@@ -98,6 +98,23 @@ class ShardedSnapshot(Snapshot):
             found_factors.append(None if factor is None else layout.cut_tensor(factor))
         return found, found_factors
 
+    def apply_told(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
+        """`apply`, and one collective in which an error in the writes of any process is raised on all."""
+        error: BaseException | None = None
+        try:
+            self.apply(targets, log_scales)
+        except BaseException as found:
+            error = found
+        failed = torch.tensor([float(error is not None)], dtype=torch.float32, device="cpu")
+        raised = bool(self.ranks.largest(failed))
+        if error is not None:
+            raise error
+        if raised:
+            raise RescaleError(
+                "another process met an error while it rescaled its part of the model, and its own message says which: this part "
+                "is rescaled, and that one too, or at the next call"
+            )
+
     def local_logs(self) -> Tensor:
         """(2 K,) log N and log P of this process's part, read once and not kept."""
         sums = super().sums()

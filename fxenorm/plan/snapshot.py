@@ -23,6 +23,7 @@ from .core import Core
 from .follow import Followers, find_followers
 from .held import FROZEN, Mask, dead_reasons
 from .iterate import move, round_limit
+from .journal import Journal
 from .log_scales import refuse_overflow
 from .problem import Problem
 from .tensors import model_tensors, twins
@@ -57,6 +58,7 @@ class Snapshot:
         self._copies = distinct([copy.tensors(model) for copy in tracked])
         self._mastered = {name for copy in tracked for name in copy.masters(model)}
         self._followers = Followers()
+        self.journal = Journal()
         first = core.objective.counted[0].parameter if core.objective.counted else next(iter(self.tensors), None)
         self.device = tensors[first].device if first is not None else torch.device("cpu")
 
@@ -138,8 +140,13 @@ class Snapshot:
         return distinct_targets(targets)
 
     def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
-        """Multiplies what `targets` returned, and does what else has to follow."""
-        self._followers.around(lambda: self.backend.apply(targets, log_scales))
+        """Multiplies what `targets` returned, and does what else has to follow: all of it, or none."""
+        after = self._followers.after()
+        self.journal.carry_out([*self.backend.writes(targets, log_scales), *after])
+
+    def apply_told(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
+        """`apply`; other processes are told where this one meets an error."""
+        self.apply(targets, log_scales)
 
     @property
     def repeatable(self) -> bool:

@@ -36,7 +36,11 @@ def step(
     last, plan._last_step = plan._last_step, None
     # load_state_dict gives an optimizer another dict, and leaves the one that is known here as it was.
     known, plan._last_states = plan._last_states, [one.state for one in optimizers]
-    if len(known) != len(optimizers) or any(one is not other for one, other in zip(known, plan._last_states, strict=True)):
+    if (
+        plan._journal.is_open
+        or len(known) != len(optimizers)
+        or any(one is not other for one, other in zip(known, plan._last_states, strict=True))
+    ):
         last = None
     # Only what multiplies the same tensors every time is kept for the next call; gradients, resets and lists are looked up anew.
     plain = state == "reexpress" and not grads and gate is None

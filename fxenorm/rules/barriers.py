@@ -78,7 +78,7 @@ def bins(call: Call) -> Any:
     return barrier(call, "compared with boundaries that do not move with the scale") if call.tensors() else zero_field(call)
 
 
-@scale_rule("aten::_unique2", "aten::unique_consecutive", "aten::unique_dim", "torchvision::nms", family="barrier")
+@scale_rule("torchvision::nms", family="barrier")
 def unknown_number(call: Call) -> Any:
     """Entries are compared with each other, and their number depends on their values."""
     return barrier(call, "the number of results depends on the values")

@@ -51,6 +51,7 @@ class Call:
         options: see `RuleOptions`.
         constants: gives the value of an integer argument that depends on no model input, None where it is unknown.
         active: by schema name, whether the argument depends on a model input.
+        unknown: names of the arguments that are, or hold, numbers which depend on the data; they read as some integer.
         unwritten: by schema name, whether the argument's memory was made without values (`empty`) and never written to.
         roles: by schema name, as what the call uses the argument if it is a parameter; filled by the rule.
         inexact: sentences that say what the rule gave up; filled by the rule.
@@ -67,6 +68,7 @@ class Call:
     options: RuleOptions
     constants: Callable[[str, int | None], torch.Tensor | None]
     active: Mapping[str, bool]
+    unknown: frozenset[str] = frozenset()
     unwritten: Callable[[str], bool] = lambda name: False
     roles: dict[str, str] = field(default_factory=dict)
     inexact: list[str] = field(default_factory=list)

@@ -130,6 +130,21 @@ def sort(call: Call) -> Any:
     return (reshape(ScaleField(kept, values.terms), shape), places)
 
 
+@scale_rule("aten::_unique2", "aten::unique_consecutive", "aten::unique_dim", family="comparison")
+def unique(call: Call) -> Any:
+    """Which entries or slices are different, and in which order: all entries carry one field."""
+    value = call["self"]
+    if is_floating(call.fakes["self"]) and not isinstance(value, AnyField):
+        value = call.constant(call.field("self"), range(len(call.shape("self"))))
+    first, *others = call.output
+    rank = len(first.shape)
+    if isinstance(value, ScaleField):
+        value = ScaleField(tuple(first.shape), tuple((c, ids.reshape((1,) * rank)) for c, ids in value.terms))
+    else:
+        value = AnyField(tuple(first.shape))
+    return (value, *(ScaleField(tuple(other.shape)) for other in others))
+
+
 def _along(call: Call) -> Any:
     """Require a constant field along the call's axis (all axes where none is given)."""
     if isinstance(call["self"], AnyField) or not is_floating(call.fakes["self"]):

@@ -10,7 +10,7 @@ import numpy as np
 from ..field import AnyField, ParameterView, ScaleField
 from ..field.structure import broadcast, concatenate, flip, index, permute, repeat, reshape, roll, select_positions, take_slice
 from .call import Call, Field
-from .laws import barrier, move
+from .laws import barrier, move, positions_of, zero_field
 from .registry import family, scale_rule
 
 
@@ -182,6 +182,25 @@ def repeat_rule(call: Call) -> Field:
     return move(call, call["self"], new, lambda f: repeat(f, counts))
 
 
+@scale_rule("aten::repeat_interleave.Tensor", family="constant")
+def repeated_numbers(call: Call) -> Any:
+    """Position k as often as the k-th integer says."""
+    return zero_field(call)
+
+
+@scale_rule("aten::repeat_interleave.self_Tensor", family="structural")
+def repeat_interleave_each(call: Call) -> Field:
+    """Each position is repeated in place, each a number of times of its own."""
+    new, axis, rank = call.out_shape, call["dim"], len(call.shape("self"))
+    place = 0 if axis is None or rank == 0 else axis % rank
+    value = call["self"] if axis is not None and rank else _one_reshaped(call, call["self"], (int(np.prod(call.shape("self"))),))
+    known = call.constants("repeats", None)
+    if known is None:
+        return move(call, value, new, lambda f: ScaleField(new, call.constant(f, [place]).terms))
+    counts = np.broadcast_to(positions_of(known), (value.shape[place],))
+    return move(call, value, new, lambda f: select_positions(f, place, np.repeat(np.arange(len(counts)), counts)))
+
+
 @scale_rule("aten::repeat_interleave.self_int", family="structural")
 def repeat_interleave(call: Call) -> Field:
     """Each position is repeated in place."""
@@ -234,10 +253,28 @@ def _neighbour(call: Call, field: ScaleField, view: ParameterView, axis: int) ->
     return call.constant(field, [k for k, size in enumerate(view.shape) if size == 1])
 
 
+def _somewhere(call: Call, axis: int, shape: tuple[int, ...], squeeze: bool = False) -> Field:
+    """Positions of an axis that depend on the data: the field is constant along it. `squeeze`: one position, its axis dropped."""
+    old = call.shape("self")
+
+    def forward(f: ScaleField) -> ScaleField:
+        terms = call.constant(f, [axis]).terms
+        return ScaleField(shape, tuple((c, ids.squeeze(axis)) for c, ids in terms) if squeeze else terms)
+
+    def backward(wanted: ScaleField) -> ScaleField:
+        if squeeze:
+            return ScaleField(old, tuple((c, np.expand_dims(ids, axis)) for c, ids in wanted.terms))
+        return ScaleField(old, call.constant(wanted, [axis]).terms)
+
+    return move(call, call["self"], shape, forward, backward)
+
+
 @scale_rule("aten::select", family="structural")
 def select(call: Call) -> Field:
     """One position of an axis."""
     axis, new = _axis(call, call["dim"]), call.out_shape
+    if "index" in call.unknown:
+        return _somewhere(call, axis, new, squeeze=True)
     position = call["index"] % call.shape("self")[axis]
     return move(call, call["self"], new, lambda f: reshape(take_slice(f, axis, slice(position, position + 1)), new))
 
@@ -246,6 +283,8 @@ def select(call: Call) -> Field:
 def slice_rule(call: Call) -> Field:
     """A range of positions of an axis."""
     axis, new = _axis(call, call["dim"] or 0), call.out_shape
+    if call.unknown:
+        return _somewhere(call, axis, new)
     selection = slice(call["start"], call["end"], call["step"])
     if new == call.shape("self"):
         return call["self"]  # type: ignore[no-any-return]
@@ -259,12 +298,9 @@ def narrow(call: Call) -> Field:
     start = call["start"]
     if not isinstance(start, int):
         value = call.constants("start", None)
-        if value is None:
-            value = call["self"]
-            return (
-                AnyField(new) if isinstance(value, AnyField) else ScaleField(new, call.constant(call.settle(value), [axis]).terms)
-            )
-        start = int(value)
+        start = None if value is None else int(value)
+    if start is None or call.unknown:
+        return _somewhere(call, axis, new)
     start %= max(call.shape("self")[axis], 1)
     return move(call, call["self"], new, lambda f: take_slice(f, axis, slice(start, start + call["length"])))
 
@@ -295,7 +331,8 @@ def _cut(call: Call, axis: int, shapes: Sequence[tuple[int, ...]], squeeze: bool
 )
 def split(call: Call) -> list[Field]:
     """The tensor in consecutive parts along an axis."""
-    return _cut(call, _axis(call, call["dim"] or 0), [tuple(part.shape) for part in call.output])
+    axis, shapes = _axis(call, call["dim"] or 0), [tuple(part.shape) for part in call.output]
+    return [_somewhere(call, axis, shape) for shape in shapes] if call.unknown else _cut(call, axis, shapes)
 
 
 @scale_rule("aten::unbind", family="structural")

@@ -14,16 +14,17 @@ from ..errors import FxenormWarning, UnsupportedOperatorError
 from ..field import NEVER, Equations, Ids, ParameterFields, ParameterView, ScaleField, Solution, Term, compress, solve
 from ..field.structure import select_positions, take_slice
 from ..rules import NO_RULE, RuleOptions, is_floating
-from ..trace.outputs import check_patterns
 from ..trace.traced_model import TracedModel
 from .express import Expander, coprime_signs, group_order, redundant_variables
 from .flow import flows_of, sites_of
 from .folds import find_folds
-from .symmetry import Barrier, OutputUse, Role, Symmetry
+from .symmetry import Barrier, Role, Symmetry
 from .unread import unread_positions
 from .walk import Origin, Walk
 
 __all__ = ["find_symmetry"]
+
+_Final = tuple[dict[str, tuple[Term, ...]], Ids, Expander]
 
 _ROLE_ORDER: tuple[Role, ...] = ("weight", "gamma", "bias", "slope", "other")
 
@@ -37,35 +38,30 @@ def find_symmetry(
     exclude: Sequence[str] = (),
     approximate: Sequence[str] = (),
     on_unknown: str = "barrier",
-    outputs: Sequence[str] | None = None,
 ) -> Symmetry:
     """Find all positive diagonal rescalings of a model that keep every traced graph's outputs.
 
     Args:
         traced: the model's graphs, one a mode.
         model: the module that was traced; only names, shapes and integer buffers are read.
-        batchnorm, biases, exclude, approximate, on_unknown, outputs: see `fxenorm.analyze`.
+        batchnorm, biases, exclude, approximate, on_unknown: see `fxenorm.analyze`.
 
     Returns:
         The symmetry, plain data without any graph.
 
     Raises:
-        OptionError: a pattern in `outputs` names nothing.
         UnsupportedOperatorError: an operator without a rule was met and `on_unknown` is "error"; lists all of them.
     """
     if batchnorm == "frozen":
         traced = [graph for graph in traced if graph.mode == "eval"]
     aliases = {alias: name for graph in traced for alias, name in graph.aliases.items()}
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if is_floating(p) and name not in aliases}
-    check_patterns({graph.mode: graph.outputs for graph in traced}, outputs)
-    walk = _walk(traced, model, shapes, RuleOptions(batchnorm, biases, frozenset(approximate)), outputs)
+    walk = _walk(traced, model, shapes, RuleOptions(batchnorm, biases, frozenset(approximate)))
     _hold_parameters(walk, traced, shapes, aliases, exclude)
-    _hold_unread(walk, traced)
-    solution = solve(walk.equations)
-    barriers, by_output = _barriers(walk.origins, solution)
+    _hold_unread(walk, [path for graph in traced for path in (graph, *graph.paths)])
+    (exponents, starts, expander), barriers, fixed_by_output = _common_group(walk, traced)
     if on_unknown == "error":
         _refuse_unknown(barriers)
-    exponents, starts, expander = _final_exponents(walk, solution)
     flows = {mode: flows_of(events, expander, starts) for mode, events in walk.events.items()}
     roles = {name: next(role for role in _ROLE_ORDER if role in seen) for name, seen in walk.roles.items() if name in shapes}
     moved = sorted(walk.movable & exponents.keys())
@@ -82,31 +78,62 @@ def find_symmetry(
         sites=sites_of(walk.events, expander),
         barriers=barriers,
         folds=find_folds(traced),
-        fixed_by_output=sum(by_output.values()),
-        outputs=_outputs(by_output, walk.left_out),
+        fixed_by_output=fixed_by_output,
         modes=tuple(dict.fromkeys(mode for graph in traced for mode in (graph.covers or (graph.mode,)))),
         tracer=traced[0].tracer if all(graph.tracer == "export" for graph in traced) else "make_fx",
-        inexact_reasons=tuple(walk.inexact),
+        inexact_reasons=tuple(dict.fromkeys([*walk.inexact, *(reason for graph in traced for reason in graph.inexact)])),
         notes=tuple(dict.fromkeys(note for graph in traced for note in graph.notes)),
+        second_sizes=_second_sizes(traced),
     )
 
 
-def _walk(
-    traced: Sequence[TracedModel],
-    model: nn.Module,
-    shapes: dict[str, tuple[int, ...]],
-    options: RuleOptions,
-    outputs: Sequence[str] | None,
-) -> Walk:
+def _walk(traced: Sequence[TracedModel], model: nn.Module, shapes: dict[str, tuple[int, ...]], options: RuleOptions) -> Walk:
     """Walk all graphs over one set of equations."""
     equations = Equations()
     buffers = {name: tuple(b.shape) for name, b in model.named_buffers() if is_floating(b)}
     movable = _running_means(traced) if options.batchnorm == "frozen" else set()
     fields = ParameterFields(equations, {**shapes, **{name: buffers[name] for name in movable if name in buffers}})
-    walk = Walk(equations, fields, options, movable=movable, held_outputs=outputs)
+    walk = Walk(equations, fields, options, movable=movable)
     for graph in traced:
         walk.run(graph)
+        for number, path in enumerate(graph.paths, start=2):
+            walk.run(path, f"{graph.mode}, path {number}")
     return walk
+
+
+def _common_group(walk: Walk, traced: Sequence[TracedModel]) -> tuple[_Final, tuple[Barrier, ...], int]:
+    """Exponents and barriers that hold at the first size and at the second.
+
+    Where the second size takes nothing away, all is told as the first size shows it.
+    """
+    first = walk.equations.count
+    solution = solve(walk.equations)
+    final = _final_exponents(walk, solution)
+    barriers = _barriers(walk.origins, solution)
+    seconds = [graph.second for graph in traced if graph.second is not None]
+    if not seconds:
+        return final, *barriers
+    origins, fields = len(walk.origins), len(walk.parameters.fields)
+    for graph in seconds:
+        walk.run(graph, events="")
+    solution = solve(walk.equations)
+    if len(walk.parameters.fields) == fields and _rank(walk, solution) == int(final[1][-1]):
+        return final, *barriers
+    return _final_exponents(walk, solution), *_barriers(walk.origins, solution, first, origins)
+
+
+def _rank(walk: Walk, solution: Solution) -> int:
+    """Number of independent scales that move a parameter."""
+    return int(_free_columns(walk, solution).size)
+
+
+def _second_sizes(traced: Sequence[TracedModel]) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """By input tensor, by axis, its two sizes."""
+    for graph in traced:
+        if graph.second is not None and graph.inputs is not None and graph.second.inputs is not None:
+            pairs = zip(graph.inputs.tensors(), graph.second.inputs.tensors(), strict=True)
+            return tuple(tuple(zip(map(int, a.shape), map(int, b.shape), strict=True)) for a, b in pairs)
+    return ()
 
 
 def _running_means(traced: Sequence[TracedModel]) -> set[str]:
@@ -179,26 +206,27 @@ def _hold_unread(walk: Walk, traced: Sequence[TracedModel]) -> None:
                 walk.equations.require_zero(walk.equations.require_constant(part, range(len(part.shape)), origin), origin)
 
 
-def _barriers(origins: Sequence[Origin], solution: Solution) -> tuple[tuple[Barrier, ...], dict[str, int]]:
-    """Who forced how many variables (classes of tied ones) to zero first, and by path how many each output did."""
-    _, representative = np.unique(solution.labels, return_index=True)
+def _barriers(
+    origins: Sequence[Origin], solution: Solution, variables: int | None = None, first: int | None = None
+) -> tuple[tuple[Barrier, ...], int]:
+    """Who forced how many variables (classes of tied ones) to zero first, and how many the outputs did.
+
+    Counted are the first `variables` of them; origins from `first` on belong to the second size, where only what takes
+    something away is listed.
+    """
+    _, representative = np.unique(solution.labels[:variables], return_index=True)
     origin = solution.zero_origin[representative]
     counts = np.bincount(origin[origin != NEVER], minlength=len(origins))
     found: list[Barrier] = []
-    by_output: dict[str, int] = {}
-    for where, count in zip(origins, counts, strict=True):
+    by_output = 0
+    for number, (where, count) in enumerate(zip(origins, counts, strict=True)):
+        second = first is not None and number >= first
         if where.operator == "output":
-            by_output[where.node] = by_output.get(where.node, 0) + int(count)
-        elif count or not where.known:
-            reason = where.reason or "ties its inputs to what is held"
+            by_output += int(count)
+        elif count or not (where.known or second):
+            reason = (where.reason or "ties its inputs to what is held") + (", at the second size" if second else "")
             found.append(Barrier(where.operator, where.node, where.module, where.source, int(count), reason, where.known))
     return tuple(found), by_output
-
-
-def _outputs(by_output: dict[str, int], left_out: dict[str, str]) -> tuple[OutputUse, ...]:
-    """What leaves forward, held or not; a path that is held in one mode is held."""
-    held = [OutputUse(path, True, count) for path, count in by_output.items()]
-    return (*held, *(OutputUse(path, False, 0, reason) for path, reason in left_out.items() if path not in by_output))
 
 
 def _refuse_unknown(barriers: Sequence[Barrier]) -> None:
@@ -211,18 +239,10 @@ def _refuse_unknown(barriers: Sequence[Barrier]) -> None:
         )
 
 
-def _final_exponents(walk: Walk, solution: Solution) -> tuple[dict[str, tuple[Term, ...]], Ids, Expander]:
+def _final_exponents(walk: Walk, solution: Solution) -> _Final:
     """The exponents of all parameters over final variables, the starts of the groups, and the way from raw ids there."""
     fields = walk.parameters.fields
-    first = Expander(solution.matrix)
-    raw = {name: (field.shape, first.terms(field.terms)) for name, field in fields.items()}
-    count = solution.matrix.shape[1]
-    used = np.zeros(count, dtype=bool)
-    for _, terms in raw.values():
-        for _, ids in terms:
-            used[ids[ids >= 0]] = True
-    used[redundant_variables(raw, count)] = False
-    matrix = solution.matrix[:, np.flatnonzero(used)]
+    matrix = solution.matrix[:, _free_columns(walk, solution)]
     matrix.eliminate_zeros()
     count = matrix.shape[1]
     second = Expander(matrix)
@@ -236,6 +256,19 @@ def _final_exponents(walk: Walk, solution: Solution) -> tuple[dict[str, tuple[Te
     unit[number] = divisor
     final = Expander(_renumber(matrix, sign, number), unit)
     return {name: terms for name, field in fields.items() if (terms := final.terms(field.terms))}, starts, final
+
+
+def _free_columns(walk: Walk, solution: Solution) -> Ids:
+    """The free variables that move parameters, each in a way that the others cannot."""
+    first = Expander(solution.matrix)
+    raw = {name: (field.shape, first.terms(field.terms)) for name, field in walk.parameters.fields.items()}
+    count = solution.matrix.shape[1]
+    used = np.zeros(count, dtype=bool)
+    for _, terms in raw.values():
+        for _, ids in terms:
+            used[ids[ids >= 0]] = True
+    used[redundant_variables(raw, count)] = False
+    return np.flatnonzero(used)
 
 
 def _renumber(matrix: Any, sign: Ids, number: Ids) -> Any:

@@ -27,10 +27,14 @@ class KnownValues:
 
     def value(self, node: fx.Node) -> torch.Tensor | None:
         """The integer or boolean tensor of `node`, None where it is not known."""
-        found = self._evaluate(node)
+        found = self.anything(node)
         if not isinstance(found, torch.Tensor) or found.is_floating_point() or found.is_complex():
             return None
         return found
+
+    def anything(self, node: fx.Node) -> Any:
+        """Whatever the node gives, floating-point tensors and lists among it; None where it is not known."""
+        return self._evaluate(node)
 
     def _evaluate(self, node: fx.Node) -> Any:
         # Iterative, as chains of constants can be longer than Python's stack.
@@ -58,7 +62,8 @@ class KnownValues:
             if torch.Tag.nondeterministic_seeded in node.target.tags:
                 return False
             value = node.meta.get("val")
-            return not isinstance(value, torch.Tensor) or value.numel() <= LARGEST
+            # A size that is open in the trace follows from the arguments, which are small enough.
+            return not isinstance(value, torch.Tensor) or is_symbolic_shape(value) or value.numel() <= LARGEST
         return getattr(node.target, "__module__", "") in ("_operator", "operator", "math")
 
     def _compute(self, node: fx.Node) -> Any:
@@ -80,6 +85,11 @@ class KnownValues:
         kwargs = {key: torch.device("cpu") if isinstance(value, torch.device) else value for key, value in kwargs.items()}
         with torch.no_grad():
             return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def is_symbolic_shape(value: torch.Tensor) -> bool:
+    """Whether a size is known at run time only."""
+    return any(not isinstance(size, int) for size in value.shape)
 
 
 def _mutates(node: fx.Node) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from .arguments import bound_arguments, nodes_in
+from .arguments import bound_arguments, nodes_in, operator_name
 
-__all__ = ["Storage", "written_arguments"]
+__all__ = ["Storage", "may_return_input", "written_arguments"]
 
 # Operators that hand back their input itself in some modes or dtypes, though their schema does not say so.
 _MAY_RETURN_INPUT = {
@@ -18,6 +18,11 @@ _MAY_RETURN_INPUT = {
     "aten::to", "aten::reshape", "aten::contiguous", "aten::flatten", "aten::view_as_complex", "aten::view_as_real",
     "aten::resolve_conj", "aten::resolve_neg", "aten::tile",
 }  # fmt: skip
+
+
+def may_return_input(node: fx.Node) -> bool:
+    """Whether it depends on modes, dtypes or strides if the call hands back its input or a copy."""
+    return operator_name(node) in _MAY_RETURN_INPUT
 
 
 def written_arguments(node: fx.Node) -> list[tuple[fx.Node, int | None]]:
@@ -46,13 +51,14 @@ class Storage:
         self._parent: dict[fx.Node, fx.Node] = {}
         self._members: dict[fx.Node, list[fx.Node]] = {}
         self.order = {node: position for position, node in enumerate(graph.nodes)}
-        if not any(written_arguments(node) for node in graph.nodes if node.op == "call_function"):
+        self.written = any(written_arguments(node) for node in graph.nodes if node.op == "call_function")
+        if not self.written:
             return
         for node in graph.nodes:
-            for source in self._sources(node):
+            for source in self.sources(node):
                 self._join(node, source)
 
-    def _sources(self, node: fx.Node) -> Iterator[fx.Node]:
+    def sources(self, node: fx.Node) -> Iterator[fx.Node]:
         """The arguments whose memory the node's output may share."""
         if node.op != "call_function":
             return

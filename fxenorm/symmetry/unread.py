@@ -13,8 +13,9 @@ from torch import fx
 from ..field import Equations, Ids, ParameterFields, ScaleField
 from ..rules import Call, RuleOptions, find_rule, is_floating
 from ..trace.traced_model import TracedModel
-from .arguments import bound_arguments, flat, operator_name, replaced
+from .arguments import bound_arguments, flat, nodes_in, operator_name, replaced
 from .known_values import KnownValues
+from .sizes import Sizes
 from .storage import Storage
 
 __all__ = ["unread_positions"]
@@ -112,6 +113,7 @@ class _Follower:
     def __init__(self, traced: TracedModel, parameters: Sequence[fx.Node]) -> None:
         self.reads = _Reads()
         self.known = KnownValues(traced, Storage(traced.graph))
+        self.sizes = Sizes(self.known)
         self.numbers: dict[fx.Node, list[ScaleField]] = {}
         values: dict[fx.Node, Any] = {}
         for node in parameters:
@@ -139,7 +141,7 @@ class _Follower:
     def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """One structural rule."""
         bound = bound_arguments(node)
-        fakes = {key: replaced(value, lambda source: source.meta.get("val")) for key, value in bound.items()}
+        fakes = {key: replaced(value, self.sizes.of) for key, value in bound.items()}
 
         def constants(argument: str, position: int | None) -> torch.Tensor | None:
             source = bound[argument] if position is None else bound[argument][position]
@@ -148,7 +150,7 @@ class _Follower:
         def of(source: fx.Node) -> Any:
             if source in values:
                 return values[source]
-            fake = source.meta.get("val")
+            fake = self.sizes.of(source)
             return ScaleField(tuple(fake.shape)) if isinstance(fake, torch.Tensor) else fake
 
         rule = find_rule(operator_name(node), node.target._overloadname or "default")  # type: ignore[union-attr]
@@ -156,13 +158,14 @@ class _Follower:
             operator=rule.operator.split(".")[0],  # type: ignore[union-attr]
             arguments={key: replaced(value, of) for key, value in bound.items()},
             fakes=fakes,
-            output=node.meta.get("val"),
+            output=self.sizes.of(node),
             equations=self.reads,
             parameters=ParameterFields(self.reads, {}),
             origin=0,
             options=RuleOptions(),
             constants=constants,
             active={},
+            unknown=frozenset(key for key, value in bound.items() if any(map(self.sizes.unknown, nodes_in(value)))),
         )
         return rule.function(call)  # type: ignore[union-attr]
 

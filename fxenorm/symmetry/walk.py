@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,10 @@ from ..errors import FxenormWarning
 from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField
 from ..rules import NO_RULE, Call, Rule, RuleOptions, barrier, find_rule, is_floating
 from ..rules.laws import zero_field
-from ..trace.outputs import Output
 from ..trace.traced_model import TracedModel, module_path, source_line
 from .arguments import bound_arguments, flat, nodes_in, operator_name, replaced
 from .known_values import KnownValues
-from .output_ends import OutputEnds
+from .sizes import Sizes, is_symbolic
 from .storage import Storage, written_arguments
 
 __all__ = ["Event", "Origin", "Walk"]
@@ -71,12 +70,10 @@ class Walk:
         equations, parameters: shared by all graphs of the model.
         options: what the rules may depend on.
         origins: by the number that equations carry.
-        events: by mode, the calls that depend on a model input or read a parameter.
+        events: by mode (and path, where random numbers choose one), the calls that depend on a model input or read a parameter.
         roles: by parameter name, all roles seen.
         inexact: what rules gave up, in sentences, in order.
         movable: names of buffers that carry a field.
-        held_outputs: fnmatch patterns of the outputs that are held; None: all but caches.
-        left_out: by path, why an output is not held.
         hold_outputs: whether model outputs are forced to zero; off only where the law of a single operator is looked at.
         outputs: the outputs' fields, kept where they are not held.
     """
@@ -89,8 +86,6 @@ class Walk:
     roles: dict[str, set[str]] = field(default_factory=dict)
     inexact: dict[str, None] = field(default_factory=dict)
     movable: set[str] = field(default_factory=set)
-    held_outputs: Sequence[str] | None = None
-    left_out: dict[str, str] = field(default_factory=dict)
     hold_outputs: bool = True
     outputs: list[Any] = field(default_factory=list)
 
@@ -99,42 +94,43 @@ class Walk:
         self.origins.append(origin)
         return len(self.origins) - 1
 
-    def run(self, traced: TracedModel) -> None:
-        """Walk one graph."""
-        _GraphWalk(self, traced).run()
+    def run(self, traced: TracedModel, events: str | None = None) -> None:
+        """Walk one graph and keep its calls under `events` (default: its mode); "" keeps none."""
+        kept: list[Event] = [] if events == "" else self.events.setdefault(events or traced.mode, [])
+        _GraphWalk(self, traced, kept).run()
 
 
 class _GraphWalk:
     """The state of the walk over one graph: the current field of every node."""
 
-    def __init__(self, walk: Walk, traced: TracedModel) -> None:
+    def __init__(self, walk: Walk, traced: TracedModel, events: list[Event]) -> None:
         self.walk = walk
         self.traced = traced
         self.storage = Storage(traced.graph)
         self.known = KnownValues(traced, self.storage)
+        self.sizes = Sizes(self.known)
         self.values: dict[fx.Node, Any] = {}
         self.active: set[fx.Node] = set()
         # Parameters that a node is made of, as long as no model input is mixed in.
         self.made_of: dict[fx.Node, frozenset[str]] = {}
         self.event_of: dict[fx.Node, int] = {}
-        self.events: list[Event] = walk.events.setdefault(traced.mode, [])
+        self.events = events
         # Fields are dropped after their last user; events keep what sites need.
         self.last_use = {source: node for node in traced.graph.nodes for source in node.all_input_nodes}
 
     def run(self) -> None:
-        ends = OutputEnds(self.traced, self.walk.held_outputs)
         for node in self.traced.graph.nodes:
             if node.op in ("placeholder", "get_attr"):
                 self._start(node)
             elif node.op == "output":
-                self._finish(node, ends)
-            elif node in ends.live:
+                self._finish(node)
+            else:
                 self._step(node)
 
     # --- ends ----------------------------------------------------------------------------------------------------
 
     def _start(self, node: fx.Node) -> None:
-        value = node.meta.get("val")
+        value = self.sizes.of(node)
         known = self.traced.placeholders.get(node.name)
         if not isinstance(value, torch.Tensor):
             self.values[node] = value
@@ -149,26 +145,16 @@ class _GraphWalk:
         elif known.kind == "constant" and is_floating(value) and _carries_any(known.value):
             self.values[node] = AnyField(shape)
 
-    def _finish(self, node: fx.Node, ends: OutputEnds) -> None:
+    def _finish(self, node: fx.Node) -> None:
         if not self.walk.hold_outputs:
             self.walk.outputs += [self._current(source) for source in nodes_in(node.args[0])]
             return
-        for output, source in ends.held:
-            self._hold_output(output, source)
-        self.walk.left_out.update(ends.left_out)
-        self.walk.inexact.update(dict.fromkeys(ends.unsearched))
-
-    def _hold_output(self, output: Output, source: fx.Node) -> None:
-        """A value that leaves forward stays as it is."""
-        if output.kind == "read":
-            origin = Origin("item", source.name, module_path(source), source_line(source), "its value reaches Python")
-        else:
-            origin = Origin("output", output.path, "", "", "a model output stays as it is")
-        number = self.walk.origin(origin)
-        for value in flat(self._current(source)):
-            self._force(value, number)
-        for name in self.made_of.get(source, ()):
-            self.walk.roles.setdefault(name, set()).add("other")
+        origin = self.walk.origin(Origin("output", node.name, "", "", "a model output stays as it is"))
+        for source in node.all_input_nodes:
+            for value in flat(self._current(source)):
+                self._force(value, origin)
+            for name in self.made_of.get(source, ()):
+                self.walk.roles.setdefault(name, set()).add("other")
 
     def _force(self, value: Any, origin: int) -> None:
         """Force one value to zero."""
@@ -180,6 +166,8 @@ class _GraphWalk:
     def _current(self, node: fx.Node) -> Any:
         """The node's value as of now: parameters that got a field meanwhile show it."""
         value = self.values.get(node)
+        if value is None and isinstance(self.sizes.of(node), int):
+            return self.sizes.of(node)
         if isinstance(value, ParameterView):
             return self.walk.parameters.look(value)
         if isinstance(value, (list, tuple)):
@@ -222,7 +210,7 @@ class _GraphWalk:
         name, overload = node.target._schema.name, node.target._overloadname  # type: ignore[union-attr]
         bound = bound_arguments(node)
         arguments = {key: replaced(value, self._current) for key, value in bound.items()}
-        fakes = {key: replaced(value, lambda source: source.meta.get("val")) for key, value in bound.items()}
+        fakes = {key: replaced(value, self.sizes.of) for key, value in bound.items()}
         rule = find_rule(name, overload or "default")
         origin = self.walk.origin(Origin(f"{name.split('::')[-1]}.{overload}", node.name, module_path(node), source_line(node)))
 
@@ -234,16 +222,17 @@ class _GraphWalk:
             operator=name if rule is None else rule.operator.split(".")[0],
             arguments=arguments,
             fakes=fakes,
-            output=node.meta.get("val"),
+            output=self.sizes.of(node),
             equations=self.walk.equations,
             parameters=self.walk.parameters,
             origin=origin,
             options=self.walk.options,
             constants=constants,
             active={key: any(source in self.active for source in nodes_in(value)) for key, value in bound.items()},
+            unknown=frozenset(key for key, value in bound.items() if any(map(self.sizes.unknown, nodes_in(value)))),
         )
-        if _symbolic(call.output) or any(_symbolic(fake) for fake in fakes.values()):
-            result = barrier(call, "a shape depends on the data") if call.tensors() else zero_field(call)
+        if rule is not None and is_symbolic([node.meta.get("val"), *(source.meta.get("val") for source in node.all_input_nodes)]):
+            result = self._apply_open(rule, call, node)
         elif rule is not None:
             result = self._apply(rule, call)
         elif all(isinstance(value, ScaleField) and value.is_zero for _, value in call.tensors()):
@@ -280,6 +269,22 @@ class _GraphWalk:
             )
             return barrier(call, f"its rule failed: {type(error).__name__}: {error}")
 
+    def _apply_open(self, rule: Rule, call: Call, node: fx.Node) -> Any:
+        """The rule's answer where sizes depend on the data: it runs on numbers in their place, constant along such axes."""
+        try:
+            result = _only_floating(rule.function(call), call.output)
+        except Exception:  # the numbers in place of the sizes need not fit together
+            return barrier(call, "a shape depends on the data") if call.tensors() else zero_field(call)
+        fake = node.meta["val"]
+        if isinstance(result, (list, tuple)):
+            return [self._same_everywhere(call, value, part) for value, part in zip(result, fake, strict=True)]
+        return self._same_everywhere(call, result, fake)
+
+    def _same_everywhere(self, call: Call, value: Any, fake: Any) -> Any:
+        """The field, constant along the axes of unknown length."""
+        axes = self.sizes.unknown_axes(fake)
+        return call.constant(value, axes) if axes and isinstance(value, ScaleField) else value
+
     def _uses(self, bound: Mapping[str, Any], call: Call) -> Iterator[tuple[str, str]]:
         """(parameter name, role) for every parameter that the call reads."""
         for key, value in bound.items():
@@ -291,7 +296,7 @@ class _GraphWalk:
 
     def _unknown(self, node: fx.Node) -> Any:
         """A call of something that is no ATen operator."""
-        output = node.meta.get("val")
+        output = self.sizes.of(node)
         values = [value for source in node.all_input_nodes for value in flat(self._current(source))]
         moving = [v for v in values if isinstance(v, ParameterView) or (isinstance(v, ScaleField) and not v.is_zero)]
         name = str(getattr(node.target, "__name__", node.target))
@@ -309,7 +314,7 @@ class _GraphWalk:
 
     def _write(self, target: fx.Node, new: Any, node: fx.Node, origin: int) -> Any:
         """`node` writes a tensor of field `new` into `target`; returns the field that later readers of the memory see."""
-        fake = target.meta.get("val")
+        fake = self.sizes.of(target)
         if (
             not isinstance(fake, torch.Tensor)
             or not is_floating(fake)
@@ -321,9 +326,9 @@ class _GraphWalk:
             for member in self.storage.members(target)
             if member.op in ("placeholder", "get_attr") and member.name in self.traced.placeholders
         ]
-        kept = [owner for owner in owners if owner.kind in ("parameter", "buffer", "input")]
+        kept = [owner for owner in owners if owner.kind in ("parameter", "buffer")]
         if kept:
-            # What the model keeps from one call to the next, or gives back in an argument, must not depend on the scales.
+            # What the model keeps from one call to the next must not depend on the scales.
             self._reason(origin, f"writes to the {kept[0].kind} {kept[0].name}")
             self._force(new, origin)
             for owner in kept:
@@ -366,11 +371,6 @@ class _GraphWalk:
         outputs = tuple(value for value in flat(self.values.get(node)) if isinstance(value, ScaleField))
         self.event_of[node] = len(self.events)
         self.events.append(Event(where, inputs, outputs, tuple(dict.fromkeys(uses))))
-
-
-def _symbolic(fake: Any) -> bool:
-    """Whether a tensor, or one in a list, has a size that is known at run time only."""
-    return any(not isinstance(size, int) for value in flat(fake) if isinstance(value, torch.Tensor) for size in value.shape)
 
 
 def _only_floating(result: Any, output: Any) -> Any:

@@ -11,12 +11,6 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["ExportWatch", "RealRunWatch"]
 
 _TO_PYTHON = {torch.Tensor.numpy: "numpy", torch.Tensor.__array__: "__array__", torch.Tensor.tolist: "tolist"}
-_AS_BYTES = {torch.Tensor.__reduce_ex__, torch.Tensor.untyped_storage}
-_READS = {
-    torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__repr__, torch.Tensor.__format__, torch.Tensor.__bool__,
-    torch.Tensor.__float__, torch.Tensor.__int__, torch.Tensor.__index__, torch.Tensor.__complex__,
-}  # fmt: skip
-_TO_TEXT = {torch.Tensor.__repr__, torch.Tensor.__format__}
 _SHARES_MEMORY = {torch.Tensor.__dlpack__: "__dlpack__", torch.utils.dlpack.to_dlpack: "to_dlpack"}  # type: ignore[attr-defined]
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 
@@ -25,14 +19,7 @@ class ExportWatch(TorchFunctionMode):
     """For `torch.export`: ``.data``, which it cannot follow, becomes ``detach()``; sharing memory is refused.
 
     (A fake tensor has no memory: handing it out would crash the process.)
-
-    Attributes:
-        read: copies of the tensors whose values Python read, whatever it did with them.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read: list[torch.Tensor] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -42,8 +29,6 @@ class ExportWatch(TorchFunctionMode):
             return args[0].detach()
         if func in _SHARES_MEMORY:
             raise RuntimeError(f"{_SHARES_MEMORY[func]} takes a tensor out of the graph")
-        if func in _READS:
-            self.read.append(args[0].detach().clone())
         return func(*args, **(kwargs or {}))
 
 
@@ -57,6 +42,6 @@ class RealRunWatch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Runs `func`, after marking the tensor that it takes out of the graph."""
-        if any(func in group for group in (_TO_PYTHON, _TO_TEXT, _AS_BYTES, _SHARES_MEMORY)):
+        if func in _TO_PYTHON or func in _SHARES_MEMORY:
             args[0].detach().sum().item()
         return func(*args, **(kwargs or {}))

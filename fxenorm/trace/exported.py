@@ -10,12 +10,11 @@ from torch import fx, nn
 
 from ..errors import ExampleInputsError
 from .escapes import ExportWatch
-from .flatten import drop_idle, inline_regions
+from .flatten import drop_idle, inline_regions, tensor_leaves
 from .inputs import Inputs
 from .names import overlapping, tied_names
-from .outputs import Output, OutputWatch, graph_values
 from .preserve import prepared
-from .reachable import Leaf
+from .randomness import set_seeds
 from .source import SourceLines, annotate
 from .traced_model import Mode, Placeholder, TracedModel
 
@@ -24,20 +23,16 @@ __all__ = ["finish", "trace_by_export"]
 _ONE_DTYPE = frozenset({"linear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "bmm", "addmm"})
 
 
-def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode) -> TracedModel:
-    """Traces `model` in `mode`; raises whatever `torch.export` or the model raises. The model is left as it was."""
+def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | None = None) -> TracedModel:
+    """Traces `model` in `mode`; raises whatever `torch.export` or the model raises. The model is left as it was.
+
+    `seed`: of Python's, numpy's and torch's random numbers on the way; None: as they are.
+    """
     with prepared(model, mode) as notes:
+        set_seeds(seed)
         # torch.export refuses outputs that are no known pytree (key-value caches). This hook runs after the user's own.
-        watch, escaped = OutputWatch(model, raises=True), ExportWatch()
-        left: list[tuple[Output, ...]] = []
-
-        def flat_outputs(leaves: list[Leaf]) -> tuple[Any, ...]:
-            values, outputs = graph_values(leaves, escaped.read)
-            left[:] = [outputs]
-            return values
-
-        watch.hook(flat_outputs, begin=escaped.read.clear)
-        with escaped:
+        model.register_forward_hook(lambda module, args, output: tensor_leaves(output))
+        with ExportWatch():
             program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
 
     graph = program.graph
@@ -53,7 +48,7 @@ def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode) -> TracedModel
         value = values.get(name) if kind in ("buffer", "constant") else None
         placeholders[node.name] = Placeholder(kind, name, value)
     inline_regions(program.graph_module)
-    return finish(model, graph, mode, "export", placeholders, aliases, tuple(notes), left[0] if left else ())
+    return finish(model, graph, mode, "export", placeholders, aliases, tuple(notes))
 
 
 def _check_dtypes(graph: fx.Graph, inputs: Inputs) -> None:
@@ -101,7 +96,6 @@ def finish(
     placeholders: dict[str, Placeholder],
     aliases: dict[str, str],
     notes: tuple[str, ...] = (),
-    outputs: tuple[Output, ...] = (),
 ) -> TracedModel:
     """What both tracers do at the end: annotate the nodes, resolve get_attr nodes, look for overlapping tensors."""
     drop_idle(graph)
@@ -117,4 +111,4 @@ def finish(
     constants = {item.name: item.value for item in placeholders.values() if item.kind == "constant" and item.value is not None}
     own = [(name, tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers()) if name not in aliases]
     shared = overlapping([*own, *constants.items()])
-    return TracedModel(graph, mode, tracer, placeholders, aliases, notes, shared, (mode,), outputs=outputs)
+    return TracedModel(graph, mode, tracer, placeholders, aliases, notes, shared, (mode,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,11 @@ class Inputs:
             return None
         return self.map(lambda tensor: torch.cat([tensor, tensor]) if tensor.dim() > 0 and tensor.shape[0] == 1 else tensor)
 
+    def resized(self, sizes: Sequence[Sequence[int]]) -> Inputs:
+        """The arguments with the tensors repeated or cut to other sizes, one shape for each of `tensors()`."""
+        remaining = iter(sizes)
+        return self.map(lambda tensor: _resized(tensor, next(remaining)))
+
     def __str__(self) -> str:
         parts = [_describe(value) for value in self.args]
         parts += [f"{name}={_describe(value)}" for name, value in self.kwargs.items()]
@@ -56,6 +61,15 @@ def _describe(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_describe(item)}" for key, item in value.items()) + "}"
     return repr(value) if isinstance(value, (int, float, bool, str, type(None))) else type(value).__name__
+
+
+def _resized(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """`tensor` repeated or cut along every axis; indices and masks in it stay valid."""
+    for axis, size in enumerate(shape):
+        if size != tensor.shape[axis]:
+            places = torch.arange(size, device=tensor.device, dtype=torch.int64) % tensor.shape[axis]
+            tensor = tensor.detach().index_select(axis, places)
+    return tensor
 
 
 def given_inputs(example_inputs: Any, example_kwargs: Any) -> Inputs | None:

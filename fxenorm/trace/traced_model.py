@@ -10,7 +10,6 @@ import torch
 from torch import fx
 
 from .inputs import Inputs
-from .outputs import Output
 
 __all__ = ["Mode", "Placeholder", "TracedModel", "module_path", "source_line"]
 
@@ -52,8 +51,9 @@ class TracedModel:
         covers: the modes that this graph stands for: `mode`, and the other one too where the trace in the other mode was
             skipped because no module behaves differently there.
         inputs: the example inputs, given or guessed.
-        outputs: what leaves forward, by path, with the position of its node among the graph's outputs; empty where the graph
-            was made by hand.
+        paths: graphs of the same mode and inputs along other paths that random numbers took.
+        second: the graph at another size of the inputs, where the model runs at one.
+        inexact: why the graphs do not cover all that the model can do, in sentences.
     """
 
     graph: fx.Graph
@@ -65,7 +65,9 @@ class TracedModel:
     shared_storage: tuple[tuple[str, ...], ...] = ()
     covers: tuple[Mode, ...] = ()
     inputs: Inputs | None = None
-    outputs: tuple[Output, ...] = ()
+    paths: tuple[TracedModel, ...] = ()
+    second: TracedModel | None = None
+    inexact: tuple[str, ...] = ()
 
 
 def module_path(node: fx.Node) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch._ops import HigherOrderOperator
 from torch.nn.parameter import is_lazy
 
 from ..errors import ExampleInputsError, FxenormWarning, OptionError, TraceError
@@ -17,8 +18,9 @@ from .exported import trace_by_export
 from .guess import candidates, choose
 from .inputs import Inputs, given_inputs, is_meta
 from .modes import depends_on_mode
-from .real_run import trace_by_real_run
+from .real_run import trace_by_fake_run, trace_by_real_run
 from .reasons import needs_values, reason, runs_on
+from .second_size import with_second_size
 from .traced_model import Mode, TracedModel
 from .unwrap import unwrap
 from .whole_tensors import whole_tensors
@@ -47,7 +49,8 @@ def trace_model(
 
     Returns:
         One traced model a mode, eval first. With "both" there is only one if nothing in the model reads the mode (it
-        covers both) or if it cannot be traced in train mode (it covers eval, and a warning says so).
+        covers both) or if it cannot be traced in train mode (it covers eval, and a warning says so). The first has a
+        second graph at another size of the inputs, where the model runs at one.
 
     Raises:
         OptionError: `model` is not a module or `modes` none of the three words.
@@ -88,7 +91,7 @@ def _trace_modes(
     else:
         inputs = _on_meta(model, inputs).map(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
         traced = _trace(model, inputs, first, say)
-    traced = dataclasses.replace(traced, inputs=inputs)
+    traced = _at_second_size(model, dataclasses.replace(traced, inputs=inputs), say)
     if modes != "both":
         return [traced]
     if not depends_on_mode(model):
@@ -103,6 +106,28 @@ def _trace_modes(
             stacklevel=3,
         )
         return [traced]
+
+
+def _at_second_size(model: nn.Module, traced: TracedModel, say: Callable[[str], None]) -> TracedModel:
+    """`traced` with a graph at another size."""
+
+    def trace(inputs: Inputs, seed: int) -> TracedModel:
+        return _trace_again(model, traced, inputs, seed)
+
+    say("tracing at a second size")
+    return with_second_size(traced, trace)
+
+
+def _trace_again(model: nn.Module, traced: TracedModel, inputs: Inputs, seed: int) -> TracedModel:
+    """One more trace in the same mode, on other inputs or under other random numbers."""
+    if traced.tracer != "export":
+        return trace_by_real_run(model, inputs, traced.mode, "", seed)
+    try:
+        return trace_by_fake_run(model, inputs, traced.mode, seed)
+    except Exception as error:  # only torch.export lets some models run without values
+        if not needs_values(error) and not any(isinstance(node.target, HigherOrderOperator) for node in traced.graph.nodes):
+            raise
+    return trace_by_export(model, inputs, traced.mode, seed)
 
 
 def _on_meta(model: nn.Module, inputs: Inputs) -> Inputs:

@@ -62,6 +62,16 @@ CASES = (
     Case("aten::tile", lambda x: torch.tile(x, (2, 3)), ((2, 4),), "both axes"),
     Case("aten::repeat_interleave.self_int", lambda x: torch.repeat_interleave(x, 2, 1), (X,)),
     Case("aten::repeat_interleave.self_int", lambda x: torch.repeat_interleave(x, 2), ((2, 3),), "flattened"),
+    Case("aten::repeat_interleave.self_Tensor", lambda x: torch.repeat_interleave(x, torch.tensor([2, 0, 1]), -2), (X,)),
+    Case("aten::repeat_interleave.self_Tensor", lambda x: torch.repeat_interleave(x, torch.tensor([2])), ((2, 3),), "flattened"),
+    Case(
+        "aten::repeat_interleave.self_Tensor",
+        lambda x, y: torch.repeat_interleave(x, y.argsort(), 0),
+        ((3, 2), (3,)),
+        "numbers from the run",
+        dimension=3,
+    ),
+    Case("aten::repeat_interleave.Tensor", lambda x: torch.repeat_interleave((x > 0).long()), ((3,),), dimension=3),
     Case("aten::cat", lambda x, y: torch.cat([x, y], 1), ((2, 3), (2, 4)), misses=_CLASS_TOKEN),
     Case(
         "aten::cat",
