@@ -137,11 +137,13 @@ class Claims:
         inputs, outputs: for every input and floating-point output the (entries, free) integer rows of its logarithmic
             factors; None for an input that carries nothing and for an output said to be all zero or infinite.
         free: number of free variables.
+        offsets: for every input, what is added to it before it is multiplied, and taken away again.
     """
 
     inputs: tuple[np.ndarray | None, ...]
     outputs: tuple[np.ndarray | None, ...]
     free: int
+    offsets: tuple[float, ...]
 
 
 def claims(case: Case, variant: Variant) -> Claims | None:
@@ -160,7 +162,7 @@ def claims(case: Case, variant: Variant) -> Claims | None:
     walk.run(traced)
     outputs = [_settled(fields, value) for value in flat(walk.outputs) if value is not None]
     inputs = [
-        None if spread == "fixed" or f"p{k}" not in shapes else fields.form(ParameterView(f"p{k}", shapes[f"p{k}"]))
+        None if spread == "fixed" or f"p{k}" not in shapes else _whole(fields, f"p{k}")
         for k, spread in enumerate(variant.spreads)
     ]
     solution = solve(equations)
@@ -179,8 +181,14 @@ def claims(case: Case, variant: Variant) -> Claims | None:
         tuple(rows(field, case.shapes[k]) for k, field in enumerate(inputs)),
         tuple(rows(field, field.shape) for field in outputs),
         matrix.shape[1],
+        tuple(0.0 if spread != "parameter" else fields.offsets.get(f"p{k}", 0.0) for k, spread in enumerate(variant.spreads)),
     )
 
 
 def _settled(fields: ParameterFields, value: Any) -> Any:
-    return fields.form(value) if isinstance(value, ParameterView) else value
+    return fields.form(value, 0) if isinstance(value, ParameterView) else value
+
+
+def _whole(fields: ParameterFields, name: str) -> ScaleField:
+    """The field of a parameter, with its offset."""
+    return fields.form(ParameterView(name, fields.shapes[name], offset=fields.offsets.get(name, 0.0)), 0)

@@ -7,7 +7,7 @@ group's Lie algebra as its null space. Jumps are invisible to a derivative; ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,15 +53,16 @@ def _prepared(model: nn.Module) -> nn.Module:
     return model
 
 
-def _slopes(model: nn.Module, inputs: Sequence[Any], projections: int, seed: int) -> torch.Tensor:
-    """Rows: derivatives of random combinations of all outputs with respect to the logarithms of all parameters."""
+def _slopes(model: nn.Module, inputs: Sequence[Any], projections: int, seed: int, offsets: Mapping[str, float]) -> torch.Tensor:
+    """Rows: derivatives of random combinations of all outputs with respect to the logarithms of all offset + parameter."""
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     logs = {
         # A complex parameter moves by real factors.
         name: torch.zeros(parameter.shape, dtype=parameter.dtype.to_real(), requires_grad=True)
         for name, parameter in parameters.items()
     }
-    scaled = {name: parameter * logs[name].exp() for name, parameter in parameters.items()}
+    added = {name: offsets.get(name, 0.0) for name in parameters}
+    scaled = {name: (added[name] + parameter) * logs[name].exp() - added[name] for name, parameter in parameters.items()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     leaves = tree_leaves(functional_call(model, {**scaled, **buffers}, tuple(inputs)))
     values = torch.cat([leaf.reshape(-1) for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()])
@@ -78,7 +79,10 @@ def _slopes(model: nn.Module, inputs: Sequence[Any], projections: int, seed: int
 
 
 def measure(
-    build: Callable[[], nn.Module], inputs: Callable[[int], Sequence[Any]], modes: Sequence[str] = ("eval", "train")
+    build: Callable[[], nn.Module],
+    inputs: Callable[[int], Sequence[Any]],
+    modes: Sequence[str] = ("eval", "train"),
+    offsets: Mapping[str, float] | None = None,
 ) -> Measurement:
     """The dimension of the group of rescalings that keep the outputs in all `modes`.
 
@@ -86,6 +90,7 @@ def measure(
         build: makes the network.
         inputs: makes inputs from a seed.
         modes: in which the function is to be kept.
+        offsets: by name of a parameter, the number that the network adds to it before it uses it, as its author knows.
 
     Raises:
         AssertionError: the singular values leave no gap.
@@ -98,7 +103,8 @@ def measure(
         randomise(model, seed=100 + draw)
         for mode in modes:
             with in_mode(model, mode):
-                rows.append(_slopes(model, inputs(200 + draw), max(8, 3 * total // (DRAWS * len(modes)) + 1), draw))
+                count = max(8, 3 * total // (DRAWS * len(modes)) + 1)
+                rows.append(_slopes(model, inputs(200 + draw), count, draw, offsets or {}))
             equations += len(rows[-1])
         draw += 1
     jacobian = torch.cat(rows)
@@ -155,7 +161,7 @@ def soundness(found: Found, inputs: Sequence[Any], mode: str, seed: int = 1) -> 
     before = outputs(found.model, inputs, mode)
     random = torch.Generator().manual_seed(seed)
     log_scales = torch.rand(found.symmetry.num_scales, generator=random, dtype=torch.float64) * 2 - 1
-    rescale_by_hand(found.model, found.symmetry.exponents, log_scales)
+    rescale_by_hand(found.model, found.symmetry.exponents, log_scales, offsets=found.symmetry.offsets)
     after = outputs(found.model, inputs, mode)
     for name, tensor in tensors(found.model).items():
         tensor.copy_(saved[name])

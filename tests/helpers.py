@@ -158,13 +158,18 @@ def log_factors(terms: Any, log_scales: torch.Tensor, shape: Sequence[int]) -> t
 
 @torch.no_grad()
 def rescale_by_hand(
-    model: nn.Module, exponents: Mapping[str, Any], log_scales: torch.Tensor, only: Callable[[str], bool] = lambda name: True
+    model: nn.Module,
+    exponents: Mapping[str, Any],
+    log_scales: torch.Tensor,
+    only: Callable[[str], bool] = lambda name: True,
+    offsets: Mapping[str, float] | None = None,
 ) -> None:
     """What `plan.rescale` must do, entry by entry; `only` picks the tensors that follow (a wrong plan on purpose)."""
     named = tensors(model)
     for name, terms in exponents.items():
         if only(name):
-            named[name].mul_(log_factors(terms, log_scales, named[name].shape).exp().to(named[name]))
+            offset, factor = (offsets or {}).get(name, 0.0), log_factors(terms, log_scales, named[name].shape).exp()
+            named[name].add_(offset).mul_(factor.to(named[name])).sub_(offset)
 
 
 def draw_log_scales(plan: Any, *, seed: int = 1) -> torch.Tensor:
@@ -197,7 +202,7 @@ def broken_errors(model: nn.Module, plan: Any, inputs: Inputs, *, count: int = 8
     for name in (names[index] for index in chosen):
         tensor = tensors(model)[name]
         saved = tensor.detach().clone()
-        rescale_by_hand(model, plan.exponents, log_scales, only=lambda other, name=name: other == name)
+        rescale_by_hand(model, plan.exponents, log_scales, lambda other, name=name: other == name, plan.offsets)
         errors[name] = relative_difference(before, outputs(model, inputs))
         with torch.no_grad():
             tensor.copy_(saved)
@@ -205,7 +210,7 @@ def broken_errors(model: nn.Module, plan: Any, inputs: Inputs, *, count: int = 8
 
 
 def gradients_along_scales(model: nn.Module, plan: Any, inputs: Inputs, mode: str = "eval", *, seed: int = 3) -> torch.Tensor:
-    """The per-scale check: for a random loss L, each variable's sum of exponent * w * dL/dw, relative to the sum of magnitudes.
+    """The per-scale check: for a random loss L, each variable's sum of exponent * (o + w) * dL/dw, relative to that of sizes.
 
     Zero for every variable of a sound plan; the variables at fault are those where it is not. Parameters only.
     """
@@ -222,7 +227,8 @@ def gradients_along_scales(model: nn.Module, plan: Any, inputs: Inputs, mode: st
     for name, terms in plan.exponents.items():
         if name not in named or named[name].grad is None:
             continue
-        product = (named[name].detach() * named[name].grad).double()
+        offset = getattr(plan, "offsets", {}).get(name, 0.0)
+        product = ((offset + named[name].detach()) * named[name].grad).double()
         for coefficient, ids in terms:
             index = torch.as_tensor(ids, dtype=torch.int64).broadcast_to(product.shape).reshape(-1) % (plan.num_scales + 1)
             total.index_add_(0, index, coefficient * product.reshape(-1))

@@ -56,8 +56,8 @@ def _error(case: Case, variant: Variant, claimed: Claims) -> float:
         s = np.random.default_rng(seed).uniform(-1, 1, claimed.free)
         x = points(case, seed, kind)
         scaled = [
-            value if rows is None else value * torch.from_numpy(np.exp(rows @ s)).reshape(value.shape)
-            for value, rows in zip(x, claimed.inputs, strict=True)
+            value if rows is None else _moved(value, torch.from_numpy(np.exp(rows @ s)).reshape(value.shape), offset)
+            for value, rows, offset in zip(x, claimed.inputs, claimed.offsets, strict=True)
         ]
         before, after = values_of(case, x), values_of(case, scaled)
         if variant.form != "plain":
@@ -77,6 +77,11 @@ def _error(case: Case, variant: Variant, claimed: Claims) -> float:
             else:
                 worst = max(worst, _difference(real(old * torch.from_numpy(np.exp(rows @ s)).reshape(old.shape)), real(new)))
     return worst
+
+
+def _moved(value: torch.Tensor, factor: torch.Tensor, offset: float) -> torch.Tensor:
+    """(offset + x) * factor - offset; without an offset zeros keep their signs."""
+    return (value + offset) * factor - offset if offset else value * factor
 
 
 def _difference(wanted: torch.Tensor, found: torch.Tensor) -> float:

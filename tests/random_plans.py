@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,10 +25,17 @@ class Case:
     terms: list[list[tuple[int, np.ndarray]]]
     log_weights: list[float]
     tensors: list[torch.Tensor]
+    offsets: list[float] = field(default_factory=list)
+    """By tensor, what is added to its entries; empty: nothing."""
 
     def program(self) -> ReduceProgram:
         """What an executor runs."""
-        return build_program(list(zip(self.shapes, self.terms, self.log_weights, strict=True)), self.num_scales, self.p)
+        counted = list(zip(self.shapes, self.terms, self.log_weights, strict=True))
+        return build_program(counted, self.num_scales, self.p, self.offsets)
+
+    def offset(self, index: int, power: int = 1) -> float:
+        """Of one tensor, or of what follows it by another power."""
+        return self.offsets[index] if self.offsets and power == 1 else 0.0
 
     def oracle(self, log_scales: np.ndarray | None = None) -> Oracle:
         """The definition, after a rescaling."""
@@ -45,7 +52,8 @@ class Oracle:
         self.degree = np.full(count, 2.0)
         self.energies = []
         self.objective = 0.0
-        for shape, terms, log_weight, tensor in zip(case.shapes, case.terms, case.log_weights, case.tensors, strict=True):
+        members = zip(case.shapes, case.terms, case.log_weights, case.tensors, strict=True)
+        for index, (shape, terms, log_weight, tensor) in enumerate(members):
             energy = 0.0
             full = [(coefficient, np.broadcast_to(ids, shape)) for coefficient, ids in terms]
             for entry in itertools.product(*(range(size) for size in shape)):
@@ -55,7 +63,7 @@ class Oracle:
                         exponents[int(ids[entry])] = exponents.get(int(ids[entry]), 0) + coefficient
                 exponents = {k: a for k, a in exponents.items() if a}
                 shift = sum(a * log_scales[k] for k, a in exponents.items())
-                size = abs(float(tensor[entry])) * math.exp(shift)
+                size = abs(case.offset(index) + float(tensor[entry])) * math.exp(shift)
                 power = size if infinite else size**case.p
                 energy = max(energy, power) if infinite else energy + power
                 for k, a in exponents.items():
@@ -68,7 +76,9 @@ class Oracle:
 
 
 @st.composite
-def cases(draw: st.DrawFn, exponents: tuple[int, ...] = (1, 2), infinite: bool = True, signed: bool = True) -> Case:
+def cases(
+    draw: st.DrawFn, exponents: tuple[int, ...] = (1, 2), infinite: bool = True, signed: bool = True, offsets: bool = False
+) -> Case:
     """Objectives of up to four tensors of up to three axes, several variables an entry, collisions and zeros included."""
     count = draw(st.integers(1, 6))
     p = draw(st.sampled_from([1.0, 1.5, 2.0, 4.0, 12.0, *([math.inf] if infinite else [])]))
@@ -88,4 +98,5 @@ def cases(draw: st.DrawFn, exponents: tuple[int, ...] = (1, 2), infinite: bool =
         all_terms.append(terms)
         tensors.append(torch.from_numpy(weights))
     log_weights = [0.0 if math.isinf(p) else float(value) for value in random.normal(size=len(shapes))]
-    return Case(count, p, shapes, all_terms, log_weights, tensors)
+    added = [draw(st.sampled_from([0.0, 1.0, -0.3])) for _ in shapes] if offsets else []
+    return Case(count, p, shapes, all_terms, log_weights, tensors, added)

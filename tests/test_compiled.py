@@ -52,14 +52,14 @@ def assert_same_weights(one: torch.Tensor, other: torch.Tensor) -> None:
 def targets_of(case: Case, tensors: list[torch.Tensor], power: int = 1) -> list[ScaleTarget]:
     """One for each tensor."""
     return [
-        ScaleTarget(str(index), tensor, term_tensors(terms, tensor.ndim, case.num_scales), power)
+        ScaleTarget(str(index), tensor, term_tensors(terms, tensor.ndim, case.num_scales), power, case.offset(index, power))
         for index, (tensor, terms) in enumerate(zip(tensors, case.terms, strict=True))
     ]
 
 
 @pytest.mark.usefixtures("default_dtype")
 @settings(max_examples=150)
-@given(case=cases(), dtype=st.sampled_from(DTYPES), order=st.permutations(range(3)))
+@given(case=cases(offsets=True), dtype=st.sampled_from(DTYPES), order=st.permutations(range(3)))
 def test_sums_are_the_eager_ones(case: Case, dtype: torch.dtype, order: list[int]) -> None:
     tensors = [in_order(tensor.to(dtype), order) for tensor in case.tensors]
     program, none = case.program(), [None] * len(tensors)
@@ -69,7 +69,7 @@ def test_sums_are_the_eager_ones(case: Case, dtype: torch.dtype, order: list[int
 @pytest.mark.usefixtures("default_dtype")
 @settings(max_examples=100)
 @given(
-    case=cases(),
+    case=cases(offsets=True),
     dtype=st.sampled_from(DTYPES),
     order=st.permutations(range(3)),
     power=st.sampled_from([1, -1, -2]),

@@ -22,9 +22,11 @@ BACKEND = EagerBackend()
 K = 8
 
 
-def target(tensor: torch.Tensor, terms: list[tuple[int, np.ndarray]], num_scales: int, power: int = 1) -> ScaleTarget:
+def target(
+    tensor: torch.Tensor, terms: list[tuple[int, np.ndarray]], num_scales: int, power: int = 1, offset: float = 0.0
+) -> ScaleTarget:
     """A tensor to rescale."""
-    return ScaleTarget("tensor", tensor, term_tensors(terms, tensor.ndim, num_scales), power)
+    return ScaleTarget("tensor", tensor, term_tensors(terms, tensor.ndim, num_scales), power, offset)
 
 
 def factors(terms: list[tuple[int, np.ndarray]], log_scales: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -41,7 +43,7 @@ def assert_logs(actual: torch.Tensor, expected: np.ndarray) -> None:
 
 @pytest.mark.usefixtures("default_dtype")
 @settings(deadline=None, max_examples=80)
-@given(case=cases(), seed=st.integers(0, 2**32 - 1))
+@given(case=cases(offsets=True), seed=st.integers(0, 2**32 - 1))
 def test_sums_are_those_of_the_definition(case: Case, seed: int) -> None:
     program, none = case.program(), [None] * len(case.tensors)
     matrices = BACKEND.matrices(program, case.tensors, none)
@@ -94,16 +96,31 @@ def test_runs_of_channels_and_groups() -> None:
 
 @pytest.mark.usefixtures("default_dtype")
 @settings(deadline=None, max_examples=60)
-@given(case=cases(), seed=st.integers(0, 2**32 - 1), power=st.sampled_from([1, -1, -2]))
+@given(case=cases(offsets=True), seed=st.integers(0, 2**32 - 1), power=st.sampled_from([1, -1, -2]))
 def test_apply_multiplies_every_entry(case: Case, seed: int, power: int) -> None:
+    """With what the model adds to it, which is taken away again."""
     log_scales = np.random.default_rng(seed).uniform(-1, 1, case.num_scales)
     targets = [
-        target(tensor.clone(), terms, case.num_scales, power) for tensor, terms in zip(case.tensors, case.terms, strict=True)
+        target(tensor.clone(), terms, case.num_scales, power, case.offset(index, power))
+        for index, (tensor, terms) in enumerate(zip(case.tensors, case.terms, strict=True))
     ]
     BACKEND.apply(targets, torch.from_numpy(log_scales))
     for scaled, tensor, terms in zip(targets, case.tensors, case.terms, strict=True):
-        expected = tensor.numpy() * factors(terms, power * log_scales, tuple(tensor.shape))
-        np.testing.assert_allclose(scaled.tensor.numpy(), expected, rtol=1e-13, atol=0)
+        factor, offset = factors(terms, power * log_scales, tuple(tensor.shape)), scaled.offset
+        expected = (tensor.numpy() + offset) * factor - offset
+        np.testing.assert_allclose(scaled.tensor.numpy(), expected, rtol=1e-13, atol=1e-14 * abs(offset) * factor.max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_factors_near_1_are_not_lost_beside_an_offset(dtype: torch.dtype) -> None:
+    """There and back again is where it was, to a rounding of the weight itself, not of offset + weight."""
+    weight, ids = (torch.randn(50, dtype=torch.float64) * 1e-4).to(dtype), np.zeros(1, dtype=np.int64)
+    start, small = weight.clone(), torch.tensor([1e-5], dtype=torch.float64)
+    for scales in (small, -small):
+        BACKEND.apply([target(weight, [(1, ids)], 1, offset=1.0)], scales)
+        eps = torch.finfo(dtype).eps
+        change = weight.double().log1p() - start.double().log1p()
+        torch.testing.assert_close(change, (small if scales is small else 0 * small).expand(50), rtol=0, atol=1e-3 * eps)
 
 
 def test_row_factors_weight_the_entries() -> None:
@@ -172,11 +189,14 @@ def test_no_intermediate_overflow() -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(case=cases(), seed=st.integers(0, 2**32 - 1), size=st.floats(0.1, 20.0))
+@given(case=cases(offsets=True), seed=st.integers(0, 2**32 - 1), size=st.floats(0.1, 20.0))
 def test_what_is_not_flagged_does_not_overflow(case: Case, seed: int, size: float) -> None:
     log_scales = torch.from_numpy(np.random.default_rng(seed).normal(size=case.num_scales) * size)
     tensors = [tensor.clamp(-1e4, 1e4).half() for tensor in case.tensors]
-    targets = [target(tensor.clone(), terms, case.num_scales) for tensor, terms in zip(tensors, case.terms, strict=True)]
+    targets = [
+        target(tensor.clone(), terms, case.num_scales, offset=3e4 * case.offset(index))
+        for index, (tensor, terms) in enumerate(zip(tensors, case.terms, strict=True))
+    ]
     flagged = BACKEND.overflowing(targets, log_scales)
     kept = torch.where(flagged, 0.0, log_scales)
     if torch.rand(()) < 0.5:  # whatever else is set to 0
@@ -198,7 +218,7 @@ def test_net_growth_decides_for_given_scales() -> None:
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(case=cases(), seed=st.integers(0, 2**32 - 1))
+@given(case=cases(offsets=True), seed=st.integers(0, 2**32 - 1))
 def test_large_tensors_are_read_and_scaled_in_parts(case: Case, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxenorm.kernels.channel_sums._PART_ON_CPU", 5)
     program, none, oracle = case.program(), [None] * len(case.tensors), case.oracle()
@@ -207,10 +227,11 @@ def test_large_tensors_are_read_and_scaled_in_parts(case: Case, seed: int, monke
         assert_logs(sums.log_negative, oracle.negative)
         assert_logs(sums.log_positive, oracle.positive)
     log_scales = np.random.default_rng(seed).uniform(-1, 1, case.num_scales)
-    for tensor, terms in zip(case.tensors, case.terms, strict=True):
-        expected = tensor.numpy() * factors(terms, log_scales, tuple(tensor.shape))
-        BACKEND.apply([target(tensor, terms, case.num_scales)], torch.from_numpy(log_scales))
-        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-13, atol=0)
+    for index, (tensor, terms) in enumerate(zip(case.tensors, case.terms, strict=True)):
+        offset, factor = case.offset(index), factors(terms, log_scales, tuple(tensor.shape))
+        expected = (offset + tensor.numpy()) * factor - offset
+        BACKEND.apply([target(tensor, terms, case.num_scales, offset=offset)], torch.from_numpy(log_scales))
+        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-13, atol=1e-14 * abs(offset) * factor.max())
 
 
 def test_backends_by_name() -> None:

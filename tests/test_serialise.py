@@ -29,6 +29,7 @@ SYMMETRIES = {
     "residual": residual(3, 4, 2),
     "attention": attention(4, packed=True),
     "nothing": chain([4, 3]),
+    "offsets": dataclasses.replace(chain([2, 3, 2]), offsets={"fc1.weight": 1.0, "fc2.weight": -0.25}),
     "decorated": dataclasses.replace(
         chain([2, 3, 2]),
         barriers=(Barrier("gelu.default", "gelu", "act", "model.py:3, in forward", 4, "no law", known=False),),

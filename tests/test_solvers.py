@@ -102,7 +102,7 @@ def by_definition(problem: Problem, log_scales: torch.Tensor, matrices: Any = No
 
 
 @settings(deadline=None, max_examples=80)
-@given(case=cases(infinite=False), seed=st.integers(0, 2**31))
+@given(case=cases(infinite=False, offsets=True), seed=st.integers(0, 2**31))
 def test_products_are_those_of_the_hessian(case: Case, seed: int) -> None:
     """Against autograd on the definition: several variables an entry, collisions, zeros, exponents up to 2."""
     problem, random = problem_of(case), torch.Generator().manual_seed(seed)
@@ -120,7 +120,7 @@ def test_products_are_those_of_the_hessian(case: Case, seed: int) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(case=cases(infinite=False), seed=st.integers(0, 2**31), data=st.data())
+@given(case=cases(infinite=False, offsets=True), seed=st.integers(0, 2**31), data=st.data())
 def test_one_scalar_a_group_is_the_same_objective(case: Case, seed: int, data: st.DataObject) -> None:
     problem, random = problem_of(case), torch.Generator().manual_seed(seed)
     labels = torch.tensor(data.draw(st.lists(st.integers(0, 2), min_size=case.num_scales, max_size=case.num_scales)))

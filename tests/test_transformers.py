@@ -29,7 +29,8 @@ COUNTS = {
     "phi3": LLAMA + H,  # q, k, v and gate, up as blocks of one weight each
     "qwen3": LLAMA + H - LAYERS * (KV // 2 - HEAD_DIM // 2),  # one norm of q and one of k for all heads
     "mixtral": LLAMA + H,  # the router reads the second norm too; one scale a channel for all experts
-    "gemma3": LAYERS * (KV + INTERMEDIATE),  # its norms multiply by 1 + w, which is no rescaling of w
+    "gemma": LLAMA,  # the head is the embedding; its norms multiply by 1 + w
+    "gemma3": LLAMA - LAYERS * (KV // 2 - HEAD_DIM // 2),  # as qwen3, with the head tied
     "gpt2": LAYERS * 4 * H,  # two norms, v -> o, q <-> k
     "bloom": LAYERS * 4 * H,
     "gpt-neox": LAYERS * (3 * H + HEADS * (2 + 12)) + H,  # a quarter of each head is rotary: 2 pairs, 12 single channels

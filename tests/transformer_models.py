@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -227,6 +228,7 @@ MODELS: dict[str, Callable[[], Built]] = {
     "llama-tied": _decoder("Llama", tie_word_embeddings=True),
     "qwen3": _decoder("Qwen3", tie_word_embeddings=False, head_dim=HEAD_DIM),
     "mistral": _decoder("Mistral", tie_word_embeddings=False, sliding_window=8),
+    "gemma": _decoder("Gemma", head_dim=HEAD_DIM),
     "gemma3": _decoder("Gemma3", "Gemma3Text", head_dim=HEAD_DIM, sliding_window=8),
     "t5": _t5,
     "opt": _opt,
@@ -260,4 +262,12 @@ def redraw(model: nn.Module, seed: int = 0) -> nn.Module:
             parameter.copy_(draw * parameter.shape[-1] ** -0.5)
         else:
             parameter.copy_(draw.sign() * (0.5 + draw.abs() / 2))
+    for module in model.modules():
+        if type(module).__name__ in ("GemmaRMSNorm", "Gemma3RMSNorm"):
+            module.forward = MethodType(_norm_in_its_own_type, module)
     return model
+
+
+def _norm_in_its_own_type(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Gemma's norm without its casts, by which float64 weights would be rounded to float32."""
+    return norm._norm(x) * (1.0 + norm.weight)

@@ -56,7 +56,8 @@ class Side:
         self.momentum = [torch.full_like(tensor, size) for tensor in self.weights]
         pairs = list(zip(case.terms, self.weights, strict=True))
         terms = [term_tensors(given, tensor.ndim, case.num_scales) for given, tensor in pairs]
-        own = [ScaleTarget(str(index), *item) for index, item in enumerate(zip(self.weights, terms, strict=True))]
+        members = enumerate(zip(self.weights, terms, strict=True))
+        own = [ScaleTarget(str(index), *item, offset=case.offset(index)) for index, item in members]
         state = [ScaleTarget("momentum", *item, power=-1) for item in zip(self.momentum, terms, strict=True)]
         self.targets = own + state
         self.followers = self.targets if dtype in HALF else state
@@ -84,7 +85,7 @@ class Side:
 @pytest.mark.usefixtures("small_tiles")
 @settings(max_examples=60)
 @given(
-    case=cases(),
+    case=cases(offsets=True),
     dtype=st.sampled_from([torch.float64, torch.float32, *HALF]),
     order=st.permutations(range(3)),
     hold=st.lists(st.booleans(), min_size=6, max_size=6),

@@ -8,8 +8,9 @@ from __future__ import annotations
 from .zoo_base import Case, Net, Residual
 from .zoo_branches import BRANCHED
 from .zoo_chains import PLAIN
+from .zoo_offsets import OFFSETS
 from .zoo_traps import BARRIERS, TRAPS
 
 __all__ = ["BARRIERS", "CASES", "Case", "Net", "Residual"]
 
-CASES: dict[str, Case] = {**PLAIN, **BRANCHED, **TRAPS}
+CASES: dict[str, Case] = {**PLAIN, **BRANCHED, **TRAPS, **OFFSETS}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,11 +18,13 @@ class Case:
         build: makes the network.
         shapes: of its (random normal) inputs; a function makes inputs of other kinds.
         num_scales: the dimension, written as the sum over its groups; None where a barrier is allowed to cost some.
+        offsets: by name of a parameter, the number that the network adds to it (c / k where it uses c + k w).
     """
 
     build: Callable[[], nn.Module]
     shapes: tuple[tuple[int, ...], ...] | Callable[[], tuple[Any, ...]]
     num_scales: int | None
+    offsets: Mapping[str, float] = field(default_factory=dict)
 
     def inputs(self, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
         """Seeded inputs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .equations import Equations
 from .scale_field import ScaleField, simplify
@@ -30,48 +30,81 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class ParameterView:
-    """A parameter without a field as yet, seen through structural operators.
+    """A parameter without a field as yet, seen through structural operators and as an affine image.
+
+    The view's entries are factor * (offset + w), w those of the parameter: 1 + w has offset 1. Its field is that of offset + w.
 
     Attributes:
         name: the parameter's name.
         shape: the shape of the view.
         steps: the operators that lead from the parameter to the view.
+        offset: what is added to the parameter, in its own units; 0 where nothing is.
+        factor: by which number it is multiplied; None: by numbers that are not known or not all the same.
     """
 
     name: str
     shape: tuple[int, ...]
     steps: tuple[Step, ...] = ()
+    offset: float = 0.0
+    factor: float | None = 1.0
 
     def then(self, shape: tuple[int, ...], step: Step) -> ParameterView:
         """The view behind one more operator, whose result has `shape`."""
-        return ParameterView(self.name, shape, (*self.steps, step))
+        return replace(self, shape=shape, steps=(*self.steps, step))
+
+    def plus(self, number: float) -> ParameterView | None:
+        """The view and a number added to every entry; None where that has no offset of its own, as the factor is not known."""
+        offset = self.offset + number / self.factor if self.factor else math.nan
+        return replace(self, offset=offset) if math.isfinite(offset) else None
+
+    def multiplied(self, number: float | None) -> ParameterView:
+        """The view times a number that is not 0, None where it is not known."""
+        factor = None if number is None or self.factor is None else self.factor * number
+        return replace(self, factor=factor if factor and math.isfinite(factor) else None)
 
 
 @dataclass
 class ParameterFields:
-    """The fields of all parameters of a model, by name, created once and kept over all uses and modes."""
+    """The fields of all parameters of a model, by name, created once and kept over all uses and modes.
+
+    A parameter that enters as offset + w has the field of that sum, and the offset is kept beside it. One offset in all uses:
+    where another is met, both uses are held.
+    """
 
     equations: Equations
     shapes: dict[str, tuple[int, ...]]
     fields: dict[str, ScaleField] = field(default_factory=dict)
+    offsets: dict[str, float] = field(default_factory=dict)
+    """By name, the offset of the first use; filled before there is a field where a use asks for none."""
 
     def look(self, view: ParameterView) -> ScaleField | ParameterView:
-        """The field of `view` if its parameter has one already, else the view itself."""
+        """The field of `view` if its parameter has one already and the view its offset, else the view itself."""
         born = self.fields.get(view.name)
-        if born is None:
+        if born is None or self.disagrees(view):
             return view
         for step in view.steps:
             born = step.forward(born)
         return born
 
+    def disagrees(self, view: ParameterView) -> bool:
+        """Whether the parameter was used with another offset before."""
+        return self.offsets.get(view.name, view.offset) != view.offset
+
+    def use(self, view: ParameterView, origin: int) -> None:
+        """Note that the view's values matter: with this offset its parameter moves, or not at all."""
+        if self.disagrees(view):
+            self._hold(view.name, origin)
+        self.offsets.setdefault(view.name, view.offset)
+
     def give(self, view: ParameterView, wanted: ScaleField, origin: int) -> None:
         """Create the parameter's field so that `view` carries the field `wanted`."""
-        if self.look(view) is view and all(step.backward for step in view.steps):
+        self.use(view, origin)
+        if view.name not in self.fields and all(step.backward for step in view.steps):
             for step in reversed(view.steps):
                 wanted = step.backward(wanted)  # type: ignore[misc]
             self.fields[view.name] = wanted
         else:
-            self.equations.require_equal(self.form(view), wanted, origin)
+            self.equations.require_equal(self.form(view, origin), wanted, origin)
 
     def free(self, shape: tuple[int, ...]) -> ScaleField:
         """A field of new variables, as free as the size allows: one an entry, or one a position on each axis."""
@@ -80,11 +113,27 @@ class ParameterFields:
         axes = [self.equations.fresh(shape, [axis]) for axis, size in enumerate(shape) if size > 1]
         return ScaleField(shape, simplify(term for f in axes for term in f.terms))
 
-    def form(self, view: ParameterView) -> ScaleField:
+    def form(self, view: ParameterView, origin: int) -> ScaleField:
         """The field of `view`; where its parameter has none, one is created that is as free as its size allows."""
+        self.use(view, origin)
+        if self.disagrees(view):
+            return ScaleField(view.shape)
         if view.name not in self.fields:
             self.fields[view.name] = self.free(self.shapes[view.name])
         found = self.look(view)
         if isinstance(found, ParameterView):
             raise TypeError(f"the parameter {view.name!r} has no field after it was given one")
         return found
+
+    def hold(self, name: str, origin: int) -> None:
+        """Every entry of the parameter stays as it is, if it has a field."""
+        field = self.fields.get(name)
+        if field is not None:
+            # A sum of terms on different axes is zero everywhere iff it is constant along every axis and zero at one entry.
+            rest = self.equations.require_constant(field, range(len(field.shape)), origin)
+            self.equations.require_zero(rest, origin)
+
+    def _hold(self, name: str, origin: int) -> None:
+        """The parameter is used with several offsets: it stays as it is, also where its field comes later."""
+        self.hold(name, origin)
+        self.fields[name] = ScaleField(self.shapes[name])

@@ -103,7 +103,9 @@ def power_matrix(p: float, block: Block, tensor: Tensor, factor: Tensor | None) 
 def _is_kept_narrow(block: Block, tensor: Tensor) -> bool:
     """Whether float64 powers would take more room than the weights."""
     wide = float_dtype(tensor.device)
-    if tensor.dtype == wide or wide != torch.float64 or tensor.numel() <= _SMALL or tensor.is_complex():
+    if block.offset or tensor.is_complex():
+        return False
+    if tensor.dtype == wide or wide != torch.float64 or tensor.numel() <= _SMALL:
         return False
     return all(tensor.shape[axis] == 1 for axis in block.kernel_axes)
 
@@ -225,15 +227,18 @@ def is_linear(p: float) -> bool:
 
 
 def _powers(p: float, block: Block, tensor: Tensor, factor: Tensor | None, index: Index) -> Tensor:
-    """|w * factor|^p of a part, summed over the kernel axes."""
-    wide = _sizes(tensor.detach()[index])
+    """|w * factor|^p of a part, its offset added to w first, summed over the kernel axes."""
+    wide = _sizes(tensor.detach()[index], block.offset)
     if factor is not None:
         wide *= part_of(factor, index)
     return _total(p, _raised(p, wide), block.kernel_axes)
 
 
-def _sizes(part: Tensor) -> Tensor:
-    """A wide copy of a part; of complex numbers, their absolute values."""
+def _sizes(part: Tensor, offset: float) -> Tensor:
+    """A wide copy of a part, `offset` added; of complex numbers, their absolute values."""
+    if offset:
+        part = part.to(torch.promote_types(part.dtype, float_dtype(part.device))) + offset
+        return part.abs() if part.is_complex() else part
     if part.is_complex():
         return part.to(torch.promote_types(part.dtype, float_dtype(part.device))).abs()
     return part.to(float_dtype(part.device), copy=True)

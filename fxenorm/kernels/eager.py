@@ -84,6 +84,10 @@ class EagerBackend:
             log2_scales = exponents.get(tensor.device)
             if log2_scales is None:
                 log2_scales = exponents.setdefault(tensor.device, log2_factors(log_scales.to(tensor.device)))
+            if target.offset:
+                changes = _by_part(target, log2_scales)
+                found += [_AffineWrite(target, index, changes) for index in parts_of(tensor)]
+                continue
             factors = _by_part(target, log2_scales, exact_exp2)
             found += [_PartWrite(target, index, factors) for index in parts_of(tensor)]
         return found
@@ -99,7 +103,8 @@ class EagerBackend:
         for members in by_device.values():
             largest = _largest([target.tensor for target in members])
             for target, size in zip(members, largest, strict=True):
-                room = math.log(torch.finfo(target.tensor.dtype).max) - as_float(size, size.device).log()
+                reach = as_float(size, size.device) + abs(target.offset) if target.offset else as_float(size, size.device)
+                room = math.log(torch.finfo(target.tensor.dtype).max) - reach.log()
                 found.append(torch.where(room.isfinite(), room / abs(target.power), MOST_GROWTH).to(device))
         return torch.stack(found).amin().clamp(min=0.0)
 
@@ -122,6 +127,7 @@ class EagerBackend:
                 growth = sum(growths[1:], growths[0])
                 axes = tuple(axis for axis in range(part.ndim) if growth.shape[axis] == 1)
                 largest = as_float(part.abs().amax(axes, keepdim=True) if axes else part.abs(), part.device)
+                largest = largest + abs(target.offset) if target.offset else largest
                 bad = (largest.log2() + growth >= limit) & (growth > 0)
                 for (_, ids), change in zip(target.terms, parts, strict=True):
                     over = tuple(axis for axis in range(part.ndim) if change.shape[axis] != bad.shape[axis])
@@ -156,6 +162,34 @@ class _PartWrite(Write):
     def backward(self) -> None:
         """Divides."""
         self._multiply(self._product().reciprocal())
+
+
+class _AffineWrite(Write):
+    """Entries w of one part of a target become w * f + o * (f - 1), worked out in float64 and rounded once.
+
+    So factors near 1 are not lost beside the offset o.
+    """
+
+    def __init__(self, target: ScaleTarget, index: Index, changes: Sequence[Callable[[Index], Tensor]]) -> None:
+        super().__init__((target.name,), (target.tensor,))
+        self._index, self._changes, self._offset = index, changes, target.offset
+
+    def _move(self, sign: int) -> None:
+        """By the factors, or by their inverses."""
+        (tensor,) = self.tensors
+        with torch.no_grad(), torch.inference_mode() if tensor.is_inference() else nullcontext():
+            part = tensor[self._index]
+            growth = sign * sum((change(self._index) for change in self._changes[1:]), self._changes[0](self._index))
+            wide = part.to(torch.promote_types(part.dtype, growth.dtype))
+            part.copy_(wide * exact_exp2(growth) + self._offset * torch.expm1(growth * math.log(2.0)))
+
+    def forward(self) -> None:
+        """Multiplies the sum of offset and entry."""
+        self._move(1)
+
+    def backward(self) -> None:
+        """Divides it."""
+        self._move(-1)
 
 
 def _by_part(

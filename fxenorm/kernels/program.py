@@ -45,17 +45,21 @@ class ChannelSums:
 class ScaleTarget:
     """A tensor that follows a rescaling: entry e is multiplied by exp(power * sum of coefficient * log_scales[id]).
 
+    With an offset o, entry w becomes (o + w) * factor - o.
+
     Attributes:
         name: what it is, for messages.
         tensor: written in place.
         terms: exponents, on the tensor's device.
         power: +1 for parameters, -1 for gradients and first moments, -2 for second moments.
+        offset: what the model adds to the tensor before it multiplies; 0 for all that is no position (gradients, moments, steps).
     """
 
     name: str
     tensor: Tensor
     terms: TermTensors
     power: int = 1
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Block:
         term_axes: by term, the further axes that its channel sums run over.
         collided: flat positions, after summing `kernel_axes`, that are left out of the terms' sums; None: none.
         collided_rows: index into `collided`, one for each net exponent that is counted instead.
+        offset: what is added to each entry before its power is taken.
     """
 
     shape: tuple[int, ...]
@@ -77,6 +82,7 @@ class Block:
     term_axes: tuple[tuple[int, ...], ...]
     collided: Tensor | None = None
     collided_rows: Tensor | None = None
+    offset: float = 0.0
 
     @property
     def slots(self) -> int:
@@ -172,7 +178,10 @@ def term_tensors(terms: Sequence[tuple[int, Ids]], ndim: int, num_scales: int) -
 
 
 def build_program(
-    counted: Sequence[tuple[tuple[int, ...], Sequence[tuple[int, Ids]], float]], num_scales: int, p: float
+    counted: Sequence[tuple[tuple[int, ...], Sequence[tuple[int, Ids]], float]],
+    num_scales: int,
+    p: float,
+    added: Sequence[float] | None = None,
 ) -> ReduceProgram:
     """The program for tensors given as (shape, terms, log of the layer weight).
 
@@ -180,6 +189,7 @@ def build_program(
         counted: the counted tensors.
         num_scales: number of variables.
         p: the exponent of the norm, > 0 or infinite.
+        added: by counted tensor, what is added to its entries before powers are taken; None: nothing.
 
     Returns:
         The program, on the CPU.
@@ -190,7 +200,7 @@ def build_program(
     degree = np.full(num_scales, 2, dtype=np.int64)
     nowhere = 2 * num_scales
     finite = math.isfinite(p)
-    for shape, given, log_weight in counted:
+    for (shape, given, log_weight), offset in zip(counted, added or [0.0] * len(counted), strict=True):
         ndim = len(shape)
         terms = normalise(given, ndim)
         met = collisions(terms, ndim)
@@ -211,6 +221,7 @@ def build_program(
                 term_axes=tuple(tuple(axis for axis in range(ndim) if joint[axis] != ids.shape[axis]) for _, ids in terms),
                 collided=None if met is None else torch.from_numpy(met.entries),
                 collided_rows=None if met is None else torch.from_numpy(met.rows),
+                offset=offset,
             )
         )
     all_slots = np.concatenate(slots) if slots else np.zeros(0, dtype=np.int64)

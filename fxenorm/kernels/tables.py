@@ -195,7 +195,7 @@ class ReduceTable:
 
 def _reduce_form(block: Block, tensor: Tensor, factor: Tensor | None) -> MatrixForm | None:
     """A block's table, where it has one."""
-    if block.collided is not None or not _usable(tensor):
+    if block.collided is not None or block.offset or not _usable(tensor):
         return None
     form = matrix_form(block.shape, tensor.stride(), block.terms)
     if form is None or factor is None:
@@ -246,7 +246,7 @@ class ScaleTable:
             key = (id(target.terms), tuple(tensor.shape), tensor.stride())
             if key not in forms:
                 forms[key] = matrix_form(tensor.shape, tensor.stride(), target.terms) if _usable(tensor) else None
-            form = forms[key] if _usable(tensor) else None
+            form = forms[key] if _usable(tensor) and not target.offset else None
             if form is None:
                 self.left.append(target)
                 continue

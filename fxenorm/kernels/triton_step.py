@@ -200,7 +200,7 @@ class TritonStep:
         for index, (block, tensor, factor) in enumerate(zip(program.blocks, tensors, factors, strict=True)):
             if not tensor.numel() or not block.terms:
                 continue
-            able = linear and abs(log_weights[index]) < _MODERATE and usable(tensor, self._device)
+            able = linear and abs(log_weights[index]) < _MODERATE and usable(tensor, self._device) and not block.offset
             form = counted_form(block, tensor, factor) if able else None
             if form is None:
                 self._left.append(index)
@@ -265,7 +265,7 @@ class TritonStep:
 
     def _form(self, target: ScaleTarget) -> MatrixForm | None:
         """A target as rows and columns, found once for all that look alike."""
-        if not usable(target.tensor, self._device):
+        if target.offset or not usable(target.tensor, self._device):
             return None
         key = _key(target)
         if key not in self._forms:

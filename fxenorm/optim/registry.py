@@ -20,6 +20,7 @@ __all__ = [
     "Follows",
     "Rule",
     "StateRule",
+    "Steps",
     "find_rule",
     "power_of_present",
     "register",
@@ -59,8 +60,18 @@ class Flat:
     power: int
 
 
-Follows = int | Factor | Flat
-"""How a state tensor follows: times D to a power (the parameter's shape), or one of the layouts above."""
+@dataclass(frozen=True)
+class Steps:
+    """A tensor of the parameter's shape that holds differences of the parameter's values: steps, step sizes.
+
+    A parameter that the model uses as a constant plus itself moves by more than a factor; its steps do not.
+    """
+
+    power: int = 1
+
+
+Follows = int | Steps | Factor | Flat
+"""How a state tensor follows: times D to a power (the parameter's shape; 1: as the parameter itself), or as described above."""
 
 StateRule = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Follows]]
 """From one parameter's state and its group to how each tensor of the state follows; what is not named stays as it is."""
@@ -102,14 +113,17 @@ def register(name: str, contract: Contract = "re-expressed") -> Callable[[StateR
     return keep
 
 
-def register_optimizer(cls: type[Optimizer], rule: StateRule | Mapping[str, int], *, contract: Contract = "re-expressed") -> None:
+def register_optimizer(
+    cls: type[Optimizer], rule: StateRule | Mapping[str, int | Literal["steps"]], *, contract: Contract = "re-expressed"
+) -> None:
     """Tells how the state of an optimizer class follows when its parameters are rescaled, theta <- D * theta.
 
     Args:
         cls: the class; it also serves subclasses that leave ``step`` as it is. A rule that is there already is replaced.
         rule: a dict from state keys to powers of D: -1 for what sums gradients, -2 for what sums their squares, +1 for what is
-            in the parameter's own units (averages, slow weights); a key that is absent stays as it is. Or a function of one
-            parameter's state and its group that returns such a dict. Tensors have the parameter's shape.
+            in the parameter's own units (averages, slow weights), "steps" for differences of such values (step sizes); a key
+            that is absent stays as it is. Or a function of one parameter's state and its group that returns such a dict, with
+            ``Steps()`` for "steps". Tensors have the parameter's shape.
         contract: what the rule promises: "re-expressed", the state is that of a fresh optimizer fed the rescaled gradients;
             "covariant", later updates are D times what they would have been; "by definition", anything else.
 
@@ -132,9 +146,9 @@ def register_optimizer(cls: type[Optimizer], rule: StateRule | Mapping[str, int]
         listed = ", ".join(repr(choice) for choice in get_args(Contract))
         raise OptionError(f"contract={contract!r} is not valid: expected one of {listed}")
     if isinstance(rule, Mapping):
-        powers = dict(rule)
-        if not all(isinstance(key, str) and type(power) is int for key, power in powers.items()):
+        if not all(isinstance(key, str) and (type(power) is int or power == "steps") for key, power in rule.items()):
             raise OptionError(f"rule={rule!r} is not valid: expected state keys with integer powers, as {{'exp_avg': -1}}")
+        powers: dict[str, Follows] = {key: power if isinstance(power, int) else Steps() for key, power in rule.items()}
         _RULES[cls] = Rule(lambda state, group: power_of_present(state, powers), contract)
     elif callable(rule):
         _RULES[cls] = Rule(rule, contract)

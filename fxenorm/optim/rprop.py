@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .registry import Follows, power_of_present, register
+from .registry import Follows, Steps, power_of_present, register
 
 
 @register("Rprop", contract="covariant")
 def rprop_state(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Follows]:
     """Step sizes times D, the previous gradient times 1 / D; covariant as long as ``step_sizes`` do not clamp."""
-    return power_of_present(state, {"step_size": 1, "prev": -1})
+    return power_of_present(state, {"step_size": Steps(), "prev": -1})

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..errors import OptimizerError, OptionError
-from .registry import Factor, Flat, find_rule
+from .registry import Factor, Flat, Steps, find_rule
 
 __all__ = [
     "OptimizerLike",
@@ -43,6 +43,7 @@ class StateTensor:
         factor: where it is one of two factors, which; the tensor's shape is then 1 along ``factor.axis``.
         other: the other factor.
         in_list: whether it is part of state that is kept in lists, which change without the state's entry changing.
+        position: whether it stands for values of the parameter (an average), rather than for steps or gradients.
     """
 
     parameter: str
@@ -52,6 +53,7 @@ class StateTensor:
     factor: Factor | None = None
     other: Tensor | None = None
     in_list: bool = False
+    position: bool = False
 
 
 def check_choice(state: str) -> None:
@@ -150,7 +152,7 @@ def reset_state(optimizers: Iterable[Optimizer], parameters: Iterable[Tensor]) -
 
 
 def _checked(
-    optimizer: Optimizer, name: str, parameter: Tensor, key: str, follows: int | Factor, state: Mapping[str, Any]
+    optimizer: Optimizer, name: str, parameter: Tensor, key: str, follows: int | Steps | Factor, state: Mapping[str, Any]
 ) -> StateTensor:
     """One state tensor of a parameter, of the shape that its rule expects."""
     shape = list(parameter.shape)
@@ -160,7 +162,9 @@ def _checked(
     _check_form(optimizer, name, key, tensor, tuple(shape))
     if isinstance(follows, Factor):
         return StateTensor(name, key, tensor, follows.power, follows, state.get(follows.other))
-    return StateTensor(name, key, tensor, follows)
+    if isinstance(follows, Steps):
+        return StateTensor(name, key, tensor, follows.power)
+    return StateTensor(name, key, tensor, follows, position=follows == 1)
 
 
 def _flat(optimizer: Optimizer, key: str, value: Any, power: int, names: Mapping[int, str]) -> Iterator[StateTensor]:

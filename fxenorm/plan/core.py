@@ -133,6 +133,8 @@ class Core:
                 array = np.ascontiguousarray(ids, dtype="<i8")
                 digest.update(f"{name} {coefficient} {array.shape}".encode())
                 digest.update(array.tobytes())
+        if self.symmetry.offsets:
+            digest.update(json.dumps(dict(sorted(self.symmetry.offsets.items()))).encode())
         values = sorted((key, repr(value)) for key, value in dataclasses.asdict(self.options).items() if key != "c")
         c = self.options.c
         digest.update(json.dumps([values, repr(sorted(c.items())) if isinstance(c, dict) else repr(c)]).encode())

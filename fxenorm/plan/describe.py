@@ -61,6 +61,9 @@ def describe(plan: Plan, width: int | None = None) -> str:
     changed = changed_options(options)
     if changed:
         lines.append(f"options: {changed}")
+    if plan.offsets:
+        numbers = ", ".join(f"{offset:g}" for offset in sorted(set(plan.offsets.values())))
+        lines.append(f"offsets: {plural(len(plan.offsets), 'tensor')} move as a number plus themselves (plan.offsets): {numbers}")
     if groups:
         lines += ["", *_group_table(groups, symmetry, width)]
     else:

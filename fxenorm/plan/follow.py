@@ -120,6 +120,7 @@ def find_followers(
     copies: Sequence[Mapping[str, Tensor]],
     twins: Sequence[Mapping[str, Tensor]] = (),
     *,
+    offsets: Mapping[str, float],
     state: StateChoice,
     grads: bool,
 ) -> Followers:
@@ -129,8 +130,9 @@ def find_followers(
         terms: exponents of a parameter on a device.
         optimizers: whose state follows; they may hold the parameters or the tensors of a copy (float32 masters).
         parameters: by name, the parameters that are rescaled.
-        copies: by name, tensors that are multiplied as the parameters are.
+        copies: by name, tensors that move as the parameters do.
         twins: by name, further parameters over the same memory as one of the parameters: what belongs to them follows too.
+        offsets: by name of a parameter, what the model adds to it; see `ScaleTarget`.
         state: what becomes of optimizer state.
         grads: whether gradients follow.
 
@@ -139,12 +141,15 @@ def find_followers(
     """
     found = Followers(repeatable=state == "reexpress" and not grads)
     for tensors in copies:
-        found.targets += [ScaleTarget(f"copy of {name}", tensor, terms(name, tensor.device)) for name, tensor in tensors.items()]
+        found.targets += [
+            ScaleTarget(f"copy of {name}", tensor, terms(name, tensor.device), offset=offsets.get(name, 0.0))
+            for name, tensor in tensors.items()
+        ]
     for tensors in (parameters, *twins, *copies):
         if state == "reset":
             found.resets.append((optimizers, list(tensors.values())))
         elif state == "reexpress":
-            _add_state(found, terms, optimizers, tensors)
+            _add_state(found, terms, offsets, optimizers, tensors)
         for name, tensor in tensors.items() if grads else ():
             if tensor.is_leaf and tensor.grad is not None:
                 found.targets.append(_gradient(name, tensor.grad, terms(name, tensor.grad.device)))
@@ -166,7 +171,13 @@ def _gradient(name: str, gradient: Tensor, exponents: TermTensors) -> ScaleTarge
     return ScaleTarget(f"gradient of {name}", gradient._values(), at_places, -1)
 
 
-def _add_state(found: Followers, terms: Terms, optimizers: Sequence[Optimizer], tensors: Mapping[str, Tensor]) -> None:
+def _add_state(
+    found: Followers,
+    terms: Terms,
+    offsets: Mapping[str, float],
+    optimizers: Sequence[Optimizer],
+    tensors: Mapping[str, Tensor],
+) -> None:
     """Optimizer state that follows by its class's rule."""
     for state in state_tensors(optimizers, tensors):
         exponents = terms(state.parameter, state.tensor.device)
@@ -175,4 +186,5 @@ def _add_state(found: Followers, terms: Terms, optimizers: Sequence[Optimizer], 
             if state.factor.axis == -1 and state.other is not None:
                 found.factors.append(FactorPair(state.tensor, state.other))
         found.repeatable &= state.factor is None and not state.in_list
-        found.targets.append(ScaleTarget(f"{state.key} of {state.parameter}", state.tensor, exponents, state.power))
+        offset = offsets.get(state.parameter, 0.0) if state.position else 0.0
+        found.targets.append(ScaleTarget(f"{state.key} of {state.parameter}", state.tensor, exponents, state.power, offset))

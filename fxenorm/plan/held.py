@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .groups import Group
 
-__all__ = ["FROZEN", "LAST", "Held", "Mask", "dead_reasons", "held_by_group", "one_sided_reasons"]
+__all__ = ["FROZEN", "LAST", "ROUNDED", "Held", "Mask", "dead_reasons", "held_by_group", "one_sided_reasons"]
 
 FROZEN = "requires_grad=False: a parameter that it moves is frozen"
+ROUNDED = "powers of two: a parameter that it moves enters as a constant plus itself, which they would round"
 LAST = "balance_last=False: it feeds a layer from which an output is reached"
 
 Mask = NDArray[np.bool_]
@@ -26,8 +27,8 @@ class Held:
     Attributes:
         variables: positions in ``log_scales``, ascending.
         group: name of their group.
-        reason: a sentence that begins with the kind: "dead", "one-sided", "requires_grad=False", "balance_last=False" or
-            "not attained".
+        reason: a sentence that begins with the kind: "dead", "one-sided", "requires_grad=False", "powers of two",
+            "balance_last=False" or "not attained".
     """
 
     variables: tuple[int, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -35,6 +35,7 @@ class Counted:
         log_weight: log ω; 0 where p is infinite.
         fold: the BatchNorm that is folded in, or None.
         channels: for a folded weight, its output channel by entry, broadcastable to `shape`; None for a folded bias.
+        offset: what the model adds to the parameter: the norm is that of offset + w.
     """
 
     parameter: str
@@ -44,6 +45,7 @@ class Counted:
     log_weight: float
     fold: NormFold | None = None
     channels: Tensor | None = None
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def build_objective(symmetry: Symmetry, options: Options, depths: Mapping[str, i
     _check_layer_weights(options.c, items)
     counted = tuple(_weighted(item, options, depths) for item in items)
     blocks = [(*split_repeats(item.shape, item.terms), item.log_weight) for item in counted]
-    program = build_program(blocks, symmetry.num_scales, options.p)
+    program = build_program(blocks, symmetry.num_scales, options.p, [item.offset for item in counted])
     return Objective(counted, program)
 
 
@@ -191,7 +193,7 @@ def _plain(symmetry: Symmetry, options: Options) -> list[Counted]:
         folded |= {fold.weight, fold.gamma, fold.bias, fold.beta}
     roles = ("weight", "gamma", "bias") if options.biases == "count" else ("weight", "gamma")
     return [
-        Counted(name, layer_of(name), tuple(symmetry.shapes[name]), tuple(terms), 0.0)
+        Counted(name, layer_of(name), tuple(symmetry.shapes[name]), tuple(terms), 0.0, offset=symmetry.offsets.get(name, 0.0))
         for name, terms in symmetry.exponents.items()
         if symmetry.roles.get(name) in roles
         and name not in folded
@@ -283,4 +285,4 @@ def _weighted(item: Counted, options: Options, depths: Mapping[str, int]) -> Cou
         log_weight = -math.log(max(1, math.prod(item.shape)))
     else:
         log_weight = -options.p * depths.get(item.layer, 0) * math.log(c)
-    return Counted(item.parameter, item.layer, item.shape, item.terms, log_weight, item.fold, item.channels)
+    return replace(item, log_weight=log_weight)

@@ -115,12 +115,21 @@ class Plan:
     def exponents(self) -> dict[str, list[tuple[int, Tensor]]]:
         """By parameter and moved buffer: (coefficient, ids), ids broadcastable to the tensor, -1 = fixed.
 
-        Entry e of a tensor is multiplied by exp(sum of coefficient * log_scales[id]).
+        Entry e of a tensor is multiplied by exp(sum of coefficient * log_scales[id]); where `offsets` names it, see there.
         """
         return {
             name: [(coefficient, torch.from_numpy(np.array(ids, dtype=np.int64))) for coefficient, ids in terms]
             for name, terms in self.symmetry.exponents.items()
         }
+
+    @property
+    def offsets(self) -> dict[str, float]:
+        """By name, of the tensors in `exponents` to which the model adds a number o before it multiplies, that number.
+
+        1 for the norms of Gemma, which multiply by 1 + w; c / k for c + k w. Entry w moves as (o + w) * factor - o, and its norm
+        is that of o + w. Factors far below 1 leave few digits of o + w in the type of w.
+        """
+        return dict(self.symmetry.offsets)
 
     @property
     def groups(self) -> tuple[Group, ...]:

@@ -65,6 +65,8 @@ def to_dict(symmetry: Symmetry, options: Options, groups: Sequence[Group], pairs
         "notes": list(symmetry.notes),
         "second_sizes": [[list(sizes) for sizes in axes] for axes in symmetry.second_sizes],
     }
+    if symmetry.offsets:
+        stored_symmetry["offsets"] = dict(symmetry.offsets)
     stored_groups = [
         [
             group.name,
@@ -211,7 +213,17 @@ def _symmetry(stored: Mapping[str, Any], read: Callable[[Sequence[Any]], NDArray
         notes=tuple(stored["notes"]),
         # Plans that were stored before a second size was looked at have none.
         second_sizes=tuple(tuple((int(first), int(second)) for first, second in axes) for axes in stored.get("second_sizes", ())),
+        offsets=_offsets(stored.get("offsets", {}), exponents),
     )
+
+
+def _offsets(stored: Mapping[str, Any], exponents: Mapping[str, Any]) -> dict[str, float]:
+    """The stored offsets: finite numbers other than 0, of tensors that move."""
+    found = {name: float(value) for name, value in stored.items()}
+    strange = [name for name, value in found.items() if name not in exponents or value == 0 or not math.isfinite(value)]
+    if strange:
+        raise ValueError(f"offsets that cannot be: {', '.join(map(repr, strange))}")
+    return found
 
 
 def _within(ids: NDArray[np.int64], num_scales: int, name: str) -> NDArray[np.int64]:

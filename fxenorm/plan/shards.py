@@ -90,8 +90,9 @@ def _assembled(core: Core, positions: Sequence[int], layouts: tuple[Layout, ...]
         terms = [(coefficient, layout.cut(ids)) for coefficient, ids in normalise(item.terms, len(item.shape))]
         counted.append((layout.local_shape, terms, item.log_weight))
     whole_program = objective.program
+    offsets = [objective.counted[position].offset for position in positions]
     program = replace(
-        build_program(counted, count, core.options.p),
+        build_program(counted, count, core.options.p, offsets),
         degree=whole_program.degree,
         counted_negative=whole_program.counted_negative,
         counted_positive=whole_program.counted_positive,

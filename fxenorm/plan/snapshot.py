@@ -21,7 +21,7 @@ from ..solve.sweeps import gauss_seidel_sweep
 from .attained import NOT_ATTAINED, unattained
 from .core import Core
 from .follow import Followers, find_followers
-from .held import FROZEN, Mask, dead_reasons
+from .held import FROZEN, ROUNDED, Mask, dead_reasons
 from .iterate import move, round_limit
 from .journal import Journal
 from .log_scales import refuse_overflow
@@ -83,7 +83,20 @@ class Snapshot:
 
     def held_reasons(self) -> list[tuple[Mask, str]]:
         """Masks of the variables held whatever the weights' values are, with the reasons."""
-        return [(self.core.mask_of(sorted(self.frozen)), FROZEN), *self.core.fixed_reasons]
+        frozen = (self.core.mask_of(sorted(self.frozen)), FROZEN)
+        return [frozen, (self.core.mask_of(self._rounded()), ROUNDED), *self.core.fixed_reasons]
+
+    def _rounded(self) -> list[str]:
+        """Names of the tensors with an offset that would have to stay bit-identical, which offset + w does not."""
+        choice, offsets = self.core.options.scales, self.core.symmetry.offsets
+        if choice == "exact":
+            return []
+        return [name for name in offsets if choice == "pow2" or name in self._half]
+
+    @cached_property
+    def _half(self) -> frozenset[str]:
+        """Names of the 16-bit tensors that are not rewritten from a wider copy."""
+        return frozenset(name for name, tensor in self.tensors.items() if tensor.dtype in _HALF and name not in self._mastered)
 
     def held_mask(self) -> Tensor:
         """(K,) bool on the device: the union of `held_reasons`."""
@@ -97,10 +110,10 @@ class Snapshot:
         choice = self.core.options.scales
         if choice == "exact":
             return None
-        half = [name for name, tensor in self.tensors.items() if tensor.dtype in _HALF and name not in self._mastered]
+        half = self._half
         if choice == "auto" and not half:
             return None
-        mask = self.core.group_mask(half) if choice == "auto" else np.ones(self.core.symmetry.num_scales, dtype=bool)
+        mask = self.core.group_mask(sorted(half)) if choice == "auto" else np.ones(self.core.symmetry.num_scales, dtype=bool)
         return self.core.on_device("powers of two", mask, self.device)
 
     def targets(
@@ -132,8 +145,11 @@ class Snapshot:
             raise OptimizerError(f"{names} holds none of the model's parameters: pass the optimizer that trains this model")
         parameters = {name: tensor for name, tensor in moved.items() if name not in self.core.symmetry.buffers}
         same = [twin for twin in self._twins if twin.keys() <= parameters.keys()]
-        self._followers = find_followers(self.core.terms, optimizers, parameters, copied, same, state=state, grads=grads)
-        own = [ScaleTarget(name, tensor, self.core.terms(name, tensor.device)) for name, tensor in moved.items()]
+        terms, offsets = self.core.terms, self.core.symmetry.offsets
+        self._followers = find_followers(terms, optimizers, parameters, copied, same, offsets=offsets, state=state, grads=grads)
+        own = [
+            ScaleTarget(name, tensor, terms(name, tensor.device), offset=offsets.get(name, 0.0)) for name, tensor in moved.items()
+        ]
         targets = own + self._followers.targets
         refuse_unwritable(targets)
         self._followers.factors = distinct_pairs(self._followers.factors)

@@ -157,7 +157,7 @@ class _Runner:
         return worst
 
     def slopes(self) -> Tensor | None:
-        """(num_scales,) |sum of a_e w_e dL/dw_e| by variable, relative to the sum of |addends|; None without a backward pass."""
+        """(num_scales,) |sum of a_e (o + w_e) dL/dw_e| by variable, relative to the sum of |addends|; None: no derivative."""
         model = self._copy()
         tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         moved = {name: tensors[name] for name in self._plan.exponents}
@@ -182,7 +182,7 @@ class _Runner:
         for (name, terms), gradient in zip(self._plan.exponents.items(), gradients, strict=True):
             if gradient is None:
                 continue
-            share = (values[name] * gradient).double().cpu()
+            share = ((self._plan.offsets.get(name, 0.0) + values[name]) * gradient).double().cpu()
             for coefficient, ids in terms:
                 places = torch.where(ids < 0, self._plan.num_scales, ids).expand(share.shape).reshape(-1)
                 total.index_add_(0, places, coefficient * share.reshape(-1))

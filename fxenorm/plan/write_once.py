@@ -53,7 +53,7 @@ def _view_of(tensor: Tensor) -> Any:
 
 def _same_factors(one: ScaleTarget, other: ScaleTarget) -> bool:
     """Whether two targets of one shape are multiplied by the same."""
-    if one.power != other.power or len(one.terms) != len(other.terms):
+    if one.power != other.power or one.offset != other.offset or len(one.terms) != len(other.terms):
         return False
     return all(
         some == others and ids.shape == other_ids.shape and (ids is other_ids or torch.equal(ids, other_ids))

@@ -1,4 +1,7 @@
-"""Additive operators: all terms of a sum carry the same field; a constant other than zero forces zero."""
+"""Additive operators: all terms of a sum carry the same field; a constant other than zero forces zero.
+
+One constant does not: a number that is added to a parameter alone. The parameter then moves so that the sum is multiplied.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from .call import Call, Field, is_floating
 from .laws import barrier, reduce, same_field
 from .registry import scale_rule
 
-__all__ = ["operand"]
+__all__ = ["operand", "plain_number"]
 
 
 def operand(call: Call, name: str) -> Field:
@@ -20,11 +23,39 @@ def operand(call: Call, name: str) -> Field:
     return AnyField(()) if value == 0 else ScaleField(())
 
 
+def plain_number(call: Call, name: str) -> float | None:
+    """The number that an argument is, as Python's number or in every entry of a tensor; None where that is not known."""
+    value = call[name]
+    if isinstance(value, (int, float)):
+        return float(value)
+    return call.numbers(name) if isinstance(value, (ScaleField, AnyField)) else None
+
+
+def _affine_image(call: Call) -> ParameterView | None:
+    """A parameter with a number added to each of its entries: c + k w is still that parameter. None for other sums."""
+    if call.operator == "aten::lerp":
+        return None
+    alpha = call["alpha"] if isinstance(call["alpha"], (int, float)) else 1
+    factors = {"aten::add": (1, alpha), "aten::rsub": (-alpha, 1)}.get(call.operator, (1, -alpha))
+    pairs = list(zip(("self", "other"), factors, strict=True))
+    for (name, factor), (added, times) in (pairs, pairs[::-1]):
+        view = call[name]
+        if not isinstance(view, ParameterView) or not is_floating(call.fakes[name]) or tuple(view.shape) != call.out_shape:
+            continue
+        number = plain_number(call, added)
+        if number is not None and number * times != 0:
+            return view.multiplied(factor).plus(number * times)
+    return None
+
+
 @scale_rule("aten::add", "aten::sub", "aten::subtract", "aten::rsub", "aten::lerp", family="additive")
 def add(call: Call) -> Any:
-    """t x + t y = t (x + y)."""
+    """t x + t y = t (x + y). A number added to a parameter makes an affine image of it, which moves as a whole."""
     if not is_floating(call.output):
         return ScaleField(call.out_shape)
+    image = _affine_image(call)
+    if image is not None:
+        return image
     names = ["self", "end", "weight"] if call.operator == "aten::lerp" else ["self", "other"]
     if call.operator == "aten::lerp":
         if isinstance(call["weight"], (ScaleField, ParameterView)):

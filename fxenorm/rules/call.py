@@ -36,6 +36,10 @@ def is_floating(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
 
 
+def _unknown_number(name: str) -> None:
+    """No number is known."""
+
+
 @dataclass
 class Call:
     """What a scale rule gets.
@@ -50,6 +54,7 @@ class Call:
         origin: position of the node, given to every equation.
         options: see `RuleOptions`.
         constants: gives the value of an integer argument that depends on no model input, None where it is unknown.
+        numbers: gives the number that all entries of a floating-point argument are, None where it is unknown.
         active: by schema name, whether the argument depends on a model input.
         unknown: names of the arguments that are, or hold, numbers which depend on the data; they read as some integer.
         unwritten: by schema name, whether the argument's memory was made without values (`empty`) and never written to.
@@ -73,6 +78,7 @@ class Call:
     roles: dict[str, str] = field(default_factory=dict)
     inexact: list[str] = field(default_factory=list)
     barrier: str | None = None
+    numbers: Callable[[str], float | None] = _unknown_number
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -98,7 +104,8 @@ class Call:
         if isinstance(value, AnyField):
             return ScaleField(value.shape)
         if isinstance(value, ParameterView):
-            return self.parameters.form(value)
+            self._check_offset(value)
+            return self.parameters.form(value, self.origin)
         return value
 
     def tensors(self) -> list[tuple[str, Field]]:
@@ -145,7 +152,19 @@ class Call:
 
     def give(self, view: ParameterView, wanted: ScaleField) -> None:
         """Create the parameter's field so that `view` carries `wanted`."""
+        self._check_offset(view)
         self.parameters.give(view, wanted, self.origin)
+
+    def uses(self, view: ParameterView) -> None:
+        """The values of a parameter matter to the result, though nothing is asked of its field."""
+        self._check_offset(view)
+        self.parameters.use(view, self.origin)
+
+    def _check_offset(self, view: ParameterView) -> None:
+        """Say why, where a parameter is held as it has other constants added elsewhere."""
+        if self.parameters.disagrees(view):
+            known = self.parameters.offsets[view.name]
+            self.barrier = f"{view.name} moves as {_affine(known)} elsewhere and as {_affine(view.offset)} here, so it is held"
 
     def scaled_by(self, value: ScaleField, name: str, role: str, shape: tuple[int, ...]) -> ScaleField:
         """Field of value * argument `name`, which may be None or a parameter without a field (it gets a new one)."""
@@ -153,6 +172,11 @@ class Call:
             return ScaleField(shape, value.terms)
         self.roles[name] = role
         return product(shape, value, self.field(name))
+
+
+def _affine(offset: float) -> str:
+    """ "1 + w", for messages."""
+    return f"{offset:g} + w" if offset else "w"
 
 
 def _pairs(value: Any, fake: Any) -> list[tuple[Any, Any]]:

@@ -20,8 +20,8 @@ COPIES = [
 ]  # fmt: skip
 
 HOMOGENEOUS = [
-    "aten::relu", "aten::leaky_relu", "aten::rrelu", "aten::abs", "aten::neg", "aten::negative", "aten::real", "aten::imag",
-    "aten::conj", "aten::_conj", "aten::_conj_physical", "aten::conj_physical",
+    "aten::relu", "aten::leaky_relu", "aten::rrelu", "aten::abs", "aten::real", "aten::imag", "aten::conj", "aten::_conj",
+    "aten::_conj_physical", "aten::conj_physical",
 ]  # fmt: skip
 
 
@@ -45,6 +45,13 @@ def homogeneous(call: Call) -> Field:
 
 family("homogeneous", copies, COPIES)
 family("homogeneous", homogeneous, HOMOGENEOUS)
+
+
+@scale_rule("aten::neg", "aten::negative", family="homogeneous")
+def negative(call: Call) -> Field:
+    """-(t x) = t (-x)."""
+    value = call["self"]
+    return value.multiplied(-1) if isinstance(value, ParameterView) else passes(call)
 
 
 @scale_rule("aten::to", "aten::type_as", "aten::_to_copy", family="homogeneous")

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..field import AnyField, ParameterView, ScaleField, Step, align, invert, product, simplify, times
 from ..field.structure import broadcast, reshape
+from .additive import plain_number
 from .call import Call, Field, is_floating
 from .laws import barrier
 from .registry import scale_rule
@@ -44,6 +45,8 @@ def quotient_field(call: Call, first: str, second: str, sign: int, shape: tuple[
         # A parameter times a constant (a mask, a gain) is still a parameter.
         kept = isinstance(view, ParameterView) and not (name == second and sign == -1) and not call.active.get(constant, False)
         if kept and (value is None or (isinstance(value, ScaleField) and value.is_zero and tuple(view.shape) == shape)):
+            number = plain_number(call, constant)
+            view = view.multiplied(number if sign == 1 or not number else 1 / number)
             return view if tuple(view.shape) == shape else _expanded(call, view, shape)
     for name, value, other in ((first, values[0], values[1]), (second, values[1], values[0])):
         if isinstance(value, ParameterView) and isinstance(other, ScaleField) and all(step.backward for step in value.steps):

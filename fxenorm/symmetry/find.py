@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from ..errors import FxenormWarning, UnsupportedOperatorError
-from ..field import NEVER, Equations, Ids, ParameterFields, ParameterView, ScaleField, Solution, Term, compress, solve
+from ..field import NEVER, Equations, Ids, ParameterFields, ScaleField, Solution, Term, compress, solve
 from ..field.structure import select_positions, take_slice
 from ..rules import NO_RULE, RuleOptions, is_floating
 from ..trace.traced_model import TracedModel
@@ -84,6 +84,7 @@ def find_symmetry(
         inexact_reasons=tuple(dict.fromkeys([*walk.inexact, *(reason for graph in traced for reason in graph.inexact)])),
         notes=tuple(dict.fromkeys(note for graph in traced for note in graph.notes)),
         second_sizes=_second_sizes(traced),
+        offsets={name: offset for name in exponents if (offset := walk.parameters.offsets.get(name))},
     )
 
 
@@ -164,7 +165,7 @@ def _hold_parameters(
         hits = {pattern for pattern in exclude if any(_matches(other, pattern) for other in names)}
         unmatched -= hits
         if hits or name in overlapping:
-            _zero(walk, name, excluded if hits else shared)
+            walk.parameters.hold(name, excluded if hits else shared)
     if unmatched:
         text = ", ".join(repr(pattern) for pattern in sorted(unmatched))
         warnings.warn(f"exclude: no parameter or module is named {text}", FxenormWarning, stacklevel=4)
@@ -174,16 +175,6 @@ def _matches(name: str, pattern: str) -> bool:
     """Whether the pattern names the parameter or one of the modules that it is in."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:k]), pattern) for k in range(1, len(parts) + 1))
-
-
-def _zero(walk: Walk, name: str, origin: int) -> None:
-    """Every entry of the parameter stays as it is."""
-    view = ParameterView(name, walk.parameters.shapes[name])
-    field = walk.parameters.look(view)
-    if isinstance(field, ScaleField):
-        # A sum of terms on different axes is zero everywhere iff it is constant along every axis and zero at one entry.
-        rest = walk.equations.require_constant(field, range(len(field.shape)), origin)
-        walk.equations.require_zero(rest, origin)
 
 
 def _hold_unread(walk: Walk, traced: Sequence[TracedModel]) -> None:

@@ -8,9 +8,13 @@ import torch
 from torch import fx
 
 from ..trace.traced_model import TracedModel
+from .arguments import bound_arguments, operator_name
 from .storage import Storage, written_arguments
 
 __all__ = ["KnownValues"]
+
+_FILLED = {"aten::ones_like": 1, "aten::new_ones": 1, "aten::full_like": None, "aten::new_full": None}
+"""Operators that read the shape of a tensor and fill another, and with which number."""
 
 LARGEST = 10_000_000
 """Constants with more entries than this are not evaluated."""
@@ -35,6 +39,24 @@ class KnownValues:
     def anything(self, node: fx.Node) -> Any:
         """Whatever the node gives, floating-point tensors and lists among it; None where it is not known."""
         return self._evaluate(node)
+
+    def number(self, node: fx.Node) -> float | None:
+        """The number that every entry of the node's tensor is, None where it is not known or not one number."""
+        found = self._evaluate(node)
+        if found is None:
+            return self._filled(node)
+        if not isinstance(found, torch.Tensor) or found.is_complex() or not found.numel():
+            return None
+        first = found.reshape(-1)[0]
+        return float(first) if bool((found == first).all()) else None
+
+    def _filled(self, node: fx.Node) -> float | None:
+        """The number that a new tensor is filled with, whose shape alone is that of a tensor which is not known."""
+        name = operator_name(node)
+        if name not in _FILLED or any(member in self._writes for member in self._storage.members(node)):
+            return None
+        value = bound_arguments(node).get("fill_value", _FILLED[name])
+        return float(value) if isinstance(value, (int, float)) else None
 
     def _evaluate(self, node: fx.Node) -> Any:
         # Iterative, as chains of constants can be longer than Python's stack.

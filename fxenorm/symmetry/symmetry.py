@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -141,6 +141,8 @@ class Symmetry:
         inexact_reasons: why rescaling is not exact, in sentences ("" never occurs; empty = exact).
         notes: other sentences for the user.
         second_sizes: by input tensor, by axis, its size in the example and at the second size that was seen; () without one.
+        offsets: by name of a tensor in `exponents`, the number o, not 0, that the model adds to it: offset + entry is multiplied,
+            so that the entry moves as (o + w) * factor - o.
     """
 
     num_scales: int
@@ -160,3 +162,4 @@ class Symmetry:
     inexact_reasons: tuple[str, ...]
     notes: tuple[str, ...] = ()
     second_sizes: tuple[tuple[tuple[int, int], ...], ...] = ()
+    offsets: Mapping[str, float] = field(default_factory=dict)

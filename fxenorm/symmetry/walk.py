@@ -218,6 +218,10 @@ class _GraphWalk:
             source = bound[argument] if position is None else bound[argument][position]
             return self.known.value(source) if isinstance(source, fx.Node) else None
 
+        def numbers(argument: str) -> float | None:
+            source = bound[argument]
+            return self.known.number(source) if isinstance(source, fx.Node) else None
+
         call = Call(
             operator=name if rule is None else rule.operator.split(".")[0],
             arguments=arguments,
@@ -230,6 +234,7 @@ class _GraphWalk:
             constants=constants,
             active={key: any(source in self.active for source in nodes_in(value)) for key, value in bound.items()},
             unknown=frozenset(key for key, value in bound.items() if any(map(self.sizes.unknown, nodes_in(value)))),
+            numbers=numbers,
         )
         if rule is not None and is_symbolic([node.meta.get("val"), *(source.meta.get("val") for source in node.all_input_nodes)]):
             result = self._apply_open(rule, call, node)
@@ -241,6 +246,8 @@ class _GraphWalk:
             result = zero_field(call)
         else:
             result = barrier(call, NO_RULE)
+        if rule is None or rule.family != "constant":
+            _note_uses(call, result)
         if call.barrier:
             where = self.walk.origins[origin]
             known = rule is not None
@@ -371,6 +378,14 @@ class _GraphWalk:
         outputs = tuple(value for value in flat(self.values.get(node)) if isinstance(value, ScaleField))
         self.event_of[node] = len(self.events)
         self.events.append(Event(where, inputs, outputs, tuple(dict.fromkeys(uses))))
+
+
+def _note_uses(call: Call, result: Any) -> None:
+    """Parameters of which the result is no view any more: their values, offset included, matter from here on."""
+    passed = {value.name for value in flat(result) if isinstance(value, ParameterView)}
+    for _, value in call.tensors():
+        if isinstance(value, ParameterView) and value.name not in passed:
+            call.uses(value)
 
 
 def _only_floating(result: Any, output: Any) -> Any:

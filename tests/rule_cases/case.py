@@ -31,6 +31,8 @@ class Case:
         sizes: of the inputs, in turn; operators that saturate ask for small ones.
         dimension: the true dimension where all entries are free, written by hand, for jumps, which a derivative does not see.
         options: those that the rule may depend on.
+        offsets: by input, the number that is added to it where it is a parameter: it moves as (offset + x) * factor - offset.
+            Written by hand; 0 where it is left out.
     """
 
     operator: str
@@ -43,6 +45,11 @@ class Case:
     sizes: tuple[float, ...] = (1.0, 8.0, 0.2)
     dimension: int | None = None
     options: RuleOptions = field(default_factory=RuleOptions)
+    offsets: tuple[float, ...] = ()
+
+    def offset(self, position: int) -> float:
+        """The offset of one input."""
+        return self.offsets[position] if position < len(self.offsets) else 0.0
 
     @property
     def name(self) -> str:
