@@ -311,3 +311,24 @@ def test_verify_sees_one_that_is_forgotten() -> None:
 def test_a_conflict_is_told() -> None:
     plan = fxenorm.analyze(*(CASES["norm_read_with_and_without"].build().double(), *VECTORS))
     assert any("moves as 1 + w elsewhere and as w here" in barrier.reason for barrier in plan.barriers)
+
+
+@pytest.mark.parametrize("place", [1, 2])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_interruption_leaves_all_moved_or_nothing(backend: str, place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gemma()
+    plan = fxenorm.analyze(model, *TOKENS, backend=backend)
+    before, copy_, count = outputs(model, TOKENS), Tensor.copy_, itertools.count(1)
+
+    def stop(self: Tensor, *args: Any, **options: Any) -> Tensor:
+        if self.shape == (4,) and next(count) == place:
+            raise KeyboardInterrupt
+        return copy_(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "copy_", stop)
+        with pytest.raises(KeyboardInterrupt):
+            plan.step()
+    assert relative_difference(before, outputs(model, TOKENS)) < 1e-12
+    plan.step()
+    assert relative_difference(before, outputs(model, TOKENS)) < 1e-12
