@@ -52,7 +52,7 @@ def analyze(
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments; None: guessed from the
             first layers, with a batch of 2.
         example_kwargs: further keyword arguments.
-        p: exponent of the norm, > 0, or ``math.inf`` for ranges.
+        p: exponent of the norm, from 0.1 to 1000, or ``math.inf`` for ranges.
         c: layer weights: a number c gives layer l the weight ``c ** (-p * depth(l))``, so that the norms of a chain grow
             by c from layer to layer; "adaptive": 1 / number of entries; a dict: the weights themselves, by layer (others 1).
             Without effect at p = inf.

@@ -26,6 +26,9 @@ _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
+_LEAST_P, _LARGEST_P = 0.1, 1000.0
+"""Below, one step of an unbalanced layer leaves the range of its type; above, powers of its weights do."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -56,7 +59,7 @@ class Options:
     max_log_scale: float | None = None
 
     def __post_init__(self) -> None:
-        _set(self, "p", _positive("p", self.p, "a number > 0, or math.inf", infinite=True))
+        _set(self, "p", _exponent(self.p))
         _set(self, "c", _layer_weights(self.c))
         for name, choices in _CHOICES.items():
             _check_choice(name, getattr(self, name), choices)
@@ -100,6 +103,18 @@ def _positive(name: str, value: object, valid: str, infinite: bool = False) -> f
     number = float(value)
     if not number > 0 or (math.isinf(number) and not infinite):
         raise _wrong(name, value, valid)
+    return number
+
+
+def _exponent(value: object) -> float:
+    """`p` as a float in the range in which powers of weights keep their digits, or infinite."""
+    valid = f"a number from {_LEAST_P:g} to {_LARGEST_P:g}, or math.inf"
+    try:
+        number = _positive("p", value, valid, infinite=True)
+    except OverflowError as error:
+        raise _wrong("p", value, valid) from error
+    if math.isfinite(number) and not _LEAST_P <= number <= _LARGEST_P:
+        raise _wrong("p", value, valid)
     return number
 
 
