@@ -93,7 +93,7 @@ class KnownValues:
             return None
         if node.op in ("placeholder", "get_attr"):
             known = self._placeholders.get(node.name)
-            if known is None or known.kind not in ("buffer", "constant") or known.value is None or known.value.is_meta:
+            if known is None or known.kind not in ("buffer", "constant", "state") or known.value is None or known.value.is_meta:
                 return None
             # Floating-point buffers may move or be trained on; only integers are part of the architecture.
             if known.kind == "buffer" and known.value.is_floating_point():

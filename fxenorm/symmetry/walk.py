@@ -14,6 +14,7 @@ from ..errors import FxenormWarning
 from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField
 from ..rules import NO_RULE, Call, Rule, RuleOptions, barrier, find_rule, is_floating
 from ..rules.laws import zero_field
+from ..trace.hold import HOLD
 from ..trace.traced_model import TracedModel, module_path, source_line
 from .arguments import bound_arguments, flat, nodes_in, operator_name, replaced
 from .known_values import KnownValues
@@ -109,6 +110,8 @@ class _GraphWalk:
         self.storage = Storage(traced.graph)
         self.known = KnownValues(traced, self.storage)
         self.sizes = Sizes(self.known)
+        # Their memory may be written without an operator.
+        self.handed_out: set[fx.Node] = set()
         self.values: dict[fx.Node, Any] = {}
         self.active: set[fx.Node] = set()
         # Parameters that a node is made of, as long as no model input is mixed in.
@@ -236,7 +239,11 @@ class _GraphWalk:
             unknown=frozenset(key for key, value in bound.items() if any(map(self.sizes.unknown, nodes_in(value)))),
             numbers=numbers,
         )
-        if rule is not None and is_symbolic([node.meta.get("val"), *(source.meta.get("val") for source in node.all_input_nodes)]):
+        shown = [node.meta.get("val"), *(source.meta.get("val") for source in node.all_input_nodes)]
+        if name == HOLD:
+            result = barrier(call, bound["reason"])
+            self.handed_out.add(node)
+        elif rule is not None and is_symbolic(shown):
             result = self._apply_open(rule, call, node)
         elif rule is not None:
             result = self._apply(rule, call)
@@ -333,16 +340,19 @@ class _GraphWalk:
             for member in self.storage.members(target)
             if member.op in ("placeholder", "get_attr") and member.name in self.traced.placeholders
         ]
-        kept = [owner for owner in owners if owner.kind in ("parameter", "buffer")]
+        kept = [owner for owner in owners if owner.kind in ("parameter", "buffer", "state")]
         if kept:
             # What the model keeps from one call to the next must not depend on the scales.
-            self._reason(origin, f"writes to the {kept[0].kind} {kept[0].name}")
+            self._reason(origin, f"writes to the {kept[0].kind} {kept[0].name}, which the next call reads")
             self._force(new, origin)
             for owner in kept:
                 if owner.name in self.walk.parameters.shapes:
                     view = self.walk.parameters.look(ParameterView(owner.name, self.walk.parameters.shapes[owner.name]))
                     self._force(view, origin)
             return ScaleField(tuple(fake.shape))
+        if self.handed_out and not self.handed_out.isdisjoint(self.storage.members(target)):
+            self._force(new, origin)
+            new = ScaleField(tuple(fake.shape))
         shared = self.storage.read_later(target, node)
         shared = [member for member in shared if member in self.values]
         if not shared:

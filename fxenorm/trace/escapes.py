@@ -2,23 +2,67 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch._utils
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from .hold import hold
 
 __all__ = ["ExportWatch", "RealRunWatch"]
 
-_TO_PYTHON = {torch.Tensor.numpy: "numpy", torch.Tensor.__array__: "__array__", torch.Tensor.tolist: "tolist"}
-_SHARES_MEMORY = {torch.Tensor.__dlpack__: "__dlpack__", torch.utils.dlpack.to_dlpack: "to_dlpack"}  # type: ignore[attr-defined]
+_BY_VALUE = ("tolist", "__repr__", "__format__")
+_BY_MEMORY = (
+    "numpy", "__array__", "__dlpack__", "data_ptr", "const_data_ptr", "mutable_data_ptr", "untyped_storage", "storage",
+    "_typed_storage", "share_memory_", "__reduce_ex__", "__reduce__", "apply_", "map_", "map2_", "_make_subclass",
+)  # fmt: skip
+
+
+def _named(names: Iterable[str]) -> dict[Any, str]:
+    """The methods of tensors that have these names, in this version of torch."""
+    return {getattr(torch.Tensor, name): name for name in names if hasattr(torch.Tensor, name)}
+
+
+_VALUES = _named(_BY_VALUE)
+_MEMORY = {
+    **_named(_BY_MEMORY),
+    torch.utils.dlpack.to_dlpack: "to_dlpack",  # type: ignore[attr-defined]
+    torch.Tensor.__cuda_array_interface__.__get__: "__cuda_array_interface__",
+}
+# Torch's own Python code asks for these to compare identities.
+_ALSO_ASKED_BY_TORCH = {torch.Tensor.untyped_storage, torch.Tensor._typed_storage, torch.Tensor.data_ptr}
+_OWN_FOLDERS = tuple(
+    os.path.dirname(os.path.abspath(file)) + os.sep for file in (torch._utils.__file__, os.path.dirname(__file__))
+)
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+_COPY = torch.Tensor.__deepcopy__
+
+
+def _taken(func: Callable[..., Any]) -> str | None:
+    """The name of `func` where it hands out the memory of a tensor to code that is not torch's or ours."""
+    name = _MEMORY.get(func)
+    if name is not None and func in _ALSO_ASKED_BY_TORCH and sys._getframe(2).f_code.co_filename.startswith(_OWN_FOLDERS):
+        return None
+    return name
+
+
+def _copied(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+    """A deep copy by operators that a graph shows."""
+    known = memo.get(id(tensor))
+    if known is None:
+        known = memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    return known
 
 
 class ExportWatch(TorchFunctionMode):
-    """For `torch.export`: ``.data``, which it cannot follow, becomes ``detach()``; sharing memory is refused.
+    """For runs with fake tensors: ``.data``, which `torch.export` cannot follow, becomes ``detach()``, memory is refused.
 
-    (A fake tensor has no memory: handing it out would crash the process.)
+    (A fake tensor has no memory: whoever reads it by its address crashes the process.)
     """
 
     def __torch_function__(
@@ -27,21 +71,31 @@ class ExportWatch(TorchFunctionMode):
         """Runs `func`, or what stands for it."""
         if func == _DATA:
             return args[0].detach()
-        if func in _SHARES_MEMORY:
-            raise RuntimeError(f"{_SHARES_MEMORY[func]} takes a tensor out of the graph")
+        if func == _COPY:
+            return _copied(*args)
+        name = _taken(func)
+        if name is not None:
+            raise RuntimeError(f"{name} takes a tensor out of the graph")
         return func(*args, **(kwargs or {}))
 
 
 class RealRunWatch(TorchFunctionMode):
-    """For a real run: a tensor that becomes a list or an array gets an ``item`` node, which says that Python saw it.
+    """For a real run: a tensor whose values or memory leave the graph is held from there on, and the graph says so.
 
-    Without it the values would come back as constants, and the graph would not show that they depend on anything.
+    Without it the values would come back as constants, or change where no operator writes.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs `func`, after marking the tensor that it takes out of the graph."""
-        if func in _TO_PYTHON or func in _SHARES_MEMORY:
+        """Runs `func`, after marking the tensors that it takes out of the graph."""
+        if func == _COPY:
+            return _copied(*args)
+        if func in _VALUES:
             args[0].detach().sum().item()
+        name = _taken(func)
+        if name is not None:
+            for tensor in tree_leaves((args, kwargs)):
+                if isinstance(tensor, torch.Tensor):
+                    hold(tensor, f"{name} hands out its memory")
         return func(*args, **(kwargs or {}))

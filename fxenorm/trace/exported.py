@@ -12,6 +12,7 @@ from ..errors import ExampleInputsError
 from .escapes import ExportWatch
 from .flatten import drop_idle, inline_regions, tensor_leaves
 from .inputs import Inputs
+from .memory_of_calls import hold_what_is_kept, with_state
 from .names import overlapping, tied_names
 from .preserve import prepared
 from .randomness import set_seeds
@@ -32,6 +33,7 @@ def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | No
         set_seeds(seed)
         # torch.export refuses outputs that are no known pytree (key-value caches). This hook runs after the user's own.
         model.register_forward_hook(lambda module, args, output: tensor_leaves(output))
+        hold_what_is_kept(model, notes.state)
         with ExportWatch():
             program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
 
@@ -48,7 +50,7 @@ def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | No
         value = values.get(name) if kind in ("buffer", "constant") else None
         placeholders[node.name] = Placeholder(kind, name, value)
     inline_regions(program.graph_module)
-    return finish(model, graph, mode, "export", placeholders, aliases, tuple(notes))
+    return with_state(finish(model, graph, mode, "export", placeholders, aliases, tuple(notes)), notes.state)
 
 
 def _check_dtypes(graph: fx.Graph, inputs: Inputs) -> None:

@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from .modes import set_mode
 from .names import storage_id
+from .state import ReachableState, put_back
 
-__all__ = ["RunGuard", "prepared"]
+__all__ = ["Notes", "RunGuard", "prepared"]
 
 DREW_RANDOM = (
     "The forward pass draws random numbers from Python or numpy in {mode} mode, which a trace does not see: "
@@ -27,14 +28,24 @@ DREW_RANDOM = (
 )
 
 
+class Notes(list[str]):
+    """Sentences for the user.
+
+    Attributes:
+        state: what forward can reach and write.
+    """
+
+    state: ReachableState
+
+
 @contextlib.contextmanager
-def prepared(model: nn.Module, mode: str) -> Iterator[list[str]]:
+def prepared(model: nn.Module, mode: str) -> Iterator[Notes]:
     """Within it `model` is in `mode` ("train" or "eval"), ready to be run or traced; at exit it is as it was.
 
     Yields a list that holds, after the exit, what the user should know about the run.
     """
-    notes: list[str] = []
-    with _preserved(model), _registration_hooks(), _random_state(notes, mode), _quiet(model):
+    notes = Notes()
+    with _preserved(model) as notes.state, _registration_hooks(), _random_state(notes, mode), _quiet(model):
         set_mode(model, mode)
         for module in model.modules():
             if getattr(module, "_compiled_call_impl", None) is not None:
@@ -54,67 +65,21 @@ def _registration_hooks() -> Iterator[None]:
         yield
     finally:
         for known, content in zip(hooks, before, strict=True):
-            _restore(known, content)
+            put_back(known, content)
 
 
 @contextlib.contextmanager
-def _preserved(model: nn.Module) -> Iterator[None]:
-    """Restores at exit every module's attributes, flags and hooks, and every requires_grad."""
-    attributes = [(module, dict(vars(module)), _containers(module)) for module in model.modules()]
-    plain = _plain_tensors(model)
+def _preserved(model: nn.Module) -> Iterator[ReachableState]:
+    """Restores at exit all that forward can reach and write, and every requires_grad."""
     gradients = [(tensor, tensor.requires_grad) for tensor in (*model.parameters(), *model.buffers())]
+    state = ReachableState(model)
     try:
-        yield
+        yield state
     finally:
-        for module, before, containers in attributes:
-            _restore(vars(module), before)
-            for container, content in containers:
-                _restore(container, content)
-        with torch.no_grad():
-            for tensor, value, version in plain:
-                if tensor._version != version:
-                    tensor.copy_(value)
+        state.restore()
         for tensor, flag in gradients:
             if tensor.requires_grad != flag:
                 tensor.requires_grad_(flag)
-
-
-def _plain_tensors(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
-    """Tensors that are plain attributes of modules, with a copy and a version: torch.export runs writes into them for real."""
-    found: dict[int, torch.Tensor] = {}
-    for module in model.modules():
-        for name, value in vars(module).items():
-            inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
-            if name not in ("_parameters", "_buffers"):
-                found.update((id(item), item) for item in inner if isinstance(item, torch.Tensor) and not item.is_inference())
-    for tensor in (*model.parameters(), *model.buffers()):
-        found.pop(id(tensor), None)
-    return [(tensor, tensor.detach().clone(), tensor._version) for tensor in found.values()]
-
-
-def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
-    """Every non-empty or writable dict, list and set that `module` holds (parameters, hooks, caches), with a shallow copy."""
-    return [(value, value.copy()) for value in vars(module).values() if isinstance(value, (dict, list, set))]
-
-
-def _restore(container: Any, before: Any) -> None:
-    """Gives a dict, list or set its former content back; compares by identity, as == on tensors is no truth value."""
-    if isinstance(container, dict):
-        same = len(container) == len(before) and all(
-            key is old_key and value is old_value
-            for (key, value), (old_key, old_value) in zip(container.items(), before.items(), strict=True)
-        )
-    elif isinstance(container, list):
-        same = len(container) == len(before) and all(new is old for new, old in zip(container, before, strict=True))
-    else:
-        same = container == before
-    if same:
-        return
-    container.clear()
-    if isinstance(container, list):
-        container.extend(before)
-    else:
-        container.update(before)
 
 
 @contextlib.contextmanager

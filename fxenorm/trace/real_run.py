@@ -18,8 +18,9 @@ from .escapes import ExportWatch, RealRunWatch
 from .exported import finish
 from .flatten import tensor_leaves
 from .inputs import Inputs
+from .memory_of_calls import hold_what_is_kept, with_state
 from .names import tied_names
-from .preserve import RunGuard, prepared
+from .preserve import Notes, RunGuard, prepared
 from .randomness import set_seeds
 from .traced_model import Mode, Placeholder, TracedModel
 
@@ -32,7 +33,7 @@ ONE_PATH = (
 
 
 @contextlib.contextmanager
-def _ready(model: nn.Module, inputs: Inputs, mode: Mode) -> Iterator[tuple[Callable[..., Any], RunGuard, list[str]]]:
+def _ready(model: nn.Module, inputs: Inputs, mode: Mode) -> Iterator[tuple[Callable[..., Any], RunGuard, Notes]]:
     """Yields a forward call in `mode` on tensors to be given, its guard, which undoes writes at exit, and notes."""
     guard = RunGuard([*model.parameters(), *inputs.tensors()])
     with prepared(model, mode) as notes, torch.no_grad():
@@ -58,11 +59,12 @@ def trace_by_real_run(model: nn.Module, inputs: Inputs, mode: Mode, reason: str,
     tensors = {**dict(model.named_parameters()), **copies}
     with _ready(model, inputs, mode) as (forward, guard, drawn):
         set_seeds(seed)
+        hold_what_is_kept(model, drawn.state)
         graph = _recorded(model, forward, tensors, inputs, RealRunWatch())
     _refuse_lost_values(graph, guard.made)
     _share_fake_mode(graph)
     notes = (ONE_PATH.format(mode=mode, reason=reason), *drawn)
-    return finish(model, graph, mode, "make_fx", _placeholders(model, graph), tied_names(model), notes)
+    return with_state(finish(model, graph, mode, "make_fx", _placeholders(model, graph), tied_names(model), notes), drawn.state)
 
 
 def trace_by_fake_run(model: nn.Module, inputs: Inputs, mode: Mode, seed: int) -> TracedModel:
@@ -72,14 +74,15 @@ def trace_by_fake_run(model: nn.Module, inputs: Inputs, mode: Mode, seed: int) -
     """
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-    with prepared(model, mode), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+    with prepared(model, mode) as notes, FakeTensorMode(allow_non_fake_inputs=True) as fake:
         set_seeds(seed)
+        hold_what_is_kept(model, notes.state)
         named = itertools.chain(model.named_parameters(), model.named_buffers())
         tensors: dict[str, torch.Tensor] = {name: fake.from_tensor(tensor) for name, tensor in named}
         arguments = inputs.map(fake.from_tensor)
         graph = _recorded(model, functools.partial(functional_call, model), tensors, arguments, ExportWatch())
     _refuse_lost_values(graph, lambda tensor: isinstance(tensor, FakeTensor))
-    return finish(model, graph, mode, "export", _placeholders(model, graph), tied_names(model))
+    return with_state(finish(model, graph, mode, "export", _placeholders(model, graph), tied_names(model)), notes.state)
 
 
 def _recorded(

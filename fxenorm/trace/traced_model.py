@@ -22,12 +22,14 @@ class Placeholder:
 
     Attributes:
         kind: ``"parameter"`` and ``"buffer"`` belong to the model, ``"input"`` is one of the example inputs, ``"constant"``
-            is a tensor that the forward pass made out of Python numbers.
+            is a tensor that the forward pass made out of Python numbers, ``"state"`` any other tensor, such as a plain
+            attribute: floating-point values in it may be others at the next call.
         name: the fully qualified name; for a tensor reached by several names the first of them in registration order.
-        value: the tensor itself, for buffers and constants (possibly on the meta device), None otherwise.
+        value: the tensor itself, for buffers, constants and state (possibly on the meta device); None otherwise, and for state
+            that forward replaces.
     """
 
-    kind: Literal["parameter", "buffer", "input", "constant"]
+    kind: Literal["parameter", "buffer", "input", "constant", "state"]
     name: str
     value: torch.Tensor | None = None
 

@@ -1,0 +1,406 @@
+"""All that a model's forward pass can reach and write, noted before a run and put back after it.
+
+What counts: attributes of modules, of the objects that they hold and of user classes; dicts, lists, sets and deques in them;
+closures, function attributes, globals of the code that runs; tensors, arrays and generators of random numbers; `lru_cache`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import functools
+import random
+import types
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["Kept", "ReachableState"]
+
+# Objects beyond this number are not looked at; the nearest come first.
+_MOST_OBJECTS = 100_000
+_MOST_FUNCTIONS = 2_000
+_LARGEST_COPY = 1 << 28
+"""Bytes of one tensor or array."""
+
+_SIMPLE = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device, torch.Size, range, slice)
+_REGISTERED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_CONTAINERS = (dict, list, set, deque)
+# Their objects are no state of a model, or belong to whoever holds the model.
+_NOT_ENTERED = frozenset(
+    {
+        "accelerate", "asyncio", "builtins", "concurrent", "contextlib", "datasets", "enum", "fxenorm", "importlib", "inspect",
+        "io", "lightning", "lightning_fabric", "logging", "multiprocessing", "numpy", "os", "pytorch_lightning", "re", "scipy",
+        "sympy", "sys", "tempfile", "threading", "torch", "typing", "warnings", "weakref", "_thread", "abc", "_abc", "ctypes",
+        "pathlib", "torchgen", "networkx", "tokenizers", "pytest", "_pytest", "subprocess", "unittest", "pdb", "triton",
+    }
+)  # fmt: skip
+
+
+def _home(thing: Any) -> str:
+    """The package in which a class or function was made."""
+    return str(getattr(thing, "__module__", None) or "builtins").split(".")[0]
+
+
+class Kept:
+    """A tensor that forward left in a place where it found `before`."""
+
+    def __init__(self, tensor: torch.Tensor, before: Any, key: Any, is_read: bool) -> None:
+        self.tensor, self.before, self.key, self.is_read = tensor, before, key, is_read
+
+
+class ReachableState:
+    """Notes at creation what forward can reach; `restore` puts it back.
+
+    Attributes:
+        rebound: by identity, the tensors in whose places forward put others.
+
+    Two places are beyond it: what is held by compiled code only, and iterators that were advanced. An `lru_cache` that got new
+    entries is emptied, old entries too: they are computed again when they are next asked for.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._seen: dict[int, Any] = {}
+        self._containers: list[tuple[Any, Any]] = []
+        self._slots: list[tuple[Any, str, Any]] = []
+        self._cells: list[tuple[types.CellType, Any]] = []
+        self._globals: list[tuple[dict[str, Any], str, Any]] = []
+        self._classes: list[tuple[type, dict[str, Any]]] = []
+        self._caches: list[tuple[Any, Any]] = []
+        self._tensors: list[tuple[torch.Tensor, torch.Tensor, int]] = []
+        self._arrays: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
+        self._generators: list[Callable[[], None]] = []
+        self._code: list[types.CodeType] = []
+        self._functions = 0
+        self._start: list[tuple[Any, Any]] = []
+        self.rebound: dict[int, torch.Tensor] = {}
+        self._queue: deque[Any] = deque()
+        for tensor in (*model.parameters(), *model.buffers()):
+            self._seen[id(tensor)] = tensor
+        for module in model.modules():
+            self._visit(module)
+        while self._queue and len(self._seen) < _MOST_OBJECTS:
+            self._enter(self._queue.popleft())
+        self._queue.clear()
+
+    # --- the search ------------------------------------------------------------------------------------------------------
+
+    def _visit(self, value: Any) -> None:
+        """Puts `value` in the queue if it may hold or be state."""
+        if isinstance(value, _SIMPLE) or id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        self._queue.append(value)
+
+    def _enter(self, value: Any) -> None:
+        """Notes what `value` holds and visits it."""
+        if isinstance(value, nn.Module):
+            self._module(value)
+        elif isinstance(value, torch.Tensor):
+            self._tensor(value)
+        elif isinstance(value, _CONTAINERS):
+            self._container(value)
+        elif isinstance(value, (tuple, frozenset)):
+            for item in value:
+                self._visit(item)
+        elif isinstance(value, types.FunctionType):
+            self._function(value)
+        elif isinstance(value, functools._lru_cache_wrapper):
+            self._caches.append((value, value.cache_info()))
+            self._visit(getattr(value, "__wrapped__", None))
+        elif isinstance(value, types.CellType):
+            self._cell(value)
+        elif isinstance(value, type):
+            self._class(value)
+        elif not isinstance(value, types.ModuleType):
+            self._object(value)
+
+    def _module(self, module: nn.Module) -> None:
+        """Every attribute, and the code of the class."""
+        held = vars(module)
+        self._note(held)
+        for name, value in held.items():
+            if (type(value) is dict and not value) or name in _REGISTERED:
+                self._note(value)
+                self._seen[id(value)] = value
+            else:
+                self._visit(value)
+        self._visit(type(module))
+
+    def _note(self, container: Any) -> None:
+        self._containers.append((container, container.copy()))
+
+    def _container(self, value: Any) -> None:
+        """A dict, list, set or deque."""
+        try:
+            self._containers.append((value, _content(value)))
+        except Exception:  # a subclass that refuses to be copied, or that another thread is writing to
+            return
+        for item in list(value.values()) if isinstance(value, dict) else list(value):
+            self._visit(item)
+
+    def _tensor(self, tensor: torch.Tensor) -> None:
+        """A tensor that is neither parameter nor buffer: its values are copied."""
+        if tensor.is_meta or tensor.is_inference() or tensor.numel() * tensor.element_size() > _LARGEST_COPY:
+            return
+        with contextlib.suppress(RuntimeError, NotImplementedError, TypeError):  # subclasses without memory
+            self._tensors.append((tensor, tensor.detach().clone(), tensor._version))
+
+    def _function(self, function: types.FunctionType) -> None:
+        """Its globals, closure, defaults and attributes; functions of torch have no state of a model."""
+        if _home(function) in _NOT_ENTERED or self._functions >= _MOST_FUNCTIONS:
+            return
+        self._functions += 1
+        for cell in function.__closure__ or ():
+            self._visit(cell)
+        for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            self._visit(value)
+        self._visit(vars(function))
+        for code in all_code(function.__code__):
+            self._code.append(code)
+            for name in code.co_names:
+                self._name(function.__globals__, name, code)
+
+    def _name(self, owner: dict[str, Any], name: str, code: types.CodeType) -> None:
+        """A global that code names, or a member of a module that it names."""
+        value = owner.get(name, _MISSING)
+        if isinstance(value, types.ModuleType):
+            if value.__name__.split(".")[0] not in _NOT_ENTERED:
+                members = vars(value)
+                for part in code.co_names:
+                    if part in members and not isinstance(members[part], types.ModuleType):
+                        self._global(members, part, members[part])
+            return
+        if value is not _MISSING or name not in _BUILTINS:
+            self._global(owner, name, value)
+
+    def _global(self, owner: dict[str, Any], name: str, value: Any) -> None:
+        self._globals.append((owner, name, value))
+        if value is not _MISSING:
+            self._visit(value)
+
+    def _cell(self, cell: types.CellType) -> None:
+        try:
+            content = cell.cell_contents
+        except ValueError:  # empty
+            content = _MISSING
+        self._cells.append((cell, content))
+        if content is not _MISSING:
+            self._visit(content)
+
+    def _class(self, kind: type) -> None:
+        """The attributes and methods of user classes, those that are inherited too."""
+        for base in kind.__mro__:
+            if _home(base) in _NOT_ENTERED or (base is not kind and id(base) in self._seen):
+                continue
+            self._seen[id(base)] = base
+            members = {name: value for name, value in vars(base).items() if not name.startswith("__") or callable(value)}
+            self._classes.append((base, members))
+            for value in members.values():
+                self._visit(value)
+
+    def _object(self, value: Any) -> None:
+        """A method, partial, property, array, generator of random numbers, or an object with attributes."""
+        if isinstance(value, (staticmethod, classmethod, types.MethodType)):
+            self._visit(value.__func__)
+            self._visit(getattr(value, "__self__", None))
+        elif isinstance(value, functools.partial):
+            for part in (value.func, *value.args, *value.keywords.values()):
+                self._visit(part)
+        elif isinstance(value, property):
+            for part in (value.fget, value.fset):
+                self._visit(part)
+        elif isinstance(value, functools.cached_property):
+            self._visit(value.func)
+        elif isinstance(value, np.ndarray):
+            if value.nbytes <= _LARGEST_COPY and value.dtype != object and value.flags.writeable:
+                self._arrays.append((value, value.copy()))
+        elif (restored := _generator(value)) is not None:
+            self._generators.append(restored)
+        elif _home(type(value)) not in _NOT_ENTERED or _home(type(value)) == "builtins":
+            self._attributes(value)
+
+    def _attributes(self, value: Any) -> None:
+        """An object of a class of one's own."""
+        held = getattr(value, "__dict__", None)
+        if type(held) is dict:
+            self._visit(held)
+        for base in type(value).__mro__:
+            slots = vars(base).get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                if name not in ("__dict__", "__weakref__"):
+                    inner = getattr(value, name, _MISSING)
+                    self._slots.append((value, name, inner))
+                    if inner is not _MISSING:
+                        self._visit(inner)
+        self._visit(type(value))
+
+    # --- meanwhile and afterwards ------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Notes what is there when forward begins, where a tracer has put stand-ins."""
+        self._start = [(container, _content(container)) for container, _ in self._containers]
+
+    def kept(self) -> list[Kept]:
+        """The tensors that forward has put in a place that it can reach again, and what was there before."""
+        found = []
+        for container, before in self._start or self._containers:
+            if isinstance(container, dict):
+                for key, value in list(container.items()):
+                    if isinstance(value, torch.Tensor) and value is not before.get(key):
+                        found.append(Kept(value, before.get(key), key, self._loads(key)))
+            elif isinstance(container, (list, deque)):
+                old = list(before)
+                for position, value in enumerate(container):
+                    was = old[position] if position < len(old) else None
+                    if isinstance(value, torch.Tensor) and value is not was:
+                        found.append(Kept(value, was, position, True))
+        for owner, name, before in (*self._slots, *self._globals):
+            value = owner.get(name) if isinstance(owner, dict) else getattr(owner, name, None)
+            if isinstance(value, torch.Tensor) and value is not before:
+                found.append(Kept(value, before, name, self._loads(name)))
+        for kind, members in self._classes:
+            for name, value in vars(kind).items():
+                if isinstance(value, torch.Tensor) and value is not members.get(name):
+                    found.append(Kept(value, members.get(name), name, True))
+        for cell, before in self._cells:
+            with contextlib.suppress(ValueError):
+                if isinstance(cell.cell_contents, torch.Tensor) and cell.cell_contents is not before:
+                    found.append(Kept(cell.cell_contents, before, None, True))
+        return found
+
+    def _loads(self, name: Any) -> bool:
+        """Whether any code that was found reads an attribute or a global of this name; keys of containers may always be read."""
+        if not isinstance(name, str) or not any(name in code.co_names for code in self._code):
+            return True
+        for code in self._code:
+            if name in code.co_names:
+                for step in dis.get_instructions(code):
+                    if step.argval == name and step.opname.startswith(("LOAD", "DELETE")):
+                        return True
+        return False
+
+    def restore(self) -> None:
+        """Puts everything back."""
+        for container, before in self._containers:
+            put_back(container, before)
+        for owner, name, before in self._slots:
+            if getattr(owner, name, _MISSING) is not before:
+                _set_attribute(owner, name, before)
+        for cell, before in self._cells:
+            _set_cell(cell, before)
+        for held, name, before in self._globals:
+            if held.get(name, _MISSING) is not before:
+                if before is _MISSING:
+                    del held[name]
+                else:
+                    held[name] = before
+        for kind, members in self._classes:
+            _set_class(kind, members)
+        for cache, info in self._caches:
+            if cache.cache_info().misses != info.misses:
+                cache.cache_clear()
+        with torch.no_grad():
+            for tensor, value, version in self._tensors:
+                if tensor._version != version or not torch.equal(tensor, value):  # `.data` counts no version
+                    tensor.copy_(value)
+        for array, values in self._arrays:
+            np.copyto(array, values)
+        for generator in self._generators:
+            generator()
+
+
+_MISSING = object()
+_BUILTINS = frozenset(dir(__builtins__) if isinstance(__builtins__, types.ModuleType) else __builtins__)
+
+
+def all_code(code: types.CodeType) -> Iterator[types.CodeType]:
+    """`code` and the code nested in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from all_code(constant)
+
+
+def _content(container: Any) -> Any:
+    """A plain copy of a container; subclasses (an OrderedDict, a defaultdict) are copied as what they hold."""
+    if isinstance(container, dict):
+        return dict(container)
+    return set(container) if isinstance(container, set) else list(container)
+
+
+def put_back(container: Any, before: Any) -> None:
+    """Gives a container its former content; compares by identity, as == on tensors is no truth value."""
+    if isinstance(container, dict):
+        same = len(container) == len(before) and all(
+            key is old_key and value is old_value
+            for (key, value), (old_key, old_value) in zip(container.items(), before.items(), strict=True)
+        )
+    elif isinstance(container, set):
+        same = len(container) == len(before) and {id(item) for item in container} == {id(item) for item in before}
+    else:
+        same = len(container) == len(before) and all(new is old for new, old in zip(container, before, strict=True))
+    if same:
+        return
+    container.clear()
+    if isinstance(container, (dict, set)):
+        container.update(before)
+    else:
+        container.extend(before)
+
+
+def _set_attribute(owner: Any, name: str, before: Any) -> None:
+    """An attribute in a slot."""
+    with contextlib.suppress(AttributeError, TypeError):
+        if before is _MISSING:
+            object.__delattr__(owner, name)
+        else:
+            object.__setattr__(owner, name, before)
+
+
+def _set_cell(cell: types.CellType, before: Any) -> None:
+    """A variable of a closure."""
+    try:
+        now = cell.cell_contents
+    except ValueError:
+        now = _MISSING
+    if now is not before:
+        if before is _MISSING:
+            del cell.cell_contents
+        else:
+            cell.cell_contents = before
+
+
+def _set_class(kind: type, members: dict[str, Any]) -> None:
+    """Attributes of a class."""
+    for name, value in members.items():
+        if vars(kind).get(name, _MISSING) is not value:
+            setattr(kind, name, value)
+    for name, value in list(vars(kind).items()):
+        if name not in members and not name.startswith("__") and isinstance(value, (torch.Tensor, list, dict, set, int, float)):
+            delattr(kind, name)
+
+
+def _set_state(generator: torch.Generator, state: torch.Tensor) -> None:
+    generator.set_state(state)
+
+
+def _generator(value: Any) -> Callable[[], None] | None:
+    """What sets a generator of random numbers back; None for anything else."""
+    if isinstance(value, random.Random):
+        state = value.getstate()
+        return lambda: value.setstate(state)
+    if isinstance(value, np.random.RandomState):
+        legacy = value.get_state()
+        return lambda: value.set_state(legacy)
+    if isinstance(value, np.random.Generator):
+        bits = value.bit_generator.state
+        return lambda: setattr(value.bit_generator, "state", bits)
+    if isinstance(value, torch.Generator):
+        whole = value.get_state()
+        return lambda: _set_state(value, whole)
+    return None
