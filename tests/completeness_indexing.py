@@ -154,4 +154,109 @@ OPEN_SIZES: dict[str, Network] = {
     "selected_by_a_mask": (_one(lambda h: h.masked_select(MASK).unflatten(0, (-1, 4)), 4), VECTOR),
 }
 
-INDEXED: dict[str, Network] = {**MESSAGES, **WRITTEN, **OPEN_SIZES}
+
+def _widened(h: Tensor) -> Tensor:
+    """The first channels of a wider tensor of zeros."""
+    out = torch.zeros(*h.shape[:-1], 8, dtype=h.dtype)
+    out[..., :6] = h
+    return out
+
+
+def _temporal_shift(h: Tensor) -> Tensor:
+    """Some channels come from the position before, some from the one after."""
+    out = torch.zeros_like(h)
+    out[:, :-1, :2] = h[:, 1:, :2]
+    out[:, 1:, 2:4] = h[:, :-1, 2:4]
+    out[:, :, 4:] = h[:, :, 4:]
+    return out
+
+
+def _preallocated(h: Tensor) -> Tensor:
+    """Memory without values, filled from both ends."""
+    out = h.new_empty(h.shape[0], 12)
+    out[:, :6] = h
+    out.narrow(1, 6, 6).copy_(h.flip(1))
+    return out
+
+
+def _half_cleared(h: Tensor) -> Tensor:
+    """Memory without values: one half written, the other zero."""
+    out = h.new_empty(h.shape[0], 8)
+    out[:, :6] = h
+    out[:, 6:] = 0
+    return out + F.pad(h, (2, 0))
+
+
+def _chunks(h: Tensor) -> Tensor:
+    """Written part by part, read through a view that was made before."""
+    out = torch.zeros(h.shape[0], 9, dtype=h.dtype)
+    seen = out.view(-1, 3, 3)
+    out[:, :3].copy_(h[:, :3])
+    out.narrow(1, 3, 3).add_(h[:, 3:]).mul_(2)
+    out[:, 6:].fill_(0.0)
+    return seen.transpose(1, 2).flatten(1)
+
+
+def _unbound(h: Tensor) -> Tensor:
+    """Single channels, one of them twice and one not at all."""
+    out = torch.empty_like(h).zero_()
+    for channel, k in enumerate((3, 3, 0, 1, 2)):
+        out.select(-1, channel).copy_(h[:, k])
+    return out
+
+
+def _strided(h: Tensor) -> Tensor:
+    """Every second place backwards, the rest by a transposed view."""
+    out = torch.zeros(h.shape[0], 2, 6, dtype=h.dtype)
+    out.transpose(1, 2)[:, ::2, 0] = h[:, :3].flip(1)
+    out.view(-1, 12)[:, 4:8] += h[:, 2:]
+    return out.flatten(1)
+
+
+def _diagonal(h: Tensor) -> Tensor:
+    """A batch of matrices of which the diagonal is written."""
+    out = torch.zeros(h.shape[0], 6, 6, dtype=h.dtype)
+    out.diagonal(dim1=1, dim2=2).copy_(h)
+    out[:, 0, 3:].copy_(h[:, 3:])
+    return out.sum(1)
+
+
+def _ones_around(h: Tensor) -> Tensor:
+    """Written over ones, two of which stay."""
+    out = torch.ones(h.shape[0], 8, dtype=h.dtype)
+    out[:, 1:7] = h
+    return out
+
+
+def _states(m: Net, x: Tensor) -> Tensor:
+    """The states of a recurrence in one tensor."""
+    states = x.new_zeros(x.shape[0], x.shape[1] + 1, 6)
+    for t in range(x.shape[1]):
+        states[:, t + 1] = F.relu(m.a(x[:, t]) + m.loop(states[:, t].clone()))
+    return m.b(states[:, 1:])
+
+
+def _somewhere(h: Tensor) -> Tensor:
+    """A place that depends on the data."""
+    out = torch.zeros(3, *h.shape, dtype=h.dtype)
+    out[(h[:, 0] > 0).sum() % 3] = h
+    return out
+
+
+FILLED: dict[str, Network] = {
+    "zeros_widened": (_one(_widened, 8), VECTOR),
+    "tokens_widened": (_one(_widened, 8), TOKENS),
+    "temporal_shift": (_one(_temporal_shift), TOKENS),
+    "preallocated": (_one(_preallocated, 12), VECTOR),
+    "half_cleared": (_one(_half_cleared, 8), VECTOR),
+    "written_chunks": (_one(_chunks, 9), VECTOR),
+    "written_channels": (_one(_unbound), VECTOR),
+    "written_strided": (_one(_strided, 12), VECTOR),
+    "written_diagonal": (_one(_diagonal), VECTOR),
+    "written_over_ones": (_one(_ones_around, 8), VECTOR),
+    "written_over_itself": (_one(lambda h: h.clone().index_fill_(1, I, 0.0).add_(h)), VECTOR),
+    "written_somewhere": (_one(_somewhere), VECTOR),
+    "states_of_a_recurrence": (lambda: Net(_states, a=nn.Linear(4, 6), loop=nn.Linear(6, 6), b=nn.Linear(6, 3)), TOKENS),
+}
+
+INDEXED: dict[str, Network] = {**MESSAGES, **WRITTEN, **OPEN_SIZES, **FILLED}

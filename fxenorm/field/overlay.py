@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .equations import Equations
 from .scale_field import FIXED, AnyField, Ids, ScaleField, Term, compress, simplify
 
-__all__ = ["GARBAGE", "OPEN", "SETTLED", "Patchwork", "Place", "block_of", "filled", "overlay", "patchwork_of"]
+__all__ = ["GARBAGE", "OPEN", "SETTLED", "Patchwork", "Place", "block_of", "filled", "overlay", "patchwork_of", "shape_at"]
 
 Place = slice | Ids | None
 """What is written of one axis: a range of positions, positions (arrays of several axes are read together), or all (None)."""
@@ -68,6 +68,19 @@ def block_of(places: Sequence[Place]) -> tuple[int, int, list[int]]:
         axes.append(following)
         following += 1
     return start, rank, axes
+
+
+def shape_at(shape: Sequence[int], places: Sequence[Place]) -> tuple[int, ...]:
+    """Shape of ``tensor[places]``."""
+    start, rank, axes = block_of(places)
+    arrays = [place.shape for place in places if isinstance(place, np.ndarray)]
+    block = np.broadcast_shapes(*arrays) if arrays else ()
+    found = [0] * (rank + sum(axis >= 0 for axis in axes))
+    found[start : start + rank] = block
+    for size, place, axis in zip(shape, places, axes, strict=True):
+        if axis >= 0:
+            found[axis] = len(range(*place.indices(size))) if isinstance(place, slice) else size
+    return tuple(found)
 
 
 def overlay(base: Patchwork, value: Patchwork, places: Sequence[Place]) -> Patchwork:

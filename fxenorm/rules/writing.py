@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..field import AnyField, ScaleField, align
-from ..field.overlay import Place, block_of, filled, overlay, patchwork_of
+from ..field.overlay import Place, block_of, filled, overlay, patchwork_of, shape_at
 from ..field.structure import index, permute, reshape, select_positions, take_slice
 from .call import Call, Field, is_floating
 from .laws import number, positions_of, same_field, zero_field
@@ -46,19 +46,6 @@ def _settled(call: Call, base: ScaleField | AnyField, value: ScaleField | AnyFie
     return filled(overlay(patchwork_of(base), patchwork_of(value), places), call.equations)
 
 
-def _place_shape(shape: Sequence[int], places: Sequence[Place]) -> tuple[int, ...]:
-    """Shape of ``tensor[places]``."""
-    start, rank, axes = block_of(places)
-    arrays = [place.shape for place in places if isinstance(place, np.ndarray)]
-    block = np.broadcast_shapes(*arrays) if arrays else ()
-    found = [0] * (rank + sum(axis >= 0 for axis in axes))
-    found[start : start + rank] = block
-    for size, place, axis in zip(shape, places, axes, strict=True):
-        if axis >= 0:
-            found[axis] = len(range(*place.indices(size))) if isinstance(place, slice) else size
-    return tuple(found)
-
-
 def _tie_repeated(call: Call, value: ScaleField | AnyField, shape: Sequence[int], places: Sequence[Place]) -> None:
     """Values that are written to one place carry the same field."""
     start, rank, _ = block_of(places)
@@ -82,7 +69,7 @@ def _read(base: ScaleField, places: Sequence[Place]) -> ScaleField:
     arrays = [place if isinstance(place, np.ndarray) else None for place in places]
     if all(array is None for array in arrays):
         return base
-    return index(base, arrays, _place_shape(base.shape, [p if isinstance(p, np.ndarray) else None for p in places]))
+    return index(base, arrays, shape_at(base.shape, [p if isinstance(p, np.ndarray) else None for p in places]))
 
 
 def write_known(call: Call, base: ScaleField | AnyField, value: ScaleField | AnyField, places: list[Place], how: str) -> Any:
@@ -90,7 +77,7 @@ def write_known(call: Call, base: ScaleField | AnyField, value: ScaleField | Any
     shape = base.shape
     if any(isinstance(place, np.ndarray) and place.size == 0 for place in places):
         return base
-    value = _aligned(value, _place_shape(shape, places))
+    value = _aligned(value, shape_at(shape, places))
     if how and isinstance(value, AnyField):
         # Adding zeros changes nothing; infinities stay infinite.
         return base
@@ -119,7 +106,7 @@ def write_somewhere(
     if isinstance(base, ScaleField):
         inside = call.constant(_read(base, touched), axes)
         value = same_field(call, [inside, value], inside.shape)  # type: ignore[assignment]
-    return _settled(call, base, ScaleField(_place_shape(base.shape, touched), value.terms), touched)
+    return _settled(call, base, ScaleField(shape_at(base.shape, touched), value.terms), touched)
 
 
 # --- the operators ----------------------------------------------------------------------------------------------------

@@ -18,14 +18,20 @@ from ..trace.hold import HOLD
 from ..trace.traced_model import TracedModel, module_path, source_line
 from .arguments import bound_arguments, flat, nodes_in, operator_name, replaced
 from .known_values import KnownValues
+from .memory import Memory
 from .sizes import Sizes, is_symbolic
 from .storage import Storage, written_arguments
+from .writes import Writes
 
 __all__ = ["Event", "Origin", "Walk"]
 
 
 _GATHERS = frozenset({"aten::index", "aten::index_select"})
 _MOVES = frozenset({"aten::transpose", "aten::permute", "aten::view", "aten::reshape", "aten::unsqueeze", "aten::to", "aten::t"})
+
+
+# Operators that overwrite a tensor without a look at what was there.
+_OVERWRITE = frozenset({"aten::copy_", "aten::fill_", "aten::zero_"})
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,9 @@ class _GraphWalk:
         self.sizes = Sizes(self.known)
         # Their memory may be written without an operator.
         self.handed_out: set[fx.Node] = set()
+        self.memory = Memory(traced.graph, self.storage, self.sizes)
+        self.writes = Writes(self.memory, walk.equations, self._again)
+        self.origin_of: dict[fx.Node, int] = {}
         self.values: dict[fx.Node, Any] = {}
         self.active: set[fx.Node] = set()
         # Parameters that a node is made of, as long as no model input is mixed in.
@@ -168,9 +177,15 @@ class _GraphWalk:
 
     def _current(self, node: fx.Node) -> Any:
         """The node's value as of now: parameters that got a field meanwhile show it."""
+        if self.writes.written(node):
+            return self._looked(self.writes.current(node))
         value = self.values.get(node)
         if value is None and isinstance(self.sizes.of(node), int):
             return self.sizes.of(node)
+        return self._looked(value)
+
+    def _looked(self, value: Any) -> Any:
+        """The value, where parameters that have a field show it."""
         if isinstance(value, ParameterView):
             return self.walk.parameters.look(value)
         if isinstance(value, (list, tuple)):
@@ -209,13 +224,13 @@ class _GraphWalk:
             if self.last_use.get(source) is node and len(self.storage.members(source)) == 1:
                 self.values.pop(source, None)
 
-    def _call(self, node: fx.Node) -> Any:
+    def _prepare(
+        self, node: fx.Node, origin: int, equations: Equations, arguments: Mapping[str, Any]
+    ) -> tuple[Rule | None, Call]:
+        """The rule of a node and its call."""
         name, overload = node.target._schema.name, node.target._overloadname  # type: ignore[union-attr]
         bound = bound_arguments(node)
-        arguments = {key: replaced(value, self._current) for key, value in bound.items()}
-        fakes = {key: replaced(value, self.sizes.of) for key, value in bound.items()}
         rule = find_rule(name, overload or "default")
-        origin = self.walk.origin(Origin(f"{name.split('::')[-1]}.{overload}", node.name, module_path(node), source_line(node)))
 
         def constants(argument: str, position: int | None) -> torch.Tensor | None:
             source = bound[argument] if position is None else bound[argument][position]
@@ -225,12 +240,12 @@ class _GraphWalk:
             source = bound[argument]
             return self.known.number(source) if isinstance(source, fx.Node) else None
 
-        call = Call(
+        return rule, Call(
             operator=name if rule is None else rule.operator.split(".")[0],
             arguments=arguments,
-            fakes=fakes,
+            fakes={key: replaced(value, self.sizes.of) for key, value in bound.items()},
             output=self.sizes.of(node),
-            equations=self.walk.equations,
+            equations=equations,
             parameters=self.walk.parameters,
             origin=origin,
             options=self.walk.options,
@@ -238,12 +253,40 @@ class _GraphWalk:
             active={key: any(source in self.active for source in nodes_in(value)) for key, value in bound.items()},
             unknown=frozenset(key for key, value in bound.items() if any(map(self.sizes.unknown, nodes_in(value)))),
             numbers=numbers,
+            unwritten=lambda argument: any(map(self.writes.without_values, nodes_in(bound[argument]))),
         )
-        shown = [node.meta.get("val"), *(source.meta.get("val") for source in node.all_input_nodes)]
+
+    def _again(self, node: fx.Node, source: Any, equations: Equations) -> Any:
+        """The value of a view once more, from the value of what it is a view of."""
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return source[node.args[1]]
+        if written_arguments(node):
+            return source
+        viewed = self.memory.source(node)
+        arguments = {
+            key: replaced(value, lambda other: source if other is viewed else self._current(other))
+            for key, value in bound_arguments(node).items()
+        }
+        rule, call = self._prepare(node, self.origin_of[node], equations, arguments)
+        if rule is None:
+            return zero_field(call)
+        return self._apply_open(rule, call, node) if self._is_open(node) else self._apply(rule, call)
+
+    def _is_open(self, node: fx.Node) -> bool:
+        """Whether a shape of the call depends on the data."""
+        return is_symbolic([node.meta.get("val"), *(source.meta.get("val") for source in node.all_input_nodes)])
+
+    def _call(self, node: fx.Node) -> Any:
+        name, overload = node.target._schema.name, node.target._overloadname  # type: ignore[union-attr]
+        bound = bound_arguments(node)
+        arguments = {key: replaced(value, self._current) for key, value in bound.items() if key not in _unread(node)}
+        origin = self.walk.origin(Origin(f"{name.split('::')[-1]}.{overload}", node.name, module_path(node), source_line(node)))
+        self.origin_of[node] = origin
+        rule, call = self._prepare(node, origin, self.walk.equations, arguments)
         if name == HOLD:
             result = barrier(call, bound["reason"])
             self.handed_out.add(node)
-        elif rule is not None and is_symbolic(shown):
+        elif rule is not None and self._is_open(node):
             result = self._apply_open(rule, call, node)
         elif rule is not None:
             result = self._apply(rule, call)
@@ -340,10 +383,11 @@ class _GraphWalk:
             for member in self.storage.members(target)
             if member.op in ("placeholder", "get_attr") and member.name in self.traced.placeholders
         ]
-        kept = [owner for owner in owners if owner.kind in ("parameter", "buffer", "state")]
+        kept = [owner for owner in owners if owner.kind in ("parameter", "buffer", "state", "input")]
         if kept:
-            # What the model keeps from one call to the next must not depend on the scales.
-            self._reason(origin, f"writes to the {kept[0].kind} {kept[0].name}, which the next call reads")
+            # What the model keeps from one call to the next, or hands back to the caller, must not depend on the scales.
+            reader = "the caller" if kept[0].kind == "input" else "the next call"
+            self._reason(origin, f"writes to the {kept[0].kind} {kept[0].name}, which {reader} reads")
             self._force(new, origin)
             for owner in kept:
                 if owner.name in self.walk.parameters.shapes:
@@ -353,12 +397,20 @@ class _GraphWalk:
         if self.handed_out and not self.handed_out.isdisjoint(self.storage.members(target)):
             self._force(new, origin)
             new = ScaleField(tuple(fake.shape))
+        if not isinstance(new, ParameterView) and self.writes.write(target, new, self._settled, origin):
+            return new
         shared = self.storage.read_later(target, node)
         shared = [member for member in shared if member in self.values]
         if not shared:
             self.values[target] = new
             return new
         old = self._current(target)
+        if self.writes.written(target):
+            # It is not known which part of the memory is written: all of it is held.
+            self._reason(origin, "writes through a view")
+            self._force(new, origin)
+            self.writes.hold(target, origin)
+            return ScaleField(tuple(fake.shape))
         if isinstance(new, AnyField):
             # Zeros carry whatever the memory carries.
             return old
@@ -370,6 +422,11 @@ class _GraphWalk:
         for member in [target, *shared]:
             self.values[member] = _zeros_like(self.values[member])
         return ScaleField(tuple(fake.shape))
+
+    def _settled(self, node: fx.Node) -> Any:
+        """The field of a node, where a parameter gets one."""
+        value = self._current(node)
+        return self.walk.parameters.form(value) if isinstance(value, ParameterView) else value
 
     def _reason(self, origin: int, reason: str) -> None:
         where = self.walk.origins[origin]
@@ -396,6 +453,11 @@ def _note_uses(call: Call, result: Any) -> None:
     for _, value in call.tensors():
         if isinstance(value, ParameterView) and value.name not in passed:
             call.uses(value)
+
+
+def _unread(node: fx.Node) -> tuple[str, ...]:
+    """Names of the arguments whose values the call does not look at."""
+    return ("self",) if operator_name(node) in _OVERWRITE else ()
 
 
 def _only_floating(result: Any, output: Any) -> Any:
