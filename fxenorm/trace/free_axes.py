@@ -65,8 +65,9 @@ def _is_input(traced: TracedModel, node: fx.Node) -> bool:
 
 
 def _shape(node: Any) -> tuple[Any, ...]:
-    """The shape of a node's tensor, () for other values."""
-    return tuple(getattr(node.meta.get("val"), "shape", ())) if isinstance(node, fx.Node) else ()
+    """The shape of a node's tensor, () for other values; a size that depends on the data is a negative number of its own."""
+    shape = getattr(node.meta.get("val"), "shape", ()) if isinstance(node, fx.Node) else ()
+    return tuple(size if isinstance(size, int) else -2 - abs(hash(str(size))) for size in shape)
 
 
 class _Search:
