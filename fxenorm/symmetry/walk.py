@@ -397,7 +397,9 @@ class _GraphWalk:
         if self.handed_out and not self.handed_out.isdisjoint(self.storage.members(target)):
             self._force(new, origin)
             new = ScaleField(tuple(fake.shape))
-        if not isinstance(new, ParameterView) and self.writes.write(target, new, self._settled, origin):
+        if not isinstance(new, ParameterView) and self.writes.write(
+            target, new, lambda base: self._settled(base, origin), origin
+        ):
             return new
         shared = self.storage.read_later(target, node)
         shared = [member for member in shared if member in self.values]
@@ -423,10 +425,10 @@ class _GraphWalk:
             self.values[member] = _zeros_like(self.values[member])
         return ScaleField(tuple(fake.shape))
 
-    def _settled(self, node: fx.Node) -> Any:
+    def _settled(self, node: fx.Node, origin: int) -> Any:
         """The field of a node, where a parameter gets one."""
         value = self._current(node)
-        return self.walk.parameters.form(value) if isinstance(value, ParameterView) else value
+        return self.walk.parameters.form(value, origin) if isinstance(value, ParameterView) else value
 
     def _reason(self, origin: int, reason: str) -> None:
         where = self.walk.origins[origin]
