@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import nn
+from torch.optim import Optimizer
 
 from ..distributed.dtensors import refuse_flat_parameters
 from ..errors import FxenormWarning, OptionError
@@ -19,6 +20,12 @@ from .options import Options
 from .plan import Plan
 
 __all__ = ["analyze"]
+
+
+_RIGHT_CALL = (
+    "fxenorm takes the model, and the optimizer at each step: plan = fxenorm.analyze(model, c=1), and after optimizer.step() one "
+    'plan.step(optimizer). See "Coming from ENorm" in the README'
+)
 
 
 def analyze(
@@ -97,7 +104,9 @@ def analyze(
     The objective and its cycle are those of ENorm (Stock et al., ICLR 2019, sections 3 and 6), for any graph.
     """
     if not isinstance(model, nn.Module):
-        raise OptionError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise OptionError(f"model must be a torch.nn.Module, got {type(model).__name__}. {_RIGHT_CALL}")
+    if isinstance(example_inputs, Optimizer):
+        raise OptionError(f"example_inputs is an optimizer ({type(example_inputs).__name__}). {_RIGHT_CALL}")
     options = Options(
         p=p,
         c=c,  # type: ignore[arg-type]

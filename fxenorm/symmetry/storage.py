@@ -17,6 +17,7 @@ _MAY_RETURN_INPUT = {
     "aten::broadcast_tensors", "aten::meshgrid", "aten::einsum", "aten::atleast_1d", "aten::atleast_2d", "aten::atleast_3d",
     "aten::to", "aten::reshape", "aten::contiguous", "aten::flatten", "aten::view_as_complex", "aten::view_as_real",
     "aten::resolve_conj", "aten::resolve_neg", "aten::tile",
+    "aten::lift_fresh_copy",  # stands for the tensor that forward got from Python, which may share an array's memory
 }  # fmt: skip
 
 

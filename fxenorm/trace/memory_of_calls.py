@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from .hold import hold
+from .names import storage_id
 from .state import ReachableState
 from .traced_model import Placeholder, TracedModel
 
@@ -44,11 +45,12 @@ def with_state(traced: TracedModel, state: ReachableState) -> TracedModel:
         value = None if id(item.value) in state.rebound else item.value
         if item.kind == "buffer":
             placeholders[node.name] = Placeholder("buffer", item.name, value if value is not None else item.value)
-        elif not _made_by_forward(node):
+        elif not _made_by_forward(node, item.value):
             placeholders[node.name] = Placeholder("state", item.name, value)
     return dataclasses.replace(traced, placeholders=placeholders)
 
 
-def _made_by_forward(node: fx.Node) -> bool:
-    """Whether the tracer marks a constant as made from Python numbers."""
-    return bool(node.users) and all("lift_fresh" in str(user.target) for user in node.users)
+def _made_by_forward(node: fx.Node, value: torch.Tensor) -> bool:
+    """Whether the tracer marks a constant as made from Python numbers, in memory of its own: an array's can change."""
+    lifted = bool(node.users) and all("lift_fresh" in str(user.target) for user in node.users)
+    return lifted and (value.is_meta or storage_id(value) == 0 or value.untyped_storage().resizable())

@@ -126,6 +126,8 @@ def _quiet(model: nn.Module) -> Iterator[None]:
 class RunGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Undoes what operators wrote into the given tensors, each copied at its first write only, and knows what the run made."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, tensors: list[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._guarded: dict[int, torch.Tensor] = {}

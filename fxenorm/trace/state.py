@@ -132,7 +132,8 @@ class ReachableState:
         self._visit(type(module))
 
     def _note(self, container: Any) -> None:
-        self._containers.append((container, container.copy()))
+        if isinstance(container, (dict, set)):  # a scripted module shows its parts through objects of another kind
+            self._containers.append((container, container.copy()))
 
     def _container(self, value: Any) -> None:
         """A dict, list, set or deque."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import warnings
@@ -18,6 +19,7 @@ from .exported import trace_by_export
 from .guess import candidates, choose
 from .inputs import Inputs, given_inputs, is_meta
 from .modes import depends_on_mode
+from .offloaded import without_offloading
 from .real_run import trace_by_fake_run, trace_by_real_run
 from .reasons import needs_values, reason, runs_on
 from .second_size import with_second_size
@@ -70,8 +72,21 @@ def trace_model(
         raise OptionError(f'modes must be "both", "train" or "eval", got {modes!r}.')
     # What is made on the way, made-up inputs among it, must be ordinary tensors wherever the call comes from.
     inner = unwrap(model)
-    with torch.inference_mode(False), whole_tensors(inner):
+    if isinstance(inner, torch.jit.ScriptModule):
+        raise TraceError(
+            "the model is a TorchScript module, whose operators no tracer sees: analyse the module that it was made of, and move "
+            "the plan over with plan.bind(scripted)"
+        )
+    with torch.inference_mode(False), _ordinary_device(inner), without_offloading(inner), whole_tensors(inner):
         return _trace_modes(inner, example_inputs, example_kwargs, modes, report or (lambda stage: None))
+
+
+def _ordinary_device(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Inside ``with torch.device("meta")`` a forward pass would mix its weights with new tensors that have no values."""
+    if torch.get_default_device().type == "meta" and not is_meta(model):
+        device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+        return device if isinstance(device, contextlib.AbstractContextManager) else contextlib.nullcontext()
+    return contextlib.nullcontext()
 
 
 def _trace_modes(
