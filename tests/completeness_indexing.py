@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,11 @@ def _graph(gather: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], n
 def _one(function: Callable[[Tensor], Tensor], width: int = 6) -> Callable[[], nn.Module]:
     """A layer, a function of its result, a layer."""
     return lambda: Net(lambda m, x: m.b(function(F.relu(m.a(x)))), a=nn.Linear(4, 6), b=nn.Linear(width, 3))
+
+
+def _raw(function: Callable[[Tensor], Tensor], width: int = 6) -> Callable[[], nn.Module]:
+    """The same without an activation, so that every channel matters in every draw."""
+    return lambda: Net(lambda m, x: m.b(function(m.a(x))), a=nn.Linear(4, 6), b=nn.Linear(width, 3))
 
 
 def _reduced(how: str, start: float = 0.0) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -243,6 +249,28 @@ def _somewhere(h: Tensor) -> Tensor:
     return out
 
 
+def _place(h: Tensor, below: int) -> Any:
+    """A number that depends on the data."""
+    k = (h[:, 0].relu() > 0).sum().remainder(below).item()
+    torch._check(k >= 0)
+    torch._check(k < below)
+    return k
+
+
+def _written_channel(h: Tensor) -> Tensor:
+    """A channel that depends on the data is overwritten."""
+    out = h[:, :3].clone()
+    out.select(1, _place(h, 3)).copy_(h[:, 1])
+    return out
+
+
+def _written_range(h: Tensor) -> Tensor:
+    """A range of channels that depends on the data, in zeros."""
+    out = torch.zeros(h.shape[0], 9, dtype=h.dtype)
+    out.narrow(1, _place(h, 4), 6).copy_(h)
+    return out
+
+
 FILLED: dict[str, Network] = {
     "zeros_widened": (_one(_widened, 8), VECTOR),
     "tokens_widened": (_one(_widened, 8), TOKENS),
@@ -256,7 +284,38 @@ FILLED: dict[str, Network] = {
     "written_over_ones": (_one(_ones_around, 8), VECTOR),
     "written_over_itself": (_one(lambda h: h.clone().index_fill_(1, I, 0.0).add_(h)), VECTOR),
     "written_somewhere": (_one(_somewhere), VECTOR),
+    "written_channel_anywhere": (_raw(_written_channel, 3), MANY),
+    "written_range_anywhere": (_raw(_written_range, 9), MANY),
+    "channel_anywhere": (_raw(lambda h: h.select(1, _place(h, 6))[:, None] + h), MANY),
+    "range_anywhere": (_raw(lambda h: h.narrow(1, _place(h, 4), 3), 3), MANY),
     "states_of_a_recurrence": (lambda: Net(_states, a=nn.Linear(4, 6), loop=nn.Linear(6, 6), b=nn.Linear(6, 3)), TOKENS),
 }
 
-INDEXED: dict[str, Network] = {**MESSAGES, **WRITTEN, **OPEN_SIZES, **FILLED}
+
+def _angles(a: Tensor, b: Tensor) -> Tensor:
+    """The direction of two activations."""
+    return torch.atan2(a, b)
+
+
+PADDED: dict[str, Network] = {
+    "padded_input_plus_channels": (
+        lambda: Net(lambda m, x: m.b(F.pad(x, (0, 2)) + F.relu(m.a(x))), a=nn.Linear(4, 6), b=nn.Linear(6, 3)),
+        VECTOR,
+    ),
+    "input_padded_by_its_ends": (
+        lambda: Net(lambda m, x: m.b(F.pad(x, (1, 1), mode="replicate") + F.relu(m.a(x))), a=nn.Linear(4, 6), b=nn.Linear(6, 3)),
+        ((9, 4),),
+    ),
+    "one_channel_padded": (
+        lambda: Net(
+            lambda m, x: m.b(F.pad(m.one(x), (1, 1)) + F.relu(m.a(x))), one=nn.Linear(4, 1), a=nn.Linear(4, 3), b=nn.Linear(3, 3)
+        ),
+        VECTOR,
+    ),
+    "directions": (
+        lambda: Net(lambda m, x: m.c(_angles(m.a(x), m.b(x))), a=nn.Linear(4, 6), b=nn.Linear(4, 6), c=nn.Linear(6, 3)),
+        VECTOR,
+    ),
+}
+
+INDEXED: dict[str, Network] = {**MESSAGES, **WRITTEN, **OPEN_SIZES, **FILLED, **PADDED}

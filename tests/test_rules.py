@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import fxenorm
 from fxenorm.field import ScaleField, times
 from fxenorm.field.structure import flip
 from fxenorm.rules import Call, Rule, find_rule, iterate_rules, registry
@@ -22,6 +24,7 @@ WITHOUT_ROW = {
     "aten::_assert_async": "returns nothing",
     "aten::_assert_scalar": "returns nothing",
     "aten::_assert_tensor_metadata": "returns nothing",
+    "aten::_has_compatible_shallow_copy_type": "returns a Python value; see test_a_question_about_types_imposes_nothing",
     "aten::is_same_size": "returns a Python value that depends on shapes only",
     "aten::numel": "returns a Python value that depends on shapes only",
     "aten::size": "returns a Python value that depends on shapes only",
@@ -232,3 +235,18 @@ def test_missing_laws_are_reported(operator: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(registry._RULES, operator, Rule(operator, "timid", barrier.function))
     row = next(case for case in CASES if case.operator == operator)
     assert {finding.verdict for finding in examine(row)} == {"missing"}
+
+
+def test_a_question_about_types_imposes_nothing() -> None:
+    """nn.Module._apply asks it; a model may do so in forward."""
+
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.a(x).relu()
+            return self.b(h if torch._has_compatible_shallow_copy_type(h, self.a.weight) else 2 * h)
+
+    assert fxenorm.analyze(Asks(), torch.randn(5, 4)).num_scales == 6

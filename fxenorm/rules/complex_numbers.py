@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..field import ScaleField
 from ..field.structure import broadcast, reshape
 from .call import Call, Field
-from .laws import barrier, move, same_field
+from .laws import barrier, move, same_field, zero_field
 from .registry import scale_rule
 
 
@@ -46,7 +48,14 @@ def polar(call: Call) -> ScaleField:
     return ScaleField(call.out_shape, broadcast(call.field("abs"), call.out_shape).terms)
 
 
-@scale_rule("aten::angle", "aten::arctan2", "aten::atan2", family="barrier")
+@scale_rule("aten::angle", family="barrier")
 def angle(call: Call) -> Field:
-    """The angle of (x, y) depends on the ratio of both."""
+    """Not a power of its argument."""
     return barrier(call, "angles are held")  # type: ignore[no-any-return]
+
+
+@scale_rule("aten::arctan2", "aten::atan2", family="comparison")
+def atan2(call: Call) -> Any:
+    """The direction of (x, y): atan2(t y, t x) = atan2(y, x), so both carry one field and the result none."""
+    same_field(call, [call["self"], call["other"]], call.out_shape)
+    return zero_field(call)

@@ -54,6 +54,12 @@ def full(call: Call) -> Any:
     return AnyField(call.out_shape) if _carries_any(value) and is_floating(call.output) else ScaleField(call.out_shape)
 
 
+@scale_rule("aten::_has_compatible_shallow_copy_type", family="constant")
+def question(call: Call) -> Any:
+    """Depends on the types of its arguments alone."""
+    return zero_field(call)
+
+
 @scale_rule("aten::bernoulli", family="constant")
 def bernoulli(call: Call) -> Any:
     """Draws with the given probabilities, which must not move."""
