@@ -119,7 +119,11 @@ def _reform(graph: fx.Graph, case: Case, end: fx.Node, form: str) -> bool:
         else:
             name = next((n for n in (f"{base}_out", "out") if n in overloads), None)
             target = getattr(packet, name) if name else None
-            if target is None or [a.name for a in target._schema.arguments[:-1]] != [a.name for a in schema.arguments]:
+            if (
+                target is None
+                or target._schema.arguments[-1].name != "out"
+                or [a.name for a in target._schema.arguments[:-1]] != [a.name for a in schema.arguments]
+            ):
                 return False
             written = graph.call_function(torch.ops.aten.empty.memory_format, (list(value.shape),))
             node.kwargs = {**node.kwargs, "out": written}

@@ -14,6 +14,7 @@ from fxenorm.rules import Rule, registry
 from . import zoo
 from .completeness_cases import NETWORKS
 from .completeness_harness import Found, analysed, claimed_dimension, measure, soundness
+from .completeness_operators import in_plain_python
 from .helpers import TOLERANCE
 
 # Jumps, which a derivative does not see: (why, the true dimension).
@@ -52,7 +53,8 @@ def _found(name: str) -> tuple[Found, tuple[Any, ...]]:
 @pytest.mark.parametrize("name", [name for name in {**NETWORKS, **zoo.CASES} if name not in NOT_MEASURED])
 def test_the_whole_group_is_found(name: str) -> None:
     build, inputs = _case(name)
-    measurement = measure(build, inputs, offsets=zoo.CASES[name].offsets if name in zoo.CASES else None)
+    with in_plain_python():
+        measurement = measure(build, inputs, offsets=zoo.CASES[name].offsets if name in zoo.CASES else None)
     found, _ = _found(name)
     claimed = claimed_dimension(found, measurement.live)
     if name in JUMPS:
@@ -67,7 +69,8 @@ def test_the_whole_group_is_found(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_found_keeps_the_function(name: str, mode: str) -> None:
     found, inputs = _found(name)
-    assert soundness(found, inputs, mode) <= TOLERANCE
+    with in_plain_python():
+        assert soundness(found, inputs, mode) <= TOLERANCE
 
 
 def test_at_most_two_networks_miss_anything() -> None:

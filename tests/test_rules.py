@@ -13,11 +13,22 @@ from torch import nn
 import fxenorm
 from fxenorm.field import ScaleField, times
 from fxenorm.field.structure import flip
-from fxenorm.rules import Call, Rule, find_rule, iterate_rules, registry
+from fxenorm.rules import Call, Rule, derivatives, find_rule, iterate_rules, registry, sparse
 from fxenorm.rules.laws import contract, passes, zero_field
 
 from .operator_harness import Case, examine, schemas, traced_call
 from .rule_cases import CASES
+
+MEASURED_POOLS = {
+    "aten::max_pool2d_with_indices_backward",
+    "aten::avg_pool2d_backward",
+    "aten::_adaptive_avg_pool2d_backward",
+    "aten::upsample_bilinear2d_backward",
+}
+HELD_DERIVATIVES = [
+    f"aten::{name}_backward"
+    for name in ("native_batch_norm", "native_group_norm", "glu", "nll_loss", "smooth_l1_loss", "huber_loss", "_fused_rms_norm")
+]
 
 # Rules without a row, and why.
 WITHOUT_ROW = {
@@ -42,6 +53,17 @@ WITHOUT_ROW = {
     "aten::allclose": "no trace holds it: a value that reaches Python",
     "aten::_grouped_mm": "bfloat16 only; see test_grouped_products",
     "transformers::grouped_mm_fallback": "of a library that is not needed here; see test_grouped_products",
+    **dict.fromkeys(sparse.PATTERNS, "integers that do not depend on values"),
+    **dict.fromkeys(sparse.COMPRESSED, "no trace along a run holds compressed rows; see the networks of test_completeness"),
+    **dict.fromkeys(
+        [name for name in derivatives.POOLS if name not in MEASURED_POOLS], "the rule is that of its siblings, which have rows"
+    ),
+    **dict.fromkeys(HELD_DERIVATIVES, "a barrier; the rule is mse_loss_backward's"),
+    **dict.fromkeys(
+        [f"aten::_scaled_dot_product_{kind}_attention" for kind in ("flash", "efficient", "cudnn")],
+        "GPU only; the rule is that of scaled_dot_product_attention",
+    ),
+    "aten::_fused_rms_norm": "GPU only; the rule is rms_norm's",
     "aten::cudnn_batch_norm": "GPU only; the rule is batch_norm's",
 }
 

@@ -55,6 +55,11 @@ def _uncontracted(call: Call) -> Any:
     return ScaleField(call.out_shape, call.field("self").terms)
 
 
+def _slope(x: Tensor) -> Tensor:
+    """The derivative of tanh where it is x."""
+    return torch.ops.aten.tanh_backward(torch.ones_like(x), x)  # type: ignore[no-any-return]
+
+
 WRONG: dict[str, tuple[str, Callable[[Call], Any], Callable[[Tensor], Tensor], int]] = {
     "homogeneous": ("aten::gelu", passes, nn.functional.gelu, 5),
     "structural": ("aten::flip", passes, lambda x: x.flip(1), 5),
@@ -64,6 +69,7 @@ WRONG: dict[str, tuple[str, Callable[[Call], Any], Callable[[Tensor], Tensor], i
     "reduction": ("aten::amax", _unreduced, lambda x: x.amax(1, keepdim=True), 1),
     "normalising": ("aten::layer_norm", _unheld, lambda x: nn.functional.layer_norm(x, (5,)), 5),
     "barrier": ("aten::sigmoid", passes, torch.sigmoid, 5),
+    "derivative": ("aten::tanh_backward", lambda call: passes(call, "grad_output"), _slope, 5),
 }
 
 

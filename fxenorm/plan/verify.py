@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..distributed.dtensors import is_distributed
 from ..errors import RescaleError
@@ -127,13 +127,25 @@ class _Runner:
             try:
                 # Tensors are cloned, since a model may write to its inputs.
                 arguments = self._inputs.map(torch.clone)
-                outputs = model(*arguments.args, **arguments.kwargs)
+                outputs = self._called(model, arguments)
             except (RuntimeError, TypeError, ValueError) as error:
                 raise RescaleError(
                     f"the model does not run in float64 on the inputs {self._inputs} in {self._mode} mode: {error}. "
                     "Pass inputs that it runs on: plan.verify(inputs)"
                 ) from error
         return _tensors(outputs)
+
+    def _called(self, model: nn.Module, arguments: Inputs) -> Any:
+        """The model's outputs; with gradients where it differentiates inside forward."""
+        try:
+            return model(*arguments.args, **arguments.kwargs)
+        except RuntimeError as error:
+            if torch.is_grad_enabled() or "does not require grad" not in str(error):
+                raise
+        arguments = self._inputs.map(torch.clone)
+        with torch.enable_grad():
+            outputs = model(*arguments.args, **arguments.kwargs)
+        return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, outputs)
 
     def difference(self, log_scales: Tensor) -> float:
         """The largest relative change of an output under a rescaling; infinite where its shape changes."""

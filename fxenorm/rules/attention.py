@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from string import ascii_lowercase
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,18 @@ def scaled_dot_product_attention(call: Call) -> Field:
     key_batch, value_batch = batch[len(batch) - (len(key.shape) - 2) :], batch[len(batch) - (len(value.shape) - 2) :]
     scores = contract(call, query, batch + "TD", key, key_batch + "SD", batch + "TS")
     call.zero(scores)
-    if call["attn_mask"] is not None:
-        call.zero(call["attn_mask"])
+    for name in ("attn_mask", "attn_bias"):
+        if call[name] is not None:
+            call.zero(call[name])
     return contract(call, ScaleField(scores.shape), batch + "TS", value, value_batch + "SE", batch + "TE")
+
+
+@scale_rule(
+    "aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention",
+    family="contraction",
+)  # fmt: skip
+def fused_attention(call: Call) -> Any:
+    """The same as it is called below autograd, with the logarithms of the sums, which are held."""
+    y = scaled_dot_product_attention(call)
+    return (y, *(ScaleField(tuple(other.shape)) if hasattr(other, "shape") else None for other in call.output[1:]))

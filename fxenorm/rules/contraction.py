@@ -50,7 +50,7 @@ def _reshaped(view: ParameterView, shape: tuple[int, ...]) -> ParameterView:
     return view.then(shape, Step(lambda f: reshape(f, shape), lambda f: reshape(f, old)))
 
 
-def _as_shape(value: Field, shape: tuple[int, ...]) -> Field:
+def as_shape(value: Field, shape: tuple[int, ...]) -> Field:
     """Any field in another shape."""
     if isinstance(value, ParameterView):
         return _reshaped(value, shape)
@@ -119,7 +119,7 @@ def outer(call: Call) -> Field:
         rank = max(len(a), len(b))
         pairs = zip(a_letters.rjust(rank), b_letters.rjust(rank), strict=True)
         order = "".join(x + y for x, y in pairs)
-        return _as_shape(contract(call, call[first], a_letters, call[second], b_letters, order.replace(" ", "")), call.out_shape)
+        return as_shape(contract(call, call[first], a_letters, call[second], b_letters, order.replace(" ", "")), call.out_shape)
     return contract(call, call[first], a_letters, call[second], b_letters, a_letters + b_letters)
 
 
@@ -201,7 +201,7 @@ def convolution(call: Call) -> Field:
     if isinstance(call["input"], AnyField):
         return add_bias(call, AnyField(call.out_shape), "bias", channel)
     x = call.field("input")
-    if not _pointwise(call, kernel):
+    if not pointwise(call, kernel):
         # Every output position sees several input positions, so the field is the same for all of them.
         x = call.constant(x, range(channel + 1, len(x_shape)))
         x = ScaleField((*x_shape[: channel + 1], *call.out_shape[channel + 1 :]), x.terms)
@@ -211,13 +211,13 @@ def convolution(call: Call) -> Field:
     places, taps = ascii_lowercase[:spatial], ascii_lowercase[spatial : 2 * spatial]
     batch = "N" if batched else ""
     inner = (groups, inputs, outputs) if transposed else (groups, outputs, inputs)
-    weight = _as_shape(call["weight"], (*inner, *kernel))
+    weight = as_shape(call["weight"], (*inner, *kernel))
     letters = ("GJO" if transposed else "GOJ") + taps
     y = contract(call, x, f"{batch}GJ{places}", weight, letters, f"{batch}GO{places}")
-    return add_bias(call, _as_shape(y, call.out_shape), "bias", channel)
+    return add_bias(call, as_shape(y, call.out_shape), "bias", channel)
 
 
-def _pointwise(call: Call, kernel: tuple[int, ...]) -> bool:
+def pointwise(call: Call, kernel: tuple[int, ...]) -> bool:
     """Whether each output position reads one input position of the same place."""
     stride, padding = call["stride"] or [1], call["padding"]
     padding = [0] if padding in ("valid", None) else [1] if padding == "same" and any(k != 1 for k in kernel) else padding

@@ -32,6 +32,24 @@ def _hold(call: Call, reason: str) -> None:
     call.zero(call["input"])
 
 
+def _with_statistics(call: Call, y: Any) -> Any:
+    """The result, beside the mean and the deviation of the held input where the operator returns them too."""
+    if not isinstance(call.output, (tuple, list)):
+        return y
+    return (y, *(ScaleField(tuple(other.shape)) for other in call.output[1:]))
+
+
+@scale_rule(
+    "aten::native_batch_norm", "aten::_native_batch_norm_legit", "aten::_native_batch_norm_legit_no_training",
+    "aten::native_layer_norm", "aten::native_group_norm", "aten::_fused_rms_norm",
+    family="normalising",
+)  # fmt: skip
+def native_norm(call: Call) -> Any:
+    """The norms as they are called below autograd, with their statistics."""
+    rule = {"batch": batch_norm, "layer": layer_norm, "group": group_norm, "fused": layer_norm}
+    return _with_statistics(call, rule[next(kind for kind in rule if kind in call.operator)](call))
+
+
 @scale_rule("aten::batch_norm", "aten::cudnn_batch_norm", family="normalising")
 def batch_norm(call: Call) -> Any:
     """y = gamma (x - mean) / sqrt(var + eps) + beta; see `batchnorm` of `fxenorm.analyze` for its four treatments."""

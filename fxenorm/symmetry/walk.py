@@ -151,6 +151,8 @@ class _GraphWalk:
         self.values[node] = ScaleField(shape)
         if known is None or known.kind == "input":
             self.active.add(node)
+        elif value.layout is not torch.strided:
+            return  # neither a sparse parameter nor a sparse buffer is rescaled
         elif is_floating(value) and (known.kind == "parameter" or known.name in self.walk.movable):
             self.values[node] = ParameterView(known.name, shape)
             self.made_of[node] = frozenset([known.name])

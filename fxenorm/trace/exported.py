@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import fx, nn
 
 from ..errors import ExampleInputsError
 from .escapes import ExportWatch
-from .flatten import drop_idle, inline_regions, tensor_leaves
+from .flatten import drop_idle, tensor_leaves
+from .higher_order import flatten
 from .inputs import Inputs
+from .lowering import lower_regions
 from .memory_of_calls import hold_what_is_kept, with_state
 from .names import overlapping, tied_names
 from .preserve import prepared
@@ -24,17 +27,19 @@ __all__ = ["finish", "trace_by_export"]
 _ONE_DTYPE = frozenset({"linear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "bmm", "addmm"})
 
 
-def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | None = None) -> TracedModel:
+def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | None = None, gradients: bool = True) -> TracedModel:
     """Traces `model` in `mode`; raises whatever `torch.export` or the model raises. The model is left as it was.
 
-    `seed`: of Python's, numpy's and torch's random numbers on the way; None: as they are.
+    Args:
+        seed: of Python's, numpy's and torch's random numbers on the way; None: as they are.
+        gradients: whether they are recorded on the way, as in training.
     """
     with prepared(model, mode) as notes:
         set_seeds(seed)
         # torch.export refuses outputs that are no known pytree (key-value caches). This hook runs after the user's own.
         model.register_forward_hook(lambda module, args, output: tensor_leaves(output))
         hold_what_is_kept(model, notes.state)
-        with ExportWatch():
+        with ExportWatch(), contextlib.nullcontext() if gradients else torch.no_grad():
             program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
 
     graph = program.graph
@@ -49,7 +54,8 @@ def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | No
         name = aliases.get(target, target)
         value = values.get(name) if kind in ("buffer", "constant") else None
         placeholders[node.name] = Placeholder(kind, name, value)
-    inline_regions(program.graph_module)
+    flatten(program.graph_module)
+    lower_regions(program.graph_module)
     return with_state(finish(model, graph, mode, "export", placeholders, aliases, tuple(notes)), notes.state)
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-__all__ = ["drop_idle", "inline_regions", "tensor_leaves"]
+__all__ = ["copy_body", "drop_idle", "inline_regions", "replace_results", "tensor_leaves"]
 
 # Position of the body among the operands; what stands in front of it are switches that do not change the mathematics.
 _BODY_POSITION = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4, "tag_activation_checkpoint": 0, "wrap": 0}
 
 _IDLE = frozenset(
     {"_set_grad_enabled", "_enter_autocast", "_exit_autocast", "_assert_tensor_metadata.default", "_assert_scalar.default"}
+    | {"lazy_load_decompositions"}
 )
 
 
@@ -38,19 +39,35 @@ def inline_regions(module: fx.GraphModule) -> None:
             graph.erase_node(holder)
 
 
-def _inline(graph: fx.Graph, node: fx.Node, body: fx.GraphModule, operands: list[Any]) -> None:
-    """Copies `body` in front of `node`, which calls it with `operands`, and removes `node`."""
+def copy_body(graph: fx.Graph, body: fx.GraphModule, operands: Sequence[Any], like: fx.Node | None = None) -> Any:
+    """Copies a body, called with `operands`, to where `graph` inserts; returns its results.
+
+    Args:
+        like: the node whose source line and module the copies take, where they have none of their own.
+    """
     values: dict[fx.Node, Any] = {}
     inputs = iter(operands)
-    results: Any = ()
+    for inner in body.graph.nodes:
+        if inner.op == "placeholder":
+            values[inner] = next(inputs)
+        elif inner.op == "output":
+            return fx.map_arg(inner.args[0], values.__getitem__)
+        else:
+            values[inner] = copy = graph.node_copy(inner, values.__getitem__)
+            if like is not None:
+                copy.meta = {**like.meta, "val": inner.meta.get("val")}
+    return ()
+
+
+def _inline(graph: fx.Graph, node: fx.Node, body: fx.GraphModule, operands: list[Any]) -> None:
+    """Copies `body` in front of `node`, which calls it with `operands`, and removes `node`."""
     with graph.inserting_before(node):
-        for inner in body.graph.nodes:
-            if inner.op == "placeholder":
-                values[inner] = next(inputs)
-            elif inner.op == "output":
-                results = fx.map_arg(inner.args[0], values.__getitem__)
-            else:
-                values[inner] = graph.node_copy(inner, values.__getitem__)
+        results = copy_body(graph, body, operands)
+    replace_results(graph, node, results)
+
+
+def replace_results(graph: fx.Graph, node: fx.Node, results: Any) -> None:
+    """Gives the users of `node` its `results` and removes it."""
     for user in list(node.users):
         if user.target is operator.getitem:
             user.replace_all_uses_with(results[user.args[1]])

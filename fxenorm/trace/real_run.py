@@ -17,7 +17,9 @@ from torch.utils._pytree import tree_map
 from .escapes import ExportWatch, RealRunWatch
 from .exported import finish
 from .flatten import tensor_leaves
+from .higher_order import flatten
 from .inputs import Inputs
+from .lowering import lower_regions
 from .memory_of_calls import hold_what_is_kept, with_state
 from .names import tied_names
 from .preserve import Notes, RunGuard, prepared
@@ -33,10 +35,12 @@ ONE_PATH = (
 
 
 @contextlib.contextmanager
-def _ready(model: nn.Module, inputs: Inputs, mode: Mode) -> Iterator[tuple[Callable[..., Any], RunGuard, Notes]]:
+def _ready(
+    model: nn.Module, inputs: Inputs, mode: Mode, gradients: bool = False
+) -> Iterator[tuple[Callable[..., Any], RunGuard, Notes]]:
     """Yields a forward call in `mode` on tensors to be given, its guard, which undoes writes at exit, and notes."""
     guard = RunGuard([*model.parameters(), *inputs.tensors()])
-    with prepared(model, mode) as notes, torch.no_grad():
+    with prepared(model, mode) as notes, contextlib.nullcontext() if gradients else torch.no_grad():
         try:
             with guard:
                 yield lambda tensors, args, kwargs: functional_call(model, tensors, args, kwargs), guard, notes
@@ -46,23 +50,30 @@ def _ready(model: nn.Module, inputs: Inputs, mode: Mode) -> Iterator[tuple[Calla
 
 def run_for_real(model: nn.Module, inputs: Inputs, mode: Mode) -> None:
     """Runs the model once, changes nothing, and raises what it raises."""
-    with _ready(model, inputs, mode) as (forward, _, _):
+    inputs = inputs.map(_unflagged)
+    with _ready(model, inputs, mode, gradients=True) as (forward, _, _):
         forward({name: buffer.clone() for name, buffer in model.named_buffers()}, inputs.args, dict(inputs.kwargs))
 
 
-def trace_by_real_run(model: nn.Module, inputs: Inputs, mode: Mode, reason: str, seed: int | None = None) -> TracedModel:
+def trace_by_real_run(
+    model: nn.Module, inputs: Inputs, mode: Mode, reason: str, seed: int | None = None, derivatives: bool = False
+) -> TracedModel:
     """Traces `model` in `mode` along a real run; `reason` says why `torch.export` could not. The model is left as it was.
 
-    `seed`: of Python's, numpy's and torch's random numbers on the way; None: as they are.
+    Args:
+        seed: of Python's, numpy's and torch's random numbers on the way; None: as they are.
+        derivatives: take the trace below autograd and vmap: the operators of a backward pass inside forward are in it.
     """
     copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
     tensors = {**dict(model.named_parameters()), **copies}
-    with _ready(model, inputs, mode) as (forward, guard, drawn):
+    inputs = inputs.map(_unflagged)
+    with _ready(model, inputs, mode, derivatives) as (forward, guard, drawn):
         set_seeds(seed)
         hold_what_is_kept(model, drawn.state)
-        graph = _recorded(model, forward, tensors, inputs, RealRunWatch())
+        graph = _recorded(model, forward, tensors, inputs, RealRunWatch(), below=derivatives)
     _refuse_lost_values(graph, guard.made)
     _share_fake_mode(graph)
+    _take_apart(graph)
     notes = (ONE_PATH.format(mode=mode, reason=reason), *drawn)
     return with_state(finish(model, graph, mode, "make_fx", _placeholders(model, graph), tied_names(model), notes), drawn.state)
 
@@ -82,13 +93,19 @@ def trace_by_fake_run(model: nn.Module, inputs: Inputs, mode: Mode, seed: int) -
         arguments = inputs.map(fake.from_tensor)
         graph = _recorded(model, functools.partial(functional_call, model), tensors, arguments, ExportWatch())
     _refuse_lost_values(graph, lambda tensor: isinstance(tensor, FakeTensor))
+    _take_apart(graph)
     return with_state(finish(model, graph, mode, "export", _placeholders(model, graph), tied_names(model)), notes.state)
 
 
 def _recorded(
-    model: nn.Module, forward: Callable[..., Any], tensors: dict[str, torch.Tensor], inputs: Inputs, watch: TorchFunctionMode
+    model: nn.Module,
+    forward: Callable[..., Any],
+    tensors: dict[str, torch.Tensor],
+    inputs: Inputs,
+    watch: TorchFunctionMode,
+    below: bool = False,
 ) -> fx.Graph:
-    """The graph of one forward call with these parameters and buffers."""
+    """The graph of one forward call with these parameters and buffers; `below`: below autograd and vmap."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     real = isinstance(watch, RealRunWatch)
@@ -103,8 +120,11 @@ def _recorded(
         return tensor_leaves(output)
 
     _record_module_paths(model)
-    record = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=not real)
+    record = make_fx(run, pre_dispatch=not below, _error_on_data_dependent_ops=not real)
     graph: fx.Graph = record(list(tensors.values()), inputs.tensors()).graph
+    nodes = (node for node in graph.nodes if node.op == "placeholder")
+    for node, tensor in zip(nodes, [*tensors.values(), *inputs.tensors()], strict=True):
+        node.meta["sparse"] = tensor if tensor.layout is torch.sparse_coo else None
     return graph
 
 
@@ -125,6 +145,19 @@ def _record_source_lines() -> None:
     mode = get_proxy_mode()
     if mode is not None:
         mode.tracer.record_stack_traces = True
+
+
+def _take_apart(graph: fx.Graph) -> None:
+    """Branches, loops and hidden axes as plain operators."""
+    module = graph.owning_module
+    if module is not None:
+        flatten(module)
+        lower_regions(module)
+
+
+def _unflagged(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values as another tensor, so that a model may ask for its gradient without a trace left behind."""
+    return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 def _record_module_paths(model: nn.Module) -> None:
@@ -187,3 +220,16 @@ def _share_fake_mode(graph: fx.Graph) -> None:
 
         for node in graph.nodes:
             node.meta["val"] = tree_map(rewrite, node.meta.get("val"))
+            if node.meta.get("sparse") is not None:
+                node.meta["val"] = fake.from_tensor(node.meta.pop("sparse"))
+            elif node.meta["val"] is None and isinstance(node.target, torch._ops.OpOverload):
+                node.meta["val"] = _fake_result(node)
+
+
+def _fake_result(node: fx.Node) -> Any:
+    """The fake value of a call for which make_fx gives none: its result is sparse, or is computed from what is."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta.get("val"))
+    try:
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    except Exception:  # it returns nothing, or cannot be run without values: the rules will do without
+        return None

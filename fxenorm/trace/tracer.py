@@ -136,13 +136,16 @@ def _at_second_size(model: nn.Module, traced: TracedModel, say: Callable[[str], 
 def _trace_again(model: nn.Module, traced: TracedModel, inputs: Inputs, seed: int) -> TracedModel:
     """One more trace in the same mode, on other inputs or under other random numbers."""
     if traced.tracer != "export":
-        return trace_by_real_run(model, inputs, traced.mode, "", seed)
+        return _follow(model, inputs, traced.mode, "", seed)
     try:
         return trace_by_fake_run(model, inputs, traced.mode, seed)
     except Exception as error:  # only torch.export lets some models run without values
-        if not needs_values(error) and not any(isinstance(node.target, HigherOrderOperator) for node in traced.graph.nodes):
+        module = traced.graph.owning_module
+        taken_apart = module is not None and module.meta.get("taken_apart", False)
+        calls = any(isinstance(node.target, HigherOrderOperator) for node in traced.graph.nodes)
+        if not needs_values(error) and not taken_apart and not calls:
             raise
-    return trace_by_export(model, inputs, traced.mode, seed)
+    return _export(model, inputs, traced.mode, seed)
 
 
 def _on_meta(model: nn.Module, inputs: Inputs) -> Inputs:
@@ -180,7 +183,7 @@ def _trace(model: nn.Module, inputs: Inputs, mode: Mode, say: Callable[[str], No
 def _trace_once(model: nn.Module, inputs: Inputs, mode: Mode, say: Callable[[str], None]) -> TracedModel:
     """Traces by `torch.export`, else along a real run."""
     try:
-        return trace_by_export(model, inputs, mode)
+        return _export(model, inputs, mode)
     except ExampleInputsError:
         raise
     except Exception as error:  # torch.export raises anything; the reason is told below
@@ -199,10 +202,30 @@ def _trace_once(model: nn.Module, inputs: Inputs, mode: Mode, say: Callable[[str
         ) from refusal
     say(f"following a real run in {mode} mode")
     try:
-        return trace_by_real_run(model, inputs, mode, reason(refusal))
+        return _follow(model, inputs, mode, reason(refusal))
     except Exception as error:
         raise TraceError(
             f"No tracer could follow the model in {mode} mode.\n  torch.export: {reason(refusal)}\n"
-            f"  make_fx along a real run: {reason(error)}\n"
+            f"  make_fx along a real run: {error}\n"
             "Pass other example_inputs, or call the part of the model that computes with tensors only."
         ) from refusal
+
+
+def _export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | None = None) -> TracedModel:
+    """Traces by `torch.export`; without gradients where an operator has none on this device (flex_attention on CPUs)."""
+    try:
+        return trace_by_export(model, inputs, mode, seed)
+    except NotImplementedError:
+        return trace_by_export(model, inputs, mode, seed, gradients=False)
+
+
+def _follow(model: nn.Module, inputs: Inputs, mode: Mode, refusal: str, seed: int | None = None) -> TracedModel:
+    """Traces along a real run; where that cannot be, as for a derivative inside forward, along one below autograd."""
+    try:
+        return trace_by_real_run(model, inputs, mode, refusal, seed)
+    except Exception as error:
+        first = reason(error)
+    try:
+        return trace_by_real_run(model, inputs, mode, refusal, seed, derivatives=True)
+    except Exception as error:
+        raise RuntimeError(f"{first}\n  the same below autograd: {reason(error)}") from error
