@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxenorm
+from fxenorm.trace import higher_order
 
-from .completeness_operators import NETWORKS
+from .completeness_harness import analysed, soundness
+from .completeness_operators import NETWORKS, in_plain_python
 from .zoo_base import Net
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -76,6 +78,28 @@ def test_these_models_hold_at_a_second_size(name: str) -> None:
     build, shapes = NETWORKS[name]
     plan = fxenorm.analyze(build(), tuple(torch.randn(shape) for shape in shapes))
     assert plan.exact and not plan.barriers
+
+
+@pytest.mark.parametrize(("name", "scales"), [("scan", 5), ("map", 10)])
+def test_a_loop_too_long_to_be_written_out_is_held_to_one_field_a_step(
+    name: str, scales: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(higher_order, "_LONGEST", 0)
+    build, shapes = NETWORKS[name]
+    inputs = tuple(torch.randn(shape, dtype=torch.float64) for shape in shapes)
+    found = analysed(build, inputs)
+    assert found.symmetry.num_scales == scales
+    with in_plain_python():
+        assert soundness(found, inputs, "eval") <= 1e-10
+
+
+def test_an_operator_that_calls_functions_and_is_not_known_stops_what_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(higher_order._EXPANDERS, "cond")
+    build, shapes = NETWORKS["cond_of_two_layers"]
+    found = analysed(build, tuple(torch.randn(shape, dtype=torch.float64) for shape in shapes))
+    (stopped,) = [barrier for barrier in found.symmetry.barriers if barrier.operator == "cond"]
+    assert not stopped.known and "functions of its own" in stopped.reason
+    assert stopped.variables > 0 and found.symmetry.num_scales == 0
 
 
 @pytest.mark.parametrize("name", ["rnn", "lstm", "bags_weighted", "fourier_operator", "sparse_of_the_inputs", "vmap"])

@@ -360,7 +360,9 @@ class _GraphWalk:
         moving = [v for v in values if isinstance(v, ParameterView) or (isinstance(v, ScaleField) and not v.is_zero)]
         name = str(getattr(node.target, "__name__", node.target))
         if moving:
-            origin = self.walk.origin(Origin(name, node.name, module_path(node), source_line(node), NO_RULE, known=False))
+            inner = isinstance(node.target, torch._ops.HigherOrderOperator)
+            reason = f"{NO_RULE}, which calls functions of its own" if inner else NO_RULE
+            origin = self.walk.origin(Origin(name, node.name, module_path(node), source_line(node), reason, known=False))
             for value in moving:
                 self._force(value, origin)
         result = [ScaleField(tuple(v.shape)) if isinstance(v, torch.Tensor) else v for v in flat(output)]

@@ -47,7 +47,13 @@ def _expand(module: fx.GraphModule, node: fx.Node, expand: Callable[[_Call], lis
     try:
         with graph.inserting_before(node):
             results = expand(_Call(module, node))
-    except _NotPlain:
+    except (
+        _NotPlain,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+    ):  # also: arguments that another release orders otherwise
         for made in reversed([item for item in graph.nodes if item not in before]):
             graph.erase_node(made)
         return
@@ -227,7 +233,10 @@ def _associative_scan(call: _Call) -> list[Any]:
 
 def _flex_attention(call: _Call) -> list[Any]:
     """The products, the score's own function and the softmax, one by one."""
-    return lower_attention(call.module, call.node)
+    try:
+        return lower_attention(call.module, call.node)
+    except RuntimeError as error:
+        raise _NotPlain from error
 
 
 _EXPANDERS: dict[str, Callable[[_Call], list[Any]]] = {
