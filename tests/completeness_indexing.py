@@ -260,7 +260,7 @@ def _place(h: Tensor, below: int) -> Any:
 def _written_channel(h: Tensor) -> Tensor:
     """A channel that depends on the data is overwritten."""
     out = h[:, :3].clone()
-    out.select(1, _place(h, 3)).copy_(h[:, 1])
+    out.select(1, _place(h, 3)).copy_(h[:, 4])
     return out
 
 
@@ -318,4 +318,23 @@ PADDED: dict[str, Network] = {
     ),
 }
 
-INDEXED: dict[str, Network] = {**MESSAGES, **WRITTEN, **OPEN_SIZES, **FILLED, **PADDED}
+
+SOME = torch.tensor([1.0, 0.0, 0.0, 2.0, 0.0, 0.0])
+
+
+def _two(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], nn.Module]:
+    """Two layers, a function of both results, a layer."""
+    return lambda: Net(lambda m, x: m.c(function(m.a(x), m.b(x))), a=nn.Linear(4, 6), b=nn.Linear(4, 6), c=nn.Linear(6, 3))
+
+
+ZEROS: dict[str, Network] = {
+    "constant_in_some_channels": (_one(lambda h: h + SOME.to(h.dtype)), VECTOR),
+    "masked_then_added": (_two(lambda a, b: a * (SOME > 0).to(a.dtype) + b), VECTOR),
+    "masks_that_share_nothing": (_two(lambda a, b: a * (torch.arange(6) < 3).to(a.dtype) + b * (torch.arange(6) > 2)), VECTOR),
+    "diagonal_of_a_product": (_two(lambda a, b: (a[:, :, None] * b[:, None] * torch.eye(6, dtype=a.dtype)).sum(1)), VECTOR),
+    "mixed_by_a_triangle": (_one(lambda h: h @ torch.eye(6, dtype=h.dtype).roll(1, 0)), VECTOR),
+    "largest_of_some_channels": (_raw(lambda h: torch.maximum(h, -SOME.to(h.dtype))), VECTOR),
+    "constant_added_at_one_position": (_one(lambda h: h + torch.eye(5, dtype=h.dtype)[0][:, None]), TOKENS),
+}
+
+INDEXED: dict[str, Network] = {**MESSAGES, **WRITTEN, **OPEN_SIZES, **FILLED, **PADDED, **ZEROS}

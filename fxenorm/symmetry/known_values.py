@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx
 
+from ..field import compress
+from ..field.overlay import OPEN, SETTLED
+from ..rules import is_floating
 from ..trace.traced_model import TracedModel
 from .arguments import bound_arguments, operator_name
 from .storage import Storage, written_arguments
 
-__all__ = ["KnownValues"]
+__all__ = ["KnownValues", "known_zeros"]
 
 _FILLED = {"aten::ones_like": 1, "aten::new_ones": 1, "aten::full_like": None, "aten::new_full": None}
 """Operators that read the shape of a tensor and fill another, and with which number."""
 
 LARGEST = 10_000_000
 """Constants with more entries than this are not evaluated."""
+
+
+LARGEST_PATTERN = 65_536
+"""Zeros are looked for in constants of up to this many entries."""
 
 
 class KnownValues:
@@ -117,3 +127,18 @@ def is_symbolic_shape(value: torch.Tensor) -> bool:
 def _mutates(node: fx.Node) -> bool:
     """Whether the node writes to one of its arguments."""
     return node.op == "call_function" and bool(written_arguments(node))
+
+
+def known_zeros(known: KnownValues, node: fx.Node, shape: tuple[int, ...]) -> NDArray[np.int8] | None:
+    """For each entry of a floating-point constant whether it is 0 or infinite, as states of a patchwork.
+
+    Returns:
+        states of size 1 on axes along which they are constant; None where no entry is, or the values are not known.
+    """
+    if not is_floating(node.meta.get("val")) or math.prod(shape) > LARGEST_PATTERN:
+        return None
+    value = known.anything(node)
+    if not is_floating(value) or tuple(value.shape) != shape:
+        return None
+    zero = ((value == 0) | torch.isinf(value)).numpy()
+    return compress(np.where(zero, OPEN, SETTLED)).astype(np.int8) if zero.any() else None

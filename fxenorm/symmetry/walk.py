@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,13 @@ from torch import fx
 
 from ..errors import FxenormWarning
 from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField
+from ..field.overlay import Patchwork, filled
 from ..rules import NO_RULE, Call, Rule, RuleOptions, barrier, find_rule, is_floating
 from ..rules.laws import zero_field
 from ..trace.hold import HOLD
 from ..trace.traced_model import TracedModel, module_path, source_line
 from .arguments import bound_arguments, flat, nodes_in, operator_name, replaced
-from .known_values import KnownValues
+from .known_values import KnownValues, known_zeros
 from .memory import Memory
 from .sizes import Sizes, is_symbolic
 from .storage import Storage, written_arguments
@@ -121,6 +122,7 @@ class _GraphWalk:
         self.memory = Memory(traced.graph, self.storage, self.sizes)
         self.writes = Writes(self.memory, walk.equations, self._again)
         self.origin_of: dict[fx.Node, int] = {}
+        self.constants: dict[fx.Node, Any] = {}
         self.values: dict[fx.Node, Any] = {}
         self.active: set[fx.Node] = set()
         # Parameters that a node is made of, as long as no model input is mixed in.
@@ -185,6 +187,25 @@ class _GraphWalk:
         if value is None and isinstance(self.sizes.of(node), int):
             return self.sizes.of(node)
         return self._looked(value)
+
+    def _reader(self, node: fx.Node) -> Callable[[fx.Node], Any]:
+        """How the call reads its arguments: constants beside activations show that their zeros carry any field."""
+        values = [self._current(source) for source in node.all_input_nodes]
+        # A parameter times a mask stays a parameter, which takes its form from what follows.
+        if node not in self.active or any(isinstance(value, ParameterView) for value in flat(values)):
+            return self._current
+        return self._with_zeros
+
+    def _with_zeros(self, node: fx.Node) -> Any:
+        """The node's value; that of a constant carries any field where it is known to be 0 or infinite."""
+        value = self._current(node)
+        constant = node not in self.active and not self.made_of.get(node) and isinstance(value, ScaleField) and value.is_zero
+        if not constant:
+            return value
+        if node not in self.constants:
+            states = known_zeros(self.known, node, value.shape)
+            self.constants[node] = value if states is None else filled(Patchwork(value.shape, (), states), self.walk.equations)
+        return self.constants[node]
 
     def _looked(self, value: Any) -> Any:
         """The value, where parameters that have a field show it."""
@@ -281,7 +302,7 @@ class _GraphWalk:
     def _call(self, node: fx.Node) -> Any:
         name, overload = node.target._schema.name, node.target._overloadname  # type: ignore[union-attr]
         bound = bound_arguments(node)
-        arguments = {key: replaced(value, self._current) for key, value in bound.items() if key not in _unread(node)}
+        arguments = {key: replaced(value, self._reader(node)) for key, value in bound.items() if key not in _unread(node)}
         origin = self.walk.origin(Origin(f"{name.split('::')[-1]}.{overload}", node.name, module_path(node), source_line(node)))
         self.origin_of[node] = origin
         rule, call = self._prepare(node, origin, self.walk.equations, arguments)
