@@ -17,7 +17,6 @@ __all__ = [
     "RescaleError",
     "TraceError",
     "UnsupportedOperatorError",
-    "warn_user",
 ]
 
 _PACKAGE = __name__.partition(".")[0] + "."

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 import fxenorm
 from fxenorm.errors import FxenormWarning, OptimizerError
-from fxenorm.optim.registry import registered
+from fxenorm.optim.registry import Steps, registered
 
 from .helpers import draw_log_scales, generator, randomise
 
@@ -60,7 +60,8 @@ def expected(optimizer: Optimizer, parameter: Tensor, factor: Tensor, before: di
     group = optimizer.param_groups[0]
     powers = registered()[type(optimizer)].follows(before, group)
     same_shape = {key: value for key, value in before.items() if isinstance(value, Tensor) and value.shape == parameter.shape}
-    return {key: value * factor ** (powers.get(key, 0)) for key, value in same_shape.items()}
+    numbers = {key: power.power if isinstance(power, Steps) else power for key, power in powers.items()}
+    return {key: value * factor ** numbers.get(key, 0) for key, value in same_shape.items()}
 
 
 @pytest.mark.parametrize("cls", TORCH, ids=lambda cls: cls.__name__)

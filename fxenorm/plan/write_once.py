@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..distributed.dtensors import local_part, memory_of
 from ..errors import RescaleError
@@ -28,7 +29,7 @@ def distinct_targets(targets: Sequence[ScaleTarget]) -> list[ScaleTarget]:
     first: dict[Any, ScaleTarget] = {}
     kept = []
     for target in targets:
-        if not target.tensor.numel():
+        if not local_part(target.tensor).numel():
             kept.append(target)
             continue
         known = first.setdefault(_view_of(target.tensor), target)
@@ -48,6 +49,8 @@ def distinct_pairs(pairs: Sequence[FactorPair]) -> list[FactorPair]:
 def _view_of(tensor: Tensor) -> Any:
     """What is equal for two tensors that are the same entries."""
     part = local_part(tensor)
+    if isinstance(part, FakeTensor):  # it has no memory that another could share
+        return id(part)
     return memory_of(part), part.dtype, tuple(part.shape), part.stride() if part.layout == torch.strided else None
 
 

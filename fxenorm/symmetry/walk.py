@@ -323,7 +323,7 @@ class _GraphWalk:
             _note_uses(call, result)
         if call.barrier:
             where = self.walk.origins[origin]
-            known = rule is not None
+            known = rule is not None or name == HOLD
             self.walk.origins[origin] = Origin(where.operator, where.node, where.module, where.source, call.barrier, known)
         self.walk.inexact.update(dict.fromkeys(call.inexact))
         for written, position in written_arguments(node):

@@ -11,7 +11,7 @@ import dis
 import functools
 import random
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -141,7 +141,8 @@ class ReachableState:
             self._containers.append((value, _content(value)))
         except Exception:  # a subclass that refuses to be copied, or that another thread is writing to
             return
-        for item in list(value.values()) if isinstance(value, dict) else list(value):
+        content = self._containers[-1][1]
+        for item in list(content.values()) if isinstance(content, dict) else list(content):
             self._visit(item)
 
     def _tensor(self, tensor: torch.Tensor) -> None:
@@ -251,7 +252,7 @@ class ReachableState:
         found = []
         for container, before in self._start or self._containers:
             if isinstance(container, dict):
-                for key, value in list(container.items()):
+                for key, value in _content(container).items():
                     if isinstance(value, torch.Tensor) and value is not before.get(key):
                         found.append(Kept(value, before.get(key), key, self._loads(key)))
             elif isinstance(container, (list, deque)):
@@ -328,10 +329,18 @@ def all_code(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _content(container: Any) -> Any:
-    """A plain copy of a container; subclasses (an OrderedDict, a defaultdict) are copied as what they hold."""
+    """A plain copy of a container; subclasses (an OrderedDict, a defaultdict) are copied as what they hold.
+
+    A subclass may answer a look-up with something else than what it holds, so it is not asked.
+    """
     if isinstance(container, dict):
-        return dict(container)
+        return dict(_dict_type(container).items(container))
     return set(container) if isinstance(container, set) else list(container)
+
+
+def _dict_type(container: dict[Any, Any]) -> type[dict[Any, Any]]:
+    """The built-in type whose methods read and write what a dict really holds."""
+    return OrderedDict if isinstance(container, OrderedDict) else dict
 
 
 def put_back(container: Any, before: Any) -> None:
@@ -339,7 +348,7 @@ def put_back(container: Any, before: Any) -> None:
     if isinstance(container, dict):
         same = len(container) == len(before) and all(
             key is old_key and value is old_value
-            for (key, value), (old_key, old_value) in zip(container.items(), before.items(), strict=True)
+            for (key, value), (old_key, old_value) in zip(_content(container).items(), before.items(), strict=True)
         )
     elif isinstance(container, set):
         same = len(container) == len(before) and {id(item) for item in container} == {id(item) for item in before}
@@ -347,8 +356,14 @@ def put_back(container: Any, before: Any) -> None:
         same = len(container) == len(before) and all(new is old for new, old in zip(container, before, strict=True))
     if same:
         return
+    if isinstance(container, dict):
+        kind = _dict_type(container)
+        kind.clear(container)
+        for key, value in before.items():
+            kind.__setitem__(container, key, value)
+        return
     container.clear()
-    if isinstance(container, (dict, set)):
+    if isinstance(container, set):
         container.update(before)
     else:
         container.extend(before)
@@ -392,6 +407,8 @@ def _set_state(generator: torch.Generator, state: torch.Tensor) -> None:
 
 def _generator(value: Any) -> Callable[[], None] | None:
     """What sets a generator of random numbers back; None for anything else."""
+    if isinstance(value, random.SystemRandom):
+        return None  # the system's entropy has no state
     if isinstance(value, random.Random):
         state = value.getstate()
         return lambda: value.setstate(state)
