@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import ExampleInputsError
+from .eager_answers import eager_answers
 from .escapes import ExportWatch
 from .flatten import drop_idle, tensor_leaves
 from .higher_order import flatten
@@ -39,7 +40,7 @@ def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | No
         # torch.export refuses outputs that are no known pytree (key-value caches). This hook runs after the user's own.
         model.register_forward_hook(lambda module, args, output: tensor_leaves(output))
         hold_what_is_kept(model, notes.state)
-        with ExportWatch(), contextlib.nullcontext() if gradients else torch.no_grad():
+        with ExportWatch(), eager_answers(), contextlib.nullcontext() if gradients else torch.no_grad():
             program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
 
     graph = program.graph

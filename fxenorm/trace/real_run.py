@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from .eager_answers import eager_answers
 from .escapes import ExportWatch, RealRunWatch
 from .exported import finish
 from .flatten import tensor_leaves
@@ -115,7 +116,7 @@ def _recorded(
         call = inputs.map(lambda _: next(remaining))
         if real:
             _record_source_lines()
-        with watch:
+        with watch, eager_answers():
             output = forward(dict(zip(tensors, values, strict=True)), call.args, dict(call.kwargs))
         return tensor_leaves(output)
 

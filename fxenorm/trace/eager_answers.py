@@ -1,0 +1,88 @@
+"""What code asks to find out whether it is being traced: the model gets the answers that it gets when it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType, FunctionType
+
+import torch
+from torch.fx import _symbolic_trace
+
+__all__ = ["answer", "eager_answers"]
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+# Modules of torch that hand the question on.
+_FORWARDING = frozenset(
+    {"torch._utils", "torch._dynamo.external_utils", "torch.compiler", "typing_extensions", "torch.jit._trace"}
+)
+
+
+def _is_exporting() -> bool:
+    import fxenorm.trace.eager_answers as answers
+
+    return answers.answer("is_exporting")
+
+
+def _is_compiling() -> bool:
+    import fxenorm.trace.eager_answers as answers
+
+    return answers.answer("is_compiling")
+
+
+def _is_fx_tracing() -> bool:
+    import fxenorm.trace.eager_answers as answers
+
+    return answers.answer("is_fx_tracing")
+
+
+def _is_fx_symbolic_tracing() -> bool:
+    import fxenorm.trace.eager_answers as answers
+
+    return answers.answer("is_fx_symbolic_tracing")
+
+
+def _questions() -> dict[str, tuple[FunctionType, FunctionType]]:
+    """By name, torch's function and what stands for it. (`torch.jit.is_tracing` and the like are as in eager mode anyway.)"""
+    stand_ins = [_is_exporting, _is_compiling, _is_fx_tracing, _is_fx_symbolic_tracing]
+    found = {}
+    for stand_in in stand_ins:
+        name = stand_in.__name__[1:]
+        asked = getattr(torch.compiler, name, None) or getattr(_symbolic_trace, name, None)
+        if isinstance(asked, FunctionType) and isinstance(stand_in, FunctionType):
+            found[name] = (asked, stand_in)
+    return found
+
+
+_QUESTIONS = _questions()
+_TRUTHS: dict[str, Callable[[], bool]] = {
+    name: FunctionType(asked.__code__, asked.__globals__, name, asked.__defaults__, asked.__closure__)
+    for name, (asked, _) in _QUESTIONS.items()
+}
+
+
+@contextlib.contextmanager
+def eager_answers() -> Iterator[None]:
+    """Within it, code outside torch that asks whether it is exported, compiled or traced hears that it is not.
+
+    The functions themselves stay (a module may have imported them by name): only their code is another while this lasts.
+    torch's own code hears the truth, without which it does not export.
+    """
+    before = {name: asked.__code__ for name, (asked, _) in _QUESTIONS.items()}
+    try:
+        for asked, stand_in in _QUESTIONS.values():
+            asked.__code__ = stand_in.__code__
+        yield
+    finally:
+        for name, (asked, _) in _QUESTIONS.items():
+            asked.__code__ = before[name]
+
+
+def answer(question: str) -> bool:
+    """The truth for torch's own code, False for all other."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") in _FORWARDING:
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename.startswith(_TORCH) and _TRUTHS[question]()

@@ -1,0 +1,85 @@
+"""The path that is analysed is the path that the model takes when it runs: nobody learns that a trace is going on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.compiler import is_compiling as compiling_by_name
+from torch.compiler import is_exporting as exporting_by_name
+
+import fxenorm
+from fxenorm.trace import trace_model
+
+QUESTIONS: dict[str, Callable[[], Any]] = {
+    "compiler.is_exporting": lambda: torch.compiler.is_exporting(),
+    "compiler.is_compiling": lambda: torch.compiler.is_compiling(),
+    "imported is_exporting": lambda: exporting_by_name(),
+    "imported is_compiling": lambda: compiling_by_name(),
+    "compiler.is_dynamo_compiling": lambda: torch.compiler.is_dynamo_compiling(),
+    "_dynamo.is_compiling": lambda: torch._dynamo.is_compiling(),
+    "_dynamo.external_utils": lambda: torch._dynamo.external_utils.is_compiling(),
+    "_utils.is_compiling": lambda: torch._utils.is_compiling(),
+    "jit.is_tracing": lambda: torch.jit.is_tracing(),
+    "jit.is_scripting": lambda: torch.jit.is_scripting(),
+    "jit state": lambda: torch._C._get_tracing_state() is not None,
+    "onnx": lambda: torch.onnx.is_in_onnx_export(),
+    "fx": lambda: torch.fx._symbolic_trace.is_fx_tracing(),
+    "by map": lambda: any(map(lambda ask: ask(), [torch.compiler.is_exporting, torch.compiler.is_compiling])),
+}
+
+
+class Asking(nn.Module):
+    """Returns its features only where it is not traced."""
+
+    def __init__(self, ask: Callable[[], Any], needs_values: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.ask, self.needs_values = nn.Linear(6, 8), nn.Linear(8, 3), ask, needs_values
+
+    def forward(self, x: torch.Tensor) -> Any:
+        h = self.a(x).relu()
+        if self.ask():
+            return (self.b(h),)
+        if self.needs_values and bool(h.sum() < -1):
+            h = 2 * h
+        return self.b(h), h
+
+
+@pytest.mark.filterwarnings("ignore:.*is_compiling. is deprecated")
+@pytest.mark.parametrize("needs_values", [False, True])
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_model_that_asks_whether_it_is_traced_is_analysed_as_it_runs(question: str, needs_values: bool) -> None:
+    model, x = Asking(QUESTIONS[question], needs_values), torch.randn(4, 6)
+    plan = fxenorm.analyze(model, x)
+    assert plan.num_scales == 0  # the features are an output
+    assert plan.tracer == ("make_fx" if needs_values else "export")
+    assert not QUESTIONS[question]()
+
+
+def test_torch_answers_truly_outside_a_trace() -> None:
+    heard = []
+
+    class Listening(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            heard.append(torch.compiler.is_exporting())
+            return x.relu()
+
+    trace_model(Listening(), torch.randn(2, 3))
+    assert not any(heard)
+    heard.clear()
+    torch.export.export(Listening(), (torch.randn(2, 3),), strict=False)
+    assert all(heard)
+
+
+def test_an_error_inside_a_trace_leaves_the_answers_true() -> None:
+    class Failing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError
+
+    code = torch.compiler.is_exporting.__code__
+    with pytest.raises(fxenorm.FxenormError):
+        fxenorm.analyze(Failing(), torch.randn(2, 3))
+    assert torch.compiler.is_exporting.__code__ is code
