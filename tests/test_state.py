@@ -335,6 +335,30 @@ def test_generators_and_arrays_are_as_before() -> None:
 
     model.write = write  # type: ignore[assignment]
     states = model.draws.getstate(), model.numbers.bit_generator.state, model.generator.get_state()  # type: ignore
-    fxenorm.analyze(model, torch.randn(4, 6))
+    with pytest.warns(fxenorm.FxenormWarning, match="some paths only"):
+        fxenorm.analyze(model, torch.randn(4, 6))
     assert model.draws.getstate() == states[0] and model.numbers.bit_generator.state == states[1]  # type: ignore
     assert torch.equal(model.generator.get_state(), states[2]) and (model.array == 1).all()  # type: ignore
+
+
+class Factory(OrderedDict[str, Any]):
+    """Makes a new object at each look, as the table of activations in transformers does."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(key)()
+
+
+FACTORY = Factory({"relu": nn.ReLU})
+
+
+def test_a_table_that_makes_objects_holds_afterwards_what_it_held() -> None:
+    class Looking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.system = nn.Linear(3, 4), random.SystemRandom()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return FACTORY["relu"](self.a(x))
+
+    fxenorm.analyze(Looking(), torch.randn(2, 3))
+    assert dict.__getitem__(FACTORY, "relu") is nn.ReLU

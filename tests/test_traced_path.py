@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from torch.compiler import is_compiling as compiling_by_name
 from torch.compiler import is_exporting as exporting_by_name
 
 import fxenorm
+from fxenorm.errors import FxenormWarning
 from fxenorm.trace import trace_model
 
 QUESTIONS: dict[str, Callable[[], Any]] = {
@@ -83,3 +86,65 @@ def test_an_error_inside_a_trace_leaves_the_answers_true() -> None:
     with pytest.raises(fxenorm.FxenormError):
         fxenorm.analyze(Failing(), torch.randn(2, 3))
     assert torch.compiler.is_exporting.__code__ is code
+
+
+GENERATOR = np.random.default_rng(0)
+
+
+class Dice:
+    """A generator in a helper object."""
+
+    def __init__(self) -> None:
+        self.generators = {"mine": random.Random(3)}
+
+    def __call__(self) -> float:
+        return self.generators["mine"].random()
+
+
+DRAWS: dict[str, Callable[[], Callable[[], float]]] = {
+    "python": lambda: random.random,
+    "numpy": lambda: np.random.rand,
+    "numpy's generator in a global": lambda: lambda: GENERATOR.random(),
+    "numpy's generator in a closure": lambda: np.random.default_rng(1).random,
+    "an object's": Dice,
+}
+
+
+class Drawn(nn.Module):
+    """A random choice between two layers."""
+
+    def __init__(self, draw: Callable[[], float], only_train: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.draw, self.only_train = draw, only_train
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        other = (self.training or not self.only_train) and self.draw() < 0.5
+        return self.c((self.b if other else self.a)(x).relu())
+
+
+@pytest.mark.parametrize("only_train", [False, True])
+@pytest.mark.parametrize("name", DRAWS)
+def test_all_paths_that_random_numbers_took_are_covered_and_the_plan_is_not_exact(name: str, only_train: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Drawn(DRAWS[name](), only_train).double(), torch.randn(4, 6, dtype=torch.float64)
+    states = random.getstate(), GENERATOR.bit_generator.state
+    with pytest.warns(FxenormWarning, match="some paths only") as caught:
+        plan = fxenorm.analyze(model, x)
+    assert len(caught) == 1 and (random.getstate(), GENERATOR.bit_generator.state) == states
+    assert not plan.exact and any("some paths only" in reason for reason in plan.inexact_reasons)
+    assert plan.num_scales == 8 and {pair.producer for pair in plan.pairs} == {"a", "b"}
+    before = [layer(x).relu() @ model.c.weight.T for layer in (model.a, model.b)]
+    plan.rescale(torch.linspace(-1, 1, 8, dtype=torch.float64))
+    after = [layer(x).relu() @ model.c.weight.T for layer in (model.a, model.b)]
+    assert all(torch.allclose(u, v, rtol=1e-10, atol=1e-12) for u, v in zip(before, after, strict=True))
+
+
+def test_random_numbers_that_change_no_graph_leave_the_plan_exact() -> None:
+    class Idle(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            random.random()
+            return super().forward(x)
+
+    plan = fxenorm.analyze(nn.Sequential(Idle(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 6))
+    assert plan.exact and plan.num_scales == 8 and "random numbers" in str(plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from typing import Any
 
@@ -19,7 +20,6 @@ from .lowering import lower_regions
 from .memory_of_calls import hold_what_is_kept, with_state
 from .names import overlapping, tied_names
 from .preserve import prepared
-from .randomness import set_seeds
 from .source import SourceLines, annotate
 from .traced_model import Mode, Placeholder, TracedModel
 
@@ -36,7 +36,7 @@ def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | No
         gradients: whether they are recorded on the way, as in training.
     """
     with prepared(model, mode) as notes:
-        set_seeds(seed)
+        notes.generators.begin(seed)
         # torch.export refuses outputs that are no known pytree (key-value caches). This hook runs after the user's own.
         model.register_forward_hook(lambda module, args, output: tensor_leaves(output))
         hold_what_is_kept(model, notes.state)
@@ -57,7 +57,8 @@ def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | No
         placeholders[node.name] = Placeholder(kind, name, value)
     flatten(program.graph_module)
     lower_regions(program.graph_module)
-    return with_state(finish(model, graph, mode, "export", placeholders, aliases, tuple(notes)), notes.state)
+    traced = finish(model, graph, mode, "export", placeholders, aliases, tuple(notes))
+    return with_state(dataclasses.replace(traced, drew=notes.drew), notes.state)
 
 
 def _check_dtypes(graph: fx.Graph, inputs: Inputs) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import random
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,14 +16,10 @@ from torch.utils._pytree import tree_leaves
 
 from .modes import set_mode
 from .names import storage_id
+from .randomness import Generators
 from .state import ReachableState, put_back
 
 __all__ = ["Notes", "RunGuard", "prepared"]
-
-DREW_RANDOM = (
-    "The forward pass draws random numbers from Python or numpy in {mode} mode, which a trace does not see: "
-    "the result holds for the path that these numbers took."
-)
 
 
 class Notes(list[str]):
@@ -33,9 +27,13 @@ class Notes(list[str]):
 
     Attributes:
         state: what forward can reach and write.
+        generators: of random numbers that forward can draw from.
+        drew: after the run, whether it drew from one of Python's or numpy's, whose numbers no trace sees.
     """
 
     state: ReachableState
+    generators: Generators
+    drew: bool = False
 
 
 @contextlib.contextmanager
@@ -45,7 +43,7 @@ def prepared(model: nn.Module, mode: str) -> Iterator[Notes]:
     Yields a list that holds, after the exit, what the user should know about the run.
     """
     notes = Notes()
-    with _preserved(model) as notes.state, _registration_hooks(), _random_state(notes, mode), _quiet(model):
+    with _preserved(model) as notes.state, _registration_hooks(), _random_state(notes), _quiet(model):
         set_mode(model, mode)
         for module in model.modules():
             if getattr(module, "_compiled_call_impl", None) is not None:
@@ -83,22 +81,16 @@ def _preserved(model: nn.Module) -> Iterator[ReachableState]:
 
 
 @contextlib.contextmanager
-def _random_state(notes: list[str], mode: str) -> Iterator[None]:
-    """Restores torch's generators, on the CPU and, where CUDA is in use, on every GPU, and Python's and numpy's.
-
-    No tracer sees numbers that Python or numpy draws; `notes` says so where the run drew any.
-    """
+def _random_state(notes: Notes) -> Iterator[None]:
+    """Restores torch's generators, on the CPU and, where CUDA is in use, on every GPU, and Python's and numpy's."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    python, legacy = random.getstate(), np.random.get_state()
+    notes.generators = Generators(notes.state.generators)
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
-        # numpy's state holds an array; its printed form has the position, which every draw changes.
-        if random.getstate() != python or repr(np.random.get_state()) != repr(legacy):
-            notes.append(DREW_RANDOM.format(mode=mode))
-            random.setstate(python)
-            np.random.set_state(legacy)
+        notes.drew = notes.generators.drew()
+        notes.generators.restore()
 
 
 @contextlib.contextmanager

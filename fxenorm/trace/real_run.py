@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -24,7 +25,6 @@ from .lowering import lower_regions
 from .memory_of_calls import hold_what_is_kept, with_state
 from .names import tied_names
 from .preserve import Notes, RunGuard, prepared
-from .randomness import set_seeds
 from .traced_model import Mode, Placeholder, TracedModel
 
 __all__ = ["run_for_real", "trace_by_fake_run", "trace_by_real_run"]
@@ -69,14 +69,15 @@ def trace_by_real_run(
     tensors = {**dict(model.named_parameters()), **copies}
     inputs = inputs.map(_unflagged)
     with _ready(model, inputs, mode, derivatives) as (forward, guard, drawn):
-        set_seeds(seed)
+        drawn.generators.begin(seed)
         hold_what_is_kept(model, drawn.state)
         graph = _recorded(model, forward, tensors, inputs, RealRunWatch(), below=derivatives)
     _refuse_lost_values(graph, guard.made)
     _share_fake_mode(graph)
     _take_apart(graph)
     notes = (ONE_PATH.format(mode=mode, reason=reason), *drawn)
-    return with_state(finish(model, graph, mode, "make_fx", _placeholders(model, graph), tied_names(model), notes), drawn.state)
+    traced = finish(model, graph, mode, "make_fx", _placeholders(model, graph), tied_names(model), notes)
+    return with_state(dataclasses.replace(traced, drew=drawn.drew), drawn.state)
 
 
 def trace_by_fake_run(model: nn.Module, inputs: Inputs, mode: Mode, seed: int) -> TracedModel:
@@ -87,7 +88,7 @@ def trace_by_fake_run(model: nn.Module, inputs: Inputs, mode: Mode, seed: int) -
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
     with prepared(model, mode) as notes, FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        set_seeds(seed)
+        notes.generators.begin(seed)
         hold_what_is_kept(model, notes.state)
         named = itertools.chain(model.named_parameters(), model.named_buffers())
         tensors: dict[str, torch.Tensor] = {name: fake.from_tensor(tensor) for name, tensor in named}

@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
-import random
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+from .randomness import is_generator
 
 __all__ = ["Kept", "ReachableState"]
 
@@ -57,6 +58,7 @@ class ReachableState:
     """Notes at creation what forward can reach; `restore` puts it back.
 
     Attributes:
+        generators: of random numbers; whoever runs forward sets them back.
         rebound: by identity, the tensors in whose places forward put others.
 
     Two places are beyond it: what is held by compiled code only, and iterators that were advanced. An `lru_cache` that got new
@@ -73,7 +75,7 @@ class ReachableState:
         self._caches: list[tuple[Any, Any]] = []
         self._tensors: list[tuple[torch.Tensor, torch.Tensor, int]] = []
         self._arrays: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
-        self._generators: list[Callable[[], None]] = []
+        self.generators: list[Any] = []
         self._code: list[types.CodeType] = []
         self._functions = 0
         self._start: list[tuple[Any, Any]] = []
@@ -221,8 +223,8 @@ class ReachableState:
         elif isinstance(value, np.ndarray):
             if value.nbytes <= _LARGEST_COPY and value.dtype != object and value.flags.writeable:
                 self._arrays.append((value, value.copy()))
-        elif (restored := _generator(value)) is not None:
-            self._generators.append(restored)
+        elif is_generator(value):
+            self.generators.append(value)
         elif _home(type(value)) not in _NOT_ENTERED or _home(type(value)) == "builtins":
             self._attributes(value)
 
@@ -312,8 +314,6 @@ class ReachableState:
                     tensor.copy_(value)
         for array, values in self._arrays:
             np.copyto(array, values)
-        for generator in self._generators:
-            generator()
 
 
 _MISSING = object()
@@ -399,26 +399,3 @@ def _set_class(kind: type, members: dict[str, Any]) -> None:
     for name, value in list(vars(kind).items()):
         if name not in members and not name.startswith("__") and isinstance(value, (torch.Tensor, list, dict, set, int, float)):
             delattr(kind, name)
-
-
-def _set_state(generator: torch.Generator, state: torch.Tensor) -> None:
-    generator.set_state(state)
-
-
-def _generator(value: Any) -> Callable[[], None] | None:
-    """What sets a generator of random numbers back; None for anything else."""
-    if isinstance(value, random.SystemRandom):
-        return None  # the system's entropy has no state
-    if isinstance(value, random.Random):
-        state = value.getstate()
-        return lambda: value.setstate(state)
-    if isinstance(value, np.random.RandomState):
-        legacy = value.get_state()
-        return lambda: value.set_state(legacy)
-    if isinstance(value, np.random.Generator):
-        bits = value.bit_generator.state
-        return lambda: setattr(value.bit_generator, "state", bits)
-    if isinstance(value, torch.Generator):
-        whole = value.get_state()
-        return lambda: _set_state(value, whole)
-    return None

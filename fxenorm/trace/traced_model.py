@@ -55,6 +55,7 @@ class TracedModel:
         inputs: the example inputs, given or guessed.
         paths: graphs of the same mode and inputs along other paths that random numbers took.
         second: the graph at another size of the inputs, where the model runs at one.
+        drew: whether forward drew random numbers from Python or numpy, which no trace sees.
         inexact: why the graphs do not cover all that the model can do, in sentences.
     """
 
@@ -69,6 +70,7 @@ class TracedModel:
     inputs: Inputs | None = None
     paths: tuple[TracedModel, ...] = ()
     second: TracedModel | None = None
+    drew: bool = False
     inexact: tuple[str, ...] = ()
 
 

@@ -20,6 +20,7 @@ from .guess import candidates, choose
 from .inputs import Inputs, given_inputs, is_meta
 from .modes import depends_on_mode
 from .offloaded import without_offloading
+from .paths import with_paths
 from .real_run import trace_by_fake_run, trace_by_real_run
 from .reasons import needs_values, reason, runs_on
 from .second_size import with_second_size
@@ -78,7 +79,11 @@ def trace_model(
             "the plan over with plan.bind(scripted)"
         )
     with torch.inference_mode(False), _ordinary_device(inner), without_offloading(inner), whole_tensors(inner):
-        return _trace_modes(inner, example_inputs, example_kwargs, modes, report or (lambda stage: None))
+        traced = _trace_modes(inner, example_inputs, example_kwargs, modes, report or (lambda stage: None))
+    inexact = dict.fromkeys(reason for graph in traced for reason in graph.inexact)
+    if inexact:
+        warnings.warn(f"The plan is not exact: {'; '.join(inexact)}.", FxenormWarning, stacklevel=3)
+    return traced
 
 
 def _ordinary_device(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -106,13 +111,13 @@ def _trace_modes(
     else:
         inputs = _on_meta(model, inputs).map(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
         traced = _trace(model, inputs, first, say)
-    traced = _at_second_size(model, dataclasses.replace(traced, inputs=inputs), say)
+    traced = _along_paths(model, _at_second_size(model, dataclasses.replace(traced, inputs=inputs), say))
     if modes != "both":
         return [traced]
     if not depends_on_mode(model):
         return [dataclasses.replace(traced, covers=("eval", "train"))]
     try:
-        return [traced, _trace(model, inputs, "train", say)]
+        return [traced, _along_paths(model, _trace(model, inputs, "train", say))]
     except (ExampleInputsError, TraceError) as error:
         warnings.warn(
             f"The model could not be traced in train mode, so only eval mode is covered: {error} "
@@ -131,6 +136,11 @@ def _at_second_size(model: nn.Module, traced: TracedModel, say: Callable[[str], 
 
     say("tracing at a second size")
     return with_second_size(traced, trace)
+
+
+def _along_paths(model: nn.Module, traced: TracedModel) -> TracedModel:
+    """`traced` with the graphs of other paths that random numbers choose."""
+    return with_paths(traced, lambda seed: _trace_again(model, traced, traced.inputs or Inputs(), seed))
 
 
 def _trace_again(model: nn.Module, traced: TracedModel, inputs: Inputs, seed: int) -> TracedModel:
@@ -170,14 +180,14 @@ def _trace(model: nn.Module, inputs: Inputs, mode: Mode, say: Callable[[str], No
     """Traces the model in one mode; in train mode a batch of one that fails is tried again as a batch of two."""
     say(f"tracing in {mode} mode")
     try:
-        return _trace_once(model, inputs, mode, say)
+        return dataclasses.replace(_trace_once(model, inputs, mode, say), inputs=inputs)
     except (ExampleInputsError, TraceError):
         repeated = inputs.repeated() if mode == "train" else None
         if repeated is None:
             raise
         if runs_on(model, repeated, mode) is not None:
             raise
-    return _trace_once(model, repeated, mode, say)
+    return dataclasses.replace(_trace_once(model, repeated, mode, say), inputs=repeated)
 
 
 def _trace_once(model: nn.Module, inputs: Inputs, mode: Mode, say: Callable[[str], None]) -> TracedModel:
