@@ -362,3 +362,23 @@ def test_a_table_that_makes_objects_holds_afterwards_what_it_held() -> None:
 
     fxenorm.analyze(Looking(), torch.randn(2, 3))
     assert dict.__getitem__(FACTORY, "relu") is nn.ReLU
+
+
+class Rewrites(nn.Module):
+    """Computes a tensor into an attribute; `reads` says when it looks at the one that was there before."""
+
+    def __init__(self, reads: str) -> None:
+        super().__init__()
+        self.first, self.last, self.reads = nn.Linear(6, 8), nn.Linear(8, 3), reads
+        self.weight = torch.ones(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        old = self.weight if self.reads == "always" or (self.reads == "in training" and self.training) else None
+        self.weight = self.first.weight * 2
+        h = nn.functional.linear(x, self.weight, self.first.bias).relu()
+        return self.last(h if old is None else h + old.sum())
+
+
+@pytest.mark.parametrize(("reads", "expected"), [("never", 8), ("always", 0), ("in training", 0)])
+def test_what_every_call_overwrites_before_it_is_read_is_no_state(reads: str, expected: int) -> None:
+    assert fxenorm.analyze(Rewrites(reads), torch.randn(4, 6)).num_scales == expected

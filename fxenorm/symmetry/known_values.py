@@ -105,8 +105,8 @@ class KnownValues:
             known = self._placeholders.get(node.name)
             if known is None or known.kind not in ("buffer", "constant", "state") or known.value is None or known.value.is_meta:
                 return None
-            # Floating-point buffers may move or be trained on; only integers are part of the architecture.
-            if known.kind == "buffer" and known.value.is_floating_point():
+            # Floating-point buffers and attributes may be filled later; only integers are part of the architecture.
+            if known.kind in ("buffer", "state") and known.value.is_floating_point():
                 return None
             return known.value.detach().cpu()
         if any(self._values.get(source) is None for source in node.all_input_nodes):

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from .hold import hold
 from .names import storage_id
+from .overwritten import mark_holds, mark_read
 from .state import ReachableState
 from .traced_model import Placeholder, TracedModel
 
@@ -23,6 +24,7 @@ def hold_what_is_kept(model: nn.Module, state: ReachableState) -> None:
 
     def entering(module: nn.Module, args: Any) -> None:
         state.begin()
+        state.overwritten.clear()
 
     def leaving(module: nn.Module, args: Any, output: Any) -> None:
         for kept in state.kept():
@@ -30,6 +32,7 @@ def hold_what_is_kept(model: nn.Module, state: ReachableState) -> None:
                 state.rebound[id(kept.before)] = kept.before
             if kept.is_read and not torch._C._functorch.is_functorch_wrapped_tensor(kept.tensor):
                 hold(kept.tensor, KEPT)
+                state.overwritten.append(id(kept.before) if isinstance(kept.before, torch.Tensor) else None)
 
     model.register_forward_pre_hook(entering, prepend=True)
     model.register_forward_hook(leaving)
@@ -38,8 +41,11 @@ def hold_what_is_kept(model: nn.Module, state: ReachableState) -> None:
 def with_state(traced: TracedModel, state: ReachableState) -> TracedModel:
     """Tells tensors that were there before forward from those that it made out of Python numbers, which alone are constants."""
     placeholders = dict(traced.placeholders)
+    mark_holds(traced.graph, torch.ops.fxenorm.hold.default, KEPT, state.overwritten)
     for node in traced.graph.nodes:
         item = placeholders.get(node.name)
+        if item is not None and item.value is not None:
+            mark_read(node, id(item.value))
         if item is None or item.value is None or item.kind not in ("constant", "buffer"):
             continue
         value = None if id(item.value) in state.rebound else item.value

@@ -60,6 +60,7 @@ class ReachableState:
     Attributes:
         generators: of random numbers; whoever runs forward sets them back.
         rebound: by identity, the tensors in whose places forward put others.
+        overwritten: for each tensor that is held because forward keeps it, the identity of the tensor that it replaced, or None.
 
     Two places are beyond it: what is held by compiled code only, and iterators that were advanced. An `lru_cache` that got new
     entries is emptied, old entries too: they are computed again when they are next asked for.
@@ -80,6 +81,7 @@ class ReachableState:
         self._functions = 0
         self._start: list[tuple[Any, Any]] = []
         self.rebound: dict[int, torch.Tensor] = {}
+        self.overwritten: list[int | None] = []
         self._queue: deque[Any] = deque()
         for tensor in (*model.parameters(), *model.buffers()):
             self._seen[id(tensor)] = tensor

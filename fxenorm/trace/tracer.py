@@ -20,6 +20,7 @@ from .guess import candidates, choose
 from .inputs import Inputs, given_inputs, is_meta
 from .modes import depends_on_mode
 from .offloaded import without_offloading
+from .overwritten import drop_holds_of_what_is_overwritten
 from .paths import with_paths
 from .real_run import trace_by_fake_run, trace_by_real_run
 from .reasons import needs_values, reason, runs_on
@@ -113,11 +114,11 @@ def _trace_modes(
         traced = _trace(model, inputs, first, say)
     traced = _along_paths(model, _at_second_size(model, dataclasses.replace(traced, inputs=inputs), say))
     if modes != "both":
-        return [traced]
+        return _finished([traced])
     if not depends_on_mode(model):
-        return [dataclasses.replace(traced, covers=("eval", "train"))]
+        return _finished([dataclasses.replace(traced, covers=("eval", "train"))])
     try:
-        return [traced, _along_paths(model, _trace(model, inputs, "train", say))]
+        return _finished([traced, _along_paths(model, _trace(model, inputs, "train", say))])
     except (ExampleInputsError, TraceError) as error:
         warnings.warn(
             f"The model could not be traced in train mode, so only eval mode is covered: {error} "
@@ -125,7 +126,13 @@ def _trace_modes(
             FxenormWarning,
             stacklevel=3,
         )
-        return [traced]
+        return _finished([traced])
+
+
+def _finished(traced: list[TracedModel]) -> list[TracedModel]:
+    """The graphs, once all of them are known."""
+    drop_holds_of_what_is_overwritten(traced)
+    return traced
 
 
 def _at_second_size(model: nn.Module, traced: TracedModel, say: Callable[[str], None]) -> TracedModel:
