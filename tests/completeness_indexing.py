@@ -319,7 +319,9 @@ PADDED: dict[str, Network] = {
 }
 
 
-SOME = torch.tensor([1.0, 0.0, 0.0, 2.0, 0.0, 0.0])
+def some(like: Tensor) -> Tensor:
+    """A constant with zeros, made in forward: a tensor that lies around from before could be filled later."""
+    return torch.tensor([1.0, 0.0, 0.0, 2.0, 0.0, 0.0], dtype=like.dtype)
 
 
 def _two(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], nn.Module]:
@@ -328,12 +330,12 @@ def _two(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], nn.Module
 
 
 ZEROS: dict[str, Network] = {
-    "constant_in_some_channels": (_one(lambda h: h + SOME.to(h.dtype)), VECTOR),
-    "masked_then_added": (_two(lambda a, b: a * (SOME > 0).to(a.dtype) + b), VECTOR),
+    "constant_in_some_channels": (_one(lambda h: h + some(h)), VECTOR),
+    "masked_then_added": (_two(lambda a, b: a * (some(a) > 0).to(a.dtype) + b), VECTOR),
     "masks_that_share_nothing": (_two(lambda a, b: a * (torch.arange(6) < 3).to(a.dtype) + b * (torch.arange(6) > 2)), VECTOR),
     "diagonal_of_a_product": (_two(lambda a, b: (a[:, :, None] * b[:, None] * torch.eye(6, dtype=a.dtype)).sum(1)), VECTOR),
     "mixed_by_a_triangle": (_one(lambda h: h @ torch.eye(6, dtype=h.dtype).roll(1, 0)), VECTOR),
-    "largest_of_some_channels": (_raw(lambda h: torch.maximum(h, -SOME.to(h.dtype))), VECTOR),
+    "largest_of_some_channels": (_raw(lambda h: torch.maximum(h, -some(h))), VECTOR),
     "constant_added_at_one_position": (_one(lambda h: h + torch.eye(5, dtype=h.dtype)[0][:, None]), TOKENS),
 }
 

@@ -117,6 +117,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         **{name: getattr(arguments, name) for name in names},
         "exclude": tuple(arguments.exclude),
+        "outputs": tuple(arguments.outputs) or None,
         "approximate": tuple(arguments.approximate),
     }
 
@@ -154,6 +155,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--exclude", action="append", default=[], metavar="PATTERN", help="parameters or modules to hold, as 'head*'; repeatable"
+    )
+    parser.add_argument(
+        "--outputs",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="outputs to preserve, as logits or 'boxes.*', in place of all but caches; repeatable",
     )
     parser.add_argument(
         "--approximate",

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..plan.describe import barrier_summaries, between, layer_list, mode_words, plural, tracer_words
+from ..plan.describe import barrier_summaries, between, layer_list, mode_words, output_lines, plural, tracer_words
 from ..plan.text_table import Column, rich_table
-from ..symmetry.symmetry import Barrier
+from ..symmetry.symmetry import Barrier, OutputUse
 from .report import Json
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ def _totals(report: Json, console: Console) -> None:
     """The numbers of the whole model."""
     totals = report["totals"]
     options = report["options"]
+    uses = [OutputUse(**values) for values in report["outputs"]]
     taken = f"p = {_option(options['p'])}, batchnorm {options['batchnorm']}, biases {options['biases']}"
     _title(console, "Totals")
     lines: list[tuple[str, str]] = [
@@ -175,6 +176,7 @@ def _totals(report: Json, console: Console) -> None:
             f"{totals['free_channels']:,} free, {totals['fixed_by_outputs']:,} held by the outputs, "
             f"{totals['fixed_by_barriers']:,} held by barriers",
         ),
+        *(("outputs", text) for text in output_lines(totals["fixed_by_outputs"], uses)),
         (
             "norm",
             f"{_value(totals['norm'])} ({taken})",

@@ -39,6 +39,7 @@ def analyze(
     biases: Literal["scale", "count", "skip"] = "scale",
     balance_last: bool = True,
     exclude: str | Sequence[str] = (),
+    outputs: str | Sequence[str] | None = None,
     modes: Literal["both", "train", "eval"] = "both",
     approximate: str | Sequence[str] = (),
     on_unknown: Literal["barrier", "error"] = "barrier",
@@ -69,6 +70,12 @@ def analyze(
         biases: "scale": they follow; "count": they follow and count in the norm; "skip": left alone (not exact).
         balance_last: False holds the channels that feed a layer from which an output is reached without another layer.
         exclude: fnmatch patterns of parameter or module names; the parameters they match are not rescaled.
+        outputs: which values that leave forward stay as they are; None: everything that can be reached from what it returns, the
+            tensors computed from the inputs that it leaves in attributes of modules or in its arguments, and values that Python
+            read, but no cache that Transformers marks as one (``past_key_values``). Else fnmatch patterns on the path of a value:
+            keys, positions and attribute names joined by dots, as "logits", "0.1" or "past_key_values.*" ("output" or "0" for
+            a tensor that is returned by itself), "self.aux" for an attribute, "inputs.batch.feature" for what forward writes
+            into an argument; a pattern names all that lies below a path too, and only what is named is held.
         modes: in which modes the function is to be preserved; "both", "train" or "eval".
         approximate: names of activations that are treated as homogeneous though they are not, as ``("relu6",)``; not exact.
         on_unknown: "barrier": an operator without a rule holds what it touches; "error": all such operators are listed.
@@ -87,7 +94,7 @@ def analyze(
         The plan.
 
     Raises:
-        OptionError: the model is no module, or an option has no documented value.
+        OptionError: the model is no module, an option has no documented value, or a pattern in `outputs` names nothing.
         ExampleInputsError: the model does not run on the inputs, or none could be guessed.
         TraceError: the model cannot be turned into a graph.
         UnsupportedOperatorError: with ``on_unknown="error"``.
@@ -114,6 +121,7 @@ def analyze(
         biases=biases,
         balance_last=balance_last,
         exclude=exclude,  # type: ignore[arg-type]
+        outputs=outputs,  # type: ignore[arg-type]
         modes=modes,
         approximate=approximate,  # type: ignore[arg-type]
         on_unknown=on_unknown,
@@ -135,6 +143,7 @@ def analyze(
         exclude=options.exclude,
         approximate=options.approximate,
         on_unknown=options.on_unknown,
+        outputs=options.outputs,
     )
     _warn(symmetry, options)
     say("building the plan")

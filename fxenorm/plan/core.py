@@ -135,7 +135,10 @@ class Core:
                 digest.update(array.tobytes())
         if self.symmetry.offsets:
             digest.update(json.dumps(dict(sorted(self.symmetry.offsets.items()))).encode())
-        values = sorted((key, repr(value)) for key, value in dataclasses.asdict(self.options).items() if key != "c")
+        options = dataclasses.asdict(self.options)
+        # Options that came later count where they are used: older checkpoints hold the fingerprint without them.
+        late = {key for key in ("outputs",) if options[key] is None}
+        values = sorted((key, repr(value)) for key, value in options.items() if key != "c" and key not in late)
         c = self.options.c
         digest.update(json.dumps([values, repr(sorted(c.items())) if isinstance(c, dict) else repr(c)]).encode())
         return digest.hexdigest()

@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..symmetry.symmetry import Barrier, Symmetry
+from ..symmetry.output_ends import CACHE, CONSTANT
+from ..symmetry.symmetry import Barrier, OutputUse, Symmetry
+from ..trace.outputs import WHOLE
 from .groups import Group, layer_of, layers_of, multiplies
 from .objective import Objective
 from .options import Options
@@ -30,6 +32,7 @@ __all__ = [
     "layer_list",
     "layers_that_multiply",
     "mode_words",
+    "output_lines",
     "plural",
     "tracer_words",
 ]
@@ -37,6 +40,7 @@ __all__ = [
 _MOST_GROUPS = 24
 _MOST_LAYERS = 4
 _MOST_BARRIERS = 8
+_MOST_OUTPUTS = 8
 
 
 def describe(plan: Plan, width: int | None = None) -> str:
@@ -98,7 +102,7 @@ def _group_table(groups: Sequence[Group], symmetry: Symmetry, width: int) -> lis
 
 def _held_lines(symmetry: Symmetry) -> list[str]:
     """What holds the other channels, by operator."""
-    lines = [f"held by the model's outputs: {plural(symmetry.fixed_by_output, 'channel')}"]
+    lines = output_lines(symmetry.fixed_by_output, symmetry.outputs)
     summaries = barrier_summaries(symmetry.barriers)
     for summary in summaries[:_MOST_BARRIERS]:
         unknown = "" if summary.known else ", which has no scale rule"
@@ -107,6 +111,33 @@ def _held_lines(symmetry: Symmetry) -> list[str]:
     if len(summaries) > _MOST_BARRIERS:
         lines.append(f"... and {len(summaries) - _MOST_BARRIERS} more operators (fxenorm-inspect prints all)")
     return lines
+
+
+def output_lines(fixed: int, outputs: Sequence[OutputUse]) -> list[str]:
+    """Which outputs hold how many channels, and which are not held."""
+    holding: dict[str, int] = {}
+    left_out: dict[str, dict[str, None]] = {}
+    for use in outputs:
+        if use.held and use.variables:
+            holding[use.name] = holding.get(use.name, 0) + use.variables
+    for use in outputs:
+        if not use.held and use.reason != CONSTANT:
+            left_out.setdefault(use.reason, {})[use.name] = None
+    lines = [f"held by the model's outputs: {plural(fixed, 'channel')}"]
+    if holding and list(holding) != [WHOLE]:
+        lines[0] += f" ({_names([f'{name} {count:,}' for name, count in holding.items()])})"
+    if len(holding) > 1:
+        lines.append(f"to leave one out, name the others: fxenorm.analyze(..., outputs={next(iter(holding))!r})")
+    if CACHE in left_out:
+        names = _names(list(left_out.pop(CACHE)))
+        lines.append(f'not held: {names}, {CACHE} (fxenorm.analyze(..., outputs="*") holds it too)')
+    lines += [f"not held, {reason}: {_names(list(names))}" for reason, names in left_out.items()]
+    return lines
+
+
+def _names(names: Sequence[str]) -> str:
+    """Names joined by commas, the end of a long list counted."""
+    return ", ".join(names[:_MOST_OUTPUTS]) + (f" and {len(names) - _MOST_OUTPUTS} more" if len(names) > _MOST_OUTPUTS else "")
 
 
 def ends_of(group: Group, symmetry: Symmetry, side: str) -> tuple[str, ...]:

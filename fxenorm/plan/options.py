@@ -57,6 +57,7 @@ class Options:
     backend: str = "auto"
     scales: str = "auto"
     max_log_scale: float | None = None
+    outputs: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         _set(self, "p", _exponent(self.p))
@@ -69,6 +70,10 @@ class Options:
             _set(self, name, _names(name, getattr(self, name)))
         for name in self.approximate:
             _check_choice("approximate", name, APPROXIMABLE)
+        if self.outputs is not None:
+            _set(self, "outputs", _names("outputs", self.outputs))
+            if not self.outputs:
+                raise _wrong("outputs", self.outputs, "None, or at least one pattern of the outputs to hold")
         if self.max_log_scale is not None:
             limit = _positive("max_log_scale", self.max_log_scale, "None, or a number > 0 (a natural logarithm)")
             _set(self, "max_log_scale", limit)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BindError, FxenormError
-from ..symmetry.symmetry import Barrier, FlowNode, NormFold, ParameterUse, Role, Site, Symmetry
+from ..symmetry.symmetry import Barrier, FlowNode, NormFold, OutputUse, ParameterUse, Role, Site, Symmetry
 from ..version import __version__
 from .groups import Group, Port, sites_of_groups
 from .options import Options
@@ -64,6 +64,7 @@ def to_dict(symmetry: Symmetry, options: Options, groups: Sequence[Group], pairs
         "inexact_reasons": list(symmetry.inexact_reasons),
         "notes": list(symmetry.notes),
         "second_sizes": [[list(sizes) for sizes in axes] for axes in symmetry.second_sizes],
+        "outputs": [[use.path, use.held, use.variables, use.reason] for use in symmetry.outputs],
     }
     if symmetry.offsets:
         stored_symmetry["offsets"] = dict(symmetry.offsets)
@@ -214,6 +215,7 @@ def _symmetry(stored: Mapping[str, Any], read: Callable[[Sequence[Any]], NDArray
         # Plans that were stored before a second size was looked at have none.
         second_sizes=tuple(tuple((int(first), int(second)) for first, second in axes) for axes in stored.get("second_sizes", ())),
         offsets=_offsets(stored.get("offsets", {}), exponents),
+        outputs=tuple(OutputUse(*row) for row in stored.get("outputs", ())),
     )
 
 

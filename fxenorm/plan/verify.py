@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from ..distributed.dtensors import is_distributed
 from ..errors import RescaleError
 from ..trace.inputs import Inputs, is_meta
 from ..trace.modes import set_mode
+from ..trace.outputs import OutputWatch
+from ..trace.reachable import Leaf
+from ..trace.unwrap import unwrap
+from .compared import compared_leaves, numbers_of
 from .tensors import tie_again
 
 if TYPE_CHECKING:
@@ -106,8 +110,15 @@ class _Runner:
     def __init__(self, plan: Plan, inputs: Inputs, mode: str, seed: int) -> None:
         self._plan, self._mode, self._seed = plan, mode, seed
         self._inputs = inputs.map(lambda t: t.detach().double() if t.is_floating_point() else t)
+        self._unsteady: frozenset[str] = frozenset()
         with torch.no_grad():
-            self._expected = self._run(self._copy())
+            leaves = self._leaves(self._copy())
+            if any(leaf.kind != "tensor" for leaf in leaves):
+                # A time of day or a count of calls is no function of the weights.
+                again = {leaf.path: numbers_of(leaf) for leaf in self._leaves(self._copy()) if leaf.kind != "tensor"}
+                plain = [(leaf.path, numbers_of(leaf)) for leaf in leaves if leaf.kind != "tensor"]
+                self._unsteady = frozenset(path for path, value in plain if not _alike(value, again.get(path)))
+            self._expected = self._steady(leaves)
 
     def _copy(self) -> nn.Module:
         """A float64 copy in the mode."""
@@ -120,20 +131,34 @@ class _Runner:
             raise RescaleError(f"the model cannot be copied to float64 for a check: {error}") from error
 
     def _run(self, model: nn.Module) -> list[Tensor]:
-        """The floating-point outputs (others as numbers); the model's randomness is the same in every run."""
+        """The held outputs as tensors; the model's randomness is the same in every run."""
+        return self._steady(self._leaves(model))
+
+    def _steady(self, leaves: Sequence[Leaf]) -> list[Tensor]:
+        """The leaves as tensors, without those that two equal runs give other values."""
+        return [numbers_of(leaf) for leaf in leaves if leaf.kind == "tensor" or leaf.path not in self._unsteady]
+
+    def _leaves(self, model: nn.Module) -> list[Leaf]:
+        """What the plan holds of what leaves one call."""
         devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None})
         with torch.random.fork_rng(devices):
             torch.manual_seed(self._seed)
             try:
                 # Tensors are cloned, since a model may write to its inputs.
                 arguments = self._inputs.map(torch.clone)
+                watch = OutputWatch(unwrap(model))
+                watch.before(arguments.args, arguments.kwargs)
                 outputs = self._called(model, arguments)
+                leaves = watch.after(arguments.args, arguments.kwargs, outputs)
             except (RuntimeError, TypeError, ValueError) as error:
                 raise RescaleError(
                     f"the model does not run in float64 on the inputs {self._inputs} in {self._mode} mode: {error}. "
                     "Pass inputs that it runs on: plan.verify(inputs)"
                 ) from error
-        return _tensors(outputs)
+        held = compared_leaves(self._plan, leaves)
+        if self._plan.options.outputs is None:
+            held += [Leaf(f"inputs.{position}", tensor, "tensor") for position, tensor in enumerate(arguments.tensors())]
+        return held
 
     def _called(self, model: nn.Module, arguments: Inputs) -> Any:
         """The model's outputs; with gradients where it differentiates inside forward."""
@@ -203,14 +228,9 @@ class _Runner:
         return total[:-1].abs() / (size[:-1] + floor).clamp(min=1e-300)
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
-    """Every tensor in a model's outputs, in float64 where it is a number."""
-    leaves = tree_leaves(outputs)
-    found = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    for leaf in leaves:
-        if not isinstance(leaf, Tensor) and hasattr(leaf, "__dict__"):
-            found += [value for value in vars(leaf).values() if isinstance(value, Tensor)]
-    return [t if t.is_floating_point() else t.double() for t in found]
+def _alike(value: Tensor, other: Tensor | None) -> bool:
+    """Whether two values are the same bit for bit; NaN is like NaN."""
+    return other is not None and value.shape == other.shape and torch.equal(value.nan_to_num(), other.nan_to_num())
 
 
 def _groups_of(plan: Plan, mask: Tensor) -> list[str]:

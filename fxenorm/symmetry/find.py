@@ -14,11 +14,12 @@ from ..errors import FxenormWarning, UnsupportedOperatorError
 from ..field import NEVER, Equations, Ids, ParameterFields, ScaleField, Solution, Term, compress, solve
 from ..field.structure import select_positions, take_slice
 from ..rules import NO_RULE, RuleOptions, is_floating
+from ..trace.outputs import check_patterns
 from ..trace.traced_model import TracedModel
 from .express import Expander, coprime_signs, group_order, redundant_variables
 from .flow import flows_of, sites_of
 from .folds import find_folds
-from .symmetry import Barrier, Role, Symmetry
+from .symmetry import Barrier, OutputUse, Role, Symmetry
 from .unread import unread_positions
 from .walk import Origin, Walk
 
@@ -38,28 +39,31 @@ def find_symmetry(
     exclude: Sequence[str] = (),
     approximate: Sequence[str] = (),
     on_unknown: str = "barrier",
+    outputs: Sequence[str] | None = None,
 ) -> Symmetry:
     """Find all positive diagonal rescalings of a model that keep every traced graph's outputs.
 
     Args:
         traced: the model's graphs, one a mode.
         model: the module that was traced; only names, shapes and integer buffers are read.
-        batchnorm, biases, exclude, approximate, on_unknown: see `fxenorm.analyze`.
+        batchnorm, biases, exclude, approximate, on_unknown, outputs: see `fxenorm.analyze`.
 
     Returns:
         The symmetry, plain data without any graph.
 
     Raises:
+        OptionError: a pattern in `outputs` names nothing.
         UnsupportedOperatorError: an operator without a rule was met and `on_unknown` is "error"; lists all of them.
     """
     if batchnorm == "frozen":
         traced = [graph for graph in traced if graph.mode == "eval"]
     aliases = {alias: name for graph in traced for alias, name in graph.aliases.items()}
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if is_floating(p) and name not in aliases}
-    walk = _walk(traced, model, shapes, RuleOptions(batchnorm, biases, frozenset(approximate)))
+    check_patterns({graph.mode: graph.outputs for graph in traced}, outputs)
+    walk = _walk(traced, model, shapes, RuleOptions(batchnorm, biases, frozenset(approximate)), outputs)
     _hold_parameters(walk, traced, shapes, aliases, exclude)
     _hold_unread(walk, [path for graph in traced for path in (graph, *graph.paths)])
-    (exponents, starts, expander), barriers, fixed_by_output = _common_group(walk, traced)
+    (exponents, starts, expander), barriers, by_output = _common_group(walk, traced)
     if on_unknown == "error":
         _refuse_unknown(barriers)
     flows = {mode: flows_of(events, expander, starts) for mode, events in walk.events.items()}
@@ -78,7 +82,8 @@ def find_symmetry(
         sites=sites_of(walk.events, expander),
         barriers=barriers,
         folds=find_folds(traced),
-        fixed_by_output=fixed_by_output,
+        fixed_by_output=sum(by_output.values()),
+        outputs=_outputs(by_output, walk.left_out),
         modes=tuple(dict.fromkeys(mode for graph in traced for mode in (graph.covers or (graph.mode,)))),
         tracer=traced[0].tracer if all(graph.tracer == "export" for graph in traced) else "make_fx",
         inexact_reasons=tuple(dict.fromkeys([*walk.inexact, *(reason for graph in traced for reason in graph.inexact)])),
@@ -88,13 +93,19 @@ def find_symmetry(
     )
 
 
-def _walk(traced: Sequence[TracedModel], model: nn.Module, shapes: dict[str, tuple[int, ...]], options: RuleOptions) -> Walk:
+def _walk(
+    traced: Sequence[TracedModel],
+    model: nn.Module,
+    shapes: dict[str, tuple[int, ...]],
+    options: RuleOptions,
+    outputs: Sequence[str] | None,
+) -> Walk:
     """Walk all graphs over one set of equations."""
     equations = Equations()
     buffers = {name: tuple(b.shape) for name, b in model.named_buffers() if is_floating(b)}
     movable = _running_means(traced) if options.batchnorm == "frozen" else set()
     fields = ParameterFields(equations, {**shapes, **{name: buffers[name] for name in movable if name in buffers}})
-    walk = Walk(equations, fields, options, movable=movable)
+    walk = Walk(equations, fields, options, movable=movable, held_outputs=outputs)
     for graph in traced:
         walk.run(graph)
         for number, path in enumerate(graph.paths, start=2):
@@ -102,7 +113,7 @@ def _walk(traced: Sequence[TracedModel], model: nn.Module, shapes: dict[str, tup
     return walk
 
 
-def _common_group(walk: Walk, traced: Sequence[TracedModel]) -> tuple[_Final, tuple[Barrier, ...], int]:
+def _common_group(walk: Walk, traced: Sequence[TracedModel]) -> tuple[_Final, tuple[Barrier, ...], dict[str, int]]:
     """Exponents and barriers that hold at the first size and at the second.
 
     Where the second size takes nothing away, all is told as the first size shows it.
@@ -199,8 +210,8 @@ def _hold_unread(walk: Walk, traced: Sequence[TracedModel]) -> None:
 
 def _barriers(
     origins: Sequence[Origin], solution: Solution, variables: int | None = None, first: int | None = None
-) -> tuple[tuple[Barrier, ...], int]:
-    """Who forced how many variables (classes of tied ones) to zero first, and how many the outputs did.
+) -> tuple[tuple[Barrier, ...], dict[str, int]]:
+    """Who forced how many variables (classes of tied ones) to zero first, and by path how many each output did.
 
     Counted are the first `variables` of them; origins from `first` on belong to the second size, where only what takes
     something away is listed.
@@ -209,15 +220,21 @@ def _barriers(
     origin = solution.zero_origin[representative]
     counts = np.bincount(origin[origin != NEVER], minlength=len(origins))
     found: list[Barrier] = []
-    by_output = 0
+    by_output: dict[str, int] = {}
     for number, (where, count) in enumerate(zip(origins, counts, strict=True)):
         second = first is not None and number >= first
         if where.operator == "output":
-            by_output += int(count)
+            by_output[where.node] = by_output.get(where.node, 0) + int(count)
         elif count or not (where.known or second):
             reason = (where.reason or "ties its inputs to what is held") + (", at the second size" if second else "")
             found.append(Barrier(where.operator, where.node, where.module, where.source, int(count), reason, where.known))
     return tuple(found), by_output
+
+
+def _outputs(by_output: dict[str, int], left_out: dict[str, str]) -> tuple[OutputUse, ...]:
+    """What leaves forward, held or not; a path that is held in one mode is held."""
+    held = [OutputUse(path, True, count) for path, count in by_output.items()]
+    return (*held, *(OutputUse(path, False, 0, reason) for path, reason in left_out.items() if path not in by_output))
 
 
 def _refuse_unknown(barriers: Sequence[Barrier]) -> None:

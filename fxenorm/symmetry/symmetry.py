@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Barrier", "Exponents", "FlowNode", "NormFold", "ParameterUse", "Role", "Site", "Symmetry", "Term"]
+__all__ = ["Barrier", "Exponents", "FlowNode", "NormFold", "OutputUse", "ParameterUse", "Role", "Site", "Symmetry", "Term"]
 
 Term = tuple[int, NDArray[np.int64]]
 """(coefficient, variable ids); the ids broadcast to the tensor's shape, -1 = fixed."""
@@ -119,6 +119,29 @@ class NormFold:
 
 
 @dataclass(frozen=True)
+class OutputUse:
+    """One value that leaves forward.
+
+    Attributes:
+        path: where it is in what forward returns ("logits", "0.1"), in the model ("self.aux") or in its arguments ("inputs.0").
+        held: whether it stays as it is under every rescaling.
+        variables: number of variables fixed first because it carries them.
+        reason: why it is not held, "" where it is.
+    """
+
+    path: str
+    held: bool
+    variables: int
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """The entry of what forward returns, or the attribute or argument, that it belongs to: "past_key_values", "self.aux"."""
+        parts = self.path.split(".")
+        return ".".join(parts[: 2 if parts[0] == "inputs" else None]) if parts[0] in ("self", "inputs") else parts[0]
+
+
+@dataclass(frozen=True)
 class Symmetry:
     """The group of positive diagonal rescalings of a model.
 
@@ -143,6 +166,7 @@ class Symmetry:
         second_sizes: by input tensor, by axis, its size in the example and at the second size that was seen; () without one.
         offsets: by name of a tensor in `exponents`, the number o, not 0, that the model adds to it: offset + entry is multiplied,
             so that the entry moves as (o + w) * factor - o.
+        outputs: what leaves forward, in order, the held ones first; empty in plans that were stored by older versions.
     """
 
     num_scales: int
@@ -163,3 +187,4 @@ class Symmetry:
     notes: tuple[str, ...] = ()
     second_sizes: tuple[tuple[tuple[int, int], ...], ...] = ()
     offsets: Mapping[str, float] = field(default_factory=dict)
+    outputs: tuple[OutputUse, ...] = ()

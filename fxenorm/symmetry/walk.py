@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,12 @@ from ..field.overlay import Patchwork, filled
 from ..rules import NO_RULE, Call, Rule, RuleOptions, barrier, find_rule, is_floating
 from ..rules.laws import zero_field
 from ..trace.hold import HOLD
+from ..trace.outputs import Output
 from ..trace.traced_model import TracedModel, module_path, source_line
 from .arguments import bound_arguments, flat, nodes_in, operator_name, replaced
 from .known_values import KnownValues, known_zeros
 from .memory import Memory
+from .output_ends import OutputEnds
 from .sizes import Sizes, is_symbolic
 from .storage import Storage, written_arguments
 from .writes import Writes
@@ -82,6 +84,8 @@ class Walk:
         roles: by parameter name, all roles seen.
         inexact: what rules gave up, in sentences, in order.
         movable: names of buffers that carry a field.
+        held_outputs: fnmatch patterns of the outputs that are held; None: all but caches.
+        left_out: by path, why an output is not held.
         hold_outputs: whether model outputs are forced to zero; off only where the law of a single operator is looked at.
         outputs: the outputs' fields, kept where they are not held.
     """
@@ -94,6 +98,8 @@ class Walk:
     roles: dict[str, set[str]] = field(default_factory=dict)
     inexact: dict[str, None] = field(default_factory=dict)
     movable: set[str] = field(default_factory=set)
+    held_outputs: Sequence[str] | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
     hold_outputs: bool = True
     outputs: list[Any] = field(default_factory=list)
 
@@ -133,12 +139,13 @@ class _GraphWalk:
         self.last_use = {source: node for node in traced.graph.nodes for source in node.all_input_nodes}
 
     def run(self) -> None:
+        ends = OutputEnds(self.traced, self.walk.held_outputs)
         for node in self.traced.graph.nodes:
             if node.op in ("placeholder", "get_attr"):
                 self._start(node)
             elif node.op == "output":
-                self._finish(node)
-            else:
+                self._finish(node, ends)
+            elif node in ends.live:
                 self._step(node)
 
     # --- ends ----------------------------------------------------------------------------------------------------
@@ -161,16 +168,26 @@ class _GraphWalk:
         elif known.kind == "constant" and is_floating(value) and _carries_any(known.value):
             self.values[node] = AnyField(shape)
 
-    def _finish(self, node: fx.Node) -> None:
+    def _finish(self, node: fx.Node, ends: OutputEnds) -> None:
         if not self.walk.hold_outputs:
             self.walk.outputs += [self._current(source) for source in nodes_in(node.args[0])]
             return
-        origin = self.walk.origin(Origin("output", node.name, "", "", "a model output stays as it is"))
-        for source in node.all_input_nodes:
-            for value in flat(self._current(source)):
-                self._force(value, origin)
-            for name in self.made_of.get(source, ()):
-                self.walk.roles.setdefault(name, set()).add("other")
+        for output, source in ends.held:
+            self._hold_output(output, source)
+        self.walk.left_out.update(ends.left_out)
+        self.walk.inexact.update(dict.fromkeys(ends.unsearched))
+
+    def _hold_output(self, output: Output, source: fx.Node) -> None:
+        """A value that leaves forward stays as it is."""
+        if output.kind == "read":
+            origin = Origin("item", source.name, module_path(source), source_line(source), "its value reaches Python")
+        else:
+            origin = Origin("output", output.path, "", "", "a model output stays as it is")
+        number = self.walk.origin(origin)
+        for value in flat(self._current(source)):
+            self._force(value, number)
+        for name in self.made_of.get(source, ()):
+            self.walk.roles.setdefault(name, set()).add("other")
 
     def _force(self, value: Any, origin: int) -> None:
         """Force one value to zero."""

@@ -36,6 +36,7 @@ _MEMORY = {
 }
 # Torch's own Python code asks for these to compare identities.
 _ALSO_ASKED_BY_TORCH = {torch.Tensor.untyped_storage, torch.Tensor._typed_storage, torch.Tensor.data_ptr}
+_READS = _named(("item", "tolist", "__repr__", "__format__", "__bool__", "__float__", "__int__", "__index__", "__complex__"))
 _OWN_FOLDERS = tuple(
     os.path.dirname(os.path.abspath(file)) + os.sep for file in (torch._utils.__file__, os.path.dirname(__file__))
 )
@@ -63,7 +64,14 @@ class ExportWatch(TorchFunctionMode):
     """For runs with fake tensors: ``.data``, which `torch.export` cannot follow, becomes ``detach()``, memory is refused.
 
     (A fake tensor has no memory: whoever reads it by its address crashes the process.)
+
+    Attributes:
+        read: copies of the tensors whose values Python read, whatever it did with them.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[torch.Tensor] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -76,6 +84,8 @@ class ExportWatch(TorchFunctionMode):
         name = _taken(func)
         if name is not None:
             raise RuntimeError(f"{name} takes a tensor out of the graph")
+        if func in _READS:
+            self.read.append(args[0].detach().clone())
         return func(*args, **(kwargs or {}))
 
 

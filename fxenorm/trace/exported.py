@@ -13,13 +13,15 @@ from torch import fx, nn
 from ..errors import ExampleInputsError
 from .eager_answers import eager_answers
 from .escapes import ExportWatch
-from .flatten import drop_idle, tensor_leaves
+from .flatten import drop_idle
 from .higher_order import flatten
 from .inputs import Inputs
 from .lowering import lower_regions
 from .memory_of_calls import hold_what_is_kept, with_state
 from .names import overlapping, tied_names
+from .outputs import Output, OutputWatch, graph_values
 from .preserve import prepared
+from .reachable import Leaf
 from .source import SourceLines, annotate
 from .traced_model import Mode, Placeholder, TracedModel
 
@@ -38,9 +40,17 @@ def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | No
     with prepared(model, mode) as notes:
         notes.generators.begin(seed)
         # torch.export refuses outputs that are no known pytree (key-value caches). This hook runs after the user's own.
-        model.register_forward_hook(lambda module, args, output: tensor_leaves(output))
+        watch, escaped = OutputWatch(model, raises=True), ExportWatch()
+        left: list[tuple[Output, ...]] = []
+
+        def flat_outputs(leaves: list[Leaf]) -> tuple[Any, ...]:
+            values, outputs = graph_values(leaves, escaped.read)
+            left[:] = [outputs]
+            return values
+
+        watch.hook(flat_outputs, begin=escaped.read.clear)
         hold_what_is_kept(model, notes.state)
-        with ExportWatch(), eager_answers(), contextlib.nullcontext() if gradients else torch.no_grad():
+        with escaped, eager_answers(), contextlib.nullcontext() if gradients else torch.no_grad():
             program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
 
     graph = program.graph
@@ -57,7 +67,7 @@ def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | No
         placeholders[node.name] = Placeholder(kind, name, value)
     flatten(program.graph_module)
     lower_regions(program.graph_module)
-    traced = finish(model, graph, mode, "export", placeholders, aliases, tuple(notes))
+    traced = finish(model, graph, mode, "export", placeholders, aliases, tuple(notes), left[0] if left else ())
     return with_state(dataclasses.replace(traced, drew=notes.drew), notes.state)
 
 
@@ -106,6 +116,7 @@ def finish(
     placeholders: dict[str, Placeholder],
     aliases: dict[str, str],
     notes: tuple[str, ...] = (),
+    outputs: tuple[Output, ...] = (),
 ) -> TracedModel:
     """What both tracers do at the end: annotate the nodes, resolve get_attr nodes, look for overlapping tensors."""
     drop_idle(graph)
@@ -121,4 +132,4 @@ def finish(
     constants = {item.name: item.value for item in placeholders.values() if item.kind == "constant" and item.value is not None}
     own = [(name, tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers()) if name not in aliases]
     shared = overlapping([*own, *constants.items()])
-    return TracedModel(graph, mode, tracer, placeholders, aliases, notes, shared, (mode,))
+    return TracedModel(graph, mode, tracer, placeholders, aliases, notes, shared, (mode,), outputs=outputs)

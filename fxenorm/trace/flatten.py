@@ -1,16 +1,14 @@
-"""Brings a traced graph into the flat form: nested regions inlined, outputs that are tensors only."""
+"""Brings a traced graph into the flat form: nested regions inlined, idle nodes dropped."""
 
 from __future__ import annotations
 
-import dataclasses
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
-__all__ = ["copy_body", "drop_idle", "inline_regions", "replace_results", "tensor_leaves"]
+__all__ = ["copy_body", "drop_idle", "inline_regions", "replace_results"]
 
 # Position of the body among the operands; what stands in front of it are switches that do not change the mathematics.
 _BODY_POSITION = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4, "tag_activation_checkpoint": 0, "wrap": 0}
@@ -84,30 +82,3 @@ def drop_idle(graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and not node.users and getattr(node.target, "__name__", "") in _IDLE:
             graph.erase_node(node)
-
-
-def tensor_leaves(value: Any) -> tuple[torch.Tensor, ...]:
-    """The tensors in a model's output, whatever holds them: containers, dataclasses, or objects such as a key-value cache."""
-    found: list[torch.Tensor] = []
-    _collect(value, found, set())
-    return tuple(found)
-
-
-def _collect(value: Any, found: list[torch.Tensor], seen: set[int]) -> None:
-    """Appends the tensors of `value` to `found`, each container once."""
-    if isinstance(value, torch.Tensor):
-        found.append(value)
-        return
-    if value is None or isinstance(value, (str, bytes, int, float, complex, type, torch.nn.Module)) or id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, Mapping):
-        inner: Any = value.values()
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        inner = value
-    elif dataclasses.is_dataclass(value):
-        inner = [getattr(value, item.name, None) for item in dataclasses.fields(value)]
-    else:
-        inner = list(getattr(value, "__dict__", {}).values())
-    for item in inner:
-        _collect(item, found, seen)

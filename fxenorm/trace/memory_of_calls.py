@@ -32,7 +32,7 @@ def hold_what_is_kept(model: nn.Module, state: ReachableState) -> None:
                 state.rebound[id(kept.before)] = kept.before
             if kept.is_read and not torch._C._functorch.is_functorch_wrapped_tensor(kept.tensor):
                 hold(kept.tensor, KEPT)
-                state.overwritten.append(id(kept.before) if isinstance(kept.before, torch.Tensor) else None)
+                state.overwritten.append(id(kept.before) if state.is_plain(kept.before) else None)
 
     model.register_forward_pre_hook(entering, prepend=True)
     model.register_forward_hook(leaving)

@@ -36,6 +36,7 @@ def drop_holds_of_what_is_overwritten(traced: Sequence[TracedModel]) -> None:
     for graph in graphs:
         for node in list(graph.nodes):
             if node.meta.get(_OVERWRITES) in always:
+                node.replace_all_uses_with(node.args[0])
                 graph.erase_node(node)
 
 

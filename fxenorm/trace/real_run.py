@@ -12,18 +12,17 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from .eager_answers import eager_answers
 from .escapes import ExportWatch, RealRunWatch
 from .exported import finish
-from .flatten import tensor_leaves
 from .higher_order import flatten
 from .inputs import Inputs
 from .lowering import lower_regions
 from .memory_of_calls import hold_what_is_kept, with_state
 from .names import tied_names
+from .outputs import Output, OutputWatch, graph_values
 from .preserve import Notes, RunGuard, prepared
 from .traced_model import Mode, Placeholder, TracedModel
 
@@ -71,12 +70,12 @@ def trace_by_real_run(
     with _ready(model, inputs, mode, derivatives) as (forward, guard, drawn):
         drawn.generators.begin(seed)
         hold_what_is_kept(model, drawn.state)
-        graph = _recorded(model, forward, tensors, inputs, RealRunWatch(), below=derivatives)
+        graph, outputs = _recorded(model, forward, tensors, inputs, RealRunWatch(), below=derivatives)
     _refuse_lost_values(graph, guard.made)
     _share_fake_mode(graph)
     _take_apart(graph)
     notes = (ONE_PATH.format(mode=mode, reason=reason), *drawn)
-    traced = finish(model, graph, mode, "make_fx", _placeholders(model, graph), tied_names(model), notes)
+    traced = finish(model, graph, mode, "make_fx", _placeholders(model, graph), tied_names(model), notes, outputs)
     return with_state(dataclasses.replace(traced, drew=drawn.drew), drawn.state)
 
 
@@ -93,10 +92,12 @@ def trace_by_fake_run(model: nn.Module, inputs: Inputs, mode: Mode, seed: int) -
         named = itertools.chain(model.named_parameters(), model.named_buffers())
         tensors: dict[str, torch.Tensor] = {name: fake.from_tensor(tensor) for name, tensor in named}
         arguments = inputs.map(fake.from_tensor)
-        graph = _recorded(model, functools.partial(functional_call, model), tensors, arguments, ExportWatch())
+        graph, outputs = _recorded(model, functools.partial(functional_call, model), tensors, arguments, ExportWatch())
     _refuse_lost_values(graph, lambda tensor: isinstance(tensor, FakeTensor))
     _take_apart(graph)
-    return with_state(finish(model, graph, mode, "export", _placeholders(model, graph), tied_names(model)), notes.state)
+    return with_state(
+        finish(model, graph, mode, "export", _placeholders(model, graph), tied_names(model), (), outputs), notes.state
+    )
 
 
 def _recorded(
@@ -104,22 +105,30 @@ def _recorded(
     forward: Callable[..., Any],
     tensors: dict[str, torch.Tensor],
     inputs: Inputs,
-    watch: TorchFunctionMode,
+    escapes: RealRunWatch | ExportWatch,
     below: bool = False,
-) -> fx.Graph:
-    """The graph of one forward call with these parameters and buffers; `below`: below autograd and vmap."""
+) -> tuple[fx.Graph, tuple[Output, ...]]:
+    """The graph of one forward call with these parameters and buffers, and what leaves it; `below`: below autograd and vmap."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    real = isinstance(watch, RealRunWatch)
+    real = isinstance(escapes, RealRunWatch)
+    watch = OutputWatch(model, raises=not real)
+    outputs: list[Output] = []
+    if not isinstance(model, torch.jit.ScriptModule):
+        watch.hook(lambda leaves: None)
 
-    def run(values: list[torch.Tensor], arguments: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def run(values: list[torch.Tensor], arguments: list[torch.Tensor]) -> tuple[Any, ...]:
         remaining = iter(arguments)
         call = inputs.map(lambda _: next(remaining))
         if real:
             _record_source_lines()
-        with watch, eager_answers():
+        watch.leaves = None
+        with escapes, eager_answers():
             output = forward(dict(zip(tensors, values, strict=True)), call.args, dict(call.kwargs))
-        return tensor_leaves(output)
+        if watch.leaves is None:  # a scripted module calls no hooks
+            watch.after((), {}, output)
+        left, outputs[:] = graph_values(watch.leaves or (), getattr(escapes, "read", ()))
+        return left
 
     _record_module_paths(model)
     record = make_fx(run, pre_dispatch=not below, _error_on_data_dependent_ops=not real)
@@ -127,7 +136,7 @@ def _recorded(
     nodes = (node for node in graph.nodes if node.op == "placeholder")
     for node, tensor in zip(nodes, [*tensors.values(), *inputs.tensors()], strict=True):
         node.meta["sparse"] = tensor if tensor.layout is torch.sparse_coo else None
-    return graph
+    return graph, tuple(_unseen(output, graph, watch) for output in outputs)
 
 
 def _placeholders(model: nn.Module, graph: fx.Graph) -> dict[str, Placeholder]:
@@ -207,6 +216,15 @@ def _refuse_lost_values(graph: fx.Graph, made: Callable[[torch.Tensor], bool]) -
             continue
         if torch._C._functorch.is_functorch_wrapped_tensor(value) or made(value):
             raise RuntimeError(f"a computed tensor of shape {tuple(value.shape)} left the graph and came back as a constant")
+
+
+def _unseen(output: Output, graph: fx.Graph, watch: OutputWatch) -> Output:
+    """The output; where it is a tensor that nobody knew and no operator of the graph made, as one that cannot be searched."""
+    node = None if output.position is None else graph.output_node().args[0][output.position]  # type: ignore[index]
+    value = getattr(graph.owning_module, str(node.target), None) if isinstance(node, fx.Node) and node.op == "get_attr" else None
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or watch.knew(value):
+        return output
+    return dataclasses.replace(output, kind="unsearched", reason="it was computed where no tracer looks, as in another thread")
 
 
 def _share_fake_mode(graph: fx.Graph) -> None:

@@ -279,6 +279,10 @@ class ReachableState:
                     found.append(Kept(cell.cell_contents, before, None, True))
         return found
 
+    def is_plain(self, value: Any) -> bool:
+        """Whether it is a tensor found at creation that is neither parameter nor buffer, for which tracers put no stand-in."""
+        return any(value is tensor for tensor, _, _ in self._tensors)
+
     def _loads(self, name: Any) -> bool:
         """Whether any code that was found reads an attribute or a global of this name; keys of containers may always be read."""
         if not isinstance(name, str) or not any(name in code.co_names for code in self._code):

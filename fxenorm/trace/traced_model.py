@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from .inputs import Inputs
+from .outputs import Output
 
 __all__ = ["Mode", "Placeholder", "TracedModel", "module_path", "source_line"]
 
@@ -57,6 +58,8 @@ class TracedModel:
         second: the graph at another size of the inputs, where the model runs at one.
         drew: whether forward drew random numbers from Python or numpy, which no trace sees.
         inexact: why the graphs do not cover all that the model can do, in sentences.
+        outputs: what leaves forward, by path, with the position of its node among the graph's outputs; empty where the graph
+            was made by hand.
     """
 
     graph: fx.Graph
@@ -72,6 +75,7 @@ class TracedModel:
     second: TracedModel | None = None
     drew: bool = False
     inexact: tuple[str, ...] = ()
+    outputs: tuple[Output, ...] = ()
 
 
 def module_path(node: fx.Node) -> str:

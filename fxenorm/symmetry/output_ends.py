@@ -1,0 +1,88 @@
+"""The ends of a graph: which outputs are held, and which nodes lead there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from ..trace.outputs import Output, chosen
+from ..trace.traced_model import TracedModel
+from .arguments import flat
+
+__all__ = ["OutputEnds"]
+
+CACHE = "a cache that is fed back"
+NOT_NAMED = "not named in outputs="
+CONSTANT = "it depends on no input"
+
+
+class OutputEnds:
+    """The ends of one graph.
+
+    Args:
+        traced: the graph.
+        patterns: which outputs are held; None: all but caches.
+
+    Attributes:
+        held: every held output that has a node, with the node.
+        left_out: by path, why an output is not held.
+        unsearched: sentences about objects that were returned and may hold more than was found.
+        live: the nodes that lead to held outputs or do more than compute; the others impose nothing.
+    """
+
+    def __init__(self, traced: TracedModel, patterns: Sequence[str] | None) -> None:
+        end = traced.graph.output_node()
+        values = list(end.args[0]) if isinstance(end.args[0], (tuple, list)) else [end.args[0]]
+        outputs = traced.outputs or tuple(Output(str(position), "tensor", position) for position in range(len(values)))
+        if sum(output.position is not None for output in outputs) != len(values):
+            raise RuntimeError(f"{len(values)} outputs in the graph, {len(outputs)} found behind forward")
+        self.held: list[tuple[Output, fx.Node]] = []
+        self.left_out: dict[str, str] = {}
+        self.unsearched: list[str] = []
+        active = _active(traced)
+        for output, hold in zip(outputs, chosen(outputs, patterns), strict=True):
+            nodes = [] if output.position is None else [n for n in flat(values[output.position]) if isinstance(n, fx.Node)]
+            if not hold:
+                self.left_out[output.path] = CACHE if patterns is None else NOT_NAMED
+            elif patterns is None and not output.returned and output.kind == "tensor" and active.isdisjoint(nodes):
+                self.left_out[output.path] = CONSTANT  # as weight_norm leaves the weight that it made
+            elif output.kind == "unsearched":
+                self.unsearched.append(f"{output.path!r} of what forward returns cannot be searched for tensors: {output.reason}")
+            else:
+                self.held += [(output, node) for node in nodes]
+        self.live = _live(traced, {node for _, node in self.held}, whole=not self.left_out)
+
+
+def _active(traced: TracedModel) -> set[fx.Node]:
+    """The nodes that depend on a model input."""
+    active: set[fx.Node] = set()
+    for node in traced.graph.nodes:
+        known = traced.placeholders.get(node.name)
+        starts = node.op == "placeholder" and (known is None or known.kind == "input")
+        if starts or not active.isdisjoint(node.all_input_nodes):
+            active.add(node)
+    return active
+
+
+def _live(traced: TracedModel, held: set[fx.Node], whole: bool) -> set[fx.Node]:
+    """The nodes that matter: all of them, unless outputs were left out."""
+    nodes = [node for node in traced.graph.nodes if node.op != "output"]
+    if whole:
+        return set(nodes)
+    live = {node for node in nodes if node in held or _does_more(node, traced.tracer)}
+    for node in reversed(nodes):
+        if node in live:
+            live.update(node.all_input_nodes)
+    return live
+
+
+def _does_more(node: fx.Node, tracer: str) -> bool:
+    """Whether a node matters though no output needs it: it writes, or Python read its value and may have taken a branch by it."""
+    if not node.users:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    reads = node.target._schema.name in ("aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal")
+    return bool(node.target._schema.is_mutable) or (reads and tracer == "make_fx")
