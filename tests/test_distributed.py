@@ -20,7 +20,9 @@ import pytest
 import torch
 
 import fxenorm
-from fxenorm.plan.attained import channel_graph, unattained, unattained_together
+from fxenorm.plan.attained import missing_equations
+from fxenorm.plan.channels import ChannelFields
+from fxenorm.plan.exponent_rows import exponent_rows
 from tests.distributed_models import Residual, batch, build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -245,19 +247,19 @@ def test_checkpoints_resume(findings: Findings) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_what_is_not_attained_is_found_by_following_arcs_too(seed: int) -> None:
-    """Reachability, which processes can look for together, finds what strong components find."""
+def test_what_is_held_follows_from_the_rows_of_all_parts(seed: int) -> None:
+    """Rows of parts of a model, each with hubs of its own, decide as the rows of the whole do."""
     model = build(Residual)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(torch.rand(parameter.shape, generator=generator) < 0.2)
     plan = fxenorm.analyze(model, batch(Residual))
-    snapshot = plan._snapshot()
-    problem = snapshot.problem()
-    held = np.zeros(plan.num_scales, dtype=bool)
-    contributions = snapshot.backend.contributions(problem.program, problem.matrices).numpy()
-    expected = unattained(problem.program, contributions, held, problem.matrices)
-    graph = channel_graph(problem.program, contributions, held, problem.matrices)
-    assert expected.any()
-    assert (unattained_together(graph, held, lambda mask: mask) == expected).all()
+    problem = plan._snapshot().problem()
+    program, matrices = problem.program, problem.matrices
+    nothing, channels = np.zeros(plan.num_scales, dtype=bool), ChannelFields(plan.symmetry.channels, program, None)
+    expected = missing_equations(exponent_rows(program, matrices).matrix(nothing), nothing, channels)
+    parts = [exponent_rows(program.part([number]), [matrix]) for number, matrix in enumerate(matrices)]
+    together = parts[0].extended(parts[1:])
+    assert expected
+    assert sorted(missing_equations(together.matrix(nothing), nothing, channels)) == sorted(expected)

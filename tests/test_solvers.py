@@ -16,7 +16,9 @@ from fxenorm.errors import OptionError
 from fxenorm.kernels.curvature import Curvature
 from fxenorm.kernels.eager import EagerBackend
 from fxenorm.kernels.program import build_program
-from fxenorm.plan.attained import unattained
+from fxenorm.plan.attained import missing_equations
+from fxenorm.plan.channels import ChannelFields
+from fxenorm.plan.exponent_rows import exponent_rows
 from fxenorm.plan.iterate import solve
 from fxenorm.plan.problem import Problem
 from fxenorm.solve import get_solver, register_solver, solver_names
@@ -59,8 +61,11 @@ def chain(depth: int, width: int, kind: str = "dense", p: float = 2.0, bad_start
     case = Case(count, p, shapes, terms, [0.0] * depth, tensors)
     problem = problem_of(case, np.repeat(np.arange(depth - 1), width))
     dead = ~solvable(*problem.log_sums()).numpy()
-    logs = BACKEND.contributions(problem.program, problem.matrices).numpy()
-    return dataclasses.replace(problem, held=torch.from_numpy(dead | unattained(problem.program, logs, dead, problem.matrices)))
+    rows = exponent_rows(problem.program, problem.matrices).matrix(dead)
+    for form, _ in missing_equations(rows, dead, ChannelFields((), problem.program, None, dead)):
+        ((variable, _),) = form
+        dead[variable] = True
+    return dataclasses.replace(problem, held=torch.from_numpy(dead))
 
 
 def gated(p: float) -> Problem:

@@ -152,10 +152,8 @@ def random_rescaling(plan: fxenorm.Plan, size: float, seed: int = 0) -> None:
 
 def problem_of(plan: fxenorm.Plan) -> tuple[Problem, Tensor]:
     """The objective at the current weights, and which variables it holds."""
-    snapshot = plan._snapshot()
-    problem = snapshot.problem()
-    held = np.logical_or.reduce([mask for mask, _ in snapshot.all_reasons(problem)])
-    return problem, torch.from_numpy(held)
+    _, problem, left = plan._snapshot().within_now()
+    return problem, torch.from_numpy(left.held)
 
 
 def value_and_gradient(problem: Problem, held: Tensor, scales: Tensor) -> tuple[float, Tensor]:

@@ -1,5 +1,6 @@
 """The vocabulary: scale fields, the equations on them, their exact integer solution."""
 
+from .entrywise import merge_entries
 from .equations import Equations
 from .parameter_view import ParameterFields, ParameterView, Step
 from .scale_field import FIXED, AnyField, Ids, ScaleField, Term, align, compress, invert, product, simplify, times
@@ -20,6 +21,7 @@ __all__ = [
     "align",
     "compress",
     "invert",
+    "merge_entries",
     "product",
     "simplify",
     "solve",

@@ -101,7 +101,7 @@ def _group_imbalances(plan: Plan, held: Sequence[Held]) -> list[float | None]:
 
 def _held(entry: Held) -> Json:
     """Channels that step and balance leave alone, of one group and for one reason."""
-    return {**dataclasses.asdict(entry), "channels": len(entry.variables), "variables": list(entry.variables)}
+    return {**dataclasses.asdict(entry), "channels": entry.count, "variables": list(entry.variables)}
 
 
 def _number(value: Any) -> float | None:

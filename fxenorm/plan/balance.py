@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,7 +71,7 @@ class BalanceResult:
             for norms in (self.layer_norms_before, self.layer_norms_after):
                 spans.append(f"{min(norms.values()):.4g} ... {max(norms.values()):.4g}")
             lines.append(f"  layer norms  {spans[0]} -> {spans[1]}")
-        count = sum(len(item.variables) for item in self.held)
+        count = sum(item.count for item in self.held)
         if count:
             lines.append(f"  held         {count:,} of {self.log_scales.numel():,} scales")
             lines += [f"    {item}" for item in self.held[:8]]
@@ -81,18 +80,19 @@ class BalanceResult:
         return "\n".join(lines)
 
 
-def balance(snapshot: Snapshot, targets: Sequence[ScaleTarget], *, tol: float, max_iterations: int) -> BalanceResult:
+def balance(
+    whole: Snapshot, targets_of: Callable[[Snapshot], Sequence[ScaleTarget]], *, tol: float, max_iterations: int
+) -> BalanceResult:
     """Solves for the least norm, writes the targets once, and reports.
 
     A variable whose optimum would overflow a tensor is held instead and the rest solved again, so all that is written is finite.
     """
+    snapshot, problem, left = whole.within_now()
     core = snapshot.core
+    targets = targets_of(snapshot)
     powers_of_two = snapshot.powers_of_two()
-    problem = snapshot.problem()
-    reasons = snapshot.all_reasons(problem)
-    held = np.logical_or.reduce([mask for mask, _ in reasons])
-    limit = problem.limit.clamp(max=_CAP)
-    problem = replace(problem, held=torch.from_numpy(held).to(snapshot.device), limit=limit)
+    limit = problem.limit.clamp(max=_CAP / (1.0 if core.basis is None else core.basis.growth))
+    problem = replace(problem, limit=limit)
     solver = solver_for(core.options)
     passes, overflowed = 2, torch.zeros_like(problem.held)
     while True:
@@ -105,20 +105,22 @@ def balance(snapshot: Snapshot, targets: Sequence[ScaleTarget], *, tol: float, m
         overflowed = overflowed | flagged
         problem = replace(problem, held=problem.held | flagged)
     at_limit = _AT_CAP if core.options.max_log_scale is None else _AT_LIMIT
-    reasons += [(overflowed.cpu().numpy(), _OVERFLOW), (solution.at_limit.cpu().numpy(), at_limit)]
+    stopped = [(overflowed.cpu().numpy(), _OVERFLOW), (solution.at_limit.cpu().numpy(), at_limit)]
+    log_scales = core.to_plan(solution.log_scales)
+    everything = problem if core is whole.core else whole.problem()
     result = BalanceResult(
         solver=solver,
         converged=solution.converged and not bool(overflowed.any()),
         iterations=solution.iterations,
         passes=passes if solution.iterations else passes - 1,
-        log_scales=solution.log_scales.to("cpu", torch.float64, copy=True),
-        norm_before=float(problem.norm()),
-        norm_after=float(problem.norm(solution.log_scales)),
+        log_scales=log_scales.to("cpu", torch.float64, copy=True),
+        norm_before=float(everything.norm()),
+        norm_after=float(everything.norm(log_scales)),
         imbalance_before=problem.imbalance(),
         imbalance_after=problem.imbalance(solution.log_scales),
-        layer_norms_before=_floats(snapshot.layer_norms(problem)),
-        layer_norms_after=_floats(snapshot.layer_norms(problem, solution.log_scales)),
-        held=held_by_group(core.groups, reasons, core.symmetry.num_scales),
+        layer_norms_before=_floats(whole.layer_norms(everything)),
+        layer_norms_after=_floats(whole.layer_norms(everything, log_scales)),
+        held=held_by_group(core.groups, [*left.reasons, *stopped], core.symmetry.num_scales, left.equations, whole.frozen),
     )
     if solution.iterations:
         snapshot.apply_told(targets, solution.log_scales)

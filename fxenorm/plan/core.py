@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -18,15 +19,21 @@ from ..kernels.choice import ExecutorChoice
 from ..kernels.program import ReduceProgram, TermTensors, as_float, term_tensors
 from ..kernels.terms import collisions, degrees, normalise
 from ..symmetry.symmetry import Symmetry
+from .exponent_rows import exponent_rows
 from .graph import last_layers, layer_depths, pair_graph
 from .groups import Group, build_groups, layer_of
-from .held import LAST, Mask, one_sided_reasons
+from .held import Mask
+from .left import Left, free_variables, with_minimum
 from .objective import Objective, build_objective
 from .options import Options
 from .pairs import Pair, build_pairs
 from .stages import GroupOrder, group_order
+from .subspace import Basis
 
 __all__ = ["Core"]
+
+_REMEMBERED = 12
+"""Sets of flags, and bases, that are kept."""
 
 
 class Core:
@@ -53,6 +60,9 @@ class Core:
         self._terms: dict[tuple[str, torch.device], TermTensors] = {}
         self._orders: dict[torch.device, GroupOrder] = {}
         self._arrays: dict[tuple[str, bytes, torch.device], Tensor] = {}
+        self._lefts: dict[tuple[Any, ...], Any] = {}
+        self.basis: Basis | None = None
+        """Where the variables are places of a basis of another plan's."""
         self.parts: dict[Any, Any] = {}
         """What depends on which part of the model a process holds; see `fxenorm.plan.shards`."""
 
@@ -93,13 +103,68 @@ class Core:
         return reach
 
     @cached_property
-    def fixed_reasons(self) -> list[tuple[Mask, str]]:
-        """The variables held by the graph and the options alone, with the reasons."""
-        program = self.objective.program
-        reasons = one_sided_reasons(program.counted_negative.numpy(), program.counted_positive.numpy())
-        if not self.options.balance_last:
-            reasons.insert(0, (self._feeding_last(), LAST))
-        return reasons
+    def feeding_last(self) -> Mask:
+        """(K,) the variables that ``balance_last=False`` holds."""
+        none = np.zeros(self.symmetry.num_scales, dtype=bool)
+        return none if self.options.balance_last else self._feeding_last()
+
+    def free(self, frozen: frozenset[str], rounded: frozenset[str] = frozenset()) -> Left:
+        """What frozen tensors leave of the variables; worked out once for each set of flags that is in use.
+
+        Args:
+            frozen: their names.
+            rounded: names of others that stay, for powers of two would round them.
+        """
+        found: Left = self._kept(("free", frozen, rounded), lambda: free_variables(self, frozen, rounded))
+        return found
+
+    def left(self, frozen: frozenset[str], rounded: frozenset[str] = frozenset()) -> Left:
+        """What `step` moves: `free`, without what keeps the objective from having a minimum if no weight is zero."""
+
+        def make() -> Left:
+            """By the exponents alone."""
+            free = self.free(frozen, rounded)
+            return with_minimum(self, free, exponent_rows(free.core.objective.program))
+
+        found: Left = self._kept(("left", frozen, rounded), make)
+        return found
+
+    def in_basis(self, basis: Basis) -> Core:
+        """The plan with the places of a basis as its variables; one that was made for the same basis is found again."""
+        matrix = basis.matrix
+        key = ("basis", matrix.indptr.tobytes(), matrix.indices.tobytes(), matrix.data.tobytes())
+        found: Core = self._kept(key, lambda: self._in_basis(basis))
+        return found
+
+    def _in_basis(self, basis: Basis) -> Core:
+        """See `in_basis`."""
+        symmetry = self.symmetry
+        terms = {name: basis.terms(given) for name, given in symmetry.exponents.items()}
+        exponents = {name: found for name, found in terms.items() if found}
+        offsets = {name: offset for name, offset in symmetry.offsets.items() if name in exponents}
+        moved = dataclasses.replace(symmetry, exponents=exponents, offsets=offsets, channels=())
+        core = Core(moved, self.options, self.groups, self.pairs)
+        core.basis = basis
+        core.__dict__["objective"] = self.objective.in_basis(basis, symmetry.num_scales, self.options.p)
+        return core
+
+    def _kept(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What was made for a key; the oldest of many is forgotten."""
+        known = self._lefts.pop(key, None)
+        self._lefts[key] = found = make() if known is None else known
+        while len(self._lefts) > _REMEMBERED:
+            del self._lefts[next(iter(self._lefts))]
+        return found
+
+    @property
+    def most_log_scale(self) -> float | None:
+        """`max_log_scale` for the variables of this plan's basis, so that those of the plan itself stay within it."""
+        most = self.options.max_log_scale
+        return most if most is None or self.basis is None else most / self.basis.growth
+
+    def to_plan(self, log_scales: Tensor) -> Tensor:
+        """(K,) log-scales in the plan's own basis."""
+        return log_scales if self.basis is None else self.basis.to_plan(log_scales)
 
     @cached_property
     def solver_groups(self) -> NDArray[np.int64]:

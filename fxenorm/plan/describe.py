@@ -6,13 +6,14 @@ import dataclasses
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..symmetry.output_ends import CACHE, CONSTANT
 from ..symmetry.symmetry import Barrier, OutputUse, Symmetry
 from ..trace.outputs import WHOLE
 from .groups import Group, layer_of, layers_of, multiplies
+from .held import frozen_names, held_by_group
 from .objective import Objective
 from .options import Options
 from .pairs import short_operator
@@ -69,7 +70,7 @@ def describe(plan: Plan, width: int | None = None) -> str:
         numbers = ", ".join(f"{offset:g}" for offset in sorted(set(plan.offsets.values())))
         lines.append(f"offsets: {plural(len(plan.offsets), 'tensor')} move as a number plus themselves (plan.offsets): {numbers}")
     if groups:
-        lines += ["", *_group_table(groups, symmetry, width)]
+        lines += ["", *_group_table(groups, symmetry, width, held_words(plan))]
     else:
         lines += ["", "no group: every channel is held at its scale"]
     lines += ["", *_held_lines(symmetry)]
@@ -77,25 +78,40 @@ def describe(plan: Plan, width: int | None = None) -> str:
     return "\n".join(lines)
 
 
-def _group_table(groups: Sequence[Group], symmetry: Symmetry, width: int) -> list[str]:
-    """The groups, the middle of a long list left out."""
+def held_words(plan: Plan) -> dict[str, str]:
+    """By name of a group, how many channels `step` leaves alone and why: by the graph and the flags, without any weight."""
+    counts: dict[str, Counter[str]] = {}
+    frozen = frozen_names(plan.model, plan.symmetry)
+    left = plan._core.left(frozen)
+    for item in held_by_group(plan.groups, left.reasons, plan.num_scales, left.equations, frozen):
+        kind = item.reason.partition(":")[0]
+        for name in item.group.split(", "):
+            counts.setdefault(name, Counter())[f"{kind}{' (in sums)' if item.coefficients else ''}"] += item.count
+    return {name: ", ".join(f"{count:,} {kind}" for kind, count in found.items()) for name, found in counts.items()}
+
+
+def _group_table(groups: Sequence[Group], symmetry: Symmetry, width: int, held: Mapping[str, str]) -> list[str]:
+    """The groups, the middle of a long list left out; what is held has a column of its own where there is any."""
     shown: list[Group | None] = list(groups)
     if len(groups) > _MOST_GROUPS:
         shown = [*groups[: _MOST_GROUPS - 4], None, *groups[-3:]]
     rows = []
     for group in shown:
         if group is None:
-            rows.append(["...", "", "", f"and {len(groups) - _MOST_GROUPS + 1} more", ""])
+            rows.append(["...", "", "", f"and {len(groups) - _MOST_GROUPS + 1} more", "", ""])
             continue
         ends = [layer_list(ends_of(group, symmetry, side), _MOST_LAYERS) for side in ("producers", "consumers")]
-        rows.append([group.name, group.kind, f"{len(group.variables):,}", *ends])
+        rows.append([group.name, group.kind, f"{len(group.variables):,}", *ends, held.get(group.name, "")])
     columns = [
         Column("group"),
         Column("kind"),
         Column("channels", "right"),
         Column("producers", "text"),
         Column("consumers", "text"),
+        Column("held", "text"),
     ]
+    if not held:
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     lines = table_lines(columns, rows, width)
     return [*lines, "(fxenorm-inspect prints all groups and their pairs)"] if len(groups) > _MOST_GROUPS else lines
 

@@ -63,7 +63,7 @@ class PreparedStep:
         self._reach = float(core.reach.max(initial=2))
         self._held = snapshot.held_mask()
         self._moves_by_powers = snapshot.powers_of_two() is not None
-        limit = core.options.max_log_scale
+        limit = core.most_log_scale
         self._most = math.inf if limit is None else limit
         self._table: StepTable | None = None
         self._cycles_table: CyclesTable | None = None

@@ -19,6 +19,7 @@ from ..kernels.terms import normalise, split_repeats
 from ..symmetry.symmetry import NormFold, Symmetry, Term
 from .groups import layer_of
 from .options import Options
+from .subspace import Basis
 
 __all__ = ["Counted", "Objective", "build_objective"]
 
@@ -127,6 +128,11 @@ class Objective:
                     factors.append(signed.abs()[known])
         return values, factors
 
+    def in_basis(self, basis: Basis, num_scales: int, p: float) -> Objective:
+        """The same over the places of a basis, without what does not move."""
+        moved = [replace(item, terms=basis.terms(item.terms)) for item in self.counted]
+        return _assembled([item for item in moved if item.terms], num_scales, p)
+
     @cached_property
     def _channels(self) -> dict[tuple[int, torch.device], Tensor]:
         """By position and device, the output channels of a folded weight."""
@@ -154,10 +160,14 @@ def build_objective(symmetry: Symmetry, options: Options, depths: Mapping[str, i
     order = {name: position for position, name in enumerate(symmetry.shapes)}
     items.sort(key=lambda item: order.get(item.parameter, len(order)))
     _check_layer_weights(options.c, items)
-    counted = tuple(_weighted(item, options, depths) for item in items)
+    return _assembled([_weighted(item, options, depths) for item in items], symmetry.num_scales, options.p)
+
+
+def _assembled(counted: Sequence[Counted], num_scales: int, p: float) -> Objective:
+    """The objective of some counted tensors."""
     blocks = [(*split_repeats(item.shape, item.terms), item.log_weight) for item in counted]
-    program = build_program(blocks, symmetry.num_scales, options.p, [item.offset for item in counted])
-    return Objective(counted, program)
+    program = build_program(blocks, num_scales, p, [item.offset for item in counted])
+    return Objective(tuple(counted), program)
 
 
 def _folds(symmetry: Symmetry, options: Options) -> tuple[NormFold, ...]:

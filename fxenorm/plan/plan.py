@@ -148,11 +148,15 @@ class Plan:
 
     @property
     def held(self) -> tuple[Held, ...]:
-        """The variables that `step` and `balance` leave at 0 at the current weights, with the reasons; waits for the device."""
+        """What `balance` leaves at 0 at the current weights, variables and sums of them, with the reasons; waits for the device.
+
+        Where no weight is zero, `step` leaves the same.
+        """
         if not self.num_scales:
             return ()
         snapshot = self._snapshot()
-        return held_by_group(self.groups, snapshot.all_reasons(snapshot.problem()), self.num_scales)
+        _, _, left = snapshot.within_now()
+        return held_by_group(self.groups, left.reasons, self.num_scales, left.equations, snapshot.frozen)
 
     @property
     def exact(self) -> bool:
@@ -204,7 +208,7 @@ class Plan:
         Returns:
             A 0-d tensor on the weights' device; nothing waits for it.
         """
-        snapshot = self._snapshot()
+        snapshot = self._snapshot().within()
         sums = snapshot.sums()
         return imbalance(sums.log_negative, sums.log_positive, self.options.p, snapshot.held_mask())
 
@@ -281,8 +285,16 @@ class Plan:
         if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
             raise OptionError(f"max_iterations={max_iterations!r} is not valid: expected an integer >= 1")
         with together(self._ranks()):
-            snapshot, targets = self._prepared(optimizer, state=state)
-        return balance(snapshot, targets, tol=float(tol), max_iterations=max_iterations)
+            snapshot, targets = self._prepared(optimizer, state=state, within=False)
+        optimizers = unwrap_optimizers(optimizer)
+
+        def targets_of(other: Snapshot) -> list[ScaleTarget]:
+            """What follows, in the basis of a snapshot."""
+            return targets if other.core is snapshot.core else other.targets(optimizers, frozen=False, state=state)
+
+        result = balance(snapshot, targets_of, tol=float(tol), max_iterations=max_iterations)
+        self._warnings.nothing_moves(result.held, self.num_scales)
+        return result
 
     def rescale(
         self, log_scales: Tensor | Sequence[float], optimizer: OptimizerLike = None, *, state: StateChoice = "reexpress"
@@ -447,12 +459,21 @@ class Plan:
         return ranks_of(self._model.parameters())
 
     def _prepared(
-        self, optimizer: OptimizerLike, *, frozen: bool = False, grads: bool = False, state: StateChoice = "reexpress"
+        self,
+        optimizer: OptimizerLike,
+        *,
+        frozen: bool = False,
+        grads: bool = False,
+        state: StateChoice = "reexpress",
+        within: bool = True,
     ) -> tuple[Snapshot, list[ScaleTarget]]:
-        """The model's tensors now and everything that follows a rescaling; raises before anything is written."""
+        """The model's tensors now and everything that follows a rescaling; raises before anything is written.
+
+        Without frozen tensors this is in the basis of what is left of the variables, unless `within` is False.
+        """
         check_choice(state)
         optimizers = unwrap_optimizers(optimizer)
-        snapshot = self._snapshot()
+        snapshot = self._snapshot() if frozen or not within else self._snapshot().within()
         targets = snapshot.targets(optimizers, frozen=frozen, grads=grads, state=state)
         if optimizers:
             self._warnings.unowned(snapshot.unowned(optimizers))

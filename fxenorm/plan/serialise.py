@@ -65,6 +65,7 @@ def to_dict(symmetry: Symmetry, options: Options, groups: Sequence[Group], pairs
         "notes": list(symmetry.notes),
         "second_sizes": [[list(sizes) for sizes in axes] for axes in symmetry.second_sizes],
         "outputs": [[use.path, use.held, use.variables, use.reason] for use in symmetry.outputs],
+        "channels": [[[int(coefficient), arrays.add(ids)] for coefficient, ids in terms] for terms in symmetry.channels],
     }
     if symmetry.offsets:
         stored_symmetry["offsets"] = dict(symmetry.offsets)
@@ -216,6 +217,11 @@ def _symmetry(stored: Mapping[str, Any], read: Callable[[Sequence[Any]], NDArray
         second_sizes=tuple(tuple((int(first), int(second)) for first, second in axes) for axes in stored.get("second_sizes", ())),
         offsets=_offsets(stored.get("offsets", {}), exponents),
         outputs=tuple(OutputUse(*row) for row in stored.get("outputs", ())),
+        # Plans that were stored by earlier versions have none.
+        channels=tuple(
+            tuple((int(coefficient), _within(read(entry), num_scales, "channels")) for coefficient, entry in terms)
+            for terms in stored.get("channels", ())
+        ),
     )
 
 

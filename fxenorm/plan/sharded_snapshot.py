@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,9 +19,8 @@ from ..kernels.backend import Backend, get_backend
 from ..kernels.program import ChannelSums, ReduceProgram, ScaleTarget
 from ..optim.registry import find_rule
 from ..optim.state import StateChoice
-from .attained import channel_graph, unattained_together
 from .core import Core
-from .held import Mask
+from .exponent_rows import ExponentRows, exponent_rows
 from .problem import Problem
 from .sharded_problem import Reducer, ShardedProblem
 from .shards import local_objective, local_target, put_together
@@ -48,8 +46,12 @@ class ShardedSnapshot(Snapshot):
         super().__init__(core, model, tracked)
         self.ranks = ranks
         self._eager = get_backend("eager")
-        self._local = local_objective(core, self._read, ranks)
-        self.reducer = Reducer(ranks, core.options.p, self._local.reference.to(self.device))
+        self._entered()
+
+    def _entered(self) -> None:
+        """Works out this process's part of the objective."""
+        self._local = local_objective(self.core, self._read, self.ranks)
+        self.reducer = Reducer(self.ranks, self.core.options.p, self._local.reference.to(self.device))
 
     @property
     def backend(self) -> Backend:
@@ -142,16 +144,11 @@ class ShardedSnapshot(Snapshot):
             reducer=self.reducer,
         )
 
-    def unattained(self, problem: Problem, held: Mask) -> Mask:
-        """(K,) the variables for which there is no finite optimum at the current weights."""
-        contributions = problem.contributions().cpu().numpy()
-        graph = channel_graph(self._local.program, contributions, held, problem.matrices)
-
-        def union(mask: Mask) -> Mask:
-            """What any process has reached."""
-            return np.asarray(self.ranks.largest(torch.from_numpy(mask).float()).numpy() > 0)
-
-        return unattained_together(graph, held, union)
+    def exponent_rows(self, problem: Problem) -> ExponentRows:
+        """The exponents of the counted entries that are not zero, of all processes."""
+        own = exponent_rows(self._local.program, problem.matrices)
+        parts: list[ExponentRows] = self.ranks.gather(own)
+        return parts[0].extended(parts[1:])
 
     def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
         """(K,) bool: variables to set to 0 so that no target overflows on any process."""

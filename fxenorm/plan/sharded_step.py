@@ -118,8 +118,8 @@ def _cycles(
     flags = torch.stack([board[:, 1].amax() > 0, (board[:, 3] != board[0, 3]).any()])
     errors.note(flags)
     limit = board[:, 0].amin() / core.on_device("reach", core.reach, device)
-    if options.max_log_scale is not None:
-        limit = limit.clamp(max=options.max_log_scale)
+    if core.most_log_scale is not None:
+        limit = limit.clamp(max=core.most_log_scale)
     if powers_of_two is not None:
         limit = round_limit(limit, powers_of_two)
     if problem is None:

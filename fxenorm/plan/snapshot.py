@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,12 +19,13 @@ from ..kernels.program import ChannelSums, ReduceProgram, ScaleTarget, float_dty
 from ..optim.state import StateChoice, owned_by
 from ..solve.jacobi import jacobi_step
 from ..solve.sweeps import gauss_seidel_sweep
-from .attained import NOT_ATTAINED, unattained
 from .core import Core
+from .exponent_rows import ExponentRows, exponent_rows
 from .follow import Followers, find_followers
-from .held import FROZEN, ROUNDED, Mask, dead_reasons
+from .held import Mask
 from .iterate import move, round_limit
 from .journal import Journal
+from .left import Left, with_minimum
 from .log_scales import refuse_overflow
 from .problem import Problem
 from .tensors import model_tensors, twins
@@ -55,10 +57,11 @@ class Snapshot:
         self._read = tensors
         self._twins = twins(model, core.symmetry)
         self._model = model
-        self._copies = distinct([copy.tensors(model) for copy in tracked])
-        self._mastered = {name for copy in tracked for name in copy.masters(model)}
+        self._copies = distinct([one.tensors(model) for one in tracked])
+        self._mastered = {name for one in tracked for name in one.masters(model)}
         self._followers = Followers()
         self.journal = Journal()
+        self._held: Mask | None = None
         first = core.objective.counted[0].parameter if core.objective.counted else next(iter(self.tensors), None)
         self.device = tensors[first].device if first is not None else torch.device("cpu")
 
@@ -81,29 +84,47 @@ class Snapshot:
         named = [item for tensors in (self.tensors, *self._twins) for item in tensors.items()]
         return frozenset(name for name, tensor in named if name not in buffers and not tensor.requires_grad)
 
-    def held_reasons(self) -> list[tuple[Mask, str]]:
-        """Masks of the variables held whatever the weights' values are, with the reasons."""
-        frozen = (self.core.mask_of(sorted(self.frozen)), FROZEN)
-        return [frozen, (self.core.mask_of(self._rounded()), ROUNDED), *self.core.fixed_reasons]
-
-    def _rounded(self) -> list[str]:
+    def _rounded(self) -> frozenset[str]:
         """Names of the tensors with an offset that would have to stay bit-identical, which offset + w does not."""
         choice, offsets = self.core.options.scales, self.core.symmetry.offsets
         if choice == "exact":
-            return []
-        return [name for name in offsets if choice == "pow2" or name in self._half]
+            return frozenset()
+        return frozenset(name for name in offsets if choice == "pow2" or name in self._half)
 
     @cached_property
     def _half(self) -> frozenset[str]:
         """Names of the 16-bit tensors that are not rewritten from a wider copy."""
         return frozenset(name for name, tensor in self.tensors.items() if tensor.dtype in _HALF and name not in self._mastered)
 
+    def within(self, left: Left | None = None) -> Snapshot:
+        """The same tensors as `step` sees them: in the basis of what is left of the variables, by the graph and the flags.
+
+        Args:
+            left: what is left, where that is known otherwise.
+        """
+        left = self.core.left(self.frozen, self._rounded()) if left is None else left
+        found = copy.copy(self)
+        found._held = left.held
+        if left.core is not self.core:
+            # Nothing that is frozen moves there.
+            found.frozen = frozenset()
+            found.core = left.core
+            moved = left.core.symmetry.exponents
+            found.tensors = {name: tensor for name, tensor in self.tensors.items() if name in moved}
+            found._copies, found._twins = (
+                [{name: tensor for name, tensor in one.items() if name in moved} for one in others]
+                for others in (self._copies, self._twins)
+            )
+            found._entered()
+        return found
+
+    def _entered(self) -> None:
+        """Works out anew what depends on the basis."""
+
     def held_mask(self) -> Tensor:
-        """(K,) bool on the device: the union of `held_reasons`."""
-        union: Mask = np.zeros(self.core.symmetry.num_scales, dtype=bool)
-        for mask, _ in self.held_reasons():
-            union |= mask
-        return self.core.on_device("held", union, self.device)
+        """(K,) bool on the device: the variables that stay at 0."""
+        held = self.core.left(self.frozen, self._rounded()).held if self._held is None else self._held
+        return self.core.on_device("held", held, self.device)
 
     def powers_of_two(self) -> Tensor | None:
         """(K,) bool on the device: variables that move by powers of two only; None: none."""
@@ -138,8 +159,8 @@ class Snapshot:
         """
         left_out = frozenset() if frozen else self.frozen
         moved = {name: tensor for name, tensor in self.tensors.items() if name not in left_out}
-        copied = [{name: tensor for name, tensor in copy.items() if name not in left_out} for copy in self._copies]
-        known = {id(tensor) for copy in self._copies for tensor in copy.values()} | set(map(id, self._model.parameters()))
+        copied = [{name: tensor for name, tensor in one.items() if name not in left_out} for one in self._copies]
+        known = {id(tensor) for one in self._copies for tensor in one.values()} | set(map(id, self._model.parameters()))
         if optimizers and not owned_by(optimizers) & known:
             names = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
             raise OptimizerError(f"{names} holds none of the model's parameters: pass the optimizer that trains this model")
@@ -185,12 +206,12 @@ class Snapshot:
         owned = owned_by(optimizers)
         skipped = self.frozen | self.core.symmetry.buffers
         held_by = (self.tensors, *self._twins, *self._copies)
-        held = {name for copy in held_by for name, tensor in copy.items() if id(tensor) in owned}
+        held = {name for one in held_by for name, tensor in one.items() if id(tensor) in owned}
         return [name for name in self.tensors if name not in skipped and name not in held]
 
     def copied_tensors(self) -> list[Tensor]:
         """All tensors of tracked copies."""
-        return [tensor for copy in self._copies for tensor in copy.values()]
+        return [tensor for one in self._copies for tensor in one.values()]
 
     def read_tensors(self) -> list[Tensor]:
         """All tensors of the model that are read or written."""
@@ -204,24 +225,31 @@ class Snapshot:
         """The counted tensors and the factors by which they are multiplied before their norm is taken."""
         return self.core.objective.gather(self._read)
 
-    def all_reasons(self, problem: Problem) -> list[tuple[Mask, str]]:
-        """`held_reasons`, and what the current weights add; waits for the device."""
-        reasons = [*self.held_reasons(), *dead_reasons(*problem.log_sums())]
-        union: Mask = np.zeros(self.core.symmetry.num_scales, dtype=bool)
-        for mask, _ in reasons:
-            union |= mask
-        return [*reasons, (self.unattained(problem, union), NOT_ATTAINED)]
+    def within_now(self) -> tuple[Snapshot, Problem, Left]:
+        """The same tensors as `balance` sees them: as `within`, but by the current weights; waits for the device."""
+        free = self.core.free(self.frozen, self._rounded())
+        first = self.within(free)
+        problem = first.problem()
+        rows = first.exponent_rows(problem)
+        negative, positive = (logs.cpu().numpy() for logs in problem.log_sums())
+        if not rows.lacking and (negative < np.inf).all() and (positive < np.inf).all():
+            left = self.core.left(self.frozen, self._rounded())
+        else:
+            left = with_minimum(self.core, free, rows, (negative, positive))
+        found = first if left.core is first.core else self.within(left)
+        found._held = left.held
+        problem = problem if found is first else found.problem()
+        return found, replace(problem, held=torch.from_numpy(left.held).to(self.device)), left
 
-    def unattained(self, problem: Problem, held: Mask) -> Mask:
-        """(K,) the variables for which there is no finite optimum at the current weights; see `attained`."""
-        contributions = problem.contributions().cpu().numpy()
-        return unattained(self.core.objective.program, contributions, held, problem.matrices)
+    def exponent_rows(self, problem: Problem) -> ExponentRows:
+        """The exponents of the counted entries that are not zero."""
+        return exponent_rows(problem.program.to(torch.device("cpu")), problem.matrices)
 
     def problem(self, held: Tensor | None = None) -> Problem:
         """The objective, with its matrices read."""
         program = self.program
         matrices = self.backend.matrices(program, *self.gather())
-        limit = torch.full_like(program.degree, self.core.options.max_log_scale or math.inf)
+        limit = torch.full_like(program.degree, self.core.most_log_scale or math.inf)
         held = torch.zeros_like(program.counted_negative) if held is None else held
         groups = self.core.on_device("solver groups", self.core.solver_groups, self.device)
         return Problem(self.backend, program, matrices, held, limit, groups.to(torch.int64), self.core.group_order)
@@ -243,8 +271,8 @@ class Snapshot:
         followers = self.followers_of(targets)
         reach = self.core.on_device("reach", self.core.reach, self.device)
         limit = self.backend.headroom(followers, self.device) / reach
-        if self.core.options.max_log_scale is not None:
-            limit = limit.clamp(max=self.core.options.max_log_scale)
+        if self.core.most_log_scale is not None:
+            limit = limit.clamp(max=self.core.most_log_scale)
         if powers_of_two is not None:
             limit = round_limit(limit, powers_of_two)
         total = torch.zeros_like(program.degree)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..errors import warn_user
+from .held import FROZEN, Held
 
 __all__ = ["WarnOnce"]
 
@@ -59,6 +60,18 @@ class WarnOnce:
             "they train this model too, under DistributedDataParallel, call fxenorm.analyze or plan.bind with that wrapper, so "
             "that all use the statistics of the first; else the copies drift apart",
         )
+
+    def nothing_moves(self, held: Sequence[Held], count: int) -> None:
+        """All variables are held; nothing is said where any can move."""
+        totals: dict[str, int] = {}
+        for item in held:
+            totals[item.reason] = totals.get(item.reason, 0) + item.count
+        if count and sum(totals.values()) >= count:
+            reasons = "; ".join(f"{number:,} of them {reason}" for reason, number in totals.items())
+            names = list(dict.fromkeys(name for item in held if item.reason == FROZEN for name in item.tensors))
+            frozen = f". The frozen parameters are {', '.join(names[:5])}" if names else ""
+            frozen += f" and {len(names) - 5} more" if len(names) > 5 else ""
+            self._warn("nothing moves", f"balance() moved nothing, since all {count:,} scales are held: {reasons}{frozen}")
 
     def _warn(self, kind: str, message: str) -> None:
         """Warns at the line outside this package that led here."""

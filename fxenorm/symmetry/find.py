@@ -11,13 +11,13 @@ import numpy as np
 from torch import nn
 
 from ..errors import FxenormWarning, UnsupportedOperatorError
-from ..field import NEVER, Equations, Ids, ParameterFields, ScaleField, Solution, Term, compress, solve
+from ..field import NEVER, Equations, Ids, ParameterFields, ScaleField, Solution, Term, compress, merge_entries, solve
 from ..field.structure import select_positions, take_slice
 from ..rules import NO_RULE, RuleOptions, is_floating
 from ..trace.outputs import check_patterns
 from ..trace.traced_model import TracedModel
 from .express import Expander, coprime_signs, group_order, redundant_variables
-from .flow import flows_of, sites_of
+from .flow import channels_of, flows_of, sites_of
 from .folds import find_folds
 from .symmetry import Barrier, OutputUse, Role, Symmetry
 from .unread import unread_positions
@@ -61,9 +61,9 @@ def find_symmetry(
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if is_floating(p) and name not in aliases}
     check_patterns({graph.mode: graph.outputs for graph in traced}, outputs)
     walk = _walk(traced, model, shapes, RuleOptions(batchnorm, biases, frozenset(approximate)), outputs)
-    _hold_parameters(walk, traced, shapes, aliases, exclude)
+    held = _hold_parameters(walk, traced, shapes, aliases, exclude)
     _hold_unread(walk, [path for graph in traced for path in (graph, *graph.paths)])
-    (exponents, starts, expander), barriers, by_output = _common_group(walk, traced)
+    (exponents, starts, expander), barriers, by_output = _common_group(walk, traced, held)
     if on_unknown == "error":
         _refuse_unknown(barriers)
     flows = {mode: flows_of(events, expander, starts) for mode, events in walk.events.items()}
@@ -80,6 +80,7 @@ def find_symmetry(
         roles=roles,
         flows=flows,
         sites=sites_of(walk.events, expander),
+        channels=channels_of(walk.events, expander),
         barriers=barriers,
         folds=find_folds(traced),
         fixed_by_output=sum(by_output.values()),
@@ -113,14 +114,16 @@ def _walk(
     return walk
 
 
-def _common_group(walk: Walk, traced: Sequence[TracedModel]) -> tuple[_Final, tuple[Barrier, ...], dict[str, int]]:
+def _common_group(
+    walk: Walk, traced: Sequence[TracedModel], held: set[str]
+) -> tuple[_Final, tuple[Barrier, ...], dict[str, int]]:
     """Exponents and barriers that hold at the first size and at the second.
 
     Where the second size takes nothing away, all is told as the first size shows it.
     """
     first = walk.equations.count
     solution = solve(walk.equations)
-    final = _final_exponents(walk, solution)
+    final = _final_exponents(walk, solution, held)
     barriers = _barriers(walk.origins, solution)
     seconds = [graph.second for graph in traced if graph.second is not None]
     if not seconds:
@@ -131,7 +134,7 @@ def _common_group(walk: Walk, traced: Sequence[TracedModel]) -> tuple[_Final, tu
     solution = solve(walk.equations)
     if len(walk.parameters.fields) == fields and _rank(walk, solution) == int(final[1][-1]):
         return final, *barriers
-    return _final_exponents(walk, solution), *_barriers(walk.origins, solution, first, origins)
+    return _final_exponents(walk, solution, held), *_barriers(walk.origins, solution, first, origins)
 
 
 def _rank(walk: Walk, solution: Solution) -> int:
@@ -163,23 +166,25 @@ def _running_means(traced: Sequence[TracedModel]) -> set[str]:
 
 def _hold_parameters(
     walk: Walk, traced: Sequence[TracedModel], shapes: dict[str, tuple[int, ...]], aliases: dict[str, str], exclude: Sequence[str]
-) -> None:
-    """Force the exponents of excluded parameters, and of parameters that share memory without being one, to zero."""
+) -> set[str]:
+    """Force the exponents of excluded parameters, and of parameters that share memory without being one, to zero; their names."""
     excluded = walk.origin(Origin("exclude", "", "", "", "excluded"))
     shared = walk.origin(Origin("shared memory", "", "", "", "parameters that overlap in memory without being the same tensor"))
     overlapping = {name for graph in traced for names in graph.shared_storage for name in names}
     names_of: dict[str, list[str]] = {name: [name] for name in shapes}
     for alias, name in aliases.items():
         names_of.get(name, []).append(alias)
-    unmatched = set(exclude)
+    unmatched, held = set(exclude), set()
     for name, names in names_of.items():
         hits = {pattern for pattern in exclude if any(_matches(other, pattern) for other in names)}
         unmatched -= hits
         if hits or name in overlapping:
             walk.parameters.hold(name, excluded if hits else shared)
+            held.add(name)
     if unmatched:
         text = ", ".join(repr(pattern) for pattern in sorted(unmatched))
         warnings.warn(f"exclude: no parameter or module is named {text}", FxenormWarning, stacklevel=4)
+    return held
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -247,14 +252,15 @@ def _refuse_unknown(barriers: Sequence[Barrier]) -> None:
         )
 
 
-def _final_exponents(walk: Walk, solution: Solution) -> _Final:
+def _final_exponents(walk: Walk, solution: Solution, held: set[str]) -> _Final:
     """The exponents of all parameters over final variables, the starts of the groups, and the way from raw ids there."""
-    fields = walk.parameters.fields
+    # What is held is zero everywhere, whatever sums of variables its terms have become.
+    fields = {name: field for name, field in walk.parameters.fields.items() if name not in held}
     matrix = solution.matrix[:, _free_columns(walk, solution)]
     matrix.eliminate_zeros()
     count = matrix.shape[1]
     second = Expander(matrix)
-    exponents = {name: second.terms(field.terms) for name, field in fields.items()}
+    exponents = {name: merge_entries(second.terms(field.terms)) for name, field in fields.items()}
     divisor, sign = coprime_signs(exponents, count)
     columns = matrix.tocsc()
     columns.sort_indices()
@@ -263,7 +269,8 @@ def _final_exponents(walk: Walk, solution: Solution) -> _Final:
     unit = np.ones(count, dtype=np.int64)
     unit[number] = divisor
     final = Expander(_renumber(matrix, sign, number), unit)
-    return {name: terms for name, field in fields.items() if (terms := final.terms(field.terms))}, starts, final
+    merged = {name: merge_entries(final.terms(field.terms)) for name, field in fields.items()}
+    return {name: terms for name, terms in merged.items() if terms}, starts, final
 
 
 def _free_columns(walk: Walk, solution: Solution) -> Ids:

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..field import Ids, Term
+from ..field import Ids, Term, merge_entries
 from .express import Expander, variables_in
 from .symmetry import FlowNode, ParameterUse, Role, Site
 from .walk import Event
 
-__all__ = ["flows_of", "sites_of"]
+__all__ = ["channels_of", "flows_of", "sites_of"]
 
 
 def flows_of(events: Sequence[Event], expander: Expander, starts: Ids) -> tuple[FlowNode, ...]:
@@ -42,6 +42,24 @@ def flows_of(events: Sequence[Event], expander: Expander, starts: Ids) -> tuple[
         )
         for event in events
     )
+
+
+def channels_of(events: Mapping[str, Sequence[Event]], expander: Expander) -> tuple[tuple[Term, ...], ...]:
+    """The fields of what layers read and write, in graph order; each of them once, at its last place."""
+    found: dict[tuple[Any, ...], tuple[Term, ...]] = {}
+    for calls in events.values():
+        ends: set[int] = set()
+        for position, event in enumerate(calls):
+            if any(role in ("weight", "gamma") for _, role in event.roles):
+                ends.update((position, *event.inputs))
+        for position in sorted(ends):
+            for field in calls[position].outputs:
+                terms = merge_entries(expander.terms(field.terms))
+                key = tuple((coefficient, ids.shape[-1:], ids.tobytes()) for coefficient, ids in terms)
+                if terms:
+                    found.pop(key, None)
+                    found[key] = terms
+    return tuple(found.values())
 
 
 def sites_of(events: Mapping[str, Sequence[Event]], expander: Expander) -> tuple[Site, ...]:

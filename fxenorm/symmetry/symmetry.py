@@ -167,6 +167,7 @@ class Symmetry:
         offsets: by name of a tensor in `exponents`, the number o, not 0, that the model adds to it: offset + entry is multiplied,
             so that the entry moves as (o + w) * factor - o.
         outputs: what leaves forward, in order, the held ones first; empty in plans that were stored by older versions.
+        channels: in graph order, the fields of the activations that layers read and write, as terms; none where all are held.
     """
 
     num_scales: int
@@ -188,3 +189,4 @@ class Symmetry:
     second_sizes: tuple[tuple[tuple[int, int], ...], ...] = ()
     offsets: Mapping[str, float] = field(default_factory=dict)
     outputs: tuple[OutputUse, ...] = ()
+    channels: tuple[tuple[Term, ...], ...] = ()
