@@ -15,6 +15,7 @@ _HOMES = {
     "FxenormError": "fxenorm.errors",
     "FxenormWarning": "fxenorm.errors",
     "errors": "fxenorm",
+    "plan_from_dict": "fxenorm.plan.plan",
     "register_optimizer": "fxenorm.optim.registry",
     "register_rule": "fxenorm.rules",
     "supported_operators": "fxenorm.rules",
@@ -27,6 +28,7 @@ __all__ = [
     "Plan",
     "analyze",
     "errors",
+    "plan_from_dict",
     "register_optimizer",
     "register_rule",
     "supported_operators",
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from .errors import FxenormError, FxenormWarning
     from .optim.registry import register_optimizer
     from .plan.analyze import analyze
-    from .plan.plan import BalanceResult, Plan
+    from .plan.plan import BalanceResult, Plan, plan_from_dict
     from .rules import register_rule, supported_operators
 
 

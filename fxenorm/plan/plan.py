@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ..distributed.dtensors import reshard
 from ..distributed.ranks import Ranks, ranks_of, together
-from ..errors import OptionError
+from ..errors import OptionError, RescaleError
 from ..kernels.program import ScaleTarget
 from ..optim.state import OptimizerLike, StateChoice, check_choice, unwrap_optimizers
 from ..solve.jacobi import imbalance
@@ -31,10 +32,12 @@ from .groups import Group
 from .held import Held, held_by_group
 from .journal import Journal
 from .log_scales import checked_log_scales
+from .one_at_a_time import OneAtATime
 from .open_snapshot import open_snapshot
 from .options import Options
 from .pairs import Pair
-from .serialise import from_dict, to_dict
+from .restore import core_from_dict
+from .serialise import to_dict
 from .sharded_step import LateErrors
 from .snapshot import Snapshot
 from .stepping import step
@@ -46,7 +49,7 @@ from .warn_once import WarnOnce
 if TYPE_CHECKING:
     import networkx
 
-__all__ = ["BalanceResult", "Plan"]
+__all__ = ["BalanceResult", "Plan", "plan_from_dict"]
 
 
 class Plan:
@@ -71,9 +74,14 @@ class Plan:
         self, symmetry: Symmetry, options: Options, model: nn.Module, *, core: Core | None = None, example: Inputs | None = None
     ) -> None:
         self._core = Core(symmetry, options) if core is None else core
+        self._tracked: list[Tracked] = []
+        self._begin(model, example)
+
+    def _begin(self, model: nn.Module, example: Inputs | None) -> None:
+        """What belongs to one module and one process."""
         self._model = unwrap(model)
         self._example = example
-        self._tracked: list[Tracked] = []
+        self._one_at_a_time = OneAtATime()
         self._warnings = WarnOnce()
         self._last_step: PreparedStep | None = None
         self._last_states: list[Any] = []
@@ -154,9 +162,10 @@ class Plan:
         """
         if not self.num_scales:
             return ()
-        snapshot = self._snapshot()
-        _, _, left = snapshot.within_now()
-        return held_by_group(self.groups, left.reasons, self.num_scales, left.equations, snapshot.frozen)
+        with self._one_at_a_time:
+            snapshot = self._snapshot()
+            _, _, left = snapshot.within_now()
+            return held_by_group(self.groups, left.reasons, self.num_scales, left.equations, snapshot.frozen)
 
     @property
     def exact(self) -> bool:
@@ -191,7 +200,8 @@ class Plan:
         Returns:
             A 0-d tensor on the weights' device; nothing waits for it.
         """
-        return self._snapshot().problem().norm()
+        with self._one_at_a_time:
+            return self._snapshot().problem().norm()
 
     def layer_norms(self) -> dict[str, Tensor]:
         """By layer, the p-norm of its counted tensors, without layer weights.
@@ -199,8 +209,9 @@ class Plan:
         Returns:
             0-d tensors on the weights' device; nothing waits for them.
         """
-        snapshot = self._snapshot()
-        return snapshot.layer_norms(snapshot.problem())
+        with self._one_at_a_time:
+            snapshot = self._snapshot()
+            return snapshot.layer_norms(snapshot.problem())
 
     def imbalance(self) -> Tensor:
         """How far the weights are from balanced: the largest |log(N_k / P_k)| / p over the variables that are not held.
@@ -208,9 +219,10 @@ class Plan:
         Returns:
             A 0-d tensor on the weights' device; nothing waits for it.
         """
-        snapshot = self._snapshot().within()
-        sums = snapshot.sums()
-        return imbalance(sums.log_negative, sums.log_positive, self.options.p, snapshot.held_mask())
+        with self._one_at_a_time:
+            snapshot = self._snapshot().within()
+            sums = snapshot.sums()
+            return imbalance(sums.log_negative, sums.log_positive, self.options.p, snapshot.held_mask())
 
     def channel_imbalance(self) -> Tensor:
         """The signed imbalance of each variable, log(N_k / P_k) / p: positive where the consumers outweigh the producers.
@@ -218,7 +230,8 @@ class Plan:
         Returns:
             (num_scales,) on the weights' device, held variables included; not finite where N or P is zero.
         """
-        sums = self._snapshot().sums()
+        with self._one_at_a_time:
+            sums = self._snapshot().sums()
         return (sums.log_negative - sums.log_positive) / (1.0 if math.isinf(self.options.p) else self.options.p)
 
     # ---------------------------------------------------------------- what rescales
@@ -284,6 +297,11 @@ class Plan:
             raise OptionError(f"tol={tol!r} is not valid: expected a number > 0")
         if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
             raise OptionError(f"max_iterations={max_iterations!r} is not valid: expected an integer >= 1")
+        with self._one_at_a_time:
+            return self._balance(optimizer, float(tol), max_iterations, state)
+
+    def _balance(self, optimizer: OptimizerLike, tol: float, max_iterations: int, state: StateChoice) -> BalanceResult:
+        """`balance` with checked options."""
         with together(self._ranks()):
             snapshot, targets = self._prepared(optimizer, state=state, within=False)
         optimizers = unwrap_optimizers(optimizer)
@@ -292,7 +310,7 @@ class Plan:
             """What follows, in the basis of a snapshot."""
             return targets if other.core is snapshot.core else other.targets(optimizers, frozen=False, state=state)
 
-        result = balance(snapshot, targets_of, tol=float(tol), max_iterations=max_iterations)
+        result = balance(snapshot, targets_of, tol=tol, max_iterations=max_iterations)
         self._warnings.nothing_moves(result.held, self.num_scales)
         return result
 
@@ -309,12 +327,13 @@ class Plan:
             RescaleError: `log_scales` has another shape or is not finite, or a tensor would overflow; nothing was written.
             OptimizerError, BindError: as `step`; nothing was written.
         """
-        with together(self._ranks()):
-            given = checked_log_scales(log_scales, self.num_scales)
-            snapshot, targets = self._prepared(optimizer, frozen=True, state=state)
-        scales = snapshot.checked_scales(given)
-        snapshot.refuse_overflow(targets, scales)
-        snapshot.apply_told(targets, scales)
+        with self._one_at_a_time:
+            with together(self._ranks()):
+                given = checked_log_scales(log_scales, self.num_scales)
+                snapshot, targets = self._prepared(optimizer, frozen=True, state=state)
+            scales = snapshot.checked_scales(given)
+            snapshot.refuse_overflow(targets, scales)
+            snapshot.apply_told(targets, scales)
 
     def repair(self) -> None:
         """Finishes what an interrupted call has left; every other call does so too before anything else.
@@ -331,8 +350,9 @@ class Plan:
             >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
             >>> fxenorm.analyze(model).repair()
         """
-        if self._journal.is_open:
-            self._journal.repair(named_tensors(self._model))
+        with self._one_at_a_time:
+            if self._journal.is_open:
+                self._journal.repair(named_tensors(self._model))
 
     def attach(
         self, optimizer: OptimizerLike, every: int = 1, start: int = 0, stop: int | None = None, **options: Any
@@ -417,7 +437,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as a JSON-compatible dict, without any weights; see `from_dict`."""
-        return to_dict(self.symmetry, self.options, self.groups, self.pairs)
+        return {**to_dict(self.symmetry, self.options, self.groups, self.pairs), "fingerprint": self.fingerprint}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], model: nn.Module) -> Plan:
@@ -430,9 +450,59 @@ class Plan:
         Raises:
             BindError: `stored` is damaged or of another format, or the module does not fit.
         """
-        symmetry, options, groups, pairs = from_dict(stored)
-        check_fits(model, symmetry)
-        return cls(symmetry, options, model, core=Core(symmetry, options, groups, pairs))
+        core = core_from_dict(stored)
+        check_fits(model, core.symmetry)
+        return cls(core.symmetry, core.options, model, core=core)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        """The same plan on a deep copy of the model, and of what is tracked; a copy of a model takes its plan along.
+
+        Raises:
+            RescaleError: an interrupted call has left writes to do: call `repair` first.
+        """
+        made = Plan.__new__(Plan)
+        memo[id(self)] = made
+        made._core = self._core
+        made._set_state(copy.deepcopy(self._state(), memo))
+        return made
+
+    def __copy__(self) -> Plan:
+        """The same plan on the same model; the copy tracks what this one does."""
+        made = Plan.__new__(Plan)
+        made._core = self._core
+        made._set_state(self._state())
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds the stored form, the model and what is tracked, and names nothing of this package but `plan_from_dict`.
+
+        Raises:
+            RescaleError: an interrupted call has left writes to do: call `repair` first.
+        """
+        return plan_from_dict, (self.to_dict(),), self._state()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What `_state` gave."""
+        self._set_state(state)
+
+    def _state(self) -> dict[str, Any]:
+        """What a copy of this plan has beside its stored form."""
+        if self._journal.is_open:
+            raise RescaleError("the model is half rescaled after an interruption: call plan.repair() before the plan is copied")
+        example = self._example
+        return {
+            "model": self._model,
+            "example": None if example is None else (example.args, dict(example.kwargs), example.guessed),
+            "tracked": [(tracked.copy, tracked.master) for tracked in self._tracked],
+        }
+
+    def _set_state(self, state: dict[str, Any]) -> None:
+        """Begins anew with what `_state` gave. The model may be empty as yet: it is being copied or loaded itself."""
+        example = state["example"]
+        self._tracked = []
+        self._begin(state["model"], None if example is None else Inputs(*example))
+        for given, master in state["tracked"]:
+            self._tracked.append(Tracked.again(given, self.symmetry, master=master, forget=self._tracked.remove))
 
     def to_networkx(self) -> networkx.MultiDiGraph[Any]:
         """The pair graph: layers as nodes, pairs as edges with ``group``, ``channels`` and ``operators``."""
@@ -478,3 +548,21 @@ class Plan:
         if optimizers:
             self._warnings.unowned(snapshot.unowned(optimizers))
         return snapshot, targets
+
+
+def plan_from_dict(stored: Mapping[str, Any]) -> Plan:
+    """A stored plan without a module, which a pickle gives it at once.
+
+    Args:
+        stored: what `Plan.to_dict` returned.
+
+    Raises:
+        BindError: `stored` is damaged or of another format.
+    """
+    made = Plan.__new__(Plan)
+    made._core = core_from_dict(stored)
+    return made
+
+
+# Pickles name it so, and files of this package may move.
+plan_from_dict.__module__ = "fxenorm"

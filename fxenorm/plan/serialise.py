@@ -27,6 +27,12 @@ FORMAT = 1
 
 Json = dict[str, Any]
 
+_LARGEST_COEFFICIENT = 1 << 16
+"""Far above what models have (a power of a power), and far below what makes exp(coefficient * log-scale) meaningless."""
+
+_MOST_IDS = 1 << 31
+"""More ids than this no stored plan holds: it is the size of the largest array that a damaged length may ask for."""
+
 
 def to_dict(symmetry: Symmetry, options: Options, groups: Sequence[Group], pairs: Sequence[Pair]) -> Json:
     """A plan's data as nested dicts, lists, strings and finite numbers.
@@ -121,7 +127,10 @@ def from_dict(stored: Mapping[str, Any]) -> tuple[Symmetry, Options, tuple[Group
         )
     except BindError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, zlib.error, FxenormError) as error:
+    except (
+        *(KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, MemoryError, RecursionError, zlib.error),
+        FxenormError,
+    ) as error:
         detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise BindError(f"the stored plan is damaged ({detail}): run fxenorm.analyze again") from error
     return symmetry, options, groups, pairs
@@ -154,15 +163,18 @@ class _ArrayWriter:
 
 def _array_reader(packed: Mapping[str, Any]) -> Callable[[Sequence[Any]], NDArray[np.int64]]:
     """A function from [offset, shape] to the array."""
+    length = packed["length"]
+    if type(length) is not int or not 0 <= length <= _MOST_IDS:
+        raise ValueError(f"length {length!r}: expected an integer from 0 to {_MOST_IDS}")
     try:
-        differences = np.frombuffer(zlib.decompress(base64.b64decode(packed["deltas"], validate=True)), dtype="<i8")
+        # No more than the stated length is unpacked: a few damaged bytes could stand for any number of zeros.
+        unpacked = zlib.decompressobj().decompress(base64.b64decode(packed["deltas"], validate=True), 8 * length + 8)
+        differences = np.frombuffer(unpacked, dtype="<i8")
     except binascii.Error as error:
         raise BindError(f"the stored plan is damaged (the block of variable ids: {error}): run fxenorm.analyze again") from error
     block = np.cumsum(differences, dtype=np.int64)
-    if block.size != packed["length"]:
-        raise BindError(
-            f"the stored plan is damaged ({packed['length']} ids expected, {block.size} found): run fxenorm.analyze again"
-        )
+    if block.size != length:
+        raise BindError(f"the stored plan is damaged ({length} ids expected, {block.size} found): run fxenorm.analyze again")
 
     def read(entry: Sequence[Any]) -> NDArray[np.int64]:
         offset, shape = entry
@@ -180,7 +192,7 @@ def _symmetry(stored: Mapping[str, Any], read: Callable[[Sequence[Any]], NDArray
     num_scales = int(stored["num_scales"])
     shapes = {name: tuple(shape) for name, shape in stored["shapes"].items()}
     exponents = {
-        name: tuple((int(coefficient), _within(read(entry), num_scales, name)) for coefficient, entry in terms)
+        name: tuple((_coefficient(coefficient), _within(read(entry), num_scales, name)) for coefficient, entry in terms)
         for name, terms in stored["exponents"].items()
     }
     for name, terms in exponents.items():
@@ -203,7 +215,7 @@ def _symmetry(stored: Mapping[str, Any], read: Callable[[Sequence[Any]], NDArray
         roles=dict(stored["roles"]),
         flows={mode: tuple(_flow_node(row) for row in rows) for mode, rows in stored["flows"].items()},
         sites=tuple(
-            Site(module, direction, axis, _within(read(entry), num_scales, module), coefficient)
+            Site(module, direction, axis, _within(read(entry), num_scales, module), _coefficient(coefficient))
             for module, direction, axis, entry, coefficient in stored["sites"]
         ),
         barriers=tuple(Barrier(**values) for values in stored["barriers"]),
@@ -219,7 +231,7 @@ def _symmetry(stored: Mapping[str, Any], read: Callable[[Sequence[Any]], NDArray
         outputs=tuple(OutputUse(*row) for row in stored.get("outputs", ())),
         # Plans that were stored by earlier versions have none.
         channels=tuple(
-            tuple((int(coefficient), _within(read(entry), num_scales, "channels")) for coefficient, entry in terms)
+            tuple((_coefficient(coefficient), _within(read(entry), num_scales, "channels")) for coefficient, entry in terms)
             for terms in stored.get("channels", ())
         ),
     )
@@ -232,6 +244,13 @@ def _offsets(stored: Mapping[str, Any], exponents: Mapping[str, Any]) -> dict[st
     if strange:
         raise ValueError(f"offsets that cannot be: {', '.join(map(repr, strange))}")
     return found
+
+
+def _coefficient(value: Any) -> int:
+    """A stored coefficient, which must be an integer other than 0 of a size that models have."""
+    if type(value) is not int or not 0 < abs(value) <= _LARGEST_COEFFICIENT:
+        raise ValueError(f"coefficient {value!r}: expected an integer from 1 to {_LARGEST_COEFFICIENT}, or its negative")
+    return value
 
 
 def _within(ids: NDArray[np.int64], num_scales: int, name: str) -> NDArray[np.int64]:

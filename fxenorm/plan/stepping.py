@@ -25,6 +25,12 @@ def step(
 
     But for ``state="reset"``: whether an optimizer has state at all is known to the host alone, which has to read the gate.
     """
+    with plan._one_at_a_time:
+        _step(plan, optimizer, cycles, grads, state, gate)
+
+
+def _step(plan: Plan, optimizer: OptimizerLike, cycles: int, grads: bool, state: StateChoice, gate: Tensor | None) -> None:
+    """`step`, while no other thread is in a call of this plan."""
     if type(cycles) is not int or cycles < 1:
         raise OptionError(f"cycles={cycles!r} is not valid: expected an integer >= 1")
     if gate is not None and state == "reset":

@@ -46,6 +46,19 @@ class Tracked:
         self._forget, self._removed = forget, False
         self.tensors(model)
 
+    @classmethod
+    def again(cls, copy: Any, symmetry: Symmetry, *, master: bool, forget: Callable[[Tracked], None]) -> Tracked:
+        """The same for a copied plan, whose model may be empty as yet: the copy is checked at the next call."""
+        made = cls.__new__(cls)
+        made.master, made._copy, made._symmetry = master, copy, symmetry
+        made._forget, made._removed = forget, False
+        return made
+
+    @property
+    def copy(self) -> Any:
+        """The module, mapping or sequence that follows."""
+        return self._copy
+
     def remove(self) -> None:
         """From now on the copy stays as it is; a second call does nothing."""
         if not self._removed:
