@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import random
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.compiler import is_exporting as exporting_by_name
 import fxenorm
 from fxenorm.errors import FxenormWarning
 from fxenorm.trace import trace_model
+from fxenorm.trace.modes import depends_on_mode
 
 QUESTIONS: dict[str, Callable[[], Any]] = {
     "compiler.is_exporting": lambda: torch.compiler.is_exporting(),
@@ -148,3 +151,71 @@ def test_random_numbers_that_change_no_graph_leave_the_plan_exact() -> None:
 
     plan = fxenorm.analyze(nn.Sequential(Idle(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 6))
     assert plan.exact and plan.num_scales == 8 and "random numbers" in str(plan)
+
+
+# --- code that cannot be read ----------------------------------------------------------------------------------------
+
+BY_MODE = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(h.sigmoid() if {flag} else h.relu())
+"""
+
+
+def made_by_exec(flag: str, **names: Any) -> nn.Module:
+    """A network whose class has no source that can be looked up."""
+    space: dict[str, Any] = {"nn": nn, **names}
+    exec(BY_MODE.format(flag=flag), space)
+    return space["Net"]()  # type: ignore[no-any-return]
+
+
+def made_by_types() -> nn.Module:
+    """A network whose class is made without a class statement."""
+
+    def fill(space: dict[str, Any]) -> None:
+        space["forward"] = lambda self, x: self.last(self.first(x).sigmoid() if self.training else self.first(x).relu())
+
+    model: Any = types.new_class("Net", (nn.Module,), {}, fill)()
+    model.first, model.last = nn.Linear(4, 6), nn.Linear(6, 3)
+    return model  # type: ignore[no-any-return]
+
+
+class Dynamic(nn.Module):
+    """Reads the flag under a name that is made while it runs."""
+
+    def __init__(self, read: Any) -> None:
+        super().__init__()
+        self.first, self.last, self.read = nn.Linear(4, 6), nn.Linear(6, 3), read
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        return self.last(h.sigmoid() if self.read(self) else h.relu())
+
+
+UNREADABLE = {
+    "exec": lambda: made_by_exec("self.training"),
+    "exec in the name of torch": lambda: made_by_exec("self.training", __name__="torch.nn.modules.own"),
+    "exec, vars": lambda: made_by_exec("vars(self)['train' + 'ing']"),
+    "new_class": made_by_types,
+    "getattr of a made name": lambda: Dynamic(lambda module: getattr(module, "".join(["train", "ing"]))),
+    "attrgetter": lambda: Dynamic(operator.attrgetter("training")),
+    "__dict__": lambda: Dynamic(lambda module: module.__dict__["".join(["train", "ing"])]),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_both_modes_are_traced_where_code_cannot_be_read(name: str) -> None:
+    model = UNREADABLE[name]()
+    plan = fxenorm.analyze(model, torch.randn(3, 4))
+    assert plan.modes == ("eval", "train") and plan.num_scales == 0
+    assert fxenorm.analyze(model, torch.randn(3, 4), modes="eval").num_scales == 6
+
+
+def test_code_that_can_be_read_and_names_no_flag_is_traced_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    assert not depends_on_mode(model) and not depends_on_mode(Dynamic(lambda module: False))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import operator
 import types
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+
+from .readable import home, imported_modules, is_plain, is_trusted
 
 __all__ = ["depends_on_mode", "set_mode"]
 
@@ -28,8 +31,9 @@ def depends_on_mode(model: nn.Module) -> bool:
     """False only where no code that the modules can reach reads a ``training`` flag or reacts to ``train()``.
 
     A flag can only be read by name, so the compiled code of every method and hook, of every function and object stored on
-    a module, and of what these call outside torch is searched for the name ``training``. Scripted and compiled modules
-    count as dependent.
+    a module, and of what these call outside torch is searched for the name ``training``. What cannot be read counts as
+    dependent: scripted and compiled modules, functions without a source, compiled extensions, attributes whose names are
+    made while the code runs.
     """
     search = _Search()
     try:
@@ -62,7 +66,7 @@ class _Search:
     def in_class(self, kind: type) -> bool:
         """Whether a method of `kind`, its own or inherited below nn.Module, reads the flag or reacts to its change."""
         for base in kind.__mro__:
-            if base is nn.Module or base.__module__ == "builtins" or not self._is_new(base):
+            if base is nn.Module or home(base) == "builtins" or not self._is_new(base):
                 continue
             if base.__module__.startswith(("torch.jit", "torch._dynamo")):
                 return True
@@ -72,40 +76,82 @@ class _Search:
                 return True
         return False
 
-    def in_attributes(self, module: nn.Module) -> bool:
-        """Whether a hook, a function or an object that is stored on `module` reads the flag."""
-        for value in vars(module).values():
-            inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
-            if any(self.in_value(item) for item in inner if not isinstance(item, nn.Module)):
-                return True
-        return False
+    def in_attributes(self, owner: object) -> bool:
+        """Whether a hook, a function or an object that is stored on `owner` reads the flag."""
+        return any(self._in_stored(value) for value in list(vars(owner).values()))
+
+    def _in_stored(self, value: Any) -> bool:
+        """Whether a value, or one in a container at any depth, reads the flag."""
+        if isinstance(value, (dict, list, tuple, set, frozenset)):
+            if not value or not self._is_new(value):
+                return False
+            return any(self._in_stored(item) for item in list(value.values() if isinstance(value, dict) else value))
+        return not isinstance(value, nn.Module) and self.in_value(value)
 
     def in_value(self, value: Any) -> bool:
-        """Whether `value` is a function, a class or an object with methods that read the flag."""
-        if isinstance(value, (staticmethod, classmethod, types.MethodType)):
-            value = value.__func__
-        if isinstance(value, property):
-            return any(self.in_value(part) for part in (value.fget, value.fset))
-        if isinstance(value, functools.partial):
-            return any(self.in_value(part) for part in (value.func, *value.args, *value.keywords.values()))
+        """Whether `value` is a function, a class or an object with methods that read the flag, or cannot be read."""
+        parts = _parts(value)
+        if parts is not None:
+            return any(self.in_value(part) for part in parts)
         if isinstance(value, types.FunctionType):
             return self._in_function(value)
+        if isinstance(value, _COMPILED):
+            return not is_trusted(value)
+        if isinstance(value, (operator.attrgetter, operator.methodcaller)):
+            return any("training" in str(part).split(".") for part in value.__reduce__()[1])
         kind = value if isinstance(value, type) else type(value)
-        home = getattr(kind, "__module__", "builtins").split(".")[0]
+        where = home(kind)
         # Instances of torch's own classes, such as weight_norm's hook, count only where they can be called.
-        if home == "builtins" or (home == "torch" and (kind is value or isinstance(value, nn.Module) or not callable(value))):
+        if where == "builtins" or (where == "torch" and (kind is value or isinstance(value, nn.Module) or not callable(value))):
             return False
-        return self.in_class(kind)
+        if self.in_class(kind):
+            return True
+        own = kind is not value and where not in ("builtins", "torch") and isinstance(getattr(value, "__dict__", None), dict)
+        return own and not is_trusted(kind) and self._is_new(value) and self.in_attributes(value)
 
     def _in_function(self, function: types.FunctionType) -> bool:
         """Whether `function` or what it calls reads the flag."""
         if not self._is_new(function):
             return False
-        if any("training" in code.co_names or "training" in code.co_consts for code in _all_code(function.__code__)):
+        if any(_names_flag(code) for code in _all_code(function.__code__)):
             return True
-        if (function.__module__ or "").split(".")[0] == "torch":
+        if home(function) == "torch":
             return False  # torch's functions take the flag as an argument; its modules are searched as classes
+        if not is_trusted(function) and not is_plain(function):
+            return True
         return any(self.in_value(callee) for callee in _callees(function))
+
+
+_COMPILED = (
+    types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType,
+    types.ClassMethodDescriptorType,
+)  # fmt: skip
+
+
+def _parts(value: Any) -> tuple[Any, ...] | None:
+    """What a wrapper of functions wraps; None for anything else."""
+    if isinstance(value, (staticmethod, classmethod)):
+        return (value.__func__,)
+    if isinstance(value, types.MethodType):
+        return (value.__func__,) if isinstance(value.__self__, (nn.Module, type)) else (value.__func__, value.__self__)
+    if isinstance(value, property):
+        return (value.fget, value.fset)
+    if isinstance(value, functools.cached_property):
+        return (value.func,)
+    if isinstance(value, (functools.partial, functools.partialmethod)):
+        return (value.func, *value.args, *value.keywords.values())
+    if isinstance(value, functools._lru_cache_wrapper):
+        return (value.__wrapped__,)
+    return None
+
+
+def _names_flag(code: types.CodeType) -> bool:
+    """Whether code names the flag: as an attribute, in a string, or in a pattern."""
+    return (
+        "training" in code.co_names
+        or "training" in code.co_consts
+        or any(isinstance(constant, tuple) and "training" in constant for constant in code.co_consts)
+    )
 
 
 def _all_code(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -122,14 +168,24 @@ def _callees(function: types.FunctionType) -> Iterator[Any]:
         for name in code.co_names:
             value = function.__globals__.get(name)
             if isinstance(value, types.ModuleType):
-                if value.__name__.split(".")[0] != "torch":
-                    members = vars(value)
-                    yield from (members[part] for part in code.co_names if part in members)
+                yield from _members(value, code)
             elif value is not None:
                 yield value
+        for module in imported_modules(code, function.__globals__):
+            yield from _members(module, code)
     yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
         except ValueError:  # an empty cell
             continue
+
+
+def _members(module: types.ModuleType, code: types.CodeType) -> Iterator[Any]:
+    """What `code` can mean by a member of a module that is not torch's."""
+    if module.__name__.split(".")[0] != "torch":
+        members = vars(module)
+        yield from (
+            members[part] for part in code.co_names if part in members and not isinstance(members[part], types.ModuleType)
+        )

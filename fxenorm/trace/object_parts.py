@@ -250,7 +250,7 @@ def _refuse_hidden(value: Any) -> None:
 
 def _is_compiled(kind: type) -> bool:
     """Whether a class was not written in Python, so that its objects may hold what no attribute shows."""
-    if "pybind11" in type(kind).__name__ or "nanobind" in type(kind).__module__ or not kind.__flags__ & (1 << 9):
+    if "pybind11" in type(kind).__name__ or "nanobind" in str(type(kind).__module__) or not kind.__flags__ & (1 << 9):
         return kind is not object
     return any(isinstance(member, (types.MethodDescriptorType, types.WrapperDescriptorType)) for member in vars(kind).values())
 
