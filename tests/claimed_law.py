@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -163,7 +164,7 @@ def claims(case: Case, variant: Variant) -> Claims | None:
     }
     fields = ParameterFields(equations, shapes)
     walk = Walk(equations, fields, case.options, hold_outputs=False)
-    walk.run(traced)
+    walk.run(dataclasses.replace(traced, outputs=()))  # a form may have been given one more output
     outputs = [_settled(fields, value) for value in flat(walk.outputs) if value is not None]
     inputs = [
         None if spread == "fixed" or f"p{k}" not in shapes else _whole(fields, f"p{k}")

@@ -60,9 +60,10 @@ def _is_static(kind: type) -> bool:
 def _found(module: str, kind: type) -> bool:
     """Whether a class is what its module holds under its name."""
     try:
-        return functools.reduce(getattr, kind.__qualname__.split("."), sys.modules[module]) is kind
+        found: Any = functools.reduce(getattr, kind.__qualname__.split("."), sys.modules[module])
     except (AttributeError, KeyError):
         return False
+    return found is kind
 
 
 def is_trusted(thing: Any) -> bool:
