@@ -40,7 +40,7 @@ def numbers_of(leaf: Leaf) -> Tensor:
         value = [float(number) for number in _DECIMAL.findall(value)] if isinstance(value, str) else []
     if not isinstance(value, Tensor):
         try:
-            value = torch.as_tensor(value, device="cpu")
+            value = torch.as_tensor(value, dtype=torch.complex128, device="cpu")
         except (TypeError, ValueError, RuntimeError):  # an array of texts or records
             value = torch.zeros(0, dtype=torch.float64, device="cpu")
     found = value.to_dense() if value.layout is not torch.strided else value
