@@ -10,6 +10,7 @@ from .version import __version__ as __version__
 # Names are resolved on first use (PEP 562), so that `fxenorm-inspect --help` need not wait for torch.
 _HOMES = {
     "analyze": "fxenorm.plan.analyze",
+    "canonical": "fxenorm.plan.canonical",
     "Plan": "fxenorm.plan.plan",
     "BalanceResult": "fxenorm.plan.plan",
     "FxenormError": "fxenorm.errors",
@@ -27,6 +28,7 @@ __all__ = [
     "FxenormWarning",
     "Plan",
     "analyze",
+    "canonical",
     "errors",
     "plan_from_dict",
     "register_optimizer",
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from .errors import FxenormError, FxenormWarning
     from .optim.registry import register_optimizer
     from .plan.analyze import analyze
+    from .plan.canonical import canonical
     from .plan.plan import BalanceResult, Plan, plan_from_dict
     from .rules import register_rule, supported_operators
 
