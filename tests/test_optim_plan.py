@@ -217,3 +217,54 @@ def test_it_goes_on_following_step_after_step(cls: type[Optimizer]) -> None:
                 continue
             for key, value in expected(optimizers[0], parameter, factors[parameter], state).items():
                 torch.testing.assert_close(now[key], value, rtol=1e-10, atol=0, msg=key)
+
+
+class TwoBuffers(Optimizer):
+    """Keeps a sum of gradients as "m" and a second one as "n"."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state.setdefault("m", torch.zeros_like(parameter)).add_(parameter.grad)
+                state.setdefault("n", torch.ones_like(parameter))
+                state["steps"] = torch.tensor(1.0)
+                parameter.sub_(state["m"], alpha=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rule", "complaint"),
+    [
+        ({"momentum": -1, "n": 0}, "names 'momentum', but its state has 'm', 'n', 'steps'"),
+        ({"m": -1}, "says nothing of 'n'"),
+        (lambda state, group: {"n": 1}, "says nothing of 'm'"),
+    ],
+)
+def test_a_rule_that_does_not_fit_the_state_is_refused_before_a_write(rule: Any, complaint: str) -> None:
+    fxenorm.register_optimizer(TwoBuffers, rule)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    plan, optimizer = fxenorm.analyze(model, torch.randn(3, 4)), TwoBuffers(model.parameters())
+    plan.step(optimizer)  # without state as yet nothing can be said
+    model(torch.randn(3, 4)).square().sum().backward()
+    optimizer.step()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(OptimizerError, match=complaint):
+        plan.step(optimizer)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_key_with_power_0_stays() -> None:
+    fxenorm.register_optimizer(TwoBuffers, {"m": -1, "n": 0})
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    plan, optimizer = fxenorm.analyze(model, torch.randn(3, 4)), TwoBuffers(model.parameters())
+    model(torch.randn(3, 4)).square().sum().backward()
+    optimizer.step()
+    weight, sums = model[0].weight.detach().clone(), optimizer.state[model[0].weight]["m"].clone()
+    plan.rescale(draw_log_scales(plan), optimizer)
+    factor = model[0].weight.detach() / weight
+    torch.testing.assert_close(optimizer.state[model[0].weight]["m"], sums / factor)
+    assert (optimizer.state[model[0].weight]["n"] == 1).all()

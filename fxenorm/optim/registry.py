@@ -84,10 +84,14 @@ class Rule:
     Attributes:
         follows: the rule itself.
         contract: what it promises.
+        checked: whether state is compared with the rule at use: keys that no state has, tensors that the rule does not name.
+        keys: the state keys that a rule given as a dict names; empty for a function.
     """
 
     follows: StateRule
     contract: Contract
+    checked: bool = False
+    keys: frozenset[str] = frozenset()
 
 
 _RULES: dict[type[Optimizer], Rule] = {}
@@ -121,9 +125,10 @@ def register_optimizer(
     Args:
         cls: the class; it also serves subclasses that leave ``step`` as it is. A rule that is there already is replaced.
         rule: a dict from state keys to powers of D: -1 for what sums gradients, -2 for what sums their squares, +1 for what is
-            in the parameter's own units (averages, slow weights), "steps" for differences of such values (step sizes); a key
-            that is absent stays as it is. Or a function of one parameter's state and its group that returns such a dict, with
-            ``Steps()`` for "steps". Tensors have the parameter's shape.
+            in the parameter's own units (averages, slow weights), "steps" for differences of such values (step sizes), 0 for
+            what stays as it is. Every float tensor of the parameter's shape has to be named, and every key has to occur. Or a
+            function of one parameter's state and its group that returns such a dict, with ``Steps()`` for "steps". Tensors
+            have the parameter's shape.
         contract: what the rule promises: "re-expressed", the state is that of a fresh optimizer fed the rescaled gradients;
             "covariant", later updates are D times what they would have been; "by definition", anything else.
 
@@ -149,9 +154,9 @@ def register_optimizer(
         if not all(isinstance(key, str) and (type(power) is int or power == "steps") for key, power in rule.items()):
             raise OptionError(f"rule={rule!r} is not valid: expected state keys with integer powers, as {{'exp_avg': -1}}")
         powers: dict[str, Follows] = {key: power if isinstance(power, int) else Steps() for key, power in rule.items()}
-        _RULES[cls] = Rule(lambda state, group: power_of_present(state, powers), contract)
+        _RULES[cls] = Rule(lambda state, group: power_of_present(state, powers), contract, True, frozenset(powers))
     elif callable(rule):
-        _RULES[cls] = Rule(rule, contract)
+        _RULES[cls] = Rule(rule, contract, True)
     else:
         raise OptionError(f"rule={rule!r} is not valid: expected a dict of integer powers by state key, or a function")
 

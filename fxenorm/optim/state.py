@@ -124,18 +124,51 @@ def state_tensors(optimizers: Sequence[Optimizer], parameters: Mapping[str, Tens
     found: list[StateTensor] = []
     for optimizer in optimizers:
         rule = find_rule(optimizer)
+        if rule.keys:
+            _refuse_strange_keys(optimizer, rule.keys)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 state = optimizer.state.get(parameter)
                 if not state:
                     continue
                 name = names.get(id(parameter))
-                for key, follows in rule.follows(state, group).items():
+                powers = rule.follows(state, group)
+                if rule.checked and name is not None:
+                    _refuse_unnamed(optimizer, name, parameter, state, powers)
+                for key, follows in powers.items():
+                    if type(follows) is int and follows == 0:
+                        continue
                     if isinstance(follows, Flat):
                         found.extend(_flat(optimizer, key, state[key], follows.power, names))
                     elif name is not None:
                         found.append(_checked(optimizer, name, parameter, key, follows, state))
     return found
+
+
+def _refuse_strange_keys(optimizer: Optimizer, keys: frozenset[str]) -> None:
+    """Raises where a registered rule names a key that no state of this optimizer has."""
+    states = [state for state in optimizer.state.values() if isinstance(state, dict) and state]
+    strange = sorted(key for key in keys if not any(key in state for state in states))
+    if states and strange:
+        present = ", ".join(repr(key) for key in dict.fromkeys(key for state in states for key in state))
+        raise OptimizerError(
+            f"the rule registered for {type(optimizer).__name__} names {', '.join(map(repr, strange))}, but its state has "
+            f"{present}: nothing was rescaled. Correct it with fxenorm.register_optimizer"
+        )
+
+
+def _refuse_unnamed(
+    optimizer: Optimizer, name: str, parameter: Tensor, state: Mapping[str, Any], powers: Mapping[str, Any]
+) -> None:
+    """Raises where a registered rule says nothing of a float tensor of the parameter's shape."""
+    for key, tensor in state.items():
+        follows = isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex())
+        if follows and parameter.ndim and tensor.shape == parameter.shape and key not in powers:
+            raise OptimizerError(
+                f"the rule registered for {type(optimizer).__name__} says nothing of {key!r}, a float tensor of the shape "
+                f"of {name!r}: nothing was rescaled. Name it with fxenorm.register_optimizer: -1 for what sums gradients, -2 for "
+                "what sums their squares, 1 for what is in the parameter's own units, 0 for what stays as it is"
+            )
 
 
 def reset_state(optimizers: Iterable[Optimizer], parameters: Iterable[Tensor]) -> None:

@@ -274,7 +274,8 @@ class Plan:
     ) -> BalanceResult:
         """Moves the weights to their least norm: Newton's method until the imbalance is at most `tol`, then one write.
 
-        As a rule the minimum is unique, and it does not matter which of all rescalings of a model this starts from. For p = inf
+        As a rule the minimum is unique, and it does not matter which of all rescalings of a model this starts from. Scales in
+        front of a normalisation stay as they are; `fxenorm.canonical` folds BatchNorms first, which frees them. For p = inf
         Gauss-Seidel cycles equalise the ranges instead; which of the balanced points they reach depends on the start and on the
         order of the groups.
 
