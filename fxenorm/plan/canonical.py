@@ -74,7 +74,7 @@ def _fold(model: nn.Module, fold: NormFold) -> None:
     if not isinstance(layer, (nn.Linear, _ConvNd)) or type(norm).forward is not _BatchNorm.forward:
         return
     factor, shift = _affine(norm, fold.eps)
-    layer.weight.copy_(layer.weight.double() * _by_channel(factor, layer, fold))
+    layer.weight.copy_(layer.weight.double() * _by_channel(factor, tuple(layer.weight.shape), fold))
     bias = (0.0 if layer.bias is None else layer.bias.double()) * factor + shift
     if layer.bias is None:
         layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
@@ -93,9 +93,8 @@ def _affine(norm: Any, eps: float) -> tuple[Tensor, Tensor]:
     return factor, shift if norm.bias is None else shift + norm.bias.double()
 
 
-def _by_channel(factor: Tensor, layer: nn.Module, fold: NormFold) -> Tensor:
-    """The factor of every output channel, broadcastable to the layer's weight."""
-    shape = tuple(layer.weight.shape)  # type: ignore[union-attr, operator, arg-type]
+def _by_channel(factor: Tensor, shape: tuple[int, ...], fold: NormFold) -> Tensor:
+    """The factor of every output channel, broadcastable to a weight of this shape."""
     if not fold.transposed:
         return factor.reshape(-1, *(1,) * (len(shape) - 1))
     # (inputs, outputs / groups, ...): the inputs of one group write that group's outputs.
