@@ -59,6 +59,43 @@ def test_why_a_plan_is_not_exact_is_printed():
     assert "not exact: " in text and ", exact" not in text and "biases are left alone" in text
 
 
+def with_norm(*kinds: type[nn.Module]) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 6, 3), *(kind(6) for kind in kinds), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Dropout())
+
+
+class StaysInEval(nn.BatchNorm2d):
+    """The usual way to keep a norm's statistics while the model trains."""
+
+    def train(self, mode: bool = True):
+        return super().train(False)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "options", "modes"),
+    [
+        ((nn.BatchNorm2d,), {}, ("eval",)),
+        ((StaysInEval, nn.BatchNorm2d), {}, ("eval",)),
+        ((nn.BatchNorm2d,), {"modes": "eval"}, ("eval",)),
+        ((), {}, ("eval", "train")),
+        ((StaysInEval,), {}, ("eval", "train")),
+    ],
+)
+def test_frozen_norms_are_exact_where_all_modes_that_were_asked_for_are_kept(kinds, options, modes):
+    model, x = with_norm(*kinds), torch.randn(4, 3, 8, 8)
+    plan = fxenorm.analyze(model, x, batchnorm="frozen", **options)
+    lost = modes == ("eval",) and not options
+    assert plan.modes == modes and plan.exact is not lost and plan.num_scales == 6 * max(1, len(kinds) + bool(kinds))
+    assert [reason for reason in plan.inexact_reasons if "eval mode only" in reason] == list(plan.inexact_reasons)
+    assert ("not exact: " in str(plan)) is lost and plan.verify(x)
+    # The promise is what is measured: a random rescaling of a model that trains.
+    model.double().train()[-1].p = 0.0
+    with torch.no_grad():
+        before = model(x.double())
+        plan.rescale(torch.linspace(-1, 1, plan.num_scales, dtype=torch.float64))
+        change = float((model(x.double()) - before).abs().max() / before.abs().max())
+    assert (change < 1e-12) if "train" in modes else (change > 1e-3)
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_tables_keep_to_the_width_and_lose_no_character(width):
     names = [

@@ -254,7 +254,8 @@ class Plan:
             optimizer: whose state follows: one, a sequence, a wrapper with ``.optimizer``, or None.
             cycles: number of cycles; all of them work on sums, and the weights are written once.
             grads: whether ``.grad`` follows too, as under gradient accumulation.
-            state: "reexpress": optimizer state follows by its class's rule; "reset": it is dropped; "keep": it stays.
+            state: "reexpress": optimizer state follows by its class's rule; "reset": it is dropped; "keep": it stays, as momentum
+                does in fully connected networks under the original ENorm.
 
         Raises:
             OptimizerError: the optimizer has no rule, or its state does not fit the model; nothing was written.

@@ -16,6 +16,7 @@ from ..field.structure import select_positions, take_slice
 from ..rules import NO_RULE, RuleOptions, is_floating
 from ..trace.outputs import check_patterns
 from ..trace.traced_model import TracedModel
+from .arguments import bound_arguments, operator_name
 from .express import Expander, coprime_signs, group_order, redundant_variables
 from .flow import channels_of, flows_of, sites_of
 from .folds import find_folds
@@ -26,6 +27,11 @@ from .walk import Origin, Walk
 __all__ = ["find_symmetry"]
 
 _Final = tuple[dict[str, tuple[Term, ...]], Ids, Expander]
+
+_BY_BATCH = (
+    'batchnorm="frozen" preserves the function in eval mode only, for in train mode a BatchNorm takes the statistics of its '
+    'batch (modes="eval" asks for eval mode alone)'
+)
 
 _ROLE_ORDER: tuple[Role, ...] = ("weight", "gamma", "bias", "slope", "other")
 
@@ -55,7 +61,8 @@ def find_symmetry(
         OptionError: a pattern in `outputs` names nothing.
         UnsupportedOperatorError: an operator without a rule was met and `on_unknown` is "error"; lists all of them.
     """
-    if batchnorm == "frozen":
+    by_batch = batchnorm == "frozen" and any(graph.mode == "train" and _takes_statistics(graph) for graph in traced)
+    if by_batch:
         traced = [graph for graph in traced if graph.mode == "eval"]
     aliases = {alias: name for graph in traced for alias, name in graph.aliases.items()}
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if is_floating(p) and name not in aliases}
@@ -87,11 +94,17 @@ def find_symmetry(
         outputs=_outputs(by_output, walk.left_out),
         modes=tuple(dict.fromkeys(mode for graph in traced for mode in (graph.covers or (graph.mode,)))),
         tracer=traced[0].tracer if all(graph.tracer == "export" for graph in traced) else "make_fx",
-        inexact_reasons=tuple(dict.fromkeys([*walk.inexact, *(reason for graph in traced for reason in graph.inexact)])),
+        inexact_reasons=_inexact_reasons(walk, traced, by_batch),
         notes=tuple(dict.fromkeys(note for graph in traced for note in graph.notes)),
         second_sizes=_second_sizes(traced),
         offsets={name: offset for name in exponents if (offset := walk.parameters.offsets.get(name))},
     )
+
+
+def _inexact_reasons(walk: Walk, traced: Sequence[TracedModel], by_batch: bool) -> tuple[str, ...]:
+    """Why a rescaling does not leave the function as it is, in sentences."""
+    reasons = [*walk.inexact, *(reason for graph in traced for reason in graph.inexact)]
+    return tuple(dict.fromkeys([*reasons, _BY_BATCH] if by_batch else reasons))
 
 
 def _walk(
@@ -149,6 +162,15 @@ def _second_sizes(traced: Sequence[TracedModel]) -> tuple[tuple[tuple[int, int],
             pairs = zip(graph.inputs.tensors(), graph.second.inputs.tensors(), strict=True)
             return tuple(tuple(zip(map(int, a.shape), map(int, b.shape), strict=True)) for a, b in pairs)
     return ()
+
+
+def _takes_statistics(graph: TracedModel) -> bool:
+    """Whether a BatchNorm that has running statistics takes those of the batch instead."""
+    for path in (graph, *graph.paths):
+        calls = (bound_arguments(node) for node in path.graph.nodes if "batch_norm" in operator_name(node))
+        if any(call.get("running_mean") is not None and call.get("training", True) is not False for call in calls):
+            return True
+    return False
 
 
 def _running_means(traced: Sequence[TracedModel]) -> set[str]:
