@@ -149,7 +149,7 @@ class Attachment:
     def _step(self, grads: bool, gate: Tensor | None) -> None:
         """Rescales; a model that is frozen as a whole for now is no inference model here, and is left as it is."""
         if self._is_trained():
-            step(self._plan, self._optimizers, cycles=self._cycles, grads=grads, state=self._state, gate=gate)
+            step(self._plan, self._optimizers, cycles=self._cycles, grads=grads, state=self._state, gate=gate, in_hook=True)
 
     def _is_trained(self) -> bool:
         """Whether any parameter requires a gradient."""

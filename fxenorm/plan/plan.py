@@ -31,6 +31,7 @@ from .graph import pair_graph
 from .groups import Group
 from .held import Held, held_by_group
 from .journal import Journal
+from .left_gradients import LeftGradients
 from .log_scales import checked_log_scales
 from .one_at_a_time import OneAtATime
 from .open_snapshot import open_snapshot
@@ -83,6 +84,7 @@ class Plan:
         self._example = example
         self._one_at_a_time = OneAtATime()
         self._warnings = WarnOnce()
+        self._left_gradients = LeftGradients()
         self._last_step: PreparedStep | None = None
         self._last_states: list[Any] = []
         self._replicas = replica_group(model)
@@ -250,10 +252,14 @@ class Plan:
         parameter to one that is not. eps, clipping and learning rates meet gradients of another size: in front of a BatchNorm the
         effective rate goes with the inverse square of the weight's norm. LBFGS's initial Hessian is a multiple of the identity.
 
+        Under gradient accumulation, call it only after a real step of the optimizer, or use `attach`: between two backward passes
+        of one step, weights move and ``.grad`` stays, unless `grads` is True. A warning says so once. After a step that a
+        GradScaler skipped nothing is wrong, for the gradients are thrown away.
+
         Args:
             optimizer: whose state follows: one, a sequence, a wrapper with ``.optimizer``, or None.
             cycles: number of cycles; all of them work on sums, and the weights are written once.
-            grads: whether ``.grad`` follows too, as under gradient accumulation.
+            grads: whether ``.grad`` follows too, as between the backward passes of gradient accumulation.
             state: "reexpress": optimizer state follows by its class's rule; "reset": it is dropped; "keep": it stays, as momentum
                 does in fully connected networks under the original ENorm.
 

@@ -76,6 +76,7 @@ def step_together(
     grads: bool,
     state: StateChoice,
     gate: Tensor | None,
+    in_hook: bool,
 ) -> None:
     """See `fxenorm.plan.stepping.step`.
 
@@ -94,8 +95,11 @@ def step_together(
         raise
     if not optimizers and state != "keep" and not grads:
         plan._warnings.unseen(snapshot.a_gradient())
+    if not in_hook and plan._left_gradients.are_left(optimizers, snapshot, follow=grads):
+        plan._warnings.accumulating()
     scales = _cycles(snapshot, targets, cycles, None if gate is None else local_part(gate), plan._late_errors)
     snapshot.apply(targets, scales)
+    plan._left_gradients.note()
 
 
 def _cycles(

@@ -19,17 +19,27 @@ __all__ = ["step"]
 
 
 def step(
-    plan: Plan, optimizer: OptimizerLike, *, cycles: int, grads: bool, state: StateChoice, gate: Tensor | None = None
+    plan: Plan,
+    optimizer: OptimizerLike,
+    *,
+    cycles: int,
+    grads: bool,
+    state: StateChoice,
+    gate: Tensor | None = None,
+    in_hook: bool = False,
 ) -> None:
     """`Plan.step`; with a 0-d bool tensor as gate, nothing moves where that is False, and nothing waits for it.
 
-    But for ``state="reset"``: whether an optimizer has state at all is known to the host alone, which has to read the gate.
+    But for ``state="reset"``: whether an optimizer has state at all is known to the host alone, which has to read the gate. In
+    the hook of an optimizer's step, no gradient can be left over.
     """
     with plan._one_at_a_time:
-        _step(plan, optimizer, cycles, grads, state, gate)
+        _step(plan, optimizer, cycles, grads, state, gate, in_hook)
 
 
-def _step(plan: Plan, optimizer: OptimizerLike, cycles: int, grads: bool, state: StateChoice, gate: Tensor | None) -> None:
+def _step(
+    plan: Plan, optimizer: OptimizerLike, cycles: int, grads: bool, state: StateChoice, gate: Tensor | None, in_hook: bool
+) -> None:
     """`step`, while no other thread is in a call of this plan."""
     if type(cycles) is not int or cycles < 1:
         raise OptionError(f"cycles={cycles!r} is not valid: expected an integer >= 1")
@@ -55,7 +65,7 @@ def _step(plan: Plan, optimizer: OptimizerLike, cycles: int, grads: bool, state:
     else:
         ranks = plan._ranks()
         if ranks is not None:
-            step_together(plan, ranks, optimizers, cycles=cycles, grads=grads, state=state, gate=gate)
+            step_together(plan, ranks, optimizers, cycles=cycles, grads=grads, state=state, gate=gate, in_hook=in_hook)
             return
         snapshot, targets = plan._prepared(optimizers, grads=grads, state=state)
         statistics = plan._core.objective.statistics
@@ -66,9 +76,12 @@ def _step(plan: Plan, optimizer: OptimizerLike, cycles: int, grads: bool, state:
         plan._warnings.unseen(snapshot.a_gradient())
     if not plan.num_scales:
         return
+    if not in_hook and plan._left_gradients.are_left(optimizers, snapshot, follow=grads):
+        plan._warnings.accumulating()
     if last is not None:
         last.run(cycles)
         plan._last_step = last if last.repeatable else None
-        return
-    scales = snapshot.cycles(targets, cycles)
-    snapshot.apply(targets, scales if gate is None else scales * gate.to(scales))
+    else:
+        scales = snapshot.cycles(targets, cycles)
+        snapshot.apply(targets, scales if gate is None else scales * gate.to(scales))
+    plan._left_gradients.note()

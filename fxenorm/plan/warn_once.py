@@ -52,6 +52,15 @@ class WarnOnce:
             "there is none",
         )
 
+    def accumulating(self) -> None:
+        """The weights move away from gradients that are still being accumulated."""
+        self._warn(
+            "accumulating",
+            "step() moves weights whose .grad no optimizer step has used: under gradient accumulation that gradient no longer "
+            "fits the weights. Call plan.step(optimizer) only where optimizer.step() really stepped, or use "
+            "plan.attach(optimizer), which does; plan.step(optimizer, grads=True) rescales .grad too",
+        )
+
     def apart(self) -> None:
         """Copies of the model on other processes may be rescaled otherwise, for their running statistics differ."""
         self._warn(
