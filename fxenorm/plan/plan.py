@@ -404,10 +404,11 @@ class Plan:
         return self._tracked[-1]
 
     def verify(self, inputs: Any = None, *, seed: int = 0) -> Verification:
-        """Checks on the model itself that rescaling leaves its outputs as they are; the model is left alone.
+        """Checks on the model itself that rescaling leaves its outputs as they are; the model is left as it was.
 
-        In float64 on copies, in every mode in `modes`: all variables at once drawn from uniform(-1, 1), and by one backward
-        pass the slope of a random function of the outputs along every variable, which must vanish.
+        In every mode in `modes`, and at a second size of the inputs where the analysis found one, all variables at once are drawn
+        from uniform(-1, 1), in float64. A model that does not run in float64 runs in its own dtypes. For the time of a run the
+        tensors of the model show other memory, so nothing else may use it meanwhile; nothing is written into their own.
 
         Args:
             inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments; None: those of the analysis, or
@@ -418,13 +419,15 @@ class Plan:
             What was found; falsy where the outputs changed. Print it.
 
         Raises:
-            RescaleError: the model is on the meta device, or does not run in float64 on the inputs.
+            RescaleError: the model is on the meta device, or does not run on the inputs.
             ExampleInputsError: no inputs were given and none can be guessed.
         """
         example = self._example if inputs is None else None
         if example is None or any(tensor.is_meta for tensor in example.tensors()):
             example = resolve_inputs(self._model, inputs)
-        return verify(self, example, seed=seed)
+        with self._one_at_a_time:
+            self.repair()
+            return verify(self, example, seed=seed)
 
     # ---------------------------------------------------------------- other models, storage, pictures
 

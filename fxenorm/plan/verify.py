@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import Tensor
 
 from ..distributed.dtensors import is_distributed
 from ..errors import RescaleError
 from ..trace.inputs import Inputs, is_meta
-from ..trace.modes import set_mode
-from ..trace.outputs import OutputWatch
-from ..trace.reachable import Leaf
-from ..trace.unwrap import unwrap
-from .compared import compared_leaves, numbers_of
-from .tensors import tie_again
+from .compared_runs import KINDS, Runs
+from .down_casts import tolerance_of
+from .groups import Group
 
 if TYPE_CHECKING:
     from .plan import Plan
 
 __all__ = ["Verification", "verify"]
 
-TOLERANCE = 1e-10
-"""Largest relative difference of outputs that float64 rounding explains."""
+_EXACT = tolerance_of(torch.float64)
+
+_NOTED_SLOPE = 1e-8
+"""A slope that is larger than this, relative to its addends, is no rounding in float64."""
 
 
 @dataclass(frozen=True)
@@ -35,42 +32,47 @@ class Verification:
     """What `Plan.verify` found; falsy where the outputs changed.
 
     Attributes:
-        differences: by mode, the largest change of an output entry, relative to the largest entry of its output.
-        slopes: by mode, over all variables the largest |d loss / d variable|, relative to the size of its addends; None where
-            the model cannot be differentiated.
+        differences: by mode, over all sizes the largest change of an output entry, relative to the largest entry of its output.
+        tolerances: by mode, the difference that rounding explains: 1e-10 where all is computed in float64, more where the model
+            rounds to a coarser type (float32 1e-4, float16 0.02, bfloat16 0.1).
         at_fault: names of the groups whose variables change the outputs.
-        tolerance: what counts as unchanged.
+        dtypes: by mode, the type of the weights in the check: "float64", or "its own dtype" where the model runs in no other.
+        checked: the inputs on which the model ran, in words: those given, and where there is one a second size of them.
+        unchecked: sizes at which nothing was checked, with the reason.
         inexact_reasons: as `Plan.inexact_reasons`.
     """
 
     differences: Mapping[str, float]
-    slopes: Mapping[str, float | None]
-    at_fault: tuple[str, ...]
-    tolerance: float = TOLERANCE
+    tolerances: Mapping[str, float]
+    at_fault: tuple[str, ...] = ()
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    checked: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
     inexact_reasons: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        """Whether the outputs stayed as they are in every mode."""
-        return not self.at_fault and all(value <= self.tolerance for value in self.differences.values())
+        """Whether the outputs stayed as they are in every mode, at every size."""
+        return all(value <= self.tolerances[mode] for mode, value in self.differences.items())
 
     def __str__(self) -> str:
-        """One line a mode, and the groups at fault."""
-        lines = [f"verified: {'outputs unchanged' if self else 'OUTPUTS CHANGED'} (tolerance {self.tolerance:g}, float64)"]
+        """One line a mode, the groups at fault, and what was checked on."""
+        lines = [f"verified: {'outputs unchanged' if self else 'OUTPUTS CHANGED'}"]
         for mode, difference in self.differences.items():
-            slope = self.slopes.get(mode)
-            lines.append(f"  {mode:5}  largest difference {difference:.2g}" + ("" if slope is None else f", slope {slope:.2g}"))
+            allowed = f"tolerance {self.tolerances[mode]:g}, {self.dtypes.get(mode, 'float64')}"
+            lines.append(f"  {mode:5}  largest difference {difference:.2g} ({allowed})")
         if self.at_fault:
             lines.append("  at fault: " + ", ".join(self.at_fault))
+        lines += [f"  checked on {inputs}" for inputs in self.checked]
+        lines += [f"  not checked: {sentence}" for sentence in self.unchecked]
         lines += [f"  inexact: {reason}" for reason in self.inexact_reasons]
         return "\n".join(lines)
 
 
 def verify(plan: Plan, inputs: Inputs, *, seed: int = 0) -> Verification:
-    """Checks a plan in float64 on copies of its model, in every mode that it covers.
+    """Checks a plan on its model, in every mode that it covers and at a second size of the inputs where one is known.
 
-    Two checks a mode: all variables at once drawn from uniform(-1, 1) must leave the outputs as they are, and by one backward
-    pass the slope of a random function of the outputs along every variable must vanish. The second names the variables; where
-    it is silent though the first fails (a jump), groups are rescaled by halves until the guilty ones are found.
+    All variables at once, drawn from uniform(-1, 1), must leave the outputs as they are. Where they do not, the groups at
+    fault are searched: by the slopes of one backward pass where these are true derivatives, else by rescaling groups by halves.
 
     Args:
         plan: the plan.
@@ -78,7 +80,7 @@ def verify(plan: Plan, inputs: Inputs, *, seed: int = 0) -> Verification:
         seed: of the log-scales, and of the model's own randomness, the same in both runs.
 
     Raises:
-        RescaleError: the model is on the meta device, spread over processes, or cannot be copied or run in float64.
+        RescaleError: the model is on the meta device, spread over processes, or does not run on the inputs.
     """
     if any(is_distributed(tensor) for tensor in plan.model.parameters()):
         raise RescaleError(
@@ -90,164 +92,125 @@ def verify(plan: Plan, inputs: Inputs, *, seed: int = 0) -> Verification:
     generator = torch.Generator().manual_seed(seed)
     log_scales = 2 * torch.rand(plan.num_scales, generator=generator, dtype=torch.float64, device="cpu") - 1
     differences: dict[str, float] = {}
-    slopes: dict[str, float | None] = {}
+    tolerances: dict[str, float] = {}
+    dtypes: dict[str, str] = {}
     guilty: dict[str, None] = {}
+    checked: dict[str, None] = {}
+    unchecked: dict[str, None] = {}
     for mode in plan.modes:
-        runner = _Runner(plan, inputs, mode, seed)
-        differences[mode] = runner.difference(log_scales)
-        slope = runner.slopes()
-        slopes[mode] = None if slope is None else float(slope.amax()) if slope.numel() else 0.0
-        wrong = [] if slope is None else _groups_of(plan, slope > 1e-8)
-        if not wrong and not differences[mode] <= TOLERANCE:
-            wrong = _bisect(runner.difference, log_scales, list(plan.groups))
-        guilty.update(dict.fromkeys(wrong))
-    return Verification(differences, slopes, tuple(guilty), TOLERANCE, plan.inexact_reasons)
+        for runs in _all_runs(plan, inputs, mode, seed, checked, unchecked):
+            difference = runs.difference(log_scales)
+            if not difference <= runs.tolerance:
+                guilty.update(dict.fromkeys(group.name for group in _at_fault(plan, runs, log_scales)))
+            # Of several sizes that one counts which comes out worst against its own tolerance.
+            if mode not in differences or difference / runs.tolerance > differences[mode] / tolerances[mode]:
+                differences[mode], tolerances[mode], dtypes[mode] = difference, runs.tolerance, runs.dtype
+    return Verification(differences, tolerances, tuple(guilty), dtypes, tuple(checked), tuple(unchecked), plan.inexact_reasons)
 
 
-class _Runner:
-    """Runs float64 copies of a plan's model in one mode."""
+# ---------------------------------------------------------------- runs
 
-    def __init__(self, plan: Plan, inputs: Inputs, mode: str, seed: int) -> None:
-        self._plan, self._mode, self._seed = plan, mode, seed
-        self._inputs = inputs.map(lambda t: t.detach().double() if t.is_floating_point() else t)
-        self._unsteady: frozenset[str] = frozenset()
-        with torch.no_grad():
-            leaves = self._leaves(self._copy())
-            if any(leaf.kind != "tensor" for leaf in leaves):
-                # A time of day or a count of calls is no function of the weights.
-                again = {leaf.path: numbers_of(leaf) for leaf in self._leaves(self._copy()) if leaf.kind != "tensor"}
-                plain = [(leaf.path, numbers_of(leaf)) for leaf in leaves if leaf.kind != "tensor"]
-                self._unsteady = frozenset(path for path, value in plain if not _alike(value, again.get(path)))
-            self._expected = self._steady(leaves)
 
-    def _copy(self) -> nn.Module:
-        """A float64 copy in the mode."""
+def _all_runs(
+    plan: Plan, inputs: Inputs, mode: str, seed: int, checked: dict[str, None], unchecked: dict[str, None]
+) -> Iterator[Runs]:
+    """Runs on the given inputs, and at a second size; notes what was checked on and what was not."""
+    runs = _first_that_runs(plan, inputs, mode, seed)
+    checked[str(inputs)] = None
+    yield runs
+    others = list(_other_sizes(plan, inputs))
+    if not others:
+        unchecked["a second size: the model was analysed at one size only, or on inputs of other axes"] = None
+    refusal = None
+    for other in others:
         try:
-            model = copy.deepcopy(self._plan.model).double()
-            tie_again(model, self._plan.symmetry.aliases)
-            set_mode(model, self._mode)
-            return model
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise RescaleError(f"the model cannot be copied to float64 for a check: {error}") from error
+            again = type(runs)(plan, other, mode, seed)
+        except RescaleError as error:
+            refusal = refusal or f"{other}: {error}"
+            continue
+        checked[str(other)] = None
+        yield again
+        return
+    if refusal is not None:
+        unchecked[refusal] = None
 
-    def _run(self, model: nn.Module) -> list[Tensor]:
-        """The held outputs as tensors; the model's randomness is the same in every run."""
-        return self._steady(self._leaves(model))
 
-    def _steady(self, leaves: Sequence[Leaf]) -> list[Tensor]:
-        """The leaves as tensors, without those that two equal runs give other values."""
-        return [numbers_of(leaf) for leaf in leaves if leaf.kind == "tensor" or leaf.path not in self._unsteady]
+def _first_that_runs(plan: Plan, inputs: Inputs, mode: str, seed: int) -> Runs:
+    """Runs of the first kind that the model allows.
 
-    def _leaves(self, model: nn.Module) -> list[Leaf]:
-        """What the plan holds of what leaves one call."""
-        devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None})
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self._seed)
-            try:
-                # Tensors are cloned, since a model may write to its inputs.
-                arguments = self._inputs.map(torch.clone)
-                watch = OutputWatch(unwrap(model))
-                watch.before(arguments.args, arguments.kwargs)
-                outputs = self._called(model, arguments)
-                leaves = watch.after(arguments.args, arguments.kwargs, outputs)
-            except (RuntimeError, TypeError, ValueError) as error:
-                raise RescaleError(
-                    f"the model does not run in float64 on the inputs {self._inputs} in {self._mode} mode: {error}. "
-                    "Pass inputs that it runs on: plan.verify(inputs)"
-                ) from error
-        held = compared_leaves(self._plan, leaves)
-        if self._plan.options.outputs is None:
-            held += [Leaf(f"inputs.{position}", tensor, "tensor") for position, tensor in enumerate(arguments.tensors())]
-        return held
-
-    def _called(self, model: nn.Module, arguments: Inputs) -> Any:
-        """The model's outputs; with gradients where it differentiates inside forward."""
+    Raises:
+        RescaleError: it allows none; the reason is that of the first.
+    """
+    refusals = []
+    for kind in KINDS:
         try:
-            return model(*arguments.args, **arguments.kwargs)
-        except RuntimeError as error:
-            if torch.is_grad_enabled() or "does not require grad" not in str(error):
-                raise
-        arguments = self._inputs.map(torch.clone)
-        with torch.enable_grad():
-            outputs = model(*arguments.args, **arguments.kwargs)
-        return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, outputs)
-
-    def difference(self, log_scales: Tensor) -> float:
-        """The largest relative change of an output under a rescaling; infinite where its shape changes."""
-        model = self._copy()
-        self._plan.bind(model).rescale(log_scales)
-        with torch.no_grad():
-            found = self._run(model)
-        if [t.shape for t in found] != [t.shape for t in self._expected]:
-            return float("inf")
-        worst = 0.0
-        for before, after in zip(self._expected, found, strict=True):
-            if not before.numel() or torch.equal(before, after):
-                continue
-            # Entries that are not finite must stay what they are.
-            finite = before.isfinite()
-            if not torch.equal(finite, after.isfinite()):
-                return float("inf")
-            change = (before - after)[finite].abs().amax() if finite.any() else before.new_zeros(())
-            size = before[finite].abs().amax() if finite.any() else before.new_ones(())
-            worst = max(worst, float(change / size if size > 0 else change))
-        return worst
-
-    def slopes(self) -> Tensor | None:
-        """(num_scales,) |sum of a_e (o + w_e) dL/dw_e| by variable, relative to the sum of |addends|; None: no derivative."""
-        model = self._copy()
-        tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        moved = {name: tensors[name] for name in self._plan.exponents}
-        values = {name: tensor.detach().clone() for name, tensor in moved.items()}
-        if not moved:
-            return torch.zeros(0, dtype=torch.float64, device="cpu")
-        for tensor in moved.values():
-            tensor.requires_grad_(True)
-        try:
-            generator = torch.Generator().manual_seed(self._seed + 1)
-            outputs = [t for t in self._run(model) if t.requires_grad]
-            draws = (torch.randn(t.shape, generator=generator, dtype=t.dtype, device="cpu").to(t.device) for t in outputs)
-            loss = sum((t * draw).sum() for t, draw in zip(outputs, draws, strict=True))
-            if not isinstance(loss, Tensor):
-                return torch.zeros(self._plan.num_scales, dtype=torch.float64, device="cpu")
-            gradients = torch.autograd.grad(loss, list(moved.values()), allow_unused=True)
-        except (RuntimeError, RescaleError):
-            # In-place writes or custom functions may forbid a backward pass; the other check stands alone then.
-            return None
-        total = torch.zeros(self._plan.num_scales + 1, dtype=torch.float64, device="cpu")
-        size = total.clone()
-        for (name, terms), gradient in zip(self._plan.exponents.items(), gradients, strict=True):
-            if gradient is None:
-                continue
-            share = ((self._plan.offsets.get(name, 0.0) + values[name]) * gradient).double().cpu()
-            for coefficient, ids in terms:
-                places = torch.where(ids < 0, self._plan.num_scales, ids).expand(share.shape).reshape(-1)
-                total.index_add_(0, places, coefficient * share.reshape(-1))
-                size.index_add_(0, places, abs(coefficient) * share.reshape(-1).abs())
-        floor = size[:-1].amax() * 1e-12 if self._plan.num_scales else 0.0
-        return total[:-1].abs() / (size[:-1] + floor).clamp(min=1e-300)
+            return kind(plan, inputs, mode, seed)
+        except RescaleError as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
-def _alike(value: Tensor, other: Tensor | None) -> bool:
-    """Whether two values are the same bit for bit; NaN is like NaN."""
-    return other is not None and value.shape == other.shape and torch.equal(value.nan_to_num(), other.nan_to_num())
+def _other_sizes(plan: Plan, inputs: Inputs) -> Iterator[Inputs]:
+    """The given inputs at the second size of the analysis, and with the same axes grown, which keeps indices in them valid."""
+    known, tensors = plan.symmetry.second_sizes, inputs.tensors()
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if [len(axes) for axes in known] != [len(shape) for shape in shapes] or any(t.layout is not torch.strided for t in tensors):
+        return
+    grown: dict[tuple[int, int, int], int] = {}
+    for axes, shape in zip(known, shapes, strict=True):
+        for (first, second), size in zip(axes, shape, strict=True):
+            if first != second:
+                grown.setdefault((first, second, size), (2 + len(grown)) * size)
+    seconds = {key: key[1] if key[1] != key[2] else key[0] for key in grown}
+    for choice in (seconds, grown):
+        sizes = [
+            tuple(choice.get((*axis, size), size) for axis, size in zip(axes, shape, strict=True))
+            for axes, shape in zip(known, shapes, strict=True)
+        ]
+        if sizes != shapes and all(size for shape in sizes for size in shape):
+            yield inputs.resized(sizes)
 
 
-def _groups_of(plan: Plan, mask: Tensor) -> list[str]:
-    """Names of the groups in which any variable is set."""
-    return [group.name for group in plan.groups if bool(mask[group.variables.start : group.variables.stop].any())]
+# ---------------------------------------------------------------- the groups at fault
 
 
-def _bisect(difference: Callable[[Tensor], float], log_scales: Tensor, groups: Sequence[Any]) -> list[str]:
+def _at_fault(plan: Plan, runs: Runs, log_scales: Tensor) -> list[Group]:
+    """The groups that change the outputs, given that all of them together do."""
+    known = _by_slopes(plan, runs) if runs.tolerance == _EXACT else []
+    names = {group.name for group in known}
+    rest = [group for group in plan.groups if group.name not in names]
+    return known + _bisect(runs, log_scales, rest)
+
+
+def _by_slopes(plan: Plan, runs: Runs) -> list[Group]:
+    """The groups that have a slope; none where the slopes are no derivatives, as in models that detach."""
+    found = runs.slopes()
+    if found is None or not plan.num_scales:
+        return []
+    total, size = found
+    wrong = total.abs() > _NOTED_SLOPE * (size + size.amax() * 1e-12)
+    if not wrong.any():
+        return []
+    step = 1e-5
+    along = wrong.double()
+    measured = (runs.loss(step * along) - runs.loss(-step * along)) / (2 * step)
+    if not abs(measured - float(total @ along)) <= 1e-4 * float(total.abs() @ along):
+        return []
+    return [group for group in plan.groups if bool(wrong[group.variables.start : group.variables.stop].any())]
+
+
+def _bisect(runs: Runs, log_scales: Tensor, groups: Sequence[Group]) -> list[Group]:
     """The groups that change the outputs when they alone are rescaled."""
+    if not groups:
+        return []
     alone = torch.zeros_like(log_scales)
     for group in groups:
         alone[group.variables.start : group.variables.stop] = log_scales[group.variables.start : group.variables.stop]
-    if difference(alone) <= TOLERANCE:
+    if runs.difference(alone) <= runs.tolerance:
         return []
     if len(groups) == 1:
-        return [groups[0].name]
+        return list(groups)
     half = len(groups) // 2
-    found = _bisect(difference, log_scales, groups[:half]) + _bisect(difference, log_scales, groups[half:])
+    found = _bisect(runs, log_scales, groups[:half]) + _bisect(runs, log_scales, groups[half:])
     # Two halves that are harmless apart are at fault together.
-    return found or [group.name for group in groups]
+    return found or list(groups)
