@@ -39,6 +39,11 @@ class DownCasts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Parts of the model that torch.compile compiles (flex_attention) refuse other modes."""
+        return True
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.found: set[torch.dtype] = set()
