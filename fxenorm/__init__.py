@@ -11,6 +11,7 @@ from .version import __version__ as __version__
 _HOMES = {
     "analyze": "fxenorm.plan.analyze",
     "canonical": "fxenorm.plan.canonical",
+    "check_optimizer": "fxenorm.optim.check",
     "Plan": "fxenorm.plan.plan",
     "BalanceResult": "fxenorm.plan.plan",
     "FxenormError": "fxenorm.errors",
@@ -29,6 +30,7 @@ __all__ = [
     "Plan",
     "analyze",
     "canonical",
+    "check_optimizer",
     "errors",
     "plan_from_dict",
     "register_optimizer",
@@ -39,6 +41,7 @@ __all__ = [
 if TYPE_CHECKING:
     from . import errors
     from .errors import FxenormError, FxenormWarning
+    from .optim.check import check_optimizer
     from .optim.registry import register_optimizer
     from .plan.analyze import analyze
     from .plan.canonical import canonical

@@ -23,7 +23,7 @@ def rmsprop_state(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[st
 
     ``momentum_buffer`` stays: it holds gradients over their own root mean square, which no rescaling changes.
     """
-    return power_of_present(state, {"square_avg": -2, "grad_avg": -1})
+    return power_of_present(state, {"square_avg": -2, "grad_avg": -1, "momentum_buffer": 0})
 
 
 @register("Adadelta", contract="covariant")

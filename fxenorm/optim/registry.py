@@ -24,8 +24,10 @@ __all__ = [
     "find_rule",
     "power_of_present",
     "register",
+    "register_named",
     "register_optimizer",
     "registered",
+    "registered_names",
     "supported_optimizers",
 ]
 
@@ -46,11 +48,17 @@ class Factor:
         power: of D, for that product.
         axis: the one of the last two axes along which this factor is constant (size 1).
         other: key of the other factor.
+        drops_axis: whether the tensor lacks that axis.
     """
 
     power: int
     axis: Literal[-1, -2]
     other: str
+    drops_axis: bool = False
+
+    def full(self, tensor: Tensor) -> Tensor:
+        """The factor as a view that has all axes."""
+        return tensor.unsqueeze(self.axis) if self.drops_axis else tensor
 
 
 @dataclass(frozen=True)
@@ -84,17 +92,18 @@ class Rule:
     Attributes:
         follows: the rule itself.
         contract: what it promises.
-        checked: whether state is compared with the rule at use: keys that no state has, tensors that the rule does not name.
         keys: the state keys that a rule given as a dict names; empty for a function.
     """
 
     follows: StateRule
     contract: Contract
-    checked: bool = False
     keys: frozenset[str] = frozenset()
 
 
 _RULES: dict[type[Optimizer], Rule] = {}
+
+_NAMED: dict[str, Rule] = {}
+"""By module and name of a class of a library that may not be installed."""
 
 _CHOICES = (
     "Pass state='reset' to drop the state of what is rescaled, or state='keep' to leave it (which suits empty state only), or "
@@ -117,6 +126,16 @@ def register(name: str, contract: Contract = "re-expressed") -> Callable[[StateR
     return keep
 
 
+def register_named(*names: str, contract: Contract = "re-expressed") -> Callable[[StateRule], StateRule]:
+    """Decorator: makes a function the rule of classes that are known by module and name, "timm.optim.lion.Lion"."""
+
+    def keep(rule: StateRule) -> StateRule:
+        _NAMED.update((name, Rule(rule, contract)) for name in names)
+        return rule
+
+    return keep
+
+
 def register_optimizer(
     cls: type[Optimizer], rule: StateRule | Mapping[str, int | Literal["steps"]], *, contract: Contract = "re-expressed"
 ) -> None:
@@ -131,6 +150,8 @@ def register_optimizer(
             have the parameter's shape.
         contract: what the rule promises: "re-expressed", the state is that of a fresh optimizer fed the rescaled gradients;
             "covariant", later updates are D times what they would have been; "by definition", anything else.
+
+    `fxenorm.check_optimizer` tests a rule.
 
     Raises:
         OptionError: `cls` is no optimizer class, `rule` is neither a dict of integers nor a function, or `contract` is unknown.
@@ -154,9 +175,9 @@ def register_optimizer(
         if not all(isinstance(key, str) and (type(power) is int or power == "steps") for key, power in rule.items()):
             raise OptionError(f"rule={rule!r} is not valid: expected state keys with integer powers, as {{'exp_avg': -1}}")
         powers: dict[str, Follows] = {key: power if isinstance(power, int) else Steps() for key, power in rule.items()}
-        _RULES[cls] = Rule(lambda state, group: power_of_present(state, powers), contract, True, frozenset(powers))
+        _RULES[cls] = Rule(lambda state, group: power_of_present(state, powers), contract, frozenset(powers))
     elif callable(rule):
-        _RULES[cls] = Rule(rule, contract, True)
+        _RULES[cls] = Rule(rule, contract)
     else:
         raise OptionError(f"rule={rule!r} is not valid: expected a dict of integer powers by state key, or a function")
 
@@ -166,12 +187,19 @@ def registered() -> dict[type[Optimizer], Rule]:
     return dict(_RULES)
 
 
+def registered_names() -> dict[str, Rule]:
+    """All rules of classes that are known by module and name."""
+    return dict(_NAMED)
+
+
 def supported_optimizers() -> list[str]:
-    """Names of the classes that have a rule."""
-    return sorted(f"torch.optim.{cls.__name__}" if cls.__module__.startswith("torch.optim") else _named(cls) for cls in _RULES)
+    """Names of the classes that have a rule, torch's own first."""
+    own = {cls for cls in _RULES if cls.__module__.startswith("torch.optim")}
+    others = {*(_named(cls) for cls in _RULES if cls not in own), *_NAMED}
+    return [*sorted(f"torch.optim.{cls.__name__}" for cls in own), *sorted(others)]
 
 
-def find_rule(optimizer: Optimizer) -> Rule:
+def find_rule(optimizer: Any) -> Rule:
     """The rule for an optimizer: that of its class, or of the base class whose update it uses unchanged.
 
     Args:
@@ -186,7 +214,7 @@ def find_rule(optimizer: Optimizer) -> Rule:
     cls = type(optimizer)
     choices = _CHOICES.format(cls.__name__)
     for base in cls.__mro__:
-        rule = _RULES.get(base)
+        rule = _RULES.get(base) or _NAMED.get(_named(base))
         if rule is None:
             continue
         changed = [name for name in _METHODS_THAT_MATTER if _function(cls, name) is not _function(base, name)]

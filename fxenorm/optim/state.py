@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..errors import OptimizerError, OptionError
-from .registry import Factor, Flat, Steps, find_rule
+from .registry import Factor, Flat, Steps
+from .wrappers import adds_state, held_by, own_state, rules_for
 
 __all__ = [
     "OptimizerLike",
@@ -21,6 +22,8 @@ __all__ = [
     "owned_by",
     "reset_state",
     "state_tensors",
+    "strange_keys",
+    "unnamed_keys",
     "unwrap_optimizers",
 ]
 
@@ -69,7 +72,7 @@ def unwrap_optimizers(optimizer: OptimizerLike) -> tuple[Optimizer, ...]:
         optimizer: an optimizer, a wrapper with ``.optimizer``, a sequence of them, or None.
 
     Returns:
-        The innermost optimizers; empty for None.
+        The innermost optimizers, each followed by the wrappers around it that hold state of their own; empty for None.
 
     Raises:
         OptimizerError: something in there is no optimizer and holds none.
@@ -89,15 +92,17 @@ def unwrap_optimizers(optimizer: OptimizerLike) -> tuple[Optimizer, ...]:
     inner: Any = optimizer
     seen: set[int] = set()
     # Accelerate's wrapper is an Optimizer itself, so the attribute decides, not the class.
-    while getattr(inner, "optimizer", None) is not None and id(inner) not in seen:
+    around: list[Any] = []
+    while held_by(inner) is not None and id(inner) not in seen:
         seen.add(id(inner))
-        inner = inner.optimizer
+        around.append(inner)
+        inner = held_by(inner)
     if not isinstance(inner, Optimizer):
         raise OptimizerError(
             "expected a torch.optim.Optimizer, a wrapper that holds one as .optimizer, a sequence of them, or None; "
             f"got {type(optimizer).__name__}"
         )
-    return (inner,)
+    return (inner, *filter(adds_state, around))
 
 
 def owned_by(optimizers: Iterable[Optimizer]) -> set[int]:
@@ -123,17 +128,17 @@ def state_tensors(optimizers: Sequence[Optimizer], parameters: Mapping[str, Tens
     names = {id(parameter): name for name, parameter in parameters.items()}
     found: list[StateTensor] = []
     for optimizer in optimizers:
-        rule = find_rule(optimizer)
-        if rule.keys:
-            _refuse_strange_keys(optimizer, rule.keys)
+        states, rules = own_state(optimizer), rules_for(optimizer, optimizers)
+        if rules and held_by(optimizer) is None:
+            _refuse_strange_keys(optimizer, rules[0].keys)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                state = optimizer.state.get(parameter)
+                state = states.get(parameter)
                 if not state:
                     continue
                 name = names.get(id(parameter))
-                powers = rule.follows(state, group)
-                if rule.checked and name is not None:
+                powers = {key: follows for rule in reversed(rules) for key, follows in rule.follows(state, group).items()}
+                if name is not None:
                     _refuse_unnamed(optimizer, name, parameter, state, powers)
                 for key, follows in powers.items():
                     if type(follows) is int and follows == 0:
@@ -148,33 +153,54 @@ def state_tensors(optimizers: Sequence[Optimizer], parameters: Mapping[str, Tens
 def _refuse_strange_keys(optimizer: Optimizer, keys: frozenset[str]) -> None:
     """Raises where a registered rule names a key that no state of this optimizer has."""
     states = [state for state in optimizer.state.values() if isinstance(state, dict) and state]
-    strange = sorted(key for key in keys if not any(key in state for state in states))
-    if states and strange:
+    strange = strange_keys(optimizer, keys)
+    if strange:
         present = ", ".join(repr(key) for key in dict.fromkeys(key for state in states for key in state))
         raise OptimizerError(
-            f"the rule registered for {type(optimizer).__name__} names {', '.join(map(repr, strange))}, but its state has "
+            f"the rule for {type(optimizer).__name__} names {', '.join(map(repr, strange))}, but its state has "
             f"{present}: nothing was rescaled. Correct it with fxenorm.register_optimizer"
         )
+
+
+def strange_keys(optimizer: Optimizer, keys: frozenset[str]) -> list[str]:
+    """Those of the keys that no state of this optimizer has, once it has state."""
+    states = [state for state in optimizer.state.values() if isinstance(state, dict) and state]
+    return sorted(key for key in keys if states and not any(key in state for state in states))
 
 
 def _refuse_unnamed(
     optimizer: Optimizer, name: str, parameter: Tensor, state: Mapping[str, Any], powers: Mapping[str, Any]
 ) -> None:
-    """Raises where a registered rule says nothing of a float tensor of the parameter's shape."""
-    for key, tensor in state.items():
-        follows = isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex())
-        if follows and parameter.ndim and tensor.shape == parameter.shape and key not in powers:
-            raise OptimizerError(
-                f"the rule registered for {type(optimizer).__name__} says nothing of {key!r}, a float tensor of the shape "
-                f"of {name!r}: nothing was rescaled. Name it with fxenorm.register_optimizer: -1 for what sums gradients, -2 for "
-                "what sums their squares, 1 for what is in the parameter's own units, 0 for what stays as it is"
-            )
+    """Raises where the rule says nothing of a float tensor of the parameter's shape."""
+    for key in unnamed_keys(parameter, state, powers):
+        raise OptimizerError(
+            f"the rule for {type(optimizer).__name__} says nothing of {key!r}, a float tensor of the shape of {name!r}: nothing "
+            "was rescaled. If a wrapper around this optimizer put it there, pass the wrapper. Else name it with "
+            "fxenorm.register_optimizer: -1 for what sums gradients, -2 for what sums their squares, 1 for what is in the "
+            "parameter's own units, 0 for what stays as it is"
+        )
+
+
+def unnamed_keys(parameter: Tensor, state: Mapping[str, Any], powers: Mapping[str, Any]) -> list[str]:
+    """The keys of float tensors of the parameter's shape of which a rule says nothing."""
+
+    def could_follow(value: Any) -> bool:
+        """Whether a state is such a tensor."""
+        floats = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+        return floats and parameter.ndim > 0 and value.shape == parameter.shape
+
+    return [key for key, value in state.items() if key not in powers and could_follow(value)]
 
 
 def reset_state(optimizers: Iterable[Optimizer], parameters: Iterable[Tensor]) -> None:
-    """Drops the state of the given parameters, as if they had never been stepped; flat state is dropped whole."""
+    """Drops the state of the given parameters, as if they had never been stepped; flat state is dropped whole.
+
+    What a wrapper holds apart from the optimizer in it is no history of gradients, and follows instead.
+    """
     moved = {id(parameter) for parameter in parameters}
     for optimizer in optimizers:
+        if held_by(optimizer) is not None:
+            continue
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if not any(id(parameter) in moved for parameter in held):
             continue
@@ -192,9 +218,14 @@ def _checked(
     if isinstance(follows, Factor):
         shape[follows.axis] = 1
     tensor = state[key]
+    if isinstance(follows, Factor) and follows.drops_axis:
+        del shape[follows.axis]
     _check_form(optimizer, name, key, tensor, tuple(shape))
     if isinstance(follows, Factor):
-        return StateTensor(name, key, tensor, follows.power, follows, state.get(follows.other))
+        other: Any = state.get(follows.other)
+        if other is not None and follows.drops_axis:
+            other = other.unsqueeze(-3 - follows.axis)
+        return StateTensor(name, key, follows.full(tensor), follows.power, follows, other)
     if isinstance(follows, Steps):
         return StateTensor(name, key, tensor, follows.power)
     return StateTensor(name, key, tensor, follows, position=follows == 1)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from ..distributed.ranks import together
 from ..errors import BindError, OptimizerError, OptionError
 from ..optim.state import OptimizerLike, StateChoice, owned_by, unwrap_optimizers
+from ..optim.wrappers import held_by
 from .stepping import step
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ class Attachment:
                 continue
             raise OptionError(f"{name}={value!r} is not valid: expected an integer >= {least}")
         self._plan = plan
-        self._optimizers = unwrap_optimizers(optimizer)
+        self._followed = unwrap_optimizers(optimizer)
+        # Wrappers call the optimizers in them, whose hooks are enough.
+        self._optimizers = tuple(one for one in self._followed if held_by(one) is None)
         if not self._optimizers:
             raise OptimizerError("attach needs an optimizer, or a sequence of them: there is no step to hook into otherwise")
         self._every, self._start, self._stop = every, start, stop
@@ -58,7 +61,7 @@ class Attachment:
         _refuse_steps_in_backward(self._optimizers)
         if self._is_trained():
             with together(plan._ranks()):
-                plan._prepared(self._optimizers, state=state)  # what would go wrong in the hook goes wrong here
+                plan._prepared(self._followed, state=state)  # what would go wrong in the hook goes wrong here
         self._rounds = 0
         self._skipped: Tensor | None = None
         self._stepped: set[int] = set()
@@ -149,7 +152,7 @@ class Attachment:
     def _step(self, grads: bool, gate: Tensor | None) -> None:
         """Rescales; a model that is frozen as a whole for now is no inference model here, and is left as it is."""
         if self._is_trained():
-            step(self._plan, self._optimizers, cycles=self._cycles, grads=grads, state=self._state, gate=gate, in_hook=True)
+            step(self._plan, self._followed, cycles=self._cycles, grads=grads, state=self._state, gate=gate, in_hook=True)
 
     def _is_trained(self) -> bool:
         """Whether any parameter requires a gradient."""

@@ -13,6 +13,7 @@ from ..kernels.program import ScaleTarget, TermTensors
 from ..kernels.writes import Write
 from ..optim.adafactor import FactorPair, terms_of_factor
 from ..optim.state import StateChoice, reset_state, state_tensors
+from ..optim.wrappers import held_by
 
 __all__ = ["Followers", "find_followers"]
 
@@ -148,6 +149,7 @@ def find_followers(
     for tensors in (parameters, *twins, *copies):
         if state == "reset":
             found.resets.append((optimizers, list(tensors.values())))
+            _add_state(found, terms, offsets, [one for one in optimizers if held_by(one) is not None], tensors)
         elif state == "reexpress":
             _add_state(found, terms, offsets, optimizers, tensors)
         for name, tensor in tensors.items() if grads else ():

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..distributed.dtensors import is_distributed, local_part
+from ..optim.wrappers import held_by
 from .snapshot import Snapshot
 
 __all__ = ["LeftGradients"]
@@ -46,6 +47,7 @@ class LeftGradients:
         """
         if self._found:
             return False
+        optimizers = [one for one in optimizers if held_by(one) is None]
         if any(question.answer() for question in self._asked):
             return self._give_up()
         self._asked = [question for question in self._asked if question.answer() is None]

@@ -17,8 +17,8 @@ from ..distributed.ranks import Ranks
 from ..errors import OptimizerError, RescaleError
 from ..kernels.backend import Backend, get_backend
 from ..kernels.program import ChannelSums, ReduceProgram, ScaleTarget
-from ..optim.registry import find_rule
 from ..optim.state import StateChoice
+from ..optim.wrappers import own_state, rules_for
 from .core import Core
 from .exponent_rows import ExponentRows, exponent_rows
 from .problem import Problem
@@ -178,12 +178,12 @@ class ShardedSnapshot(Snapshot):
 def _refuse_joint_state(optimizers: Sequence[Optimizer]) -> None:
     """Raises where an optimizer keeps state that belongs to several entries at once: its parts do not follow their own."""
     for optimizer in optimizers:
-        rule = find_rule(optimizer)
+        rules = rules_for(optimizer, optimizers)
         members = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
         for parameter, group in members:
-            state = optimizer.state.get(parameter)
-            found = rule.follows(state, group) if state else {}
-            joint = [key for key, follows in found.items() if not isinstance(follows, int)]
+            state = own_state(optimizer).get(parameter)
+            found = [item for rule in rules for item in rule.follows(state, group).items()] if state else []
+            joint = [key for key, follows in found if not isinstance(follows, int)]
             if joint:
                 raise OptimizerError(
                     f"{type(optimizer).__name__} keeps {joint[0]!r}, which sums up many entries, and the model is spread over "
