@@ -13,16 +13,15 @@ import torch
 from torch import nn
 
 from ..errors import ExampleInputsError
+from .guess_several import Maker, combinations, takes_a_tensor
 from .inputs import Inputs, given_inputs
+from .layer_shapes import FIRST_LAYERS, TOKENS, shapes_for_layer
+from .reached_layers import reached
 from .reasons import needs_values, reason, runs_on
 from .traced_model import Mode
 
-__all__ = ["candidates", "choose", "resolve_inputs"]
+__all__ = ["candidates", "choose", "further", "resolve_inputs"]
 
-_SIDES = (224, 299, 96, 64, 32, 256, 28, 128, 48, 16, 8, 384, 512)
-_LENGTHS = (128, 1024, 16000, 256, 64, 32, 100, 16, 3000)
-_CLIPS = ((16, 112, 112), (16, 224, 224), (32, 224, 224), (16, 64, 64), (32, 32, 32), (8, 32, 32), (16, 16, 16), (8, 8, 8))
-_TOKENS = (16, 32, 8, 64, 128, 512, 1)
 _WITHOUT_PARAMETERS = ((2, 3, 224, 224), (2, 3, 32, 32), (2, 16), (2, 3, 64), (2, 16, 32), (2, 3, 16, 32, 32), (2,))
 _SHOWN = 12
 
@@ -42,19 +41,41 @@ def candidates(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[Inputs]:
     required = _required(model, kwargs)
     if kwargs and not required:
         yield Inputs((), dict(kwargs), True)
+    if not required:
+        yield from further(model, kwargs)
     lists = [_is_list_of_tensors(parameter) for parameter in required] or [False]
     bilinear = next((module for module in model.modules() if isinstance(module, nn.Bilinear)), None)
     if bilinear is not None and len(required) == 2:
         sides = (bilinear.in1_features, bilinear.in2_features)
         yield _arrange(required, [tensor((2, side), False) for side in sides], kwargs)
+    if len(required) > 1 and not any(lists):
+        for values in combinations(model, required, Maker(device, dtype), vocabulary):
+            yield _arrange(required, values, kwargs)
     for shape, integer in dict.fromkeys(_shapes(model)):
         arguments: list[Any] = [[tensor(shape[1:], integer)] if listed else tensor(shape, integer) for listed in lists]
         yield _arrange(required, arguments, kwargs)
     if len(required) in (2, 3):  # arguments of different kinds: a picture and a sentence
-        kinds = {type(layer): next(_for_layer(layer)) for layer in model.modules() if isinstance(layer, _FIRST_LAYERS)}
+        kinds = {type(layer): next(shapes_for_layer(layer)) for layer in model.modules() if isinstance(layer, FIRST_LAYERS)}
         for mixed in itertools.product(list(kinds.values())[:3], repeat=len(required)):
             if len(set(mixed)) > 1:
                 yield _arrange(required, [tensor(shape, integer) for shape, integer in mixed], kwargs)
+    if required:
+        yield from further(model, kwargs)
+
+
+def further(model: nn.Module, kwargs: Mapping[str, Any], wanted: Iterable[nn.Module] | None = None) -> Iterator[Inputs]:
+    """Inputs that give a value also to arguments that may be left out: those that reach layers, or one of the `wanted` ones."""
+    required, (device, dtype) = _required(model, kwargs), _device_and_dtype(model)
+    names = {parameter.name for parameter in required} | set(kwargs)
+    optional = [parameter for parameter in _parameters(model) if parameter.name not in names and takes_a_tensor(parameter)]
+    layers = {parameter.name: set(reached(model, parameter.name, FIRST_LAYERS).layers) for parameter in optional}
+    aim = set().union(*layers.values()) if wanted is None else set(wanted)
+    wider = [parameter for parameter in optional if layers[parameter.name]]
+    closer = [parameter for parameter in wider if layers[parameter.name] & aim]
+    for chosen in (wider, closer) if closer and closer != wider else (closer,):
+        given = [*required, *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in chosen)]
+        for values in combinations(model, given, Maker(device, dtype), _smallest_vocabulary(model)) if chosen else ():
+            yield _arrange(given, values, kwargs)
 
 
 def choose(model: nn.Module, ladder: Iterable[Inputs], mode: Mode) -> Inputs:
@@ -148,9 +169,9 @@ def _make(shape: tuple[int, ...], integer: bool, vocabulary: int, device: torch.
 
 def _shapes(model: nn.Module) -> Iterator[tuple[tuple[int, ...], bool]]:
     """(shape, integer) of a tensor that the first layers could take, likeliest first."""
-    layer = next((module for module in model.modules() if isinstance(module, _FIRST_LAYERS)), None)
+    layer = next((module for module in model.modules() if isinstance(module, FIRST_LAYERS)), None)
     if layer is not None:
-        yield from _for_layer(layer)
+        yield from shapes_for_layer(layer)
     # A layer registered first need not run first, and an image may be cut into patches before it.
     if layer is None or not next(model.parameters(), None) is not None:
         yield from ((shape, False) for shape in _WITHOUT_PARAMETERS)
@@ -158,64 +179,12 @@ def _shapes(model: nn.Module) -> Iterator[tuple[tuple[int, ...], bool]]:
         return
     others: dict[type, nn.Module] = {}
     for module in model.modules():
-        if isinstance(module, _FIRST_LAYERS) and type(module) is not type(layer):
+        if isinstance(module, FIRST_LAYERS) and type(module) is not type(layer):
             others.setdefault(type(module), module)
     for other in itertools.islice(others.values(), 3):
-        yield from itertools.islice(_for_layer(other), 5)
+        yield from itertools.islice(shapes_for_layer(other), 5)
     for channels in (3, 1):
         yield from (((2, channels, side, side), False) for side in (224, 32, 28))
-
-
-_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
-_FIRST_LAYERS = (
-    *_CONV, *_NORM, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention,
-)  # fmt: skip
-
-
-def _for_layer(layer: nn.Module) -> Iterator[tuple[tuple[int, ...], bool]]:
-    """(shape, integer) of tensors that a model that begins with `layer` could take."""
-    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
-        yield from (((2, length), True) for length in _TOKENS)
-        yield (2,), True
-    elif isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-        yield from (((2, layer.in_channels, side, side), False) for side in _SIDES)
-    elif isinstance(layer, (nn.Conv1d, nn.ConvTranspose1d)):
-        yield from (((2, layer.in_channels, length), False) for length in _LENGTHS)
-        if layer.in_channels == 1:
-            yield from (((2, length), False) for length in _LENGTHS)
-    elif isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d)):
-        yield from (((2, layer.in_channels, *clip), False) for clip in _CLIPS)
-    elif isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)):
-        channels = layer.num_features if isinstance(layer, nn.BatchNorm2d) else layer.num_channels
-        yield from (((2, channels, side, side), False) for side in _SIDES)
-        yield (2, channels), False
-    elif isinstance(layer, nn.BatchNorm3d):
-        yield from (((2, layer.num_features, *clip), False) for clip in _CLIPS)
-    elif isinstance(layer, nn.LayerNorm):
-        yield (2, *layer.normalized_shape), False
-        yield (2, 16, *layer.normalized_shape), False
-    elif isinstance(layer, nn.MultiheadAttention):
-        yield (16, 2, layer.embed_dim), False
-        yield (2, 16, layer.embed_dim), False
-    elif isinstance(layer, nn.RNNBase):
-        yield ((2, 16, layer.input_size) if layer.batch_first else (16, 2, layer.input_size)), False
-    else:
-        yield from _for_vectors(layer)
-
-
-def _for_vectors(layer: nn.Module) -> Iterator[tuple[tuple[int, ...], bool]]:
-    """Shapes for a layer that takes vectors: the vectors, sequences of them, and images that flatten to them."""
-    names = ("in_features", "input_size", "num_features", "in1_features")
-    features = next(int(getattr(layer, name)) for name in names if hasattr(layer, name))
-    yield (2, features), False
-    yield (2, 16, features), False
-    for channels in (1, 3):
-        side = math.isqrt(features // channels)
-        if features == channels * side * side:
-            yield (2, channels, side, side), False
-    yield (2, 8, 8, features), False
-    yield (features,), False
 
 
 def _from_pretrained(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[Inputs]:
@@ -233,7 +202,7 @@ def _from_pretrained(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[In
         return Inputs((), {name: value, **extra, **kwargs}, True)
 
     if name == "input_ids":
-        yield from (call(_make((2, length), True, vocabulary, device, dtype)) for length in _TOKENS)
+        yield from (call(_make((2, length), True, vocabulary, device, dtype)) for length in TOKENS)
     else:
         size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
         if isinstance(size, int) and isinstance(channels, int):

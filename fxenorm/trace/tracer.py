@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import ExampleInputsError, FxenormWarning, OptionError, TraceError
 from .exported import trace_by_export
-from .guess import candidates, choose
+from .guess import candidates, choose, further
 from .inputs import Inputs, given_inputs, is_meta
 from .modes import depends_on_mode
 from .offloaded import without_offloading
@@ -26,10 +26,14 @@ from .real_run import trace_by_fake_run, trace_by_real_run
 from .reasons import needs_values, reason, runs_on
 from .second_size import with_second_size
 from .traced_model import Mode, TracedModel
+from .unused_parts import unused_note, unused_parts
 from .unwrap import unwrap
 from .whole_tensors import whole_tensors
 
 __all__ = ["trace_model"]
+
+_MOST_FURTHER = 12
+"""Inputs with optional arguments that are tried."""
 
 
 def trace_model(
@@ -114,11 +118,11 @@ def _trace_modes(
         traced = _trace(model, inputs, first, say)
     traced = _along_paths(model, _at_second_size(model, dataclasses.replace(traced, inputs=inputs), say))
     if modes != "both":
-        return _finished([traced])
+        return _finished(model, [traced])
     if not depends_on_mode(model):
-        return _finished([dataclasses.replace(traced, covers=("eval", "train"))])
+        return _finished(model, [dataclasses.replace(traced, covers=("eval", "train"))])
     try:
-        return _finished([traced, _along_paths(model, _trace(model, inputs, "train", say))])
+        return _finished(model, [traced, _along_paths(model, _trace(model, inputs, "train", say))])
     except (ExampleInputsError, TraceError) as error:
         warnings.warn(
             f"The model could not be traced in train mode, so only eval mode is covered: {error} "
@@ -126,13 +130,18 @@ def _trace_modes(
             FxenormWarning,
             stacklevel=3,
         )
-        return _finished([traced])
+        return _finished(model, [traced])
 
 
-def _finished(traced: list[TracedModel]) -> list[TracedModel]:
+def _finished(model: nn.Module, traced: list[TracedModel]) -> list[TracedModel]:
     """The graphs, once all of them are known."""
     drop_holds_of_what_is_overwritten(traced)
-    return traced
+    first, *others = traced
+    if first.inputs is not None and first.inputs.guessed:
+        unused = unused_parts(model, traced)
+        if unused:
+            first = dataclasses.replace(first, notes=(*first.notes, unused_note(unused)))
+    return [first, *others]
 
 
 def _at_second_size(model: nn.Module, traced: TracedModel, say: Callable[[str], None]) -> TracedModel:
@@ -177,10 +186,35 @@ def _guess(model: nn.Module, kwargs: Mapping[str, Any], mode: Mode, say: Callabl
     # Mostly the first rung runs, and then a trial run before the trace would be wasted.
     try:
         say(f"tracing in {mode} mode")
-        return first, trace_by_export(model, first, mode)
+        found = first, trace_by_export(model, first, mode)
     except Exception:  # the trial runs below find out why
         inputs = choose(model, itertools.chain([first], ladder), mode)
-    return inputs, _trace(model, inputs, mode, say)
+        found = inputs, _trace(model, inputs, mode, say)
+    return _reaching_more(model, kwargs, mode, say, found)
+
+
+def _reaching_more(
+    model: nn.Module, kwargs: Mapping[str, Any], mode: Mode, say: Callable[[str], None], found: tuple[Inputs, TracedModel]
+) -> tuple[Inputs, TracedModel]:
+    """`found`, or inputs that give optional arguments too, where these reach parts of the model that it leaves out."""
+    unused = unused_parts(model, [found[1]])
+    layers = [layer for path in unused for layer in _layers_in(model, path)]
+    for inputs in itertools.islice(further(model, kwargs, layers), _MOST_FURTHER) if layers else ():
+        if runs_on(model, inputs, mode, confirm=False) is None:
+            traced = _trace(model, inputs, mode, say)
+            if sum(unused_parts(model, [traced]).values()) < sum(unused.values()):
+                return inputs, traced
+    return found
+
+
+def _layers_in(model: nn.Module, path: str) -> list[nn.Module]:
+    """The modules in a part of a model; none where the part is a parameter."""
+    part: Any = model
+    for name in path.split("."):
+        part = part._modules.get(name)
+        if part is None:
+            return []
+    return list(part.modules())
 
 
 def _trace(model: nn.Module, inputs: Inputs, mode: Mode, say: Callable[[str], None]) -> TracedModel:

@@ -1,0 +1,224 @@
+"""The layers that each argument of forward reaches first, read off the source of forward."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Reached", "reached"]
+
+_DEEPEST = 8
+_INDEXING = frozenset(
+    {"index_add", "index_add_", "index_select", "gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce",
+     "scatter_reduce_", "index_copy", "index_copy_", "bincount", "one_hot", "take"}
+)  # fmt: skip
+
+
+@dataclass
+class Reached:
+    """What is seen of one argument of forward.
+
+    Attributes:
+        layers: those of the wanted kinds that take it first, in source order.
+        indexes: whether it picks entries of another tensor.
+        pairs: whether its first axis is taken apart into two.
+    """
+
+    layers: list[nn.Module] = field(default_factory=list)
+    indexes: bool = False
+    pairs: bool = False
+
+
+def reached(model: nn.Module, argument: str, kinds: tuple[type[nn.Module], ...]) -> Reached:
+    """Follows one argument of a model's forward through its source, and through the methods and modules that it is handed to.
+
+    Args:
+        model: the module.
+        argument: the name of the argument.
+        kinds: the classes of layers that end the search.
+    """
+    found = Reached()
+    _Follow(found, kinds).into(model, argument, 0)
+    return found
+
+
+class _Follow:
+    """One search; a call is entered once."""
+
+    def __init__(self, found: Reached, kinds: tuple[type[nn.Module], ...]) -> None:
+        self._found, self._kinds = found, kinds
+        self._seen: set[tuple[int, str, str]] = set()
+
+    def into(self, module: nn.Module, argument: str, depth: int) -> None:
+        """A module that is called with the argument."""
+        if isinstance(module, self._kinds):
+            if module not in self._found.layers:
+                self._found.layers.append(module)
+        elif isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or module.__class__.__module__.startswith(
+            "torch.nn"
+        ):
+            first = next((layer for layer in module.modules() if isinstance(layer, self._kinds)), None)
+            if first is not None:
+                self.into(first, "", depth)
+        else:
+            self.function(module, module.forward, argument, depth)
+
+    def function(self, module: nn.Module, function: Callable[..., Any], argument: str, depth: int) -> None:
+        """A method of a module, or its forward."""
+        key = (id(module), str(getattr(function, "__name__", "")), argument)
+        if depth > _DEEPEST or key in self._seen:
+            return
+        self._seen.add(key)
+        written = _written(function)
+        if written is not None:
+            own = next((argument.arg for argument in (*written.args.posonlyargs, *written.args.args)), "self")
+            _Walk(self, module, function, own, argument, depth).statements(written.body)
+
+    def index(self, pairs: bool = False) -> None:
+        """The argument picks entries."""
+        self._found.indexes = True
+        self._found.pairs = self._found.pairs or pairs
+
+    def pair(self) -> None:
+        """The argument is taken apart into two."""
+        self._found.pairs = True
+
+
+class _Walk(ast.NodeVisitor):
+    """A walk through one function in the order in which it is written."""
+
+    def __init__(
+        self, search: _Follow, module: nn.Module, function: Callable[..., Any], own: str, argument: str, depth: int
+    ) -> None:
+        self._search, self._module, self._own, self._depth = search, module, own, depth
+        self._written: Any = getattr(function, "__func__", function)
+        self._names = {argument}
+        self._items: dict[str, nn.Module] = {}
+
+    def statements(self, body: list[ast.stmt]) -> None:
+        """All statements."""
+        for statement in body:
+            self.visit(statement)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        """A new name for the argument, or for what was made of it without a layer."""
+        self.visit(node.value)
+        mine = self._holds(node.value)
+        for target in node.targets:
+            parts = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
+            if mine and len(parts) == 2 and isinstance(node.value, ast.Name):
+                self._search.pair()
+            for part in parts:
+                if isinstance(part, ast.Name):
+                    (self._names.add if mine else self._names.discard)(part.id)
+
+    def visit_For(self, node: ast.For) -> None:
+        """A loop over modules stands for its first turn."""
+        inner = self._submodule(node.iter)
+        if inner is not None and isinstance(node.target, ast.Name):
+            first = next(iter(inner.children()), None)
+            if first is not None:
+                self._items[node.target.id] = first
+        self.generic_visit(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        """h[argument], or argument[0]."""
+        if self._holds(node.slice) and not self._holds(node.value):
+            self._search.index()
+        if isinstance(node.slice, ast.Constant) and node.slice.value in (0, 1) and self._holds(node.value):
+            self._search.pair()
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        """A call of a module, of a method of this module, or of an operator that takes indices."""
+        self.generic_visit(node)
+        given = [*enumerate(node.args), *((keyword.arg, keyword.value) for keyword in node.keywords)]
+        mine = [place for place, value in given if place is not None and self._holds(value)]
+        if not mine:
+            return
+        inner = self._submodule(node.func)
+        if inner is not None:
+            self._enter(inner, inner.forward, mine, self._search.into)
+            return
+        if _name(node) in _INDEXING and any(self._holds(value) for value in node.args[:2]):
+            self._search.index()
+        method = self._method(node.func)
+        if method is not None:
+            self._enter(self._module, method, mine, lambda m, a, d: self._search.function(m, method, a, d))
+
+    def _method(self, node: ast.AST) -> Callable[..., Any] | None:
+        """The method of this module that self.name or super().name is."""
+        if not isinstance(node, ast.Attribute):
+            return None
+        found = None
+        if isinstance(node.value, ast.Name) and node.value.id == self._own:
+            found = getattr(self._module, node.attr, None)
+        elif isinstance(node.value, ast.Call) and _name(node.value) == "super":
+            bases = type(self._module).__mro__
+            at = next(
+                (k for k, base in enumerate(bases) if vars(base).get(self._written.__name__) is self._written), len(bases) - 1
+            )
+            found = getattr(super(bases[at], self._module), node.attr, None)
+        return found if inspect.ismethod(found) else None
+
+    def _enter(
+        self, module: nn.Module, function: Callable[..., Any], places: list[Any], follow: Callable[[nn.Module, str, int], None]
+    ) -> None:
+        """Follows the argument under the names that the called function has for it."""
+        try:
+            names = list(inspect.signature(function).parameters)
+        except (TypeError, ValueError):
+            names = []
+        for place in places:
+            name = place if isinstance(place, str) else names[place] if place < len(names) else ""
+            follow(module, name, self._depth + 1)
+
+    def _holds(self, node: ast.AST) -> bool:
+        """Whether an expression is made of the argument, and of no layer's output."""
+        if isinstance(node, ast.Call) and self._submodule(node.func) is not None:
+            return False
+        if isinstance(node, ast.Name):
+            return node.id in self._names
+        if isinstance(node, ast.Attribute) and node.attr in ("shape", "device", "dtype", "ndim"):
+            return False
+        if isinstance(node, ast.Subscript):  # what it picks is made of what it picks from
+            return self._holds(node.value)
+        if isinstance(node, ast.Call) and _name(node) in _INDEXING:
+            return self._holds(node.func) or any(self._holds(value) for value in node.args[2:])
+        return any(self._holds(child) for child in ast.iter_child_nodes(node))
+
+    def _submodule(self, node: ast.AST) -> nn.Module | None:
+        """The module that self.a.b[0] is; None for other expressions."""
+        if isinstance(node, ast.Name):
+            return self._module if node.id == self._own else self._items.get(node.id)
+        if isinstance(node, ast.Attribute):
+            owner = self._submodule(node.value)
+            return None if owner is None else owner._modules.get(node.attr)
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            owner = self._submodule(node.value)
+            try:
+                found = None if owner is None else owner[node.slice.value]  # type: ignore[index]
+            except (TypeError, KeyError, IndexError):
+                return None
+            return found if isinstance(found, nn.Module) else None
+        return None
+
+
+def _name(node: ast.Call) -> str:
+    """The name of what is called, without what it belongs to."""
+    return node.func.attr if isinstance(node.func, ast.Attribute) else str(getattr(node.func, "id", ""))
+
+
+def _written(function: Callable[..., Any]) -> ast.FunctionDef | None:
+    """A function as it is written; None where it has no source."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return None
+    return next((node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)), None)
