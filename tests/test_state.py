@@ -382,3 +382,19 @@ class Rewrites(nn.Module):
 @pytest.mark.parametrize(("reads", "expected"), [("never", 8), ("always", 0), ("in training", 0)])
 def test_what_every_call_overwrites_before_it_is_read_is_no_state(reads: str, expected: int) -> None:
     assert fxenorm.analyze(Rewrites(reads), torch.randn(4, 6)).num_scales == expected
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["export", "real run"])
+def test_a_model_of_more_objects_than_are_looked_at_is_left_without_hooks(real: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hooks of a trace that stay would slow the next trace down, for ever in a model of ten thousand layers."""
+    monkeypatch.setattr("fxenorm.trace.state._MOST_OBJECTS", 1)
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(20)))
+    if real:
+        model[3].forward = lambda x: model[4](x) if float(x.sum()) < 1e9 else x  # type: ignore[method-assign]
+    own = [module.register_forward_hook(lambda *call: None) for module in model]
+    before = [{name: dict(held) for name, held in vars(module).items() if "hooks" in name} for module in model.modules()]
+    plan = fxenorm.analyze(model, torch.randn(2, 4))
+    assert plan.tracer == ("make_fx" if real else "export")
+    after = [{name: dict(held) for name, held in vars(module).items() if "hooks" in name} for module in model.modules()]
+    assert before == after and len(own) == 20
+    assert any("more objects than are looked at" in note for note in plan.symmetry.notes)

@@ -22,6 +22,12 @@ from .state import ReachableState, put_back
 __all__ = ["Notes", "RunGuard", "prepared"]
 
 
+TOO_MANY_OBJECTS = (
+    "forward can reach more objects than are looked at: what it keeps in the farthest of them from one call to the next is not "
+    "held, and what the trace wrote there stays"
+)
+
+
 class Notes(list[str]):
     """Sentences for the user.
 
@@ -44,6 +50,8 @@ def prepared(model: nn.Module, mode: str) -> Iterator[Notes]:
     """
     notes = Notes()
     with _preserved(model) as notes.state, _registration_hooks(), _random_state(notes), _quiet(model):
+        if not notes.state.whole:
+            notes.append(TOO_MANY_OBJECTS)
         set_mode(model, mode)
         for module in model.modules():
             if getattr(module, "_compiled_call_impl", None) is not None:

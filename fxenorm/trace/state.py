@@ -22,7 +22,7 @@ from .randomness import is_generator
 
 __all__ = ["Kept", "ReachableState"]
 
-# Objects beyond this number are not looked at; the nearest come first.
+# Objects beyond this number are not looked at; the nearest come first. Modules and what they hold directly are not counted.
 _MOST_OBJECTS = 100_000
 _MOST_FUNCTIONS = 2_000
 _LARGEST_COPY = 1 << 28
@@ -59,6 +59,7 @@ class ReachableState:
 
     Attributes:
         generators: of random numbers; whoever runs forward sets them back.
+        whole: whether all was looked at; else there were too many objects.
         rebound: by identity, the tensors in whose places forward put others.
         overwritten: for each tensor that is held because forward keeps it, the identity of the tensor that it replaced, or None.
 
@@ -85,10 +86,15 @@ class ReachableState:
         self._queue: deque[Any] = deque()
         for tensor in (*model.parameters(), *model.buffers()):
             self._seen[id(tensor)] = tensor
-        for module in model.modules():
-            self._visit(module)
-        while self._queue and len(self._seen) < _MOST_OBJECTS:
+        # Every module first, however many there are: a tracer hangs its hooks on each.
+        modules = list(model.modules())
+        self._seen.update((id(module), module) for module in modules)
+        for module in modules:
+            self._enter(module)
+        most = len(self._seen) + _MOST_OBJECTS
+        while self._queue and len(self._seen) < most:
             self._enter(self._queue.popleft())
+        self.whole = not self._queue
         self._queue.clear()
 
     # --- the search ------------------------------------------------------------------------------------------------------
@@ -128,9 +134,11 @@ class ReachableState:
         held = vars(module)
         self._note(held)
         for name, value in held.items():
-            if (type(value) is dict and not value) or name in _REGISTERED:
+            if (type(value) is dict and not value) or name in _REGISTERED or (isinstance(value, dict) and "hooks" in name):
                 self._note(value)
                 self._seen[id(value)] = value
+                for item in value.values() if "hooks" in name else ():
+                    self._visit(item)
             else:
                 self._visit(value)
         self._visit(type(module))
