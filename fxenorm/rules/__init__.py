@@ -24,13 +24,14 @@ from . import (
     writing,
 )
 from .barriers import NO_RULE
-from .call import APPROXIMABLE, Call, Field, RuleOptions, is_floating
+from .call import APPROXIMABLE, ROLES, Call, Field, RuleOptions, is_floating
 from .laws import barrier
 from .registry import Rule, find_rule, iterate_rules, register_rule, scale_rule, supported_operators
 
 __all__ = [
     "APPROXIMABLE",
     "NO_RULE",
+    "ROLES",
     "Call",
     "Field",
     "Rule",

@@ -10,7 +10,7 @@ import torch
 
 from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField, product
 
-__all__ = ["APPROXIMABLE", "Call", "Field", "RuleOptions", "is_floating"]
+__all__ = ["APPROXIMABLE", "ROLES", "Call", "Field", "RuleOptions", "is_floating"]
 
 Field = ScaleField | AnyField | ParameterView
 
@@ -20,6 +20,10 @@ APPROXIMABLE = (
     "softshrink",
 )  # fmt: skip
 """Activations that are homogeneous far from their bend, which `approximate` may treat as if they were everywhere."""
+
+
+ROLES = ("weight", "gamma", "bias", "slope", "other")
+"""As what a call uses a parameter: the first two count in the norm, "bias" is added and counts on request."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,11 @@ class Call:
         active: by schema name, whether the argument depends on a model input.
         unknown: names of the arguments that are, or hold, numbers which depend on the data; they read as some integer.
         unwritten: by schema name, whether the argument's memory was made without values (`empty`) and never written to.
-        roles: by schema name, as what the call uses the argument if it is a parameter; filled by the rule.
+        roles: by schema name, as what the call uses the argument if it is a parameter: one of `ROLES`; filled by the rule.
         inexact: sentences that say what the rule gave up; filled by the rule.
         barrier: why the call forces its inputs to zero, where it does; filled by the rule.
+        own: whether the rule is a user's.
+        settled: what `field` returned, by the argument's name.
     """
 
     operator: str
@@ -79,6 +85,8 @@ class Call:
     inexact: list[str] = field(default_factory=list)
     barrier: str | None = None
     numbers: Callable[[str], float | None] = _unknown_number
+    own: bool = False
+    settled: dict[str, ScaleField] = field(default_factory=dict)
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -97,7 +105,8 @@ class Call:
 
     def field(self, name: str) -> ScaleField:
         """The field of a tensor argument, where a parameter gets one and a zero constant is left as it is."""
-        return self.settle(self.arguments[name])
+        self.settled[name] = self.settle(self.arguments[name])
+        return self.settled[name]
 
     def settle(self, value: Field) -> ScaleField:
         """`value` as a field: a parameter gets the freest form, a zero constant keeps still."""
@@ -107,6 +116,12 @@ class Call:
             self._check_offset(value)
             return self.parameters.form(value, self.origin)
         return value
+
+    def count_as_weight(self, value: Field) -> None:
+        """In a user's rule, an argument that is a parameter is a weight, unless the rule says otherwise."""
+        for name in self.arguments if self.own else ():
+            if self.arguments[name] is value or self.settled.get(name) is value:
+                self.roles.setdefault(name, "weight")
 
     def tensors(self) -> list[tuple[str, Field]]:
         """All floating-point tensor arguments that are read, with their names, lists flattened."""

@@ -140,12 +140,15 @@ def contract(call: Call, a: Field, a_letters: str, b: Field, b_letters: str, out
     """y[out] = sum over the other letters of a[...] b[...]: the sum of the fields is the same for every summed position.
 
     Where an operand is all zero so is y. A parameter without a field takes, on the summed letters, the opposite of the other
-    operand's field, and a new variable for each of its own positions in the output.
+    operand's field, and a new variable for each of its own positions in the output. In a rule of `fxenorm.register_rule` it is a
+    weight, which counts in the norm, unless the rule says otherwise.
 
     Args:
         a, b: the operands' fields; axes of size 1 are broadcast.
         a_letters, b_letters, out_letters: the axes' names, as in einsum.
     """
+    call.count_as_weight(a)
+    call.count_as_weight(b)
     if isinstance(a, AnyField) or isinstance(b, AnyField):
         sizes = _sizes(a, a_letters, b, b_letters)
         return AnyField(tuple(sizes[letter] for letter in out_letters))

@@ -24,11 +24,13 @@ class Rule:
         operator: "aten::relu" (all overloads) or "aten::add.Tensor" (one overload).
         family: the law's family, as in the table of the README.
         function: from the call to the field of its result.
+        own: whether a user registered it.
     """
 
     operator: str
     family: str
     function: RuleFunction
+    own: bool = False
 
 
 _RULES: dict[str, Rule] = {}
@@ -58,29 +60,79 @@ def register_rule(*operators: str, family: str = "registered") -> Callable[[Rule
 
     The rule gets the call (`fxenorm.rules.Call`: fields, shapes and equations) and returns the field of the output; the laws of
     `fxenorm.rules.laws` cover nearly every case: `passes`, `same_field`, `reduce`, `contract`, `move`, `barrier`. A wrong rule
-    damages weights: check yours with ``plan.verify()`` on a model that uses the operator.
+    damages weights: check yours with ``plan.verify()`` on a model that uses the operator. A rule that fails is replaced by a
+    barrier, with a warning that names its line.
+
+    Which parameters count in the norm follows from what the call uses them as: ``call.roles["w"] = "weight"`` (or "gamma")
+    multiplies and counts, "bias" is added, "other" is left out of the norm. A parameter in `contract` is a weight, unless the
+    rule says otherwise.
 
     Args:
-        operators: "namespace::name", or "namespace::name.overload"; in-place and out variants follow from the schema.
+        operators: "namespace::name", or "namespace::name.overload"; in-place and out variants follow from the schema. A rule
+            that was registered for one of them before is replaced.
         family: a word for reports.
 
     Raises:
-        OptionError: one of them has a rule already, or is not of the form "namespace::name".
+        OptionError: one of them is no operator, is not of the form "namespace::name", or has a rule of fxenorm's own.
 
     Example:
-        >>> import fxenorm
-        >>> from fxenorm.rules.laws import passes
+        >>> import torch, fxenorm
+        >>> from fxenorm.rules.laws import contract, passes
+        >>> @torch.library.custom_op("my_library::leaky_abs", mutates_args=())
+        ... def leaky_abs(x: torch.Tensor) -> torch.Tensor:
+        ...     return torch.where(x > 0, x, -0.1 * x)
         >>> @fxenorm.register_rule("my_library::leaky_abs")
-        ... def leaky_abs(call):
+        ... def leaky_abs_rule(call):
         ...     "f(t x) = t f(x)"
         ...     return passes(call, "x")
         >>> "my_library::leaky_abs" in fxenorm.supported_operators()
         True
+        >>> @torch.library.custom_op("my_library::project", mutates_args=())
+        ... def project(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        ...     return x @ w.T
+        >>> @fxenorm.register_rule("my_library::project")
+        ... def project_rule(call):
+        ...     "y[b, o] = sum over i of x[b, i] w[o, i]; w is a weight"
+        ...     return contract(call, call["x"], "bi", call["w"], "oi", "bo")
     """
     for operator in operators:
         if operator.count("::") != 1 or not all(operator.split("::")):
             raise OptionError(f'{operator!r} is not the name of an operator: expected "namespace::name"')
-    return scale_rule(*operators, family=family)
+        if not _is_operator(operator):
+            raise OptionError(f"no operator is named {operator!r}{_similar(operator)}: define it first, with torch.library")
+        known = _RULES.get(operator)
+        if known is not None and not known.own:
+            raise OptionError(f"{operator} has a scale rule already ({known.function.__name__}), which is fxenorm's own")
+
+    def register(function: RuleFunction) -> RuleFunction:
+        _RULES.update((operator, Rule(operator, family, function, own=True)) for operator in operators)
+        return function
+
+    return register
+
+
+def _is_operator(name: str) -> bool:
+    """Whether torch knows an operator, or an overload of one."""
+    base, _, overload = name.partition(".")
+    return any(schema.overload_name == overload.replace("default", "") or not overload for schema in _schemas(base))
+
+
+def _schemas(name: str) -> list[Any]:
+    """The schemas of an operator's overloads."""
+    import torch
+
+    return list(torch._C._jit_get_schemas_for_operator(name))
+
+
+def _similar(name: str) -> str:
+    """A question, where a name is nearly that of an operator."""
+    import difflib
+
+    import torch
+
+    known = torch._C._dispatch_get_all_op_names()
+    found = difflib.get_close_matches(name, {one.partition(".")[0] for one in known}, n=1, cutoff=0.8)
+    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def supported_operators() -> list[str]:

@@ -20,6 +20,7 @@ from .arguments import bound_arguments, operator_name
 from .express import Expander, coprime_signs, group_order, redundant_variables
 from .flow import channels_of, flows_of, sites_of
 from .folds import find_folds
+from .own_rules import warn_of_uncounted
 from .symmetry import Barrier, OutputUse, Role, Symmetry
 from .unread import unread_positions
 from .walk import Origin, Walk
@@ -75,6 +76,7 @@ def find_symmetry(
         _refuse_unknown(barriers)
     flows = {mode: flows_of(events, expander, starts) for mode, events in walk.events.items()}
     roles = {name: next(role for role in _ROLE_ORDER if role in seen) for name, seen in walk.roles.items() if name in shapes}
+    warn_of_uncounted(walk.unsaid, exponents, roles)
     moved = sorted(walk.movable & exponents.keys())
     buffers = dict(model.named_buffers())
     return Symmetry(

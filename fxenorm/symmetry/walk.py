@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..errors import FxenormWarning
+from ..errors import FxenormWarning, warn_user
 from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField
 from ..field.overlay import Patchwork, filled
 from ..rules import NO_RULE, Call, Rule, RuleOptions, barrier, find_rule, is_floating
@@ -22,6 +22,7 @@ from .arguments import bound_arguments, flat, nodes_in, operator_name, replaced
 from .known_values import KnownValues, known_zeros
 from .memory import Memory
 from .output_ends import OutputEnds
+from .own_rules import check_roles, failure_of_own_rule
 from .sizes import Sizes, is_symbolic
 from .storage import Storage, written_arguments
 from .writes import Writes
@@ -88,6 +89,7 @@ class Walk:
         left_out: by path, why an output is not held.
         hold_outputs: whether model outputs are forced to zero; off only where the law of a single operator is looked at.
         outputs: the outputs' fields, kept where they are not held.
+        unsaid: by parameter name, the operator and the argument of a user's rule that does not say as what it uses it.
     """
 
     equations: Equations
@@ -102,6 +104,7 @@ class Walk:
     left_out: dict[str, str] = field(default_factory=dict)
     hold_outputs: bool = True
     outputs: list[Any] = field(default_factory=list)
+    unsaid: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def origin(self, origin: Origin) -> int:
         """Number a new origin."""
@@ -293,6 +296,7 @@ class _GraphWalk:
             active={key: any(source in self.active for source in nodes_in(value)) for key, value in bound.items()},
             unknown=frozenset(key for key, value in bound.items() if any(map(self.sizes.unknown, nodes_in(value)))),
             numbers=numbers,
+            own=rule is not None and rule.own,
             unwritten=lambda argument: any(map(self.writes.without_values, nodes_in(bound[argument]))),
         )
 
@@ -355,9 +359,16 @@ class _GraphWalk:
     def _apply(self, rule: Rule, call: Call) -> Any:
         """The rule's answer; a rule that fails on arguments that it did not foresee becomes a barrier, with a warning."""
         try:
-            return _only_floating(rule.function(call), call.output)
+            found = rule.function(call)
+            if rule.own:
+                check_roles(call)
+            return _only_floating(found, call.output)
         except Exception as error:  # whatever it is, the model can be analysed without this rule
             where = self.walk.origins[call.origin]
+            if rule.own:
+                call.roles.clear()
+                warn_user(failure_of_own_rule(rule, call, error, where.node, where.source))
+                return barrier(call, f"its rule failed: {type(error).__name__}: {error}")
             warnings.warn(
                 f"the scale rule of {where.operator} failed at {where.node} ({where.source or 'source unknown'}) and was "
                 f"replaced by a barrier, which holds what reaches it: {type(error).__name__}: {error}. Please report this",
@@ -387,8 +398,11 @@ class _GraphWalk:
         for key, value in bound.items():
             for position, source in enumerate(nodes_in(value)):
                 # Weights and biases may stand in one list: a rule names their roles one by one.
-                role = call.roles.get(f"{key}[{position}]", call.roles.get(key, "other"))
+                said = call.roles.get(f"{key}[{position}]", call.roles.get(key))
+                role = said or "other"
                 for name in self.made_of.get(source, ()):
+                    if call.own and said is None:
+                        self.walk.unsaid.setdefault(name, (call.operator, key))
                     yield name, role
 
     def _unknown(self, node: fx.Node) -> Any:
