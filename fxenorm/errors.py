@@ -6,6 +6,7 @@ import sys
 import warnings
 
 __all__ = [
+    "AgreementError",
     "BindError",
     "ExampleInputsError",
     "FxenormError",
@@ -48,6 +49,10 @@ class OptimizerError(FxenormError, TypeError):
 
 class RescaleError(FxenormError, ValueError):
     """The given log-scales have a wrong shape, are not finite, or would overflow a weight."""
+
+
+class AgreementError(RescaleError):
+    """Processes that have to rescale alike are about to do different things, or one of them has met an error."""
 
 
 class BindError(FxenormError, ValueError):

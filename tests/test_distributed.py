@@ -119,10 +119,11 @@ def test_replicas_stay_bit_identical_though_their_batches_differ(findings: Findi
     # Else there is nothing to agree upon.
     statistics = {found["folded statistics"] for found in findings.of("different_batches")}
     assert len(statistics) == findings.size
-    # Only running statistics have to be told; without them replicas need not speak.
+    # Before they write, replicas agree; running statistics have to be told beside.
+    agreement = ["allreduce_.default"]
     assert findings.one("different_batches", "collectives") == {
-        "affine": [],
-        "folded": ["broadcast_.default"] if findings.size > 1 else [],
+        "affine": agreement if findings.size > 1 else [],
+        "folded": [*agreement, "broadcast_.default"] if findings.size > 1 else [],
     }
     for found in findings.of("different_batches"):
         assert len(found["warned"]) == (findings.size > 1)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..errors import FxenormError, RescaleError
+from ..errors import AgreementError, RescaleError
 from .dtensors import is_distributed
 
-__all__ = ["ELSEWHERE", "Ranks", "ranks_of", "together"]
+__all__ = ["LINEAR_UP_TO", "Ranks", "ranks_of", "replica_ranks"]
+
+T = TypeVar("T")
 
 LINEAR_UP_TO = 8.0
 """Up to this p, sums of |w|^p of what a float64 should hold are in its range themselves; beyond it logarithms travel."""
-
-ELSEWHERE = "another process could not take part, so nothing was rescaled on any; its own message says why"
 
 
 class Ranks:
@@ -36,14 +35,14 @@ class Ranks:
         self, groups: list[Any], places: list[tuple[int, int]], members: list[int], rank: int, device: torch.device
     ) -> None:
         self._groups, self._places = groups, places
-        self.first_rank, self.rank, self.device = members[0], rank, device
+        self.members, self.first_rank, self.rank, self.device = tuple(members), members[0], rank, device
         self.size = math.prod(size for _, size in places)
         self.place = 0
         for place, size in places:
             self.place = self.place * size + place
 
     def combined(
-        self, logs: Tensor, p: float, reference: Tensor | None = None, notes: Tensor | None = None
+        self, logs: Tensor, p: float, reference: Tensor | None = None, notes: Tensor | None = None, least: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Adds up (p = inf: takes the largest of) what every process has summed; one collective a process group.
 
@@ -54,16 +53,16 @@ class Ranks:
             p: the norm's exponent.
             reference: (n,) finite, the same everywhere: logarithms of the rough size of the results, so that none leaves the
                 range of numbers on the way; None: 0.
-            notes: (m,) finite numbers that every process is told too.
+            notes: (m,) finite numbers >= 0 that every process is told too; they travel in front, and mean the same to a process
+                that adds up and to one that takes the largest.
+            least: how many numbers travel behind the notes at least, so that processes which differ in n still understand
+                one another.
 
         Returns:
             (n,) logarithms of the results, on the device of `logs`, and (size, m) the notes of all processes.
         """
-        notes = logs.new_zeros(0) if notes is None else notes.to(logs)
-        fill, operation = (-math.inf, "MAX") if math.isinf(p) else (0.0, "SUM")
-        board = logs.new_full((self.size, notes.numel()), fill)
-        board[self.place] = notes
-        n, linear = logs.numel(), p <= LINEAR_UP_TO
+        board = self._board(logs.new_zeros(0) if notes is None else notes.to(logs))
+        n, head, linear = logs.numel(), board.numel(), p <= LINEAR_UP_TO
         if math.isinf(p):
             # What MAX makes of NaN depends on the order; both mean that a weight is not finite.
             values = torch.where(logs.isnan(), math.inf, logs)
@@ -71,15 +70,27 @@ class Ranks:
             values = (logs if reference is None else logs - reference).exp()
         else:
             values = logs
-        sent = torch.cat([values, board.reshape(-1)]).to(self.device)
+        sent = torch.cat([board.reshape(-1), values, logs.new_zeros(max(least - n, 0))]).to(self.device)
         if math.isinf(p) or linear:
-            self._reduce(sent, operation)
+            self._reduce(sent, "MAX" if math.isinf(p) else "SUM")
         else:
-            sent = self._gathered(sent, n)
-        values, board = sent[:n].to(logs.device), sent[n:].to(logs.device).reshape(board.shape)
+            sent = self._gathered(sent, head)
+        values, board = sent[head : head + n].to(logs.device), sent[:head].to(logs.device).reshape(board.shape)
         if linear:
             values = values.log() if reference is None else values.log() + reference
         return values, board
+
+    def told(self, notes: Tensor) -> Tensor:
+        """(size, m) the notes of all processes, (m,) finite numbers each; one collective a process group."""
+        sent = self._board(notes).to(self.device)
+        self._reduce(sent, "SUM")
+        return sent.to(notes.device)
+
+    def _board(self, notes: Tensor) -> Tensor:
+        """(size, m) zeros, but for this process's own row."""
+        board = notes.new_zeros((self.size, notes.numel()))
+        board[self.place] = notes
+        return board
 
     def largest(self, values: Tensor) -> Tensor:
         """The largest of each entry over all processes."""
@@ -93,6 +104,23 @@ class Ranks:
         self._reduce(sent, "SUM")
         return sent.to(values.device)
 
+    def total_with(self, values: Tensor, notes: Tensor, least: int) -> tuple[Tensor, Tensor]:
+        """`total` and `told` in one collective.
+
+        Args:
+            values, notes: of one type.
+            least: how many values travel at least; see `combined`.
+
+        Returns:
+            The sums, and (size, m) the notes of all processes.
+        """
+        board = self._board(notes.to(values))
+        padding = values.new_zeros(max(least - values.numel(), 0))
+        sent = torch.cat([board.reshape(-1), values, padding]).to(self.device)
+        self._reduce(sent, "SUM")
+        sums = sent[board.numel() : board.numel() + values.numel()]
+        return sums.to(values.device), sent[: board.numel()].to(values.device).reshape(board.shape)
+
     def gather(self, value: Any) -> list[Any]:
         """A small object of every process, in the same order everywhere."""
         import torch.distributed as dist
@@ -104,14 +132,40 @@ class Ranks:
             found = [member for part in lists for member in part]
         return found
 
-    def agree(self, error: Exception | None) -> None:
-        """Raises on every process where any has an error: its own there, and a RescaleError on the others."""
-        flag = torch.tensor([0.0 if error is None else 1.0], dtype=torch.float32, device="cpu")
-        raised = bool(self.largest(flag))
+    def gather_made(self, make: Callable[[], T]) -> list[T]:
+        """`gather` of what a function returns; where it raises on one process, all raise.
+
+        Raises:
+            AgreementError: it raises on another process.
+        """
+        error: BaseException | None = None
+        own: list[T] = []
+        try:
+            own = [make()]
+        except BaseException as raised:  # whatever it is, the others wait
+            error = raised
+        found = self.gather(own)
         if error is not None:
             raise error
-        if raised:
-            raise RescaleError(ELSEWHERE)
+        failed = [str(rank) for rank, part in zip(self.members, found, strict=True) if not part]
+        if failed:
+            raise AgreementError(f"another process (rank {', '.join(failed)}) could not take part: nothing was rescaled on any")
+        return [part[0] for part in found]
+
+    def tell(self, error: BaseException | None, message: str) -> None:
+        """Raises on every process where any has an error: its own there, and an AgreementError on the others.
+
+        Args:
+            error: this process's; None: it has none.
+            message: for the others; {} in it stands for the ranks.
+        """
+        flags = torch.tensor([float(error is not None)], dtype=torch.float32, device=self.device)
+        failed = self.told(flags).reshape(-1).tolist()
+        if error is not None:
+            raise error
+        if any(failed):
+            ranks = ", ".join(str(rank) for rank, flag in zip(self.members, failed, strict=True) if flag)
+            raise AgreementError(message.format(ranks))
 
     def _reduce(self, sent: Tensor, operation: str) -> None:
         """All-reduces in place."""
@@ -120,15 +174,15 @@ class Ranks:
         for group in self._groups:
             dist.all_reduce(sent, getattr(dist.ReduceOp, operation), group=group)
 
-    def _gathered(self, sent: Tensor, n: int) -> Tensor:
-        """The first n entries added as logarithms, the others as they are."""
+    def _gathered(self, sent: Tensor, head: int) -> Tensor:
+        """The first entries added as they are, the others as logarithms."""
         import torch.distributed as dist
 
         for group, (_, size) in zip(self._groups, self._places, strict=True):
             found = sent.new_empty(size * sent.numel())
             dist.all_gather_into_tensor(found, sent, group=group)
             parts = found.reshape(size, -1)
-            sent = torch.cat([parts[:, :n].logsumexp(0), parts[:, n:].sum(0)])
+            sent = torch.cat([parts[:, :head].sum(0), parts[:, head:].logsumexp(0)])
         return sent
 
 
@@ -174,15 +228,15 @@ def ranks_of(tensors: Iterable[Tensor]) -> Ranks | None:
     return Ranks(groups, places, members, rank, device)
 
 
-@contextmanager
-def together(ranks: Ranks | None) -> Iterator[None]:
-    """What fails inside on one process fails on all of them; None: there is only this one."""
-    error: FxenormError | None = None
-    try:
-        yield
-    except FxenormError as found:
-        error = found
-    if ranks is not None:
-        ranks.agree(error)
-    elif error is not None:
-        raise error
+def replica_ranks(group: Any, device: torch.device) -> Ranks:
+    """The processes of a group, each of which has all of the model.
+
+    Args:
+        group: the process group.
+        device: where the model is, and collectives take their tensors.
+    """
+    import torch.distributed as dist
+
+    members = dist.get_process_group_ranks(group)
+    place = (dist.get_rank(group), dist.get_world_size(group))
+    return Ranks([group], [place], members, dist.get_rank(), device)

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["agreed_values", "is_alone"]
+__all__ = ["agreed_values", "is_alone", "is_one_of_many"]
+
+
+def is_one_of_many() -> bool:
+    """Whether other processes take part in whatever this one does."""
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def is_alone(model: nn.Module, statistics: Iterable[str]) -> bool:
@@ -18,9 +25,7 @@ def is_alone(model: nn.Module, statistics: Iterable[str]) -> bool:
         model: the module.
         statistics: names of the buffers.
     """
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not is_one_of_many():
         return True
     return all(isinstance(model.get_submodule(name.rpartition(".")[0]), nn.SyncBatchNorm) for name in statistics)
 

@@ -8,7 +8,10 @@ from ..errors import warn_user
 from .backend import Backend, get_backend
 from .build import kernels
 
-__all__ = ["ExecutorChoice"]
+__all__ = ["HERE", "NEVER", "NOT_YET", "ExecutorChoice"]
+
+NEVER, NOT_YET, HERE = range(3)
+"""Whether the compiled kernels can be had: the least of what many processes say is what all of them have."""
 
 _LATEST_STEP = 100
 """From this step on the kernels are waited for: training steps take longer than a compiler does, tests should not wait."""
@@ -28,38 +31,57 @@ class ExecutorChoice:
     """
 
     def __init__(self, name: str) -> None:
-        self._chosen: Backend | None = None if name == "auto" else get_backend(name)
+        self._named: Backend | None = None if name == "auto" else get_backend(name)
+        self._compiled: Backend | None = None
         self._steps = 0
-        if self._chosen is None:
+        if self._named is None:
             self._eager = get_backend("eager")
             kernels()  # the compiler begins now, beside all that comes before the first step
 
-    def current(self) -> Backend:
-        """Returns the executor to use now; warns once a process where the compiled one cannot be had."""
-        if self._chosen is not None:
-            return self._chosen
+    def current(self, *, wait: bool = False) -> Backend:
+        """Returns the executor to use now; warns once a process where the compiled one cannot be had.
+
+        Args:
+            wait: whether to wait for the compiler, where other processes must use the same and do not tell one another.
+        """
+        if wait and self._named is None:
+            kernels().wait()
+        return self.taken(self.standing() == HERE)
+
+    def standing(self) -> int:
+        """Returns whether this process has the executor that it wants: `NEVER`, `NOT_YET` or `HERE`; warns as `current` does."""
+        if self._named is not None:
+            return HERE
         found = kernels()
-        if torch.are_deterministic_algorithms_enabled() or _is_one_of_many():
+        if torch.are_deterministic_algorithms_enabled():
             found.wait()
         if not found.poll():
-            return self._eager
-        self._chosen = self._eager if found.library is None else get_backend("compiled")
+            return NOT_YET
         if (found.failure or found.note) and not found.warned:
             found.warned = True
             warn_user(_apology(found.failure, found.note))
-        return self._chosen
+        return NEVER if found.library is None else HERE
+
+    def taken(self, wanted: bool) -> Backend:
+        """Returns the executor that is named; for "auto" the compiled one, which has to be here, or the eager one.
+
+        Args:
+            wanted: whether it is to be the compiled one.
+        """
+        if self._named is not None:
+            return self._named
+        if not wanted:
+            return self._eager
+        if self._compiled is None:
+            self._compiled = get_backend("compiled")
+        return self._compiled
 
     def count_step(self) -> None:
         """Notes that a step begins; a late one waits for the compiler, so that long runs never stay eager by chance."""
-        if self._chosen is None:
+        if self._named is None:
             self._steps += 1
             if self._steps == _LATEST_STEP:
                 kernels().wait(_LATEST_SECONDS)
-
-
-def _is_one_of_many() -> bool:
-    """Returns whether other processes take part: all must use the same executor from the first step on."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
 def _apology(failure: str, note: str) -> str:

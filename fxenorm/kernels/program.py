@@ -53,6 +53,7 @@ class ScaleTarget:
         terms: exponents, on the tensor's device.
         power: +1 for parameters, -1 for gradients and first moments, -2 for second moments.
         offset: what the model adds to the tensor before it multiplies; 0 for all that is no position (gradients, moments, steps).
+        owner: the distributed tensor of which it is this process's part; None: it is no part.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ScaleTarget:
     terms: TermTensors
     power: int = 1
     offset: float = 0.0
+    owner: Tensor | None = None
 
 
 @dataclass(frozen=True)

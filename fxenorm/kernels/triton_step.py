@@ -93,22 +93,24 @@ class TritonStep:
         self._power = powers.get(program.p, -1)
 
     @torch.no_grad()
-    def run(self, factors: Sequence[Tensor | None], cycles: int) -> bool:
+    def run(self, factors: Sequence[Tensor | None], cycles: int, gate: Tensor | None = None) -> bool:
         """Some cycles; False, and nothing has changed, if they are to be done elsewhere.
 
         Args:
             factors: by what the counted tensors are multiplied before their norm is taken.
             cycles: how many.
+            gate: 0-d bool on the device: all variables stay at 0 where it is False.
         """
         if self._left and cycles > 1:
             return False
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
             announce(self._own)
+            held = self._held if gate is None else self._held | (~gate).to(self._held)
             self._find_rooms()
             self._take_factors(factors)
             for cycle in range(cycles):
                 self._reduce(cycle > 0)
-                self._settle(cycle == 0)
+                self._settle(cycle == 0, held)
                 self._fill(self._fill_count if cycle == cycles - 1 else len(self._fill_tiles))
             for kind, tiles in self._scale_tiles:
                 constants = {"TYPE": self._type(kind), "ROWS": _AT_ONCE, "COLUMNS": COLUMNS}
@@ -132,7 +134,7 @@ class TritonStep:
         for kind, tiles, weights in self._reduce_tiles:
             launch(self._kernels.reduce_tiles, len(tiles), tiles, weights, *buffers, TYPE=self._type(kind), **constants)
 
-    def _settle(self, first: bool) -> None:
+    def _settle(self, first: bool, held: Tensor) -> None:
         """From sums of tiles to log-scales."""
         count, largest = self._program.num_scales, self._power == 0
         segments = len(self._starts) - 1
@@ -141,7 +143,7 @@ class TritonStep:
         launch(
             self._kernels.settle,
             -(-count // 32),
-            *(self._slots, self._parts, self._extra, self._rooms, len(self._rooms), self._held, self._divisors, self._reach),
+            *(self._slots, self._parts, self._extra, self._rooms, len(self._rooms), held, self._divisors, self._reach),
             *(self._settings, self._log_scales, count),
             **{"FIRST": first, "LARGEST": largest, "VARIABLES": 32, "LANES": 32, "ROOMS": 512},
         )

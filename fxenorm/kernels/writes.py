@@ -86,21 +86,25 @@ def versions(tensors: Sequence[Tensor]) -> list[int]:
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
-def carry_out(writes: Sequence[Write]) -> None:
+def carry_out(writes: Sequence[Write], *, owed: bool = False) -> None:
     """Does all of the writes; in the main thread signals wait until that is over.
 
-    An exception leaves with all writes done, or with none of them. Where neither can be had it is raised with what is left as
-    its attribute ``unfinished``.
+    An exception leaves with all writes done, which its attribute ``carried_out`` says, or with none of them. Where neither can be
+    had it is raised with what is left as its attribute ``unfinished``.
 
     Args:
         writes: in their order.
+        owed: whether other processes do theirs: what cannot be finished is undone for now, and ``unfinished`` all the same.
     """
     with signals_held_back():
         try:
             for write in writes:
                 write.run()
         except BaseException as error:
-            if any(write.written for write in writes) and not (_all(writes, True) or _all(writes, False)):
+            begun = owed or any(write.written for write in writes)
+            if begun and _all(writes, True):
+                error.carried_out = True  # type: ignore[attr-defined]
+            elif begun and (not _all(writes, False) or owed):
                 error.unfinished = Unfinished(writes)  # type: ignore[attr-defined]
             raise
 

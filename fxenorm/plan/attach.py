@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..distributed.ranks import together
-from ..errors import BindError, OptimizerError, OptionError
+from ..errors import BindError, FxenormError, OptimizerError, OptionError
 from ..optim.state import OptimizerLike, StateChoice, owned_by, unwrap_optimizers
 from ..optim.wrappers import held_by
-from .stepping import step
+from .agreeing import Looked, look_up_together
+from .stepping import Call, step
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -45,23 +45,31 @@ class Attachment:
         cycles: int = 1,
         grads: bool = False,
         state: StateChoice = "reexpress",
+        agree_every: int = 1,
     ) -> None:
-        for name, value, least in (("every", every, 1), ("start", start, 0), ("stop", stop, 0), ("cycles", cycles, 1)):
-            if (value is None and name == "stop") or (type(value) is int and value >= least):
-                continue
-            raise OptionError(f"{name}={value!r} is not valid: expected an integer >= {least}")
         self._plan = plan
-        self._followed = unwrap_optimizers(optimizer)
-        # Wrappers call the optimizers in them, whose hooks are enough.
-        self._optimizers = tuple(one for one in self._followed if held_by(one) is None)
-        if not self._optimizers:
-            raise OptimizerError("attach needs an optimizer, or a sequence of them: there is no step to hook into otherwise")
         self._every, self._start, self._stop = every, start, stop
-        self._cycles, self._grads, self._state = cycles, grads, state
-        _refuse_steps_in_backward(self._optimizers)
-        if self._is_trained():
-            with together(plan._ranks()):
-                plan._prepared(self._followed, state=state)  # what would go wrong in the hook goes wrong here
+        self._cycles, self._grads, self._state, self._agree_every = cycles, grads, state, agree_every
+        options = {"every": every, "start": start, "stop": stop, "cycles": cycles, "agree_every": agree_every}
+
+        def look() -> Looked:
+            """What would go wrong in the hook goes wrong here."""
+            least = {"start": 0, "stop": 0}
+            for name, value in options.items():
+                if not ((value is None and name == "stop") or (type(value) is int and value >= least.get(name, 1))):
+                    raise OptionError(f"{name}={value!r} is not valid: expected an integer >= {least.get(name, 1)}")
+            followed = unwrap_optimizers(optimizer)
+            optimizers = _hooked(followed)
+            if not optimizers:
+                raise OptimizerError("attach needs an optimizer, or a sequence of them: there is no step to hook into otherwise")
+            _refuse_steps_in_backward(optimizers)
+            # A model that is frozen as a whole for now is looked at once it is trained.
+            return Looked(*plan._prepared(followed, state=state)) if self._is_trained() else Looked(plan._snapshot(), [])
+
+        said = ("attach", *(f"{name}={value!r}" for name, value in {**options, "grads": grads, "state": state}.items()))
+        look_up_together(plan, said, look, optimizer)
+        self._followed = unwrap_optimizers(optimizer)
+        self._optimizers = _hooked(self._followed)
         self._rounds = 0
         self._skipped: Tensor | None = None
         self._stepped: set[int] = set()
@@ -151,8 +159,10 @@ class Attachment:
 
     def _step(self, grads: bool, gate: Tensor | None) -> None:
         """Rescales; a model that is frozen as a whole for now is no inference model here, and is left as it is."""
-        if self._is_trained():
-            step(self._plan, self._followed, cycles=self._cycles, grads=grads, state=self._state, gate=gate, in_hook=True)
+        rests = not self._is_trained()
+        call = Call(self._followed, self._cycles, grads, self._state, self._agree_every, in_hook=True, rests=rests)
+        if not rests or self._plan._many() is not None or self._plan._ranks() is not None:
+            step(self._plan, call, gate)
 
     def _is_trained(self) -> bool:
         """Whether any parameter requires a gradient."""
@@ -162,7 +172,11 @@ class Attachment:
         """ids of the optimizers without whose step a round is not over: those that hold a parameter of the model."""
         if len(self._optimizers) == 1:
             return {id(self._optimizers[0])}
-        moved = self._plan._snapshot().moved_ids()
+        try:
+            moved = self._plan._snapshot().moved_ids()
+        except FxenormError:
+            # The step meets the same, and tells other processes of it.
+            return {id(optimizer) for optimizer in self._optimizers}
         owners = {id(optimizer) for optimizer in self._optimizers if owned_by([optimizer]) & moved}
         return owners or {id(optimizer) for optimizer in self._optimizers}
 
@@ -176,6 +190,11 @@ class Attachment:
         after = count - self._start
         due = (after > 0) & (after % self._every == 0)
         return due if self._stop is None else due & (count <= self._stop)
+
+
+def _hooked(followed: Sequence[Optimizer]) -> tuple[Optimizer, ...]:
+    """The optimizers that are hooked into: wrappers call those in them, whose hooks are enough."""
+    return tuple(one for one in followed if held_by(one) is None)
 
 
 def _captures() -> bool:

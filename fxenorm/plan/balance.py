@@ -17,7 +17,7 @@ from .iterate import solve_rounded
 from .options import Options
 from .problem import Problem
 from .progress import progress
-from .snapshot import Snapshot
+from .snapshot import Snapshot, Solved
 
 __all__ = ["BalanceResult", "balance"]
 
@@ -87,6 +87,25 @@ def balance(
 
     A variable whose optimum would overflow a tensor is held instead and the rest solved again, so all that is written is finite.
     """
+    targets: Sequence[ScaleTarget] = ()
+
+    def solve() -> Solved[BalanceResult]:
+        """All that comes before the writes."""
+        nonlocal targets
+        found, targets = _solved(whole, targets_of, tol=tol, max_iterations=max_iterations)
+        return found
+
+    agreed = whole.agreed_scales(solve)
+    log_scales = agreed.snapshot.core.to_plan(agreed.log_scales).to("cpu", torch.float64, copy=True)
+    if bool(log_scales.any()):
+        agreed.snapshot.apply_told(targets, agreed.log_scales)
+    return replace(agreed.result, log_scales=log_scales)
+
+
+def _solved(
+    whole: Snapshot, targets_of: Callable[[Snapshot], Sequence[ScaleTarget]], *, tol: float, max_iterations: int
+) -> tuple[Solved[BalanceResult], Sequence[ScaleTarget]]:
+    """What is to be written, what the report says, and the targets."""
     snapshot, problem, left = whole.within_now()
     core = snapshot.core
     targets = targets_of(snapshot)
@@ -122,9 +141,7 @@ def balance(
         layer_norms_after=_floats(whole.layer_norms(everything, log_scales)),
         held=held_by_group(core.groups, [*left.reasons, *stopped], core.symmetry.num_scales, left.equations, whole.frozen),
     )
-    if solution.iterations:
-        snapshot.apply_told(targets, solution.log_scales)
-    return result
+    return Solved(snapshot, solution.log_scales, result), targets
 
 
 def _doubtful(snapshot: Snapshot, problem: Problem, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Sequence[ScaleTarget]:

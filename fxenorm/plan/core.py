@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..distributed.ranks import LINEAR_UP_TO
+from ..distributed.replicas import is_one_of_many
 from ..kernels.backend import Backend
 from ..kernels.choice import ExecutorChoice
 from ..kernels.program import ReduceProgram, TermTensors, as_float, term_tensors
@@ -68,8 +71,8 @@ class Core:
 
     @property
     def backend(self) -> Backend:
-        """The executor to use now."""
-        return self.executor.current()
+        """The executor to use now; among processes that do not tell one another, the compiler is waited for."""
+        return self.executor.current(wait=is_one_of_many())
 
     @cached_property
     def depths(self) -> dict[str, int]:
@@ -80,6 +83,19 @@ class Core:
     def objective(self) -> Objective:
         """What is counted."""
         return build_objective(self.symmetry, self.options, self.depths)
+
+    @cached_property
+    def least_message(self) -> int:
+        """How many numbers processes send at least, when they begin to speak of a call.
+
+        All channels of all tensors: this does not depend on the options, so that plans which differ understand one another.
+        """
+        return max(sum(sum(shape, start=1) for shape in self.symmetry.shapes.values()), 2 * self.symmetry.num_scales)
+
+    @property
+    def asks_apart(self) -> bool:
+        """Whether processes agree in a collective of its own: sums may travel in two ways, and folded BatchNorms first in one."""
+        return bool(self.objective.folded_names) and LINEAR_UP_TO < self.options.p < math.inf
 
     @cached_property
     def variables_of(self) -> dict[str, NDArray[np.int64]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..distributed.agreement import Statement
 from ..kernels.compiled import CompiledBackend
 from ..kernels.cycles_table import CyclesTable
 from ..kernels.memory import has_plain_memory
@@ -69,6 +70,8 @@ class PreparedStep:
         self._cycles_table: CyclesTable | None = None
         self._triton_step: TritonStep | None = None
         self._factors: list[Tensor | None] = []
+        self.statements: dict[tuple[str, ...], Statement] = {}
+        """By call, what this process tells others of it."""
         # Everything by which the model or the optimizers could come to hold other tensors.
         tensors = snapshot.read_tensors()
         read = {id(tensor) for tensor in tensors}
@@ -119,18 +122,23 @@ class PreparedStep:
             and self._same_groups(optimizers)
         )
 
-    def run(self, cycles: int) -> None:
-        """Moves the weights: with the compiled kernels where they can do it, else as `Snapshot.cycles` does."""
-        core = self.snapshot.core
-        backend = core.backend
+    def run(self, cycles: int, gate: Tensor | None = None) -> None:
+        """Moves the weights: with the compiled kernels where they can do it, else as `Snapshot.cycles` does.
+
+        Args:
+            cycles: how many.
+            gate: 0-d bool on the device: nothing moves where it is False.
+        """
+        core, backend = self.snapshot.core, self.snapshot.backend
         jacobi = not core.options.solver.endswith("gauss-seidel")
         plain = jacobi and not self._moves_by_powers
         on_cpu = self.snapshot.device.type == "cpu"
-        if plain and on_cpu and isinstance(backend, CompiledBackend) and self._run_compiled(backend, cycles):
+        if plain and on_cpu and gate is None and isinstance(backend, CompiledBackend) and self._run_compiled(backend, cycles):
             return
-        if plain and isinstance(backend, TritonBackend) and self._run_triton(backend, cycles):
+        if plain and isinstance(backend, TritonBackend) and self._run_triton(backend, cycles, gate):
             return
-        self.snapshot.apply(self.targets, self.snapshot.cycles(self.targets, cycles))
+        scales = self.snapshot.cycles(self.targets, cycles)
+        self.snapshot.apply(self.targets, scales if gate is None else scales * gate.to(scales))
 
     def _run_compiled(self, backend: CompiledBackend, cycles: int) -> bool:
         """In one call, or one cycle in two, if no tensor is near overflow; else nothing is changed and the answer is False."""
@@ -143,7 +151,7 @@ class PreparedStep:
             self._cycles_table = CyclesTable(table, self.snapshot.program, *self.snapshot.gather())
         return self._cycles_table.complete and self._cycles_table.run(backend, self._row_factors(), cycles)
 
-    def _run_triton(self, backend: TritonBackend, cycles: int) -> bool:
+    def _run_triton(self, backend: TritonBackend, cycles: int, gate: Tensor | None) -> bool:
         """In a handful of launches, if the kernels serve the device; else nothing is changed and the answer is False."""
         snapshot = self.snapshot
         if not backend.serves(snapshot.device) or snapshot.core.objective.folds_biases:
@@ -157,7 +165,7 @@ class PreparedStep:
                 limit=self._most,
                 reach=snapshot.core.on_device("reach", snapshot.core.reach, snapshot.device),
             )
-        return self._triton_step.run(self._row_factors(), cycles)
+        return self._triton_step.run(self._row_factors(), cycles, gate)
 
     def _whole_table(self) -> StepTable:
         """What one cycle in one call needs; made once."""

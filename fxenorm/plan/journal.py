@@ -1,8 +1,8 @@
-"""What is left of writes that could neither be finished nor undone, kept until the next call finishes it."""
+"""What is left of writes that could neither be finished nor undone, or that others have done, until the next call does it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,30 +10,59 @@ from torch import Tensor
 
 from ..distributed.dtensors import local_part, memory_of
 from ..errors import RescaleError
+from ..kernels.program import ScaleTarget
 from ..kernels.writes import Unfinished, Write, carry_out, versions
 
 __all__ = ["Journal"]
+
+Stamp = tuple[str, list[Tensor], Any, list[int]]
+"""A tensor's name, itself, what it is a part of, its address, and how often they were written: each counts its own writes."""
 
 
 class Journal:
     """Empty, but for the time after an error in the middle of writes that could not be made good at once.
 
-    It then holds the writes with their factors, which of them have happened, and the address and version of each tensor.
+    It then holds the writes with their factors, which of them have happened, and the address and version of each tensor. Where
+    other processes have rescaled and this one has not come to its writes, it holds what makes up for that.
     """
 
     def __init__(self) -> None:
         self._left: Unfinished | None = None
-        self._stamps: list[tuple[str, Tensor, Any, list[int]]] = []
+        self._stamps: list[Stamp] = []
+        self._missed: Callable[[], None] | None = None
+        self._is_promised = False
+        self._owners: dict[int, Tensor] = {}
 
     @property
     def is_open(self) -> bool:
         """Whether something is left to do."""
-        return self._left is not None
+        return self._left is not None or self._missed is not None
 
     def carry_out(self, writes: Sequence[Write]) -> None:
         """Does all of the writes, or none of them; see `fxenorm.kernels.writes.carry_out`."""
         with self.kept():
-            carry_out(writes)
+            carry_out(writes, owed=self._is_promised)
+
+    @contextmanager
+    def promised(self, again: Callable[[], None], targets: Sequence[ScaleTarget]) -> Iterator[None]:
+        """For the rescaling inside, which other processes make too: where this one cannot, the next call makes up for it.
+
+        Args:
+            again: makes the same rescaling from the same weights, and asks no other process.
+            targets: what it writes.
+        """
+        self._is_promised = True
+        self._owners = {id(target.tensor): target.owner for target in targets if target.owner is not None}
+        try:
+            yield
+        except BaseException as error:
+            if self._left is None and not getattr(error, "carried_out", False):
+                self._missed, self._stamps = again, [self._stamp(target.name, target.tensor) for target in targets]
+                say = getattr(error, "add_note", lambda _: None)  # Python 3.11
+                say("fxenorm: other processes have rescaled. The next call on this plan, or plan.repair(), does it here too")
+            raise
+        finally:
+            self._is_promised, self._owners = False, {}
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -58,9 +87,11 @@ class Journal:
             RescaleError: some were written by others since, and it cannot be known whether they are rescaled: they are named,
                 and the journal is closed; or finishing fails again, and it stays.
         """
+        if self._missed is not None:
+            self._make_up(self._missed, current)
         if self._left is None:
             return
-        strange = {name for name, tensor, place, count in self._stamps if self._is_strange(name, tensor, place, count, current)}
+        strange = {stamp[0] for stamp in self._stamps if _is_strange(stamp, current)}
         own = [write for write in self._left if not strange.intersection(write.names)]
         try:
             carry_out([_Onwards(write) for write in own])
@@ -70,23 +101,53 @@ class Journal:
         skipped = sorted(strange | {name for write in self._left if write not in own for name in write.names})
         self._left, self._stamps = None, []
         if strange:
-            shown = ", ".join(skipped[:10]) + (f" and {len(skipped) - 10} more" if len(skipped) > 10 else "")
             raise RescaleError(
-                f"an earlier call was interrupted, and these were written or replaced before it could be finished: {shown}. They "
-                "were left as they are, and all others are rescaled: load all of the model and its optimizer from a checkpoint"
+                "an earlier call was interrupted, and these were written or replaced before it could be finished: "
+                f"{_named(skipped)}. They were left as they are, and all others are rescaled: load all of the model and its "
+                "optimizer from a checkpoint"
             )
+
+    def _make_up(self, missed: Callable[[], None], current: Mapping[str, Tensor]) -> None:
+        """Rescales as the other processes have done, unless something was written since."""
+        strange = sorted({stamp[0] for stamp in self._stamps if _is_strange(stamp, current)})
+        self._missed = None
+        if strange:
+            self._stamps = []
+            raise RescaleError(
+                "an error has kept this process from a rescaling that the others have made, and these were written or replaced "
+                f"since: {_named(strange)}. Load all of the model and its optimizer from a checkpoint, on every process"
+            )
+        try:
+            missed()
+        except Exception as error:
+            if self._left is None:
+                self._missed = missed
+            raise RescaleError(f"the other processes have rescaled, and doing it here failed again: {error}") from error
 
     def _open(self, left: Unfinished) -> None:
         """Notes what is left, and how each tensor is now."""
         tensors = {(name, id(tensor)): tensor for write in left for name, tensor in zip(write.names, write.tensors, strict=True)}
         self._left = left
-        self._stamps = [(name, tensor, memory_of(tensor), versions([tensor])) for (name, _), tensor in tensors.items()]
+        self._stamps = [self._stamp(name, tensor) for (name, _), tensor in tensors.items()]
 
-    def _is_strange(self, name: str, tensor: Tensor, place: Any, count: list[int], current: Mapping[str, Tensor]) -> bool:
-        """Whether a tensor has been written, or has given its place to another, since."""
-        if memory_of(tensor) != place or versions([tensor]) != count:
-            return True
-        return name in current and memory_of(local_part(current[name])) != place
+    def _stamp(self, name: str, tensor: Tensor) -> Stamp:
+        """How a tensor is now."""
+        owner = self._owners.get(id(tensor))
+        tensors = [tensor] if owner is None else [tensor, owner]
+        return name, tensors, memory_of(tensor), versions(tensors)
+
+
+def _is_strange(stamp: Stamp, current: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor has been written, or has given its place to another, since."""
+    name, tensors, place, count = stamp
+    if memory_of(tensors[0]) != place or versions(tensors) != count:
+        return True
+    return name in current and memory_of(local_part(current[name])) != place
+
+
+def _named(names: Sequence[str]) -> str:
+    """Some names, and how many more there are."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 class _Onwards(Write):

@@ -2,56 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 from torch import Tensor, nn
 
+from ..distributed.agreement import Statement
 from ..distributed.dtensors import is_distributed, reshard
 from ..distributed.ranks import ranks_of
 from ..distributed.replicas import agreed_values
 from ..errors import RescaleError
+from ..kernels.backend import Backend
+from ..kernels.program import ScaleTarget
+from .agreeing import Replicas
 from .core import Core
 from .sharded_snapshot import ShardedSnapshot
-from .snapshot import Snapshot
+from .snapshot import Snapshot, Solved
+from .told import apply_and_tell
 from .track import Tracked
 
 __all__ = ["ReplicatedSnapshot", "open_snapshot"]
 
+T = TypeVar("T")
+
 
 class ReplicatedSnapshot(Snapshot):
-    """See `Snapshot`, of a model of which every process has a copy, where the objective reads BatchNorm's running statistics.
+    """See `Snapshot`, of a model of which every process has a copy.
 
-    Each process has seen other batches and has statistics of its own, so those of the first are used by all.
+    Each process has seen other batches and has running statistics of its own, so where the objective reads those of
+    BatchNorms, the first one's are used by all.
 
     Args:
         core, model, tracked: see `Snapshot`.
-        group: the process group of the copies.
+        replicas: the processes.
     """
 
-    def __init__(self, core: Core, model: nn.Module, tracked: Sequence[Tracked], group: Any) -> None:
+    def __init__(self, core: Core, model: nn.Module, tracked: Sequence[Tracked], replicas: Replicas) -> None:
         super().__init__(core, model, tracked)
-        self._group = group
+        self._replicas = replicas
+        self._statistics: dict[str, Tensor] | None = None
+
+    @property
+    def backend(self) -> Backend:
+        """The executor that all processes use."""
+        return self._replicas.backend
 
     @property
     def repeatable(self) -> bool:
-        """False: the statistics change at every forward pass."""
-        return False
+        """False where statistics are read: they change at every forward pass."""
+        return super().repeatable and not self.core.objective.statistics
 
     def gather(self) -> tuple[list[Tensor], list[Tensor | None]]:
-        """The counted tensors and their factors, the same on every process; one broadcast."""
-        own = {name: self._read[name] for name in self.core.objective.statistics}
-        return self.core.objective.gather({**self._read, **agreed_values(self._group, own)})
+        """The counted tensors and their factors, the same on every process; one broadcast where statistics are read."""
+        if not self.core.objective.statistics:
+            return super().gather()
+        if self._statistics is None:
+            own = {name: self._read[name] for name in self.core.objective.statistics}
+            self._statistics = agreed_values(self._replicas.group, own)
+        return self.core.objective.gather({**self._read, **self._statistics})
+
+    def agreed_scales(self, solve: Callable[[], Solved[T]]) -> Solved[T]:
+        """Those of the first process, by one broadcast, once all have found some in the same basis."""
+        try:
+            found = solve()
+            statement = Statement(
+                {"free scales": (f"{found.log_scales.numel()} in basis {found.snapshot.core.fingerprint[:8]}",)}
+            )
+        except BaseException as error:  # whatever it is, the others wait
+            statement = Statement(error=error)
+        self._replicas.agree(statement, self.device, waits=True)
+        agreed = agreed_values(self._replicas.group, {"log_scales": found.log_scales})
+        return replace(found, log_scales=agreed["log_scales"])
+
+    def apply_told(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
+        """`apply`, and one collective in which an error in the writes of any process is raised on all."""
+        apply_and_tell(self, self._replicas.ranks(self.device), targets, log_scales)
 
 
-def open_snapshot(core: Core, model: nn.Module, tracked: Sequence[Tracked], replicas: Any) -> Snapshot:
+def open_snapshot(core: Core, model: nn.Module, tracked: Sequence[Tracked], replicas: Replicas | None) -> Snapshot:
     """The model's tensors now.
 
     Args:
         core: the plan without its module.
         model: the module, without wrappers.
         tracked: copies that follow.
-        replicas: the process group of DistributedDataParallel, or None.
+        replicas: the processes of DistributedDataParallel; None: there are no others.
 
     Raises:
         BindError, RescaleError: see `Snapshot`, `ShardedSnapshot` and `ranks_of`.
@@ -63,6 +99,6 @@ def open_snapshot(core: Core, model: nn.Module, tracked: Sequence[Tracked], repl
     for copy in tracked:
         if any(is_distributed(tensor) for tensor in copy.tensors(model).values()):
             raise RescaleError("a tracked copy is spread over processes and the model is not: shard both, or neither")
-    if replicas is not None and replicas.size() > 1 and core.objective.statistics:
+    if replicas is not None:
         return ReplicatedSnapshot(core, model, tracked, replicas)
     return Snapshot(core, model, tracked)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..distributed.agreement import LateAnswers
 from ..distributed.dtensors import reshard
-from ..distributed.ranks import Ranks, ranks_of, together
+from ..distributed.ranks import Ranks, ranks_of
 from ..errors import OptionError, RescaleError
 from ..kernels.program import ScaleTarget
 from ..optim.state import OptimizerLike, StateChoice, check_choice, unwrap_optimizers
@@ -21,6 +22,7 @@ from ..solve.jacobi import imbalance
 from ..symmetry.symmetry import Barrier, Symmetry
 from ..trace import Inputs, resolve_inputs, unwrap
 from ..trace.unwrap import replica_group
+from .agreeing import Looked, Replicas, look_up_together
 from .attach import Attachment
 from .balance import BalanceResult, balance
 from .bind import check_fits
@@ -39,9 +41,8 @@ from .options import Options
 from .pairs import Pair
 from .restore import core_from_dict
 from .serialise import to_dict
-from .sharded_step import LateErrors
 from .snapshot import Snapshot
-from .stepping import step
+from .stepping import Call, step
 from .tensors import named_tensors
 from .track import Tracked
 from .verify import Verification, verify
@@ -87,8 +88,9 @@ class Plan:
         self._left_gradients = LeftGradients()
         self._last_step: PreparedStep | None = None
         self._last_states: list[Any] = []
-        self._replicas = replica_group(model)
-        self._late_errors = LateErrors()
+        group = replica_group(model)
+        self._replicas = None if group is None else Replicas(group, self._core.executor, self._warnings)
+        self._late_answers = LateAnswers()
         self._journal = Journal()
 
     def prepare(self) -> None:
@@ -239,13 +241,20 @@ class Plan:
     # ---------------------------------------------------------------- what rescales
 
     def step(
-        self, optimizer: OptimizerLike = None, *, cycles: int = 1, grads: bool = False, state: StateChoice = "reexpress"
+        self,
+        optimizer: OptimizerLike = None,
+        *,
+        cycles: int = 1,
+        grads: bool = False,
+        state: StateChoice = "reexpress",
+        agree_every: int = 1,
     ) -> None:
         """Moves the weights towards their least norm by Jacobi cycles, in place; call it after ``optimizer.step()``.
 
         One cycle multiplies channel k by sqrt(R_k / L_k) as in ENorm (Stock et al., ICLR 2019, section 3), all channels from
         the same weights. The objective never increases, and nothing waits for the device. Processes over which the model is
         spread tell one another channel sums, in one collective a cycle (with powers of two: two; Gauss-Seidel: one a group).
+        Replicas of DistributedDataParallel agree in one small collective before they write.
 
         What no rule for state makes exact: coupled weight decay (of SGD, Adam, RMSprop, ...) is in the buffers and is rescaled as
         if it were gradient; decoupled decay (AdamW) is not, but acts on norms that a rescaling moves, also from a decayed
@@ -262,14 +271,19 @@ class Plan:
             grads: whether ``.grad`` follows too, as between the backward passes of gradient accumulation.
             state: "reexpress": optimizer state follows by its class's rule; "reset": it is dropped; "keep": it stays, as momentum
                 does in fully connected networks under the original ENorm.
+            agree_every: of DistributedDataParallel, the replicas agree at the first of this many steps, and at none of the
+                others. In between an error on one of them does not stop the others, which then wait for it as they do for
+                gradients, and what differs makes the replicas differ; both are found at the next agreement, after the damage.
+                The compiled executor begins at an agreement.
 
         Raises:
+            AgreementError: another process cannot take part, or is asked for something else; nothing was written on any.
             OptimizerError: the optimizer has no rule, or its state does not fit the model; nothing was written.
             BindError, RescaleError: a parameter has another shape than at the analysis, or cannot be multiplied in place; nothing
                 was written.
-            OptionError: `cycles` is not a positive integer, or `state` is unknown.
+            OptionError: `cycles` or `agree_every` is not a positive integer, or `state` is unknown.
         """
-        step(self, optimizer, cycles=cycles, grads=grads, state=state)
+        step(self, Call(optimizer, cycles, grads, state, agree_every))
 
     def balance(
         self,
@@ -298,7 +312,7 @@ class Plan:
             What was done; print it. ``plan.rescale(-result.log_scales)`` undoes it.
 
         Raises:
-            OptimizerError, BindError: as `step`; nothing was written.
+            AgreementError, OptimizerError, BindError: as `step`; nothing was written.
             OptionError: `tol` or `max_iterations` is not positive.
         """
         if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not tol > 0:
@@ -310,8 +324,13 @@ class Plan:
 
     def _balance(self, optimizer: OptimizerLike, tol: float, max_iterations: int, state: StateChoice) -> BalanceResult:
         """`balance` with checked options."""
-        with together(self._ranks()):
-            snapshot, targets = self._prepared(optimizer, state=state, within=False)
+
+        def look() -> Looked:
+            """What follows, in the plan's own basis."""
+            return Looked(*self._prepared(optimizer, state=state, within=False))
+
+        said = ("balance", f"tol={tol!r}", f"max_iterations={max_iterations!r}", f"state={state!r}")
+        snapshot, targets, _ = look_up_together(self, said, look, optimizer)
         optimizers = unwrap_optimizers(optimizer)
 
         def targets_of(other: Snapshot) -> list[ScaleTarget]:
@@ -333,15 +352,21 @@ class Plan:
 
         Raises:
             RescaleError: `log_scales` has another shape or is not finite, or a tensor would overflow; nothing was written.
-            OptimizerError, BindError: as `step`; nothing was written.
+            AgreementError, OptimizerError, BindError: as `step`; nothing was written.
         """
-        with self._one_at_a_time:
-            with together(self._ranks()):
-                given = checked_log_scales(log_scales, self.num_scales)
-                snapshot, targets = self._prepared(optimizer, frozen=True, state=state)
+
+        def look() -> Looked:
+            """What follows, and by what; raises where that would overflow."""
+            given = checked_log_scales(log_scales, self.num_scales)
+            snapshot, targets = self._prepared(optimizer, frozen=True, state=state)
             scales = snapshot.checked_scales(given)
             snapshot.refuse_overflow(targets, scales)
-            snapshot.apply_told(targets, scales)
+            return Looked(snapshot, targets, scales)
+
+        with self._one_at_a_time:
+            snapshot, targets, scales = look_up_together(self, ("rescale", f"state={state!r}"), look, optimizer)
+            if scales is not None:
+                snapshot.apply_told(targets, scales)
 
     def repair(self) -> None:
         """Finishes what an interrupted call has left; every other call does so too before anything else.
@@ -375,8 +400,8 @@ class Plan:
         Args:
             optimizer: one, a sequence (rescaled when the last of them has stepped), or a wrapper with ``.optimizer``.
             every, start, stop: rescaled after each `every`-th of the steps start + 1, start + 2, ..., stop (None: no end).
-            options: `cycles`, `grads` and `state` of `step`; `grads` where gradients are kept from one step to the next.
-                ``state="reset"`` waits for the device where a GradScaler drives a fused optimizer.
+            options: `cycles`, `grads`, `state` and `agree_every` of `step`; `grads` where gradients are kept from one step to
+                the next. ``state="reset"`` waits for the device where a GradScaler drives a fused optimizer.
 
         Returns:
             A handle with ``remove``, ``state_dict`` and ``load_state_dict``; also a context manager.
@@ -530,7 +555,7 @@ class Plan:
     def _snapshot(self) -> Snapshot:
         """The model's tensors now, once what an interrupted call may have left is finished."""
         self.repair()
-        snapshot = open_snapshot(self._core, self._model, self._tracked, self._replicas)
+        snapshot = open_snapshot(self._core, self._model, self._tracked, self._many())
         snapshot.journal = self._journal
         return snapshot
 
@@ -538,6 +563,15 @@ class Plan:
         """The processes over which the model is spread now; None: this one holds all of it."""
         reshard(self._model)
         return ranks_of(self._model.parameters())
+
+    def _many(self) -> Replicas | None:
+        """The processes that have a copy each of the model; None: there are no others."""
+        return self._replicas if self._replicas is not None and self._replicas.is_many else None
+
+    def _device(self) -> torch.device:
+        """Where the model is, or its first parameter."""
+        first = next(self._model.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
 
     def _prepared(
         self,

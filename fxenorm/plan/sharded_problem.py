@@ -7,7 +7,7 @@ Every number that leaves it is the same on every process, bit for bit, so the so
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..distributed.ranks import Ranks
 from ..kernels.curvature import Curvature, aggregate
-from ..kernels.program import ReduceProgram
+from ..kernels.program import ReduceProgram, float_dtype
 from ..solve.objective import Operator, Stage
 from .problem import Problem
 
@@ -34,17 +34,29 @@ class Reducer:
         ranks: the processes.
         p: the norm's exponent.
         reference: (2 K,) logarithms near those of N and P, before anything is known of the weights.
+        failures: takes the errors that this process met in the middle of a solution.
     """
 
-    def __init__(self, ranks: Ranks, p: float, reference: Tensor) -> None:
-        self.ranks = ranks
+    def __init__(self, ranks: Ranks, p: float, reference: Tensor, failures: list[BaseException]) -> None:
+        self.ranks, self._failures = ranks, failures
         self._p = p
         self._near: dict[str, Tensor] = {"sums": reference}
 
-    def __call__(self, question: str, logs: Tensor, notes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def own(self, numbers: Callable[[], Tensor], count: int) -> Tensor:
+        """(count,) numbers of this process; not a number where an error is met, so that others need not wait in vain.
+
+        They do not move what they cannot know then, and the error is raised when it is this process's turn.
+        """
+        try:
+            return numbers()
+        except BaseException as error:  # the others are in the same collective
+            self._failures.append(error)
+            return torch.full((count,), math.nan, dtype=float_dtype(self.ranks.device), device=self.ranks.device)
+
+    def __call__(self, question: str, logs: Tensor, notes: Tensor | None = None, least: int = 0) -> tuple[Tensor, Tensor]:
         """The logarithms of all processes' sums, and everybody's notes; see `Ranks.combined`."""
         near = self._near.get(question, torch.zeros_like(logs))
-        found, board = self.ranks.combined(logs, self._p, near, notes)
+        found, board = self.ranks.combined(logs, self._p, near, notes, least)
         self._near[question] = torch.where(found.isfinite(), found, near)
         return found, board
 
@@ -52,12 +64,12 @@ class Reducer:
 class _SummedOperator:
     """A matrix that is the sum of one a process."""
 
-    def __init__(self, own: Operator, ranks: Ranks) -> None:
-        self._own, self._ranks = own, ranks
+    def __init__(self, own: Operator, reduce: Reducer) -> None:
+        self._own, self._reduce = own, reduce
 
     def product(self, vector: Tensor) -> Tensor:
         """(K,) the sum's rows times a vector."""
-        return self._ranks.total(self._own.product(vector))
+        return self._reduce.ranks.total(self._reduce.own(lambda: self._own.product(vector), vector.numel()))
 
 
 @dataclass(frozen=True)
@@ -95,37 +107,49 @@ class ShardedProblem(Problem):
 
     def log_sums(self, log_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(K,) log N and log P after a rescaling."""
-        found, _ = self._reduce("sums", self.local_logs(log_scales))
+        count = 2 * self.whole_program.num_scales
+        found, _ = self._reduce("sums", self._reduce.own(lambda: self.local_logs(log_scales), count))
         negative, positive = found.chunk(2)
         return negative, positive
 
     def energies(self, log_scales: Sequence[Tensor | None]) -> list[Tensor]:
         """For each of some rescalings, (counted tensors,) the log of the sum of |w|^p, in one collective for all of them."""
-        logs = []
-        for own in super().energies(log_scales):
-            full = self.degree.new_full((len(self.whole_program.blocks),), -math.inf)
-            logs.append(full.index_put((self.positions.to(full.device),), own))
-        found, _ = self._reduce(f"{len(logs)} energies", torch.cat(logs))
-        return list(found.chunk(len(logs))) if found.numel() else logs
+        count, blocks = len(log_scales), len(self.whole_program.blocks)
+
+        def own_energies() -> Tensor:
+            """Those of this process's part."""
+            logs = []
+            for own in super(ShardedProblem, self).energies(log_scales):
+                full = self.degree.new_full((blocks,), -math.inf)
+                logs.append(full.index_put((self.positions.to(full.device),), own))
+            return torch.cat(logs)
+
+        found, _ = self._reduce(f"{count} energies", self._reduce.own(own_energies, count * blocks))
+        return list(found.chunk(count)) if found.numel() else [found] * count
 
     def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Operator:
         """The Hessian: every product is one collective."""
         own = Curvature(self.program, self.matrices, log_scales, log_diagonal, free, self.contributions(log_scales))
-        return _SummedOperator(own, self._reduce.ranks)
+        return _SummedOperator(own, self._reduce)
 
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The objective as a function of one scalar a label: the entries of all processes, equal exponents put together."""
-        logs, triples = aggregate(self.program, self.matrices, log_scales, labels, count)
-        terms: list[list[tuple[int, int]]] = [[] for _ in range(logs.numel())]
-        for entry, label, exponent in triples.T.tolist():
-            terms[entry].append((label, exponent))
+
+        def own_entries() -> list[tuple[Pattern, float]]:
+            """Those of this process's part."""
+            logs, triples = aggregate(self.program, self.matrices, log_scales, labels, count)
+            terms: list[list[tuple[int, int]]] = [[] for _ in range(logs.numel())]
+            for entry, label, exponent in triples.T.tolist():
+                terms[entry].append((label, exponent))
+            return list(zip((tuple(sorted(members)) for members in terms), logs.tolist(), strict=True))
+
         merged: dict[Pattern, float] = {}
-        for part in self._reduce.ranks.gather(list(zip(map(tuple, map(sorted, terms)), logs.tolist(), strict=True))):
+        for part in self._reduce.ranks.gather_made(own_entries):
             for pattern, log in part:
                 merged[pattern] = float(np.logaddexp(merged.get(pattern, -math.inf), log))
         rows = [(entry, label, exponent) for entry, pattern in enumerate(merged) for label, exponent in pattern]
         found = torch.tensor(rows, dtype=torch.int64, device=labels.device).reshape(-1, 3).T
-        return torch.tensor(list(merged.values()), dtype=logs.dtype, device=logs.device), found
+        return torch.tensor(list(merged.values()), dtype=log_scales.dtype, device=log_scales.device), found
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -141,10 +165,11 @@ class ShardedProblem(Problem):
 
         def sums(log_scales: Tensor) -> tuple[Tensor, Tensor]:
             """Logs of N and P of the group's variables."""
+            count = 2 * variables.numel()
             if own is None:
-                logs = log_scales.new_full((2 * variables.numel(),), -math.inf)
+                logs = log_scales.new_full((count,), -math.inf)
             else:
-                logs = torch.cat(own.sums(log_scales))
+                logs = self._reduce.own(lambda: torch.cat(own.sums(log_scales)), count)
             found, _ = self._reduce(f"stage {label}", logs)
             negative, positive = found.chunk(2)
             return negative, positive

@@ -6,15 +6,17 @@ the whole of a weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..distributed.agreement import ELSEWHERE, Answer
 from ..distributed.dtensors import is_distributed, local_part
 from ..distributed.ranks import Ranks
-from ..errors import OptimizerError, RescaleError
+from ..errors import OptimizerError
 from ..kernels.backend import Backend, get_backend
 from ..kernels.program import ChannelSums, ReduceProgram, ScaleTarget
 from ..optim.state import StateChoice
@@ -24,11 +26,14 @@ from .exponent_rows import ExponentRows, exponent_rows
 from .problem import Problem
 from .sharded_problem import Reducer, ShardedProblem
 from .shards import local_objective, local_target, put_together
-from .snapshot import Snapshot
+from .snapshot import Snapshot, Solved
 from .stages import group_order
+from .told import apply_and_tell
 from .track import Tracked
 
 __all__ = ["ShardedSnapshot"]
+
+T = TypeVar("T")
 
 
 class ShardedSnapshot(Snapshot):
@@ -46,12 +51,15 @@ class ShardedSnapshot(Snapshot):
         super().__init__(core, model, tracked)
         self.ranks = ranks
         self._eager = get_backend("eager")
+        self.failures: list[BaseException] = []
         self._entered()
 
     def _entered(self) -> None:
         """Works out this process's part of the objective."""
         self._local = local_objective(self.core, self._read, self.ranks)
-        self.reducer = Reducer(self.ranks, self.core.options.p, self._local.reference.to(self.device))
+        self._vectors: dict[str, Tensor] | None = None
+        reference = self._local.reference.to(self.device)
+        self.reducer = Reducer(self.ranks, self.core.options.p, reference, self.failures)
 
     @property
     def backend(self) -> Backend:
@@ -90,8 +98,7 @@ class ShardedSnapshot(Snapshot):
             return [local_part(self._read[objective.counted[position].parameter]) for position in positions], [None] * len(
                 positions
             )
-        vectors = put_together(self.core, self._read, local, self.ranks)
-        tensors, factors = objective.gather_whole({**self._read, **vectors})
+        tensors, factors = objective.gather_whole({**self._read, **self._put_together(self.ranks.total)})
         found: list[Tensor] = []
         found_factors: list[Tensor | None] = []
         for position, layout in zip(positions, local.layouts, strict=True):
@@ -100,22 +107,55 @@ class ShardedSnapshot(Snapshot):
             found_factors.append(None if factor is None else layout.cut_tensor(factor))
         return found, found_factors
 
-    def apply_told(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
-        """`apply`, and one collective in which an error in the writes of any process is raised on all."""
+    def _put_together(self, total: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """The vectors of folded BatchNorms, put together once."""
+        if self._vectors is None:
+            self._vectors = put_together(self.core, self._read, self._local, self.ranks, total)
+        return self._vectors
+
+    @property
+    def joins(self) -> bool:
+        """Whether folded BatchNorms have to be put together by a collective, before sums can be formed."""
+        return bool(self._local.joined) and any(is_distributed(self._read[name]) for name in self._local.joined)
+
+    def exchange(self, notes: Tensor, logs: Tensor | None) -> tuple[Answer, Tensor | None]:
+        """The first collective of a step: that of the sums, or that of what folded BatchNorms are put together from.
+
+        Args:
+            notes: what this process has to say.
+            logs: (2 K,) log N and log P of its part; None: they come later.
+
+        Returns:
+            What all say, and log N and log P of all, or None for these.
+        """
+        least = self.core.least_message
+        if logs is not None:
+            found, board = self.reducer("sums", logs, notes, least)
+            return Answer(board), found
+        boards: list[Tensor] = []
+
+        def total(values: Tensor) -> Tensor:
+            """Adds up over processes, and takes the notes along."""
+            sums, board = self.ranks.total_with(values, notes, least)
+            boards.append(board)
+            return sums
+
+        self._put_together(total)
+        return Answer(boards[0]), None
+
+    def agreed_scales(self, solve: Callable[[], Solved[T]]) -> Solved[T]:
+        """What was solved for, together; errors of one process are raised on all, by one small collective."""
         error: BaseException | None = None
         try:
-            self.apply(targets, log_scales)
-        except BaseException as found:
-            error = found
-        failed = torch.tensor([float(error is not None)], dtype=torch.float32, device="cpu")
-        raised = bool(self.ranks.largest(failed))
-        if error is not None:
-            raise error
-        if raised:
-            raise RescaleError(
-                "another process met an error while it rescaled its part of the model, and its own message says which: this part "
-                "is rescaled, and that one too, or at the next call"
-            )
+            found = solve()
+        except BaseException as raised:  # whatever it is, the others wait
+            error = raised
+        self.ranks.tell(next(iter(self.failures), error), f"{ELSEWHERE}; its own message says why (rank {{}})")
+        return found
+
+    def apply_told(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
+        """`apply`, and one collective in which an error in the writes of any process is raised on all."""
+        apply_and_tell(self, self.ranks, targets, log_scales)
 
     def local_logs(self) -> Tensor:
         """(2 K,) log N and log P of this process's part, read once and not kept."""
@@ -146,33 +186,13 @@ class ShardedSnapshot(Snapshot):
 
     def exponent_rows(self, problem: Problem) -> ExponentRows:
         """The exponents of the counted entries that are not zero, of all processes."""
-        own = exponent_rows(self._local.program, problem.matrices)
-        parts: list[ExponentRows] = self.ranks.gather(own)
+        parts = self.ranks.gather_made(lambda: exponent_rows(self._local.program, problem.matrices))
         return parts[0].extended(parts[1:])
 
     def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
         """(K,) bool: variables to set to 0 so that no target overflows on any process."""
-        return self.ranks.largest(super().overflowing(targets, log_scales).float()) > 0
-
-    def refuse_overflow(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
-        """Raises on every process where a target would overflow on any."""
-        error = None
-        try:
-            super().refuse_overflow(targets, log_scales)
-        except RescaleError as found:
-            error = found
-        self.ranks.agree(error)
-
-    def checked_scales(self, log_scales: Tensor) -> Tensor:
-        """Log-scales on the device, the same on every process."""
-        scales = super().checked_scales(log_scales)
-        bounds = self.ranks.largest(torch.cat([scales, -scales]))
-        if not torch.equal(bounds[: scales.numel()], -bounds[scales.numel() :]):
-            raise RescaleError(
-                "log_scales differ from process to process, which would tear the model apart: nothing was rescaled. Give every "
-                "process the same, for example drawn from generators with one seed"
-            )
-        return scales
+        own = self.reducer.own(lambda: super(ShardedSnapshot, self).overflowing(targets, log_scales).double(), log_scales.numel())
+        return self.ranks.total(own).nan_to_num() > 0
 
 
 def _refuse_joint_state(optimizers: Sequence[Optimizer]) -> None:

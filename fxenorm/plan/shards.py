@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -140,10 +140,12 @@ def _is_cut(tensor: Any) -> bool:
     return any(type(place).__name__ != "Replicate" for place in tensor.placements)
 
 
-def put_together(core: Core, tensors: Mapping[str, Tensor], local: LocalObjective, ranks: Ranks) -> dict[str, Tensor]:
+def put_together(
+    core: Core, tensors: Mapping[str, Tensor], local: LocalObjective, ranks: Ranks, total: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
     """The vectors of folded BatchNorms in full length, with zeros for what this process neither holds nor needs.
 
-    Those that are cut in another way than their layer are added up over all processes, in one collective.
+    Those that are cut in another way than their layer are added up over all processes, in one call of `total`.
     """
     found: dict[str, Tensor] = {}
     shared: list[Tensor] = []
@@ -165,7 +167,7 @@ def put_together(core: Core, tensors: Mapping[str, Tensor], local: LocalObjectiv
     # Only what is cut travels: of an ordinary tensor every process has all.
     names = [name for name in sorted(local.joined) if is_distributed(tensors[name])]
     if names:
-        sums = torch.split(ranks.total(torch.cat(shared)), [part.numel() for part in shared])
+        sums = torch.split(total(torch.cat(shared)), [part.numel() for part in shared])
         found.update({name: part.to(found[name]) for name, part in zip(names, sums, strict=True)})
     return found
 
@@ -189,4 +191,4 @@ def local_target(core: Core, target: ScaleTarget, ranks: Ranks) -> ScaleTarget:
         cut = tuple((coefficient, layout.cut_tensor(ids)) for coefficient, ids in target.terms)
         # The whole terms and the mesh are kept beside it, so that no others can come to lie where they do.
         core.parts[key] = known = (target.terms, mesh, cut)
-    return replace(target, tensor=part, terms=known[2])
+    return replace(target, tensor=part, terms=known[2], owner=tensor)

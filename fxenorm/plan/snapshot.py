@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -33,9 +35,26 @@ from .track import Tracked, distinct
 from .writable import refuse_unwritable
 from .write_once import distinct_pairs, distinct_targets
 
-__all__ = ["Snapshot"]
+__all__ = ["Snapshot", "Solved"]
+
+T = TypeVar("T")
 
 _HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Solved(Generic[T]):
+    """Log-scales that were solved for.
+
+    Attributes:
+        snapshot: in whose basis they are.
+        log_scales: (its variables,).
+        result: what is reported.
+    """
+
+    snapshot: Snapshot
+    log_scales: Tensor
+    result: T
 
 
 class Snapshot:
@@ -57,7 +76,8 @@ class Snapshot:
         self._read = tensors
         self._twins = twins(model, core.symmetry)
         self._model = model
-        self._copies = distinct([one.tensors(model) for one in tracked])
+        self._given = [one.tensors(model) for one in tracked]
+        self._copies = distinct(self._given)
         self._mastered = {name for one in tracked for name in one.masters(model)}
         self._followers = Followers()
         self.journal = Journal()
@@ -216,6 +236,30 @@ class Snapshot:
     def read_tensors(self) -> list[Tensor]:
         """All tensors of the model that are read or written."""
         return list(self._read.values())
+
+    def said_of_flags(self) -> tuple[str, ...]:
+        """Which of the parameters are frozen, in words that processes compare."""
+        buffers = self.core.symmetry.buffers
+        named = [item for tensors in (self._read, *self._twins) for item in tensors.items()]
+        frozen = sorted({name for name, tensor in named if name not in buffers and not tensor.requires_grad})
+        trains = any(parameter.requires_grad for parameter in self._model.parameters())
+        return (*(f"{name} is frozen" for name in frozen), *(() if trains else ("nothing is trained",)))
+
+    def said_of_types(self) -> tuple[str, ...]:
+        """The tensors' types and strides, in words that processes compare: sums in another order differ in their last digits."""
+        return tuple(f"{name} is {tensor.dtype} with strides {tensor.stride()}" for name, tensor in self._read.items())
+
+    def said_of_copies(self) -> tuple[str, ...]:
+        """The tracked copies, in words that processes compare."""
+        found = []
+        for given in self._given:
+            digest = hashlib.sha256(repr([(name, tensor.dtype) for name, tensor in given.items()]).encode())
+            found.append(f"a copy of {len(given)} tensors ({digest.hexdigest()[:8]})")
+        return (*found, *(f"{name} is rewritten from a copy" for name in sorted(self._mastered)))
+
+    def agreed_scales(self, solve: Callable[[], Solved[T]]) -> Solved[T]:
+        """What was solved for, with the same log-scales on every process; errors of one are raised on all."""
+        return solve()
 
     def sums(self) -> ChannelSums:
         """N and P of the weights as they are."""

@@ -70,6 +70,15 @@ class WarnOnce:
             "that all use the statistics of the first; else the copies drift apart",
         )
 
+    def without_kernels(self, ranks: Sequence[int]) -> None:
+        """Other processes cannot have the compiled kernels, which are here."""
+        listed = ", ".join(map(str, ranks[:10])) + (f" and {len(ranks) - 10} more" if len(ranks) > 10 else "")
+        self._warn(
+            "without kernels",
+            "plan.step runs in plain PyTorch on all processes, about five times slower on a CPU than compiled, since rank "
+            f"{listed} cannot have the compiled kernels and replicas must not differ; the warning there says why",
+        )
+
     def nothing_moves(self, held: Sequence[Held], count: int) -> None:
         """All variables are held; nothing is said where any can move."""
         totals: dict[str, int] = {}
