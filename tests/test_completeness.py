@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fxenorm.rules import Rule, registry
 
 from . import zoo
+from .account_check import assert_adds_up
 from .completeness_cases import NETWORKS
 from .completeness_harness import Found, analysed, claimed_dimension, measure, soundness
 from .completeness_operators import in_plain_python
@@ -63,6 +64,7 @@ def test_the_whole_group_is_found(name: str) -> None:
         assert claimed < measurement.dimension
     else:
         assert claimed == measurement.dimension
+    assert_adds_up(found.symmetry)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])

@@ -1,5 +1,6 @@
 """The vocabulary: scale fields, the equations on them, their exact integer solution."""
 
+from .channel_ends import ChannelEnds, End
 from .entrywise import merge_entries
 from .equations import Equations
 from .parameter_view import ParameterFields, ParameterView, Step
@@ -10,6 +11,8 @@ __all__ = [
     "FIXED",
     "NEVER",
     "AnyField",
+    "ChannelEnds",
+    "End",
     "Equations",
     "Ids",
     "ParameterFields",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from .channel_ends import ChannelEnds
 from .equations import Equations
 from .scale_field import ScaleField, simplify
 
@@ -76,6 +77,9 @@ class ParameterFields:
     fields: dict[str, ScaleField] = field(default_factory=dict)
     offsets: dict[str, float] = field(default_factory=dict)
     """By name, the offset of the first use; filled before there is a field where a use asks for none."""
+    births: dict[str, int] = field(default_factory=dict)
+    """By name, the origin of the use that created the field."""
+    ends: ChannelEnds = field(default_factory=ChannelEnds)
 
     def look(self, view: ParameterView) -> ScaleField | ParameterView:
         """The field of `view` if its parameter has one already and the view its offset, else the view itself."""
@@ -102,7 +106,7 @@ class ParameterFields:
         if view.name not in self.fields and all(step.backward for step in view.steps):
             for step in reversed(view.steps):
                 wanted = step.backward(wanted)  # type: ignore[misc]
-            self.fields[view.name] = wanted
+            self._born(view.name, wanted, origin)
         else:
             self.equations.require_equal(self.form(view, origin), wanted, origin)
 
@@ -119,7 +123,7 @@ class ParameterFields:
         if self.disagrees(view):
             return ScaleField(view.shape)
         if view.name not in self.fields:
-            self.fields[view.name] = self.free(self.shapes[view.name])
+            self._born(view.name, self.free(self.shapes[view.name]), origin)
         found = self.look(view)
         if isinstance(found, ParameterView):
             raise TypeError(f"the parameter {view.name!r} has no field after it was given one")
@@ -136,4 +140,9 @@ class ParameterFields:
     def _hold(self, name: str, origin: int) -> None:
         """The parameter is used with several offsets: it stays as it is, also where its field comes later."""
         self.hold(name, origin)
-        self.fields[name] = ScaleField(self.shapes[name])
+        self._born(name, ScaleField(self.shapes[name]), origin)
+
+    def _born(self, name: str, field: ScaleField, origin: int) -> None:
+        """Create a field."""
+        self.fields[name] = field
+        self.births.setdefault(name, origin)

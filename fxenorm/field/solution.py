@@ -17,7 +17,7 @@ from .equations import Equations
 from .integer_kernel import integer_kernel
 from .scale_field import Ids
 
-__all__ = ["NEVER", "Solution", "solve"]
+__all__ = ["NEVER", "Solution", "components", "solve"]
 
 NEVER = np.iinfo(np.int64).max
 """Origin of a variable that nothing forces to zero."""
@@ -38,7 +38,7 @@ class Solution:
     labels: Ids
 
 
-def _components(count: int, first: Ids, second: Ids) -> tuple[int, Ids]:
+def components(count: int, first: Ids, second: Ids) -> tuple[int, Ids]:
     """Connected components of `count` nodes under the edges (first, second)."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -77,7 +77,7 @@ def solve(equations: Equations) -> Solution:
     tie_a, tie_b = _join([a for a, _, _ in equations.ties]), _join([b for _, b, _ in equations.ties])
     tie_origin = _join([np.full(len(a), origin, dtype=np.int64) for a, _, origin in equations.ties])
     fixed = (tie_a < 0) | (tie_b < 0)
-    number, labels = _components(count, tie_a[~fixed], tie_b[~fixed])
+    number, labels = components(count, tie_a[~fixed], tie_b[~fixed])
     origin = np.full(number, NEVER, dtype=np.int64)
     held = np.maximum(tie_a[fixed], tie_b[fixed])
     _force(origin, labels, held[held >= 0], tie_origin[fixed][held >= 0])
@@ -238,7 +238,7 @@ def _solve_rest(rows: Any, substitution: Any, kept: NDBool, number: int) -> tupl
 
     block = rows.tocoo()
     # Rows and columns as the two sides of one graph.
-    _, labels = _components(rows.shape[0] + number, block.row, rows.shape[0] + block.col)
+    _, labels = components(rows.shape[0] + number, block.row, rows.shape[0] + block.col)
     row_label = labels[: rows.shape[0]]
     touched = np.zeros(number, dtype=bool)
     touched[block.col] = True

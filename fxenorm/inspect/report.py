@@ -46,6 +46,7 @@ def report(plan: Plan, target: str) -> Json:
         "groups": [_group(group, plan, imbalance) for group, imbalance in zip(plan.groups, imbalances, strict=True)],
         "barriers": [dataclasses.asdict(barrier) for barrier in plan.barriers],
         "held": [_held(entry) for entry in held],
+        "account": None if plan.account is None else dataclasses.asdict(plan.account),
         "outputs": [dataclasses.asdict(use) for use in symmetry.outputs],
         "totals": {
             "parameters": sum(tensor.numel() for tensor in tensors.values()),

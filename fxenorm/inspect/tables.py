@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..plan.describe import barrier_summaries, between, layer_list, mode_words, output_lines, plural, tracer_words
 from ..plan.text_table import Column, rich_table
+from ..symmetry.account import AccountRow, ChannelAccount
 from ..symmetry.symmetry import Barrier, OutputUse
 from .report import Json
 
@@ -176,6 +177,7 @@ def _totals(report: Json, console: Console) -> None:
             f"{totals['free_channels']:,} free, {totals['fixed_by_outputs']:,} held by the outputs, "
             f"{totals['fixed_by_barriers']:,} held by barriers",
         ),
+        *(("ends", text.removeprefix("Channel ends ").strip()) for text in _account_lines(report["account"])),
         *(("outputs", text) for text in output_lines(totals["fixed_by_outputs"], uses)),
         (
             "norm",
@@ -189,6 +191,13 @@ def _totals(report: Json, console: Console) -> None:
     ]
     for name, text in lines:
         console.print(f"  {name:<10}  {text}", soft_wrap=True)
+
+
+def _account_lines(stored: Json | None) -> list[str]:
+    """The account of the channel ends in words."""
+    if stored is None:
+        return []
+    return ChannelAccount(**{**stored, "rows": tuple(AccountRow(**row) for row in stored["rows"])}).lines()
 
 
 def _imbalance(value: float | None) -> str:

@@ -74,6 +74,8 @@ def describe(plan: Plan, width: int | None = None) -> str:
     else:
         lines += ["", "no group: every channel is held at its scale"]
     lines += ["", *_held_lines(symmetry)]
+    if symmetry.account is not None:
+        lines += symmetry.account.lines()
     lines += [f"note: {note}" for note in symmetry.notes]
     return "\n".join(lines)
 

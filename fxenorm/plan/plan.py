@@ -19,6 +19,7 @@ from ..errors import OptionError, RescaleError
 from ..kernels.program import ScaleTarget
 from ..optim.state import OptimizerLike, StateChoice, check_choice, unwrap_optimizers
 from ..solve.jacobi import imbalance
+from ..symmetry.account import ChannelAccount
 from ..symmetry.symmetry import Barrier, Symmetry
 from ..trace import Inputs, resolve_inputs, unwrap
 from ..trace.unwrap import replica_group
@@ -157,6 +158,14 @@ class Plan:
     def barriers(self) -> tuple[Barrier, ...]:
         """The operators that force variables to zero, and those without a rule."""
         return self.symmetry.barriers
+
+    @property
+    def account(self) -> ChannelAccount | None:
+        """Every channel end of the counted weights: free, fixed or tied away, each with the node that made it so; print it.
+
+        None in a plan that was stored before there was an account. `held` is a part of what is free.
+        """
+        return self.symmetry.account
 
     @property
     def held(self) -> tuple[Held, ...]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..errors import BindError, FxenormError
 from ..symmetry.symmetry import Barrier, FlowNode, NormFold, OutputUse, ParameterUse, Role, Site, Symmetry
 from ..version import __version__
+from .account_json import account_from_dict, account_to_dict
 from .groups import Group, Port, sites_of_groups
 from .options import Options
 from .pairs import Pair
@@ -73,6 +74,8 @@ def to_dict(symmetry: Symmetry, options: Options, groups: Sequence[Group], pairs
         "outputs": [[use.path, use.held, use.variables, use.reason] for use in symmetry.outputs],
         "channels": [[[int(coefficient), arrays.add(ids)] for coefficient, ids in terms] for terms in symmetry.channels],
     }
+    if symmetry.account is not None:
+        stored_symmetry["account"] = account_to_dict(symmetry.account)
     if symmetry.offsets:
         stored_symmetry["offsets"] = dict(symmetry.offsets)
     stored_groups = [
@@ -229,6 +232,7 @@ def _symmetry(stored: Mapping[str, Any], read: Callable[[Sequence[Any]], NDArray
         second_sizes=tuple(tuple((int(first), int(second)) for first, second in axes) for axes in stored.get("second_sizes", ())),
         offsets=_offsets(stored.get("offsets", {}), exponents),
         outputs=tuple(OutputUse(*row) for row in stored.get("outputs", ())),
+        account=account_from_dict(stored["account"]) if "account" in stored else None,
         # Plans that were stored by earlier versions have none.
         channels=tuple(
             tuple((_coefficient(coefficient), _within(read(entry), num_scales, "channels")) for coefficient, entry in terms)

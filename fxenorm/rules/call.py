@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField, product
 
-__all__ = ["APPROXIMABLE", "ROLES", "Call", "Field", "RuleOptions", "is_floating"]
+__all__ = ["APPROXIMABLE", "ROLES", "Call", "Field", "Made", "RuleOptions", "is_floating"]
 
 Field = ScaleField | AnyField | ParameterView
 
@@ -40,6 +40,21 @@ def is_floating(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
 
 
+@dataclass(frozen=True)
+class Made:
+    """An argument that is a parameter, or a part of one.
+
+    Attributes:
+        field: the argument's field.
+        name: the parameter's name.
+        gathered: whether which of its entries these are depends on the data.
+    """
+
+    field: Field
+    name: str
+    gathered: bool
+
+
 def _unknown_number(name: str) -> None:
     """No number is known."""
 
@@ -67,6 +82,7 @@ class Call:
         barrier: why the call forces its inputs to zero, where it does; filled by the rule.
         own: whether the rule is a user's.
         settled: what `field` returned, by the argument's name.
+        weights: by identity of an argument's field, the parameter that it is a part of.
     """
 
     operator: str
@@ -87,6 +103,7 @@ class Call:
     numbers: Callable[[str], float | None] = _unknown_number
     own: bool = False
     settled: dict[str, ScaleField] = field(default_factory=dict)
+    weights: dict[int, Made] = field(default_factory=dict)
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -147,6 +164,13 @@ class Call:
         missing = len(shape) - fake.ndim
         repeated = [k for k, (size, step) in enumerate(zip(fake.shape, fake.stride(), strict=True)) if size == 1 or step == 0]
         return {*range(missing), *(missing + k for k in repeated)}
+
+    def same_weight(self, value: Field, other: Field) -> Field:
+        """`other`, known to be the weight `value` in another form."""
+        made = self.weights.get(id(value))
+        if made is not None:
+            self.weights[id(other)] = replace(made, field=other)
+        return other
 
     # --- imposing ------------------------------------------------------------------------------------------------
 

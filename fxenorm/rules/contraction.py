@@ -211,7 +211,7 @@ def convolution(call: Call) -> Field:
     places, taps = ascii_lowercase[:spatial], ascii_lowercase[spatial : 2 * spatial]
     batch = "N" if batched else ""
     inner = (groups, inputs, outputs) if transposed else (groups, outputs, inputs)
-    weight = as_shape(call["weight"], (*inner, *kernel))
+    weight = call.same_weight(call["weight"], as_shape(call["weight"], (*inner, *kernel)))
     letters = ("GJO" if transposed else "GOJ") + taps
     y = contract(call, x, f"{batch}GJ{places}", weight, letters, f"{batch}GO{places}")
     return add_bias(call, as_shape(y, call.out_shape), "bias", channel)

@@ -11,6 +11,7 @@ import numpy as np
 from ..field import AnyField, Ids, ParameterView, ScaleField, Step, Term, align, compress, simplify
 from ..field.structure import broadcast, reshape
 from .call import Call, Field
+from .weight_ends import note_weight, operand_of
 
 __all__ = ["barrier", "contract", "move", "number", "passes", "reduce", "same_field", "zero_field"]
 
@@ -154,18 +155,25 @@ def contract(call: Call, a: Field, a_letters: str, b: Field, b_letters: str, out
         return AnyField(tuple(sizes[letter] for letter in out_letters))
     if isinstance(a, ParameterView) and not isinstance(b, ParameterView):
         a, a_letters, b, b_letters = b, b_letters, a, a_letters
+    factors = [operand_of(call, a, a_letters), operand_of(call, b, b_letters)]
     a = call.settle(a)
     sizes = _sizes(a, a_letters, b, b_letters)
     order = "".join(dict.fromkeys(out_letters + a_letters + b_letters))
     position = {letter: k for k, letter in enumerate(order)}
     summed = [letter for letter in order if letter not in out_letters]
-    terms = _to_letters(a, a_letters, order)
+    terms = first = _to_letters(a, a_letters, order)
     if isinstance(b, ParameterView):
         terms = _absorb(call, terms, order, sizes, b, b_letters, out_letters)
     else:
-        terms += _to_letters(b, b_letters, order)
+        terms = terms + _to_letters(b, b_letters, order)
     full = ScaleField(tuple(sizes[letter] for letter in order), simplify(terms))
     full = call.constant(full, [position[letter] for letter in summed])
+    if factors[0].name:
+        found = call.parameters.look(b) if isinstance(b, ParameterView) else b
+        second = _to_letters(found, b_letters, order) if isinstance(found, ScaleField) else []
+        note_weight(call, factors[0], second, b_letters, full.terms, out_letters, order)
+    if factors[1].name:
+        note_weight(call, factors[1], first, a_letters, full.terms, out_letters, order)
     return _drop_letters(full.terms, out_letters, order, sizes)
 
 

@@ -50,7 +50,8 @@ def _current(call: Call, value: Field) -> Field:
 def _weight(call: Call, position: int) -> Field:
     """A weight among the parameters."""
     call.roles[f"params[{position}]"] = "weight"
-    return _current(call, call["params"][position])
+    given = call["params"][position]
+    return call.same_weight(given, _current(call, given))
 
 
 def _with_bias(call: Call, field: Field, position: int | None) -> Field:

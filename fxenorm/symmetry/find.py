@@ -17,6 +17,7 @@ from ..rules import NO_RULE, RuleOptions, is_floating
 from ..trace.outputs import check_patterns
 from ..trace.traced_model import TracedModel
 from .arguments import bound_arguments, operator_name
+from .count_ends import count_ends
 from .express import Expander, coprime_signs, group_order, redundant_variables
 from .flow import channels_of, flows_of, sites_of
 from .folds import find_folds
@@ -71,12 +72,13 @@ def find_symmetry(
     walk = _walk(traced, model, shapes, RuleOptions(batchnorm, biases, frozenset(approximate)), outputs)
     held = _hold_parameters(walk, traced, shapes, aliases, exclude)
     _hold_unread(walk, [path for graph in traced for path in (graph, *graph.paths)])
-    (exponents, starts, expander), barriers, by_output = _common_group(walk, traced, held)
+    (exponents, starts, expander), barriers, by_output, limits = _common_group(walk, traced, held)
     if on_unknown == "error":
         _refuse_unknown(barriers)
     flows = {mode: flows_of(events, expander, starts) for mode, events in walk.events.items()}
     roles = {name: next(role for role in _ROLE_ORDER if role in seen) for name, seen in walk.roles.items() if name in shapes}
     warn_of_uncounted(walk.unsaid, exponents, roles)
+    account = count_ends(walk, limits[0], exponents, int(starts[-1]), roles, *limits[1:])
     moved = sorted(walk.movable & exponents.keys())
     buffers = dict(model.named_buffers())
     return Symmetry(
@@ -100,6 +102,7 @@ def find_symmetry(
         notes=tuple(dict.fromkeys(note for graph in traced for note in graph.notes)),
         second_sizes=_second_sizes(traced),
         offsets={name: offset for name in exponents if (offset := walk.parameters.offsets.get(name))},
+        account=account,
     )
 
 
@@ -131,25 +134,27 @@ def _walk(
 
 def _common_group(
     walk: Walk, traced: Sequence[TracedModel], held: set[str]
-) -> tuple[_Final, tuple[Barrier, ...], dict[str, int]]:
+) -> tuple[_Final, tuple[Barrier, ...], dict[str, int], tuple[Solution, int, int | None]]:
     """Exponents and barriers that hold at the first size and at the second.
 
-    Where the second size takes nothing away, all is told as the first size shows it.
+    Where the second size takes nothing away, all is told as the first size shows it. The last item is the solution that was
+    taken, the number of origins that it knows of, and the first origin of the second size if it was needed.
     """
     first = walk.equations.count
     solution = solve(walk.equations)
     final = _final_exponents(walk, solution, held)
     barriers = _barriers(walk.origins, solution)
     seconds = [graph.second for graph in traced if graph.second is not None]
-    if not seconds:
-        return final, *barriers
     origins, fields = len(walk.origins), len(walk.parameters.fields)
+    if not seconds:
+        return final, *barriers, (solution, origins, None)
     for graph in seconds:
         walk.run(graph, events="")
-    solution = solve(walk.equations)
-    if len(walk.parameters.fields) == fields and _rank(walk, solution) == int(final[1][-1]):
-        return final, *barriers
-    return _final_exponents(walk, solution, held), *_barriers(walk.origins, solution, first, origins)
+    common = solve(walk.equations)
+    if len(walk.parameters.fields) == fields and _rank(walk, common) == int(final[1][-1]):
+        return final, *barriers, (solution, origins, None)
+    found = _barriers(walk.origins, common, first, origins)
+    return _final_exponents(walk, common, held), *found, (common, len(walk.origins), origins)
 
 
 def _rank(walk: Walk, solution: Solution) -> int:

@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .account import ChannelAccount
+
 __all__ = ["Barrier", "Exponents", "FlowNode", "NormFold", "OutputUse", "ParameterUse", "Role", "Site", "Symmetry", "Term"]
 
 Term = tuple[int, NDArray[np.int64]]
@@ -167,6 +169,7 @@ class Symmetry:
         offsets: by name of a tensor in `exponents`, the number o, not 0, that the model adds to it: offset + entry is multiplied,
             so that the entry moves as (o + w) * factor - o.
         outputs: what leaves forward, in order, the held ones first; empty in plans that were stored by older versions.
+        account: the channel ends, free, fixed or tied away; None in plans that were stored by older versions.
         channels: in graph order, the fields of the activations that layers read and write, as terms; none where all are held.
     """
 
@@ -190,3 +193,4 @@ class Symmetry:
     offsets: Mapping[str, float] = field(default_factory=dict)
     outputs: tuple[OutputUse, ...] = ()
     channels: tuple[tuple[Term, ...], ...] = ()
+    account: ChannelAccount | None = None

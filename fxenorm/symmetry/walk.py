@@ -14,11 +14,13 @@ from ..errors import FxenormWarning, warn_user
 from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField
 from ..field.overlay import Patchwork, filled
 from ..rules import NO_RULE, Call, Rule, RuleOptions, barrier, find_rule, is_floating
+from ..rules.call import Made
 from ..rules.laws import zero_field
 from ..trace.hold import HOLD
 from ..trace.outputs import Output
 from ..trace.traced_model import TracedModel, module_path, source_line
 from .arguments import bound_arguments, flat, nodes_in, operator_name, replaced
+from .causes import Causes
 from .known_values import KnownValues, known_zeros
 from .memory import Memory
 from .output_ends import OutputEnds
@@ -26,6 +28,7 @@ from .own_rules import check_roles, failure_of_own_rule
 from .sizes import Sizes, is_symbolic
 from .storage import Storage, written_arguments
 from .writes import Writes
+from .zero_sources import ZeroSources
 
 __all__ = ["Event", "Origin", "Walk"]
 
@@ -90,6 +93,7 @@ class Walk:
         hold_outputs: whether model outputs are forced to zero; off only where the law of a single operator is looked at.
         outputs: the outputs' fields, kept where they are not held.
         unsaid: by parameter name, the operator and the argument of a user's rule that does not say as what it uses it.
+        causes: who made fields zero that no equation makes so, and which origins belong to which graph.
     """
 
     equations: Equations
@@ -105,6 +109,7 @@ class Walk:
     hold_outputs: bool = True
     outputs: list[Any] = field(default_factory=list)
     unsaid: dict[str, tuple[str, str]] = field(default_factory=dict)
+    causes: Causes = field(default_factory=Causes)
 
     def origin(self, origin: Origin) -> int:
         """Number a new origin."""
@@ -114,6 +119,7 @@ class Walk:
     def run(self, traced: TracedModel, events: str | None = None) -> None:
         """Walk one graph and keep its calls under `events` (default: its mode); "" keeps none."""
         kept: list[Event] = [] if events == "" else self.events.setdefault(events or traced.mode, [])
+        self.causes.runs.append((traced.mode, len(self.origins)))
         _GraphWalk(self, traced, kept).run()
 
 
@@ -131,11 +137,14 @@ class _GraphWalk:
         self.memory = Memory(traced.graph, self.storage, self.sizes)
         self.writes = Writes(self.memory, walk.equations, self._again)
         self.origin_of: dict[fx.Node, int] = {}
+        self.zeros = ZeroSources(self._given)
         self.constants: dict[fx.Node, Any] = {}
         self.values: dict[fx.Node, Any] = {}
         self.active: set[fx.Node] = set()
         # Parameters that a node is made of, as long as no model input is mixed in.
         self.made_of: dict[fx.Node, frozenset[str]] = {}
+        # The parameter of which a node shows entries and nothing else.
+        self.part_of: dict[fx.Node, str] = {}
         self.event_of: dict[fx.Node, int] = {}
         self.events = events
         # Fields are dropped after their last user; events keep what sites need.
@@ -161,6 +170,8 @@ class _GraphWalk:
             return
         shape = tuple(value.shape)
         self.values[node] = ScaleField(shape)
+        if known is None or known.kind != "parameter":
+            self.zeros.start(node)
         if known is None or known.kind == "input":
             self.active.add(node)
         elif value.layout is not torch.strided:
@@ -168,8 +179,17 @@ class _GraphWalk:
         elif is_floating(value) and (known.kind == "parameter" or known.name in self.walk.movable):
             self.values[node] = ParameterView(known.name, shape)
             self.made_of[node] = frozenset([known.name])
+            self.part_of[node] = known.name
         elif known.kind == "constant" and is_floating(value) and _carries_any(known.value):
             self.values[node] = AnyField(shape)
+
+    def _given(self, node: fx.Node) -> int:
+        """Number a model input or a constant."""
+        known = self.traced.placeholders.get(node.name)
+        kind, name = ("input", node.name) if known is None else (known.kind, known.name)
+        number = self.walk.origin(Origin(kind, name, "", ""))
+        self.walk.causes.given.add(number)
+        return number
 
     def _finish(self, node: fx.Node, ends: OutputEnds) -> None:
         if not self.walk.hold_outputs:
@@ -252,6 +272,9 @@ class _GraphWalk:
             holder = self._current(node.args[0])
             if isinstance(holder, (list, tuple)) and isinstance(node.args[1], int):
                 self.values[node] = holder[node.args[1]]
+                self.zeros.step(node, self.values[node], None, self.zeros.read([node.args[0]]), False)
+                if node.args[0] in self.part_of:
+                    self.part_of[node] = self.part_of[node.args[0]]
                 self._record(node, "getitem", ())
                 self._drop(node)
                 return
@@ -298,7 +321,16 @@ class _GraphWalk:
             numbers=numbers,
             own=rule is not None and rule.own,
             unwritten=lambda argument: any(map(self.writes.without_values, nodes_in(bound[argument]))),
+            weights=dict(self._made(bound, arguments)),
         )
+
+    def _made(self, bound: Mapping[str, Any], arguments: Mapping[str, Any]) -> Iterator[tuple[int, Made]]:
+        """By identity, the values of a call that are a parameter or a part of one."""
+        for key, value in arguments.items():
+            for source, item in zip(flat(bound[key]), flat(value), strict=False):
+                name = self.part_of.get(source) if isinstance(source, fx.Node) else None
+                if name is not None and isinstance(item, (ScaleField, ParameterView)):
+                    yield id(item), Made(item, name, source in self.active)
 
     def _again(self, node: fx.Node, source: Any, equations: Equations) -> Any:
         """The value of a view once more, from the value of what it is a view of."""
@@ -353,6 +385,12 @@ class _GraphWalk:
             if not isinstance(result, (list, tuple)):
                 result = result_of_write
         self.values[node] = result
+        parts = {self.part_of.get(source) for source in node.all_input_nodes if is_floating(self.sizes.of(source))}
+        if rule is not None and rule.family == "structural" and len(parts) == 1 and None not in parts:
+            self.part_of[node] = parts.pop()  # type: ignore[assignment]
+        if call.inexact and rule is not None and rule.family == "normalising":
+            self.walk.causes.by_option.add(origin)
+        self._follow_zeros(node, origin, any(map(_may_move, (value for _, value in call.tensors()))))
         self._record(node, self.walk.origins[origin].operator, tuple(self._uses(bound, call)), origin)
         return result
 
@@ -405,11 +443,23 @@ class _GraphWalk:
                         self.walk.unsaid.setdefault(name, (call.operator, key))
                     yield name, role
 
+    def _follow_zeros(self, node: fx.Node, origin: int, moving: bool) -> None:
+        """Note who made the result zero, and the arguments; `moving`: an argument is not zero for certain."""
+        sources = [source for source in node.all_input_nodes if not self.made_of.get(source)]
+        source = self.zeros.read(sorted(sources, key=lambda other: other not in self.active))
+        if source is not None:
+            self.walk.causes.held_by[origin] = source
+        elif node not in self.active and not self.made_of.get(node):
+            self.walk.causes.given.add(origin)
+        self.zeros.step(node, self.values[node], origin, source, moving and self.walk.origins[origin].reason != "")
+        for target, _ in written_arguments(node):
+            self.zeros.write(self.storage.members(target), node)
+
     def _unknown(self, node: fx.Node) -> Any:
         """A call of something that is no ATen operator."""
         output = self.sizes.of(node)
         values = [value for source in node.all_input_nodes for value in flat(self._current(source))]
-        moving = [v for v in values if isinstance(v, ParameterView) or (isinstance(v, ScaleField) and not v.is_zero)]
+        moving = [v for v in values if _may_move(v)]
         name = str(getattr(node.target, "__name__", node.target))
         if moving:
             inner = isinstance(node.target, torch._ops.HigherOrderOperator)
@@ -417,9 +467,14 @@ class _GraphWalk:
             origin = self.walk.origin(Origin(name, node.name, module_path(node), source_line(node), reason, known=False))
             for value in moving:
                 self._force(value, origin)
+            self.origin_of[node] = origin
         result = [ScaleField(tuple(v.shape)) if isinstance(v, torch.Tensor) else v for v in flat(output)]
         self.values[node] = result if isinstance(output, (list, tuple)) else result[0] if result else None
         uses = tuple((used, "other") for source in node.all_input_nodes for used in self.made_of.get(source, ()))
+        if node in self.origin_of:
+            self._follow_zeros(node, self.origin_of[node], True)
+        else:
+            self.zeros.step(node, self.values[node], None, self.zeros.read(node.all_input_nodes), False)
         self._record(node, name, uses)
         return self.values[node]
 
@@ -503,6 +558,11 @@ class _GraphWalk:
         outputs = tuple(value for value in flat(self.values.get(node)) if isinstance(value, ScaleField))
         self.event_of[node] = len(self.events)
         self.events.append(Event(where, inputs, outputs, tuple(dict.fromkeys(uses))))
+
+
+def _may_move(value: Any) -> bool:
+    """Whether the value is not left as it is for certain."""
+    return isinstance(value, ParameterView) or (isinstance(value, ScaleField) and not value.is_zero)
 
 
 def _note_uses(call: Call, result: Any) -> None:

@@ -1,0 +1,283 @@
+"""Counts the channel ends of a model's weights from the equations that the walk met."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..field import FIXED, NEVER, End, Equations, Ids, ScaleField, Solution, Term, solve
+from .account import AccountRow, ChannelAccount, Kind
+from .express import Expander
+from .replay import Rows, dependent
+from .walk import Walk
+
+__all__ = ["count_ends"]
+
+LARGEST = 1 << 20
+"""A weight with more entries has one end for each index of its axes, whatever moves it."""
+
+TOGETHER = "in and out together"
+"""Where what a weight reads and what it writes carry one scale, which moves no weight."""
+
+
+def count_ends(
+    walk: Walk,
+    solution: Solution,
+    exponents: Mapping[str, tuple[Term, ...]],
+    num_scales: int,
+    roles: Mapping[str, str],
+    seen: int,
+    second: int | None,
+) -> ChannelAccount:
+    """Every channel end of every counted weight: free, fixed or tied away.
+
+    Args:
+        walk: the walk, with its equations and the ends that it noted.
+        solution: of these equations.
+        exponents: by parameter, the final exponents.
+        num_scales: number of scales.
+        roles: by parameter, its role; "weight" and "gamma" are counted.
+        seen: number of origins that the solution knows of.
+        second: the first origin of the second size, None without one.
+    """
+    counted = [name for name, role in roles.items() if role in ("weight", "gamma") and name in walk.parameters.fields]
+    ends = _ends(walk, counted, exponents, seen)
+    given = _until(walk.equations, solution.matrix.shape[0], seen)
+    forms = _Forms(ends, given.count)
+    final = forms.matrix @ solution.matrix
+    final.eliminate_zeros()
+    moves = np.diff(final.indptr) > 0
+    account = _Account(walk, second)
+    for number, count in _fixed(walk, forms, solution, moves, given).items():
+        account.add(None, number, count)
+    tied = _tied(forms, np.flatnonzero(moves), given, solution)
+    for number, count in sorted(tied.items()):
+        account.add("tied", number, count)
+    unmoved = _unmoved(walk, counted, solution)
+    free = solution.matrix.shape[1] - unmoved.shape[1]
+    together = _rank(final @ unmoved)
+    if together:
+        account.rows.append(AccountRow("tied", together, TOGETHER, "", "", "", "a scale that cancels in every weight"))
+    return ChannelAccount(forms.size, free, num_scales - free, tuple(account.rows))
+
+
+def _ends(walk: Walk, counted: Sequence[str], exponents: Mapping[str, tuple[Term, ...]], seen: int) -> list[End]:
+    """The ends that contractions noted, and those of the other weights."""
+    fields, births = walk.parameters.fields, walk.parameters.births
+    noted = [end for end in walk.parameters.ends.found if end.parameter in set(counted) and end.origin < seen]
+    known = {end.parameter for end in noted}
+    for name in counted:
+        if name not in known and births.get(name, 0) < seen:
+            noted += _own_ends(name, fields[name], exponents.get(name, ()), births.get(name, 0))
+    return noted
+
+
+def _own_ends(name: str, field: ScaleField, final: Sequence[Term], origin: int) -> list[End]:
+    """The ends of a weight that no contraction uses as it is."""
+    axes = [axis for axis, size in enumerate(field.shape) if size > 1]
+    together = any(sum(size > 1 for size in ids.shape) > 1 for _, ids in final)
+    if together and math.prod(field.shape) <= LARGEST:
+        terms = tuple((c, np.broadcast_to(ids, field.shape).ravel()) for c, ids in field.terms)
+        return [End(name, "output", math.prod(field.shape), terms, origin)]
+    found = []
+    for axis in axes or [0][: len(field.shape)]:
+        terms = tuple((c, _along(ids, axis)) for c, ids in field.terms)
+        found.append(End(name, "output", field.shape[axis], terms, origin))
+    if not field.shape:
+        found.append(End(name, "output", 1, tuple((c, ids.reshape(1)) for c, ids in field.terms), origin))
+    return found
+
+
+def _along(ids: Ids, axis: int) -> Ids:
+    """The ids along one axis, at the first place of the others."""
+    return ids[tuple(slice(None) if k == axis else 0 for k in range(ids.ndim))]
+
+
+class _Forms:
+    """All ends as one sparse matrix (ends, raw variables)."""
+
+    def __init__(self, ends: Sequence[End], variables: int) -> None:
+        from scipy.sparse import coo_array
+
+        self.ends = ends
+        self.starts = np.concatenate([[0], np.cumsum([end.size for end in ends])]).astype(np.int64)
+        self.size = int(self.starts[-1])
+        row, column, value = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+        for end, start in zip(ends, self.starts, strict=False):
+            for coefficient, ids in end.terms:
+                wide = np.broadcast_to(ids, (end.size,))
+                kept = np.flatnonzero(wide != FIXED)
+                row.append(start + kept)
+                column.append(wide[kept])
+                value.append(np.full(len(kept), coefficient, dtype=np.int64))
+        shape = (self.size, variables)
+        self.matrix: Any = coo_array((np.concatenate(value), (np.concatenate(row), np.concatenate(column))), shape=shape).tocsr()
+        self.matrix.eliminate_zeros()
+        self.origin = np.repeat(np.array([end.origin for end in ends], dtype=np.int64), np.diff(self.starts))
+        self.reads = np.repeat(np.array([end.side == "input" for end in ends], dtype=bool), np.diff(self.starts))
+
+
+def _fixed(walk: Walk, forms: _Forms, solution: Solution, moves: Any, given: Equations) -> Counter[int]:
+    """By origin, how many forms it was the first to make zero."""
+    still = np.flatnonzero(~moves)
+    length = np.diff(forms.matrix.indptr)
+    found: Counter[int] = Counter()
+    # What no equation made zero was so before the weight read it, or the weight itself stays as it is.
+    before = still[length[still] == 0]
+    births = walk.parameters.births
+    names = [end.parameter for end in forms.ends]
+    end_of = np.searchsorted(forms.starts, before, side="right") - 1
+    for end, count in Counter(end_of.tolist()).items():
+        origin = forms.ends[end].origin
+        reads = forms.ends[end].side == "input"
+        found[walk.causes.held_by.get(origin, origin) if reads else births.get(names[end], origin)] += count
+    made = still[length[still] > 0]
+    if made.size:
+        part = forms.matrix[made]
+        latest = np.maximum.reduceat(solution.zero_origin[part.indices], part.indptr[:-1])
+        for origin, count in Counter(latest[latest != NEVER].tolist()).items():
+            found[walk.causes.source(origin, walk.origins[origin].reason)] += count
+        cancel = made[latest == NEVER]
+        if cancel.size:
+            # The variables move, but their sum does not: an equation for each such form shows who made it so.
+            for origin, count in _cancelled(forms, cancel, given).items():
+                found[walk.causes.source(origin, walk.origins[origin].reason)] += count
+    return Counter(dict(sorted(found.items())))
+
+
+def _cancelled(forms: _Forms, cancel: Ids, given: Equations) -> Counter[int]:
+    """Who made zero the sums of variables that are not: the solver tells, with a variable for each sum."""
+    start = given.count
+    equations = Equations(start + len(cancel), given.ties, given.zeros, list(given.sums))
+    part = forms.matrix[cancel]
+    for k in range(len(cancel)):
+        window = slice(part.indptr[k], part.indptr[k + 1])
+        coefficients = (-1, *part.data[window].tolist())
+        ids = np.array([start + k, *part.indices[window].tolist()], dtype=np.int64)[:, None]
+        equations.sums.append((coefficients, ids, int(forms.origin[cancel[k]])))
+    origins = solve(equations).zero_origin[start:]
+    origins = np.where(origins == NEVER, forms.origin[cancel], origins)
+    return Counter(origins.tolist())
+
+
+def _until(equations: Equations, variables: int, seen: int) -> Equations:
+    """The equations of the first origins, on the first variables."""
+    return Equations(
+        variables,
+        [item for item in equations.ties if item[2] < seen],
+        [item for item in equations.zeros if item[1] < seen],
+        [item for item in equations.sums if item[2] < seen],
+    )
+
+
+def _tied(forms: _Forms, moves: Ids, given: Equations, solution: Solution) -> Counter[int]:
+    """By origin, how many of the forms that move it was the first to make depend on those before."""
+    part = forms.matrix[moves]
+    origin = forms.origin[moves]
+    # Most ends are a variable: of those that are the same, all but the first depend on it as soon as they are met.
+    simple = np.flatnonzero((np.diff(part.indptr) == 1) & (np.abs(part.data[part.indptr[:-1]]) == 1))
+    variable = part.indices[part.indptr[simple]]
+    order = np.lexsort((origin[simple], variable))
+    again = np.zeros(len(simple), dtype=bool)
+    again[1:] = variable[order][1:] == variable[order][:-1]
+    found = Counter(dict(enumerate(np.bincount(origin[simple[order[again]]]).tolist())))
+    left = np.ones(len(moves), dtype=bool)
+    left[simple[order[again]]] = False
+    zero = np.append(np.diff(solution.matrix.indptr) == 0, True)
+    rows, touched = _alive(given, zero, solution)
+    several = np.ones(len(moves), dtype=bool)
+    several[simple] = False
+    touched[part[np.flatnonzero(several)].indices] = True
+    first = simple[order[~again]]
+    left[first] = touched[part.indices[part.indptr[first]]]
+    kept = np.flatnonzero(left)
+    rows = _with_ends(rows, part[kept].tocoo(), origin[kept], zero, solution, given.count)
+    marked = np.append(np.zeros(given.count, dtype=bool), np.ones(len(kept), dtype=bool))
+    return +(found + dependent(rows, len(marked), marked))
+
+
+def _alive(given: Equations, zero: Any, solution: Solution) -> tuple[Rows, Any]:
+    """The equations without variables that are zero, and which variables they have.
+
+    An equation that has such variables says what it does of the others once they are all zero.
+    """
+    since = np.append(np.where(solution.zero_origin == NEVER, 0, solution.zero_origin), 0)
+    touched = np.zeros(given.count, dtype=bool)
+    row, variable, value, origins = ([np.zeros(0, dtype=np.int64)] for _ in range(4))
+    total = 0
+    ties = [((1, -1), np.stack([a, b])[:, kept], origin) for a, b, origin in given.ties if (kept := ~zero[a]).any()]
+    sums = [(values, ids[:, kept], origin) for values, ids, origin in given.sums if (kept := ~zero[ids].all(0)).any()]
+    blocks: list[tuple[tuple[int, ...], Ids, int]] = [*ties, *sums]
+    for coefficients, ids, origin in blocks:
+        count = ids.shape[1]
+        latest = np.full(count, origin, dtype=np.int64)
+        for coefficient, variables in zip(coefficients, ids, strict=True):
+            present = np.flatnonzero(~zero[variables])
+            if len(present) < count:
+                latest = np.where(zero[variables], np.maximum(latest, since[variables]), latest)
+            touched[variables[present]] = True
+            row.append(total + present)
+            variable.append(variables[present])
+            value.append(np.full(len(present), coefficient, dtype=np.int64))
+        origins.append(latest)
+        total += count
+    return Rows(*(np.concatenate(parts) for parts in (row, variable, value, origins))), touched
+
+
+def _with_ends(rows: Rows, part: Any, origin: Ids, zero: Any, solution: Solution, variables: int) -> Rows:
+    """The equations, and for each end one more: it is what its weight finds there."""
+    present = np.flatnonzero(~zero[part.col])
+    latest = origin.copy()
+    since = solution.zero_origin[part.col]
+    late = (since != NEVER) & zero[part.col]
+    np.maximum.at(latest, part.row[late], since[late])
+    total, ends = len(rows.origin), np.arange(len(origin))
+    return Rows(
+        np.concatenate([rows.row, total + part.row[present], total + ends]),
+        np.concatenate([rows.variable, part.col[present], variables + ends]),
+        np.concatenate([rows.value, -part.data[present], np.ones(len(origin), dtype=np.int64)]),
+        np.concatenate([rows.origin, latest]),
+    )
+
+
+def _unmoved(walk: Walk, counted: Sequence[str], solution: Solution) -> Any:
+    """(free variables, dimension) a basis of what moves no counted weight."""
+    expander = Expander(solution.matrix)
+    equations = Equations(solution.matrix.shape[1])
+    for name in counted:
+        field = walk.parameters.fields[name]
+        whole = ScaleField(field.shape, expander.terms(field.terms))
+        rest = equations.require_constant(whole, range(len(whole.shape))[::-1], 0)
+        equations.require_zero(rest, 0)
+    return solve(equations).matrix
+
+
+def _rank(matrix: Any) -> int:
+    """The rank of a sparse matrix that has few rows and columns with entries."""
+    matrix.eliminate_zeros()
+    part = matrix.tocoo()
+    if not part.nnz:
+        return 0
+    rows, columns = np.unique(part.row), np.unique(part.col)
+    return int(np.linalg.matrix_rank(np.unique(matrix[rows][:, columns].toarray(), axis=0)))
+
+
+class _Account:
+    """Collects the rows, one a node and kind."""
+
+    def __init__(self, walk: Walk, second: int | None) -> None:
+        self.walk = walk
+        self.second = second
+        self.rows: list[AccountRow] = []
+
+    def add(self, kind: Kind | None, number: int, count: int) -> None:
+        """One node; without a kind it fixes fields, for its own reason."""
+        where, causes = self.walk.origins[number], self.walk.causes
+        kind = kind or causes.kind(number, where.operator, where.reason)
+        graph = causes.graph(number, self.second) if where.node else ""
+        reason = "" if kind == "tied" else where.reason
+        self.rows.append(AccountRow(kind, count, where.operator, where.node, where.module, where.source, reason, graph))

@@ -1,0 +1,204 @@
+"""Equations replayed in the order in which a graph imposed them: which of them made how many forms depend on others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import gcd
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..field import Ids
+from ..field.solution import components
+
+__all__ = ["Rows", "dependent"]
+
+Row = dict[int, int]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Sparse homogeneous equations.
+
+    Attributes:
+        row, variable, value: one entry of an equation each.
+        origin: (equations,) who imposed it.
+    """
+
+    row: Ids
+    variable: Ids
+    value: Ids
+    origin: Ids
+
+
+def dependent(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Counter[int]:
+    """By origin, how far its equations lower the rank of the marked variables, equations taken in ascending order of origins.
+
+    Equations are taken apart into connected components. Of components that look alike (all channels of a layer do) one is worked
+    out.
+
+    Args:
+        rows: the equations.
+        variables: number of variables.
+        marked: (variables,) the variables whose rank is meant.
+
+    Returns:
+        The counts, without zeros.
+
+    Example:
+        >>> import numpy as np
+        >>> ids = np.array([0, 1, 2, 3, 1, 2])   # at 5: a = b, c = d; at 7: b = c
+        >>> rows = Rows(np.array([0, 0, 1, 1, 2, 2]), ids, np.array([1, -1, 1, -1, 1, -1]), np.array([5, 5, 7]))
+        >>> dict(dependent(rows, 4, np.ones(4, dtype=bool)))
+        {5: 2, 7: 1}
+    """
+    found: Counter[int] = Counter()
+    for times, part in _kinds(rows, variables, marked):
+        ties = all(len(row) == 1 or (len(row) == 2 and sum(row.values()) == 0) for _, row in part)
+        for origin, count in (_by_classes(part, marked) if ties else _by_elimination(part, marked)).items():
+            found[origin] += times * count
+    return found
+
+
+def _kinds(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Iterable[tuple[int, list[tuple[int, Row]]]]:
+    """(how often, equations by origin) for each kind of connected component that has a marked variable."""
+    if not rows.row.size:
+        return
+    anchor = np.zeros(len(rows.origin), dtype=np.int64)
+    anchor[rows.row] = rows.variable
+    number, label = components(variables, anchor[rows.row], rows.variable)
+    lives = np.zeros(number, dtype=bool)
+    lives[label[marked]] = True
+    of_entry = label[rows.variable]
+    kept = np.flatnonzero(lives[of_entry])
+    # Rows in the order of their components and, within one, of their origins.
+    order = kept[np.lexsort((rows.row[kept], rows.origin[rows.row[kept]], of_entry[kept]))]
+    row, variable, value, of_entry = rows.row[order], rows.variable[order], rows.value[order], of_entry[order]
+    if not row.size:
+        return
+    begins = np.flatnonzero(np.append(True, of_entry[1:] != of_entry[:-1]))
+    ends = np.append(begins[1:], len(row))
+    signature = _signatures(rows.origin[row], row, variable, value, of_entry, begins, marked)
+    _, example, times = np.unique(signature, return_index=True, return_counts=True)
+    for place, often in zip(example[np.argsort(example)], times[np.argsort(example)], strict=True):
+        part = slice(begins[place], ends[place])
+        yield int(often), _as_rows(row[part], variable[part], value[part], rows.origin)
+
+
+def _signatures(
+    origin: Ids, row: Ids, variable: Ids, value: Ids, component: Ids, begins: Ids, marked: NDArray[np.bool_]
+) -> NDArray[np.uint64]:
+    """By component, a hash of its equations, with variables numbered within it by age."""
+    pairs = np.lexsort((variable, component))
+    new = np.append(True, variable[pairs][1:] != variable[pairs][:-1])
+    rank = np.empty(len(pairs), dtype=np.int64)
+    rank[pairs] = np.cumsum(new)
+    lowest = np.minimum.reduceat(rank, begins)
+    length = np.diff(np.append(begins, len(row)))
+    rank -= np.repeat(lowest, length)
+    mixed = np.zeros(len(row), dtype=np.uint64)
+    for part in (origin, rank, value, marked[variable].astype(np.int64)):
+        mixed = _scramble(mixed + part.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    first = np.flatnonzero(np.append(True, row[1:] != row[:-1]))
+    # In which order one node states its equations does not matter.
+    lines = _scramble(np.add.reduceat(mixed, first))
+    found: NDArray[np.uint64] = np.add.reduceat(lines, np.searchsorted(first, begins))
+    return found
+
+
+def _scramble(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A one-to-one mixing of 64 bits (splitmix64)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
+    return mixed
+
+
+def _as_rows(row: Ids, variable: Ids, value: Ids, origin: Ids) -> list[tuple[int, Row]]:
+    """(origin, {variable: coefficient}) of every equation."""
+    found: list[tuple[int, Row]] = []
+    last = -1
+    order = np.lexsort((variable, row, origin[row]))
+    for r, v, c in zip(row[order].tolist(), variable[order].tolist(), value[order].tolist(), strict=True):
+        if r != last:
+            found.append((int(origin[r]), {}))
+            last = r
+        entries = found[-1][1]
+        entries[v] = entries.get(v, 0) + c
+        if not entries[v]:
+            del entries[v]
+    return found
+
+
+def _by_classes(part: Sequence[tuple[int, Row]], marked: NDArray[np.bool_]) -> Counter[int]:
+    """Equations that make two variables equal, or one zero: union-find."""
+    zero = -1
+    parent: dict[int, int] = {}
+    holds: dict[int, bool] = {zero: True}
+    found: Counter[int] = Counter()
+
+    def root(variable: int) -> int:
+        while parent.get(variable, variable) != variable:
+            parent[variable] = parent.get(parent[variable], parent[variable])
+            variable = parent[variable]
+        return variable
+
+    for origin, row in part:
+        if not row:
+            continue
+        a, b = [*row, zero][:2]
+        a, b = root(a), root(b)
+        if a == b:
+            continue
+        a, b = (b, a) if a == zero else (a, b)
+        has = [holds.get(x, x >= 0 and bool(marked[x])) for x in (a, b)]
+        found[origin] += all(has)
+        parent[a] = b
+        holds[b] = any(has)
+    return +found
+
+
+def _by_elimination(part: Sequence[tuple[int, Row]], marked: NDArray[np.bool_]) -> Counter[int]:
+    """Any equations: each is reduced by those before it and solved for a variable that is not marked, if it has one."""
+    solved: dict[int, Row] = {}
+    found: Counter[int] = Counter()
+    for origin, row in part:
+        left = _reduced(row, solved)
+        if not left:
+            continue
+        pivot = next((variable for variable in left if not marked[variable]), None)
+        if pivot is None:
+            pivot = next(iter(left))
+            found[origin] += 1
+        solved[pivot] = left
+    return found
+
+
+def _reduced(row: Row, solved: dict[int, Row]) -> Row:
+    """`row` without variables that are solved for, divided by its greatest common divisor."""
+    left = dict(row)
+    waiting = [variable for variable in left if variable in solved]
+    while waiting:
+        pivot = waiting.pop()
+        if pivot not in left:
+            continue
+        by = solved[pivot]
+        ours, theirs = left[pivot], by[pivot]
+        common = gcd(ours, theirs)
+        ours, theirs = ours // common, theirs // common
+        if theirs != 1:
+            left = {variable: value * theirs for variable, value in left.items()}
+        for variable, value in by.items():
+            total = left.get(variable, 0) - ours * value
+            if total:
+                left[variable] = total
+                if variable in solved:
+                    waiting.append(variable)
+            else:
+                left.pop(variable, None)
+        common = gcd(*left.values()) if left else 1
+        if common > 1:
+            left = {variable: value // common for variable, value in left.items()}
+    return left

@@ -1,0 +1,31 @@
+"""The account of channel ends held against the exponents, which are found on another way."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fxenorm.symmetry.symmetry import Symmetry
+
+
+def counted_rank(symmetry: Symmetry) -> int:
+    """Number of independent ways in which the scales move the weights that are counted."""
+    count = symmetry.num_scales
+    blocks = [np.zeros((1, count))]
+    for name, terms in symmetry.exponents.items():
+        if symmetry.roles.get(name) in ("weight", "gamma"):
+            rows = np.zeros((*symmetry.shapes[name], count + 1))
+            for coefficient, ids in terms:
+                rows += coefficient * np.eye(count + 1)[ids]
+            blocks.append(np.unique(rows.reshape(-1, count + 1)[:, :-1], axis=0))
+    return int(np.linalg.matrix_rank(np.concatenate(blocks))) if count else 0
+
+
+def assert_adds_up(symmetry: Symmetry) -> None:
+    """Free is the rank of the exponents; what equations fixed and tied away is all the rest."""
+    account = symmetry.account
+    assert account is not None
+    assert account.free == counted_rank(symmetry) == symmetry.num_scales - account.uncounted
+    kinds = {kind: sum(row.count for row in account.rows if row.kind == kind) for kind in {row.kind for row in account.rows}}
+    assert set(kinds) <= {"input", "output", "barrier", "option", "tied"} and all(row.count > 0 for row in account.rows)
+    assert account.free + sum(kinds.values()) == account.total
+    assert all(row.operator for row in account.rows)

@@ -1,0 +1,326 @@
+"""The account of channel ends: what is free, fixed and tied away is everything, each with the node that made it so."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxenorm
+from fxenorm.errors import BindError
+from fxenorm.field import ChannelEnds
+from fxenorm.symmetry import count_ends as counting
+
+from .account_check import assert_adds_up
+from .test_structures import analysed
+from .zoo import CASES
+from .zoo_base import Net
+
+EDGES = torch.tensor([[0, 1, 2, 3, 3], [1, 2, 3, 0, 1]])
+
+
+class Experts(nn.Module):
+    """A mixture that sends tokens to experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(4, 3)
+        self.up = nn.ModuleList(nn.Linear(4, 6) for _ in range(3))
+        self.down = nn.ModuleList(nn.Linear(6, 5) for _ in range(3))
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pick = self.router(x).argmax(-1)
+        out = x.new_zeros(x.shape[0], 5)
+        for k in range(3):
+            rows = torch.where(pick == k)[0]
+            out = out.index_add(0, rows, self.down[k](torch.relu(self.up[k](x[rows]))))
+        return self.head(torch.relu(out))
+
+
+class ByMode(nn.Module):
+    """Another activation in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(nn.functional.gelu(h) if self.training else torch.relu(h))
+
+
+class BySize(nn.Module):
+    """Channels and positions change places, which shows where there are several positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        b, c, height, width = h.shape
+        return self.b(h.flatten(2).mT.reshape(b, c, height, width))
+
+
+def layers(*given: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(*given)
+
+
+def two(function: Callable[[Any, Tensor], Tensor], **more: nn.Module | nn.Parameter) -> Callable[[], nn.Module]:
+    """Linear(4, 6) `a`, Linear(6, 3) `b`."""
+    return lambda: Net(function, a=nn.Linear(4, 6), b=nn.Linear(6, 3), **more)
+
+
+VECTOR = (torch.randn(5, 4),)
+# name -> (network, inputs, options, {(kind, operator, graph): count}, free).
+# Ends: of a linear layer its inputs and outputs, of a gain its entries.
+BY_HAND: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], dict[str, Any], dict[tuple[str, str, str], int], int]] = {
+    "chain": (
+        layers(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)),
+        VECTOR,
+        {},
+        {("input", "input", ""): 4, ("output", "output", ""): 3, ("tied", "linear", ""): 6},
+        6,
+    ),
+    "gelu": (
+        layers(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3)),
+        VECTOR,
+        {},
+        {("input", "input", ""): 4, ("output", "output", ""): 3, ("barrier", "gelu", ""): 12},
+        0,
+    ),
+    "no rule": (
+        two(lambda m, x: m.b(torch.special.bessel_j0(m.a(x)))),
+        VECTOR,
+        {},
+        {("input", "input", ""): 4, ("output", "output", ""): 3, ("barrier", "special_bessel_j0", ""): 12},
+        0,
+    ),
+    "norm": (
+        layers(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)),
+        VECTOR,
+        {},
+        {("input", "input", ""): 4, ("output", "output", ""): 3, ("barrier", "layer_norm", ""): 6, ("tied", "linear", ""): 6},
+        6,
+    ),
+    "norm left alone": (
+        layers(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)),
+        VECTOR,
+        {"batchnorm": "skip"},
+        {("input", "input", ""): 4, ("output", "output", ""): 3, ("option", "batch_norm", ""): 6, ("tied", "linear", ""): 6},
+        6,
+    ),
+    "excluded": (
+        layers(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)),
+        VECTOR,
+        {"exclude": "0"},
+        {("input", "input", ""): 4, ("output", "output", ""): 3, ("option", "exclude", ""): 12},
+        0,
+    ),
+    "excluded without biases": (
+        layers(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3)),
+        VECTOR,
+        {"exclude": "2"},
+        # One scale passes through the excluded layer: 6 + 6 + 5 + 5 ends carry it.
+        {("input", "input", ""): 4, ("output", "output", ""): 3, ("tied", "linear", ""): 11, ("tied", "exclude", ""): 10},
+        1,
+    ),
+    "shortcut from the input": (
+        lambda: Net(lambda m, x: m.b(torch.relu(m.a(x)) + x), a=nn.Linear(4, 4), b=nn.Linear(4, 3)),
+        VECTOR,
+        {},
+        {("input", "input", ""): 12, ("output", "output", ""): 3},
+        0,
+    ),
+    "read by Python": (
+        two(lambda m, x: (m.b(torch.relu(h := m.a(x))), h.square().mean().item())),
+        VECTOR,
+        {},
+        {("input", "input", ""): 4, ("output", "output", ""): 3, ("barrier", "item", ""): 12},
+        0,
+    ),
+    "sum over channels": (
+        two(lambda m, x: m.c(torch.relu(m.a(x)).sum(1, keepdim=True).expand(-1, 6)) + m.b(torch.relu(m.a(x))), c=nn.Linear(6, 3)),
+        VECTOR,
+        {},
+        {("input", "input", ""): 4, ("output", "output", ""): 6, ("tied", "sum", ""): 5, ("tied", "linear", ""): 12},
+        1,
+    ),
+    "fused LSTM": (
+        lambda: nn.LSTM(4, 6),
+        (torch.randn(5, 2, 4),),
+        {},
+        {("input", "input", ""): 10, ("barrier", "lstm", ""): 48},
+        0,
+    ),
+    "fused RNN": (
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.RNN(5, 6, nonlinearity="relu")),
+        (torch.randn(5, 2, 4),),
+        {},
+        {("input", "input", ""): 4, ("output", "output", ""): 18, ("tied", "rnn_relu", ""): 5},
+        5,
+    ),
+    "graph layer": (
+        two(lambda m, x: m.b(torch.zeros(5, 6).index_add(0, EDGES[1], torch.relu(m.a(x))[EDGES[0]]))),
+        VECTOR,
+        {},
+        {("input", "input", ""): 4, ("output", "output", ""): 3, ("tied", "linear", ""): 6},
+        6,
+    ),
+    "mode": (
+        ByMode,
+        VECTOR,
+        {},
+        {("input", "input", ""): 4, ("output", "output", ""): 3, ("barrier", "gelu", "in train mode"): 12},
+        0,
+    ),
+    "size": (
+        BySize,
+        (torch.randn(2, 3, 1, 1),),
+        {},
+        {("input", "input", ""): 3, ("output", "output", ""): 2, ("tied", "conv2d", ""): 8, ("tied", "", "at another size"): 7},
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_by_hand(name: str) -> None:
+    build, inputs, options, wanted, free = BY_HAND[name]
+    torch.manual_seed(0)
+    plan = fxenorm.analyze(build(), inputs, **options)
+    assert_adds_up(plan.symmetry)
+    assert plan.account is not None and plan.account.free == free
+    found: dict[tuple[str, str, str], int] = {}
+    for row in plan.account.rows:
+        # At another size it does not matter which of the operators that move entries ties them.
+        operator = row.operator.split(".")[0] if row.graph != "at another size" else ""
+        key = (row.kind, operator, row.graph)
+        found[key] = found.get(key, 0) + row.count
+    assert found == wanted
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_network_of_the_zoo_adds_up(name: str) -> None:
+    assert_adds_up(analysed(name)[1].symmetry)
+
+
+@pytest.mark.parametrize("batchnorm", ["affine", "folded", "frozen", "skip"])
+@pytest.mark.parametrize(
+    "options", [{}, {"biases": "count"}, {"biases": "skip"}, {"exclude": ("0", "4.weight")}, {"modes": "eval"}]
+)
+def test_adds_up_under_every_option(batchnorm: str, options: dict[str, Any]) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.PReLU(6), nn.Conv2d(6, 4, 1),
+        nn.GroupNorm(2, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2),
+    )  # fmt: skip
+    assert_adds_up(fxenorm.analyze(model, torch.randn(3, 3, 8, 8), batchnorm=batchnorm, **options).symmetry)
+
+
+def test_an_end_is_counted_once_over_all_uses_of_a_weight() -> None:
+    def shared() -> nn.Module:
+        tied = Net(
+            lambda m, i: nn.functional.linear(torch.relu(m.b(m.a(i))), m.a.weight), a=nn.Embedding(7, 4), b=nn.Linear(4, 4)
+        )
+        return tied
+
+    account = fxenorm.analyze(shared(), torch.tensor([[1, 2, 3]])).account
+    assert account is not None and account.total == 7 + 4 + 4 + 4
+    attention = fxenorm.analyze(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 3, 8)).account
+    assert attention is not None and attention.total == (8 + 24) + (8 + 8) + 2 * (8 + 16) + 2 * 8
+
+
+def test_each_part_that_is_cut_out_of_a_weight_has_its_ends() -> None:
+    cut = Net(
+        lambda m, x: nn.functional.linear(torch.relu(nn.functional.linear(x, m.w[:6])), m.w[6:].reshape(-1, 6)),
+        w=nn.Parameter(torch.randn(12, 4)),
+    )
+    symmetry = fxenorm.analyze(cut, torch.randn(5, 4)).symmetry
+    assert_adds_up(symmetry)
+    assert symmetry.account is not None and symmetry.account.total == (4 + 6) + (6 + 4)
+
+
+def test_where_most_is_lost_is_printed() -> None:
+    """Fused recurrences, graph layers and mixtures of experts hold channels without a barrier that says so."""
+    plan = fxenorm.analyze(Experts(), torch.randn(6, 4))
+    assert plan.account is not None and plan.account.tied
+    assert "tied by linear" in str(plan) and "index_add" in str(plan)
+    rows = [row for row in plan.account.rows if "index_add" in row.operator]
+    assert [(row.kind, row.count) for row in rows] == [("tied", 5), ("tied", 5)], "three experts write the same five channels"
+    assert all("test_account.py" in row.source for row in rows)
+    for name in ("fused LSTM", "graph layer", "size"):
+        build, inputs, options, _, _ = BY_HAND[name]
+        plan = fxenorm.analyze(build(), inputs, **options)
+        assert plan.account is not None and str(plan.account).splitlines()[0] in str(plan)
+        held = [row for row in plan.account.rows if row.kind in ("barrier", "tied")]
+        assert any(row.operator.split(".")[0] in str(plan) for row in held)
+
+
+def test_scales_of_tensors_that_are_not_counted_are_told() -> None:
+    """The lengths of rows that are normalised: five of a tensor that no contraction multiplies as it is."""
+    model = Net(lambda m, x: m.b(x) + m.v.norm(dim=1).sign().sum(), b=nn.Linear(4, 2), v=nn.Parameter(torch.ones(5, 4)))
+    plan = fxenorm.analyze(model, torch.randn(3, 4))
+    assert_adds_up(plan.symmetry)
+    assert plan.account is not None and plan.account.uncounted == plan.num_scales > 0
+    assert "move only tensors that are not counted" in str(plan)
+
+
+def test_held_is_a_part_of_what_is_free() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    nn.init.zeros_(model[2].weight)
+    plan = fxenorm.analyze(model)
+    assert plan.account is not None and sum(entry.count for entry in plan.held) == plan.account.free == 6
+
+
+def test_it_is_stored_and_follows_copies() -> None:
+    plan = analysed("residual")[1]
+    stored = json.loads(json.dumps(plan.to_dict()))
+    assert fxenorm.Plan.from_dict(stored, plan.model).account == plan.account
+    assert copy.deepcopy(plan).account == plan.bind(plan.model).account == plan.account
+    older = copy.deepcopy(stored)
+    del older["symmetry"]["account"]
+    loaded = fxenorm.Plan.from_dict(older, plan.model)
+    assert loaded.account is None and "Channel ends" not in str(loaded)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda account: account.update(free=account["free"] + 1),
+        lambda account: account["rows"].pop(),
+        lambda account: account["rows"][0].__setitem__(0, "luck"),
+        lambda account: account["rows"][0].__setitem__(1, "4"),
+        lambda account: account.update(rows=7),
+    ],
+)
+def test_a_damaged_account_is_refused(damage: Callable[[dict[str, Any]], Any]) -> None:
+    plan = analysed("residual")[1]
+    stored = json.loads(json.dumps(plan.to_dict()))
+    damage(stored["symmetry"]["account"])
+    with pytest.raises(BindError, match="damaged"):
+        fxenorm.Plan.from_dict(stored, plan.model)
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_control_a_forgotten_end_is_seen(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An input's channels are all there on the other side too, an output's are not: the sum or the total shows either."""
+    note = ChannelEnds.note
+    before = fxenorm.analyze(CASES["residual"].build().double(), CASES["residual"].inputs()).account
+    monkeypatch.setattr(ChannelEnds, "note", lambda self, name, where, *rest: where == side and note(self, name, where, *rest))
+    symmetry = fxenorm.analyze(CASES["residual"].build().double(), CASES["residual"].inputs()).symmetry
+    assert before is not None and symmetry.account is not None and symmetry.account.total < before.total
+
+
+def test_control_an_equation_that_is_not_counted_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = counting.dependent
+    monkeypatch.setattr(counting, "dependent", lambda *args: type(real(*args))())
+    build, inputs, _, _, _ = BY_HAND["sum over channels"]
+    symmetry = fxenorm.analyze(build(), inputs).symmetry
+    with pytest.raises(AssertionError):
+        assert_adds_up(symmetry)
