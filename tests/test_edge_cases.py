@@ -135,6 +135,9 @@ def test_model_without_any_pair(name: str) -> None:
     plan = fxenorm.analyze(model, INPUTS)
     assert plan.num_scales == 0 and plan.groups == () and plan.pairs == () and plan.held == ()
     state = state_of(model)
+    with pytest.warns(FxenormWarning, match=r"step\(\) moved nothing: no channel is free") as seen:
+        plan.step()
+    assert [one.filename for one in seen] == [__file__]
     plan.step()
     plan.rescale(torch.zeros(0))
     result = plan.balance()
@@ -151,9 +154,9 @@ def test_one_sided_scales_are_held() -> None:
     assert plan.num_scales == 1
     assert "one-sided" in held_variables(plan)[0]
     state = state_of(model)
-    plan.step()
     with pytest.warns(FxenormWarning, match="moved nothing.*one-sided"):
-        plan.balance()
+        plan.step()
+    plan.balance()
     assert_same_state(model, state)
     plan.rescale(torch.tensor([0.5]))
     torch.testing.assert_close(model.a.weight.detach(), state["a.weight"] * math.exp(0.5))

@@ -275,7 +275,7 @@ def test_balance_never_raises_the_largest_weight(name: str) -> None:
 
 
 @pytest.mark.filterwarnings(
-    "ignore:balance.. moved nothing:fxenorm.errors.FxenormWarning"
+    "ignore:(balance|step).. moved nothing:fxenorm.errors.FxenormWarning"
 )  # some networks have one-sided scales only
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.num_scales])
 def test_cycles_on_every_small_network(name: str) -> None:

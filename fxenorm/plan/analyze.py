@@ -11,11 +11,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..distributed.dtensors import refuse_flat_parameters
-from ..errors import FxenormWarning, OptionError
+from ..errors import ExampleInputsError, FxenormWarning, OptionError, TraceError
 from ..symmetry.find import find_symmetry
 from ..symmetry.symmetry import Symmetry
 from ..trace import trace_model
 from ..trace.unwrap import unwrap
+from .nothing import QUANTISED, is_quantised
 from .options import Options
 from .plan import Plan
 
@@ -96,7 +97,7 @@ def analyze(
     Raises:
         OptionError: the model is no module, an option has no documented value, or a pattern in `outputs` names nothing.
         ExampleInputsError: the model does not run on the inputs, or none could be guessed.
-        TraceError: the model cannot be turned into a graph.
+        TraceError: the model cannot be turned into a graph; one that is quantised already is told so.
         UnsupportedOperatorError: with ``on_unknown="error"``.
         RescaleError: the model is wrapped by FullyShardedDataParallel (FSDP1).
 
@@ -133,7 +134,12 @@ def analyze(
     say = _report or (lambda stage: None)
     refuse_flat_parameters(model)
     inner = unwrap(model)
-    traced = trace_model(inner, example_inputs, example_kwargs=example_kwargs, modes=modes, report=_report)
+    try:
+        traced = trace_model(inner, example_inputs, example_kwargs=example_kwargs, modes=modes, report=_report)
+    except (TraceError, ExampleInputsError) as error:
+        if is_quantised(inner):
+            raise TraceError(f"{QUANTISED} ({error})") from error
+        raise
     say("finding the scales")
     symmetry = find_symmetry(
         traced,

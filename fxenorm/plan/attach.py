@@ -13,6 +13,7 @@ from ..errors import BindError, FxenormError, OptimizerError, OptionError
 from ..optim.state import OptimizerLike, StateChoice, owned_by, unwrap_optimizers
 from ..optim.wrappers import held_by
 from .agreeing import Looked, look_up_together
+from .nothing import say_if_nothing_moves
 from .stepping import Call, step
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Attachment:
                 raise OptimizerError("attach needs an optimizer, or a sequence of them: there is no step to hook into otherwise")
             _refuse_steps_in_backward(optimizers)
             # A model that is frozen as a whole for now is looked at once it is trained.
+            if self._is_trained():
+                say_if_nothing_moves(plan, "attach")
             return Looked(*plan._prepared(followed, state=state)) if self._is_trained() else Looked(plan._snapshot(), [])
 
         said = ("attach", *(f"{name}={value!r}" for name, value in {**options, "grads": grads, "state": state}.items()))

@@ -36,6 +36,7 @@ from .held import Held, held_by_group
 from .journal import Journal
 from .left_gradients import LeftGradients
 from .log_scales import checked_log_scales
+from .nothing import say_if_nothing_moves
 from .one_at_a_time import OneAtATime
 from .open_snapshot import open_snapshot
 from .options import Options
@@ -347,7 +348,8 @@ class Plan:
             return targets if other.core is snapshot.core else other.targets(optimizers, frozen=False, state=state)
 
         result = balance(snapshot, targets_of, tol=tol, max_iterations=max_iterations)
-        self._warnings.nothing_moves(result.held, self.num_scales)
+        say_if_nothing_moves(self, "balance")
+        self._warnings.nothing_moves("balance", result.held, self.num_scales)
         return result
 
     def rescale(

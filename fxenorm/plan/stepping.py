@@ -16,6 +16,7 @@ from ..kernels.writes import signals_held_back
 from ..optim.state import OptimizerLike, StateChoice, check_choice, unwrap_optimizers
 from .agreeing import Looked, Replicas, statement_of
 from .fast_step import PreparedStep
+from .nothing import say_if_nothing_moves
 from .sharded_step import step_together
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def _step(plan: Plan, call: Call, gate: Tensor | None) -> None:
     last, plan._last_step = plan._last_step, None
     try:
         optimizers = call.checked()
+        if not call.rests:
+            say_if_nothing_moves(plan, "step")
         plan._core.executor.count_step()
         last = last if _may_repeat(plan, call, optimizers, gate) else None
         if last is not None and not last.holds(optimizers, plan._tracked):

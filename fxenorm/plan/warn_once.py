@@ -14,10 +14,15 @@ __all__ = ["WarnOnce"]
 
 
 class WarnOnce:
-    """Remembers which warnings one plan has given."""
+    """Remembers which warnings one plan has given.
+
+    Attributes:
+        looked: whether the plan's first call has looked whether there is anything to move.
+    """
 
     def __init__(self) -> None:
         self._given: set[str] = set()
+        self.looked = False
         self._gradient: tuple[weakref.ref[Tensor], int] | None = None
 
     def unowned(self, names: Sequence[str]) -> None:
@@ -79,7 +84,11 @@ class WarnOnce:
             f"{listed} cannot have the compiled kernels and replicas must not differ; the warning there says why",
         )
 
-    def nothing_moves(self, held: Sequence[Held], count: int) -> None:
+    def nothing(self, call: str, reason: str) -> None:
+        """A call moves nothing, whatever the weights are."""
+        self._warn("nothing moves", f"{call}() moved nothing: {reason}")
+
+    def nothing_moves(self, call: str, held: Sequence[Held], count: int) -> None:
         """All variables are held; nothing is said where any can move."""
         totals: dict[str, int] = {}
         for item in held:
@@ -89,7 +98,7 @@ class WarnOnce:
             names = list(dict.fromkeys(name for item in held if item.reason == FROZEN for name in item.tensors))
             frozen = f". The frozen parameters are {', '.join(names[:5])}" if names else ""
             frozen += f" and {len(names) - 5} more" if len(names) > 5 else ""
-            self._warn("nothing moves", f"balance() moved nothing, since all {count:,} scales are held: {reasons}{frozen}")
+            self._warn("nothing moves", f"{call}() moved nothing, since all {count:,} scales are held: {reasons}{frozen}")
 
     def _warn(self, kind: str, message: str) -> None:
         """Warns at the line outside this package that led here."""
