@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -12,7 +12,9 @@ from ..errors import OptionError
 from ..plan.analyze import analyze
 from ..plan.attach import Attachment
 from ..plan.plan import Plan
+from .averages import Averages
 from .first_inputs import FirstInputs, fitted
+from .options import CallbackOptions, check_count
 
 if TYPE_CHECKING:
     _Callback = object
@@ -38,30 +40,39 @@ class FxenormCallback(_Callback):
     looked at. ``fxenorm/norm`` and ``fxenorm/imbalance`` go to the trainer's loggers and ``callback_metrics``. The step counter
     is part of the checkpoint, and a checkpoint of another graph is refused.
 
+    Averages that other callbacks hold (StochasticWeightAveraging, EMAWeightAveraging, or any copy of the module in an attribute)
+    follow every rescaling; else they would mix weights from before and after it.
+
     Args:
         module: name of the submodule to analyse, as "backbone"; None: the LightningModule if it defines ``forward``, else its
             only child with parameters.
         every: rescaled after each `every`-th step.
         log_every: steps between two logs.
-        options: of `fxenorm.analyze`.
+        track: further copies of the analysed module, as `Plan.track` takes them.
+        options: of `fxenorm.analyze` and of `Plan.attach` (`start`, `stop`, `cycles`, `grads`, `state`).
 
     Attributes:
         plan: the plan, once there is one.
 
     Raises:
         ImportError: Lightning is not installed.
-        OptionError: `log_every` is not a positive integer; when training starts, `module` names no submodule, or is needed; in
-            the first batch, the module's forward is not called.
+        OptionError: an option is unknown or has no valid value; when training starts, `module` names no submodule, or is needed;
+            in the first batch, the module's forward is not called.
     """
 
-    def __init__(self, module: str | None = None, every: int = 1, log_every: int = 50, **options: Any) -> None:
+    def __init__(
+        self, module: str | None = None, every: int = 1, log_every: int = 50, *, track: Sequence[Any] = (), **options: Any
+    ) -> None:
         if _MISSING:
             raise ImportError("fxenorm.integrations.lightning needs Lightning: pip install lightning")
         super().__init__()
-        if type(log_every) is not int or log_every < 1:
-            raise OptionError(f"log_every={log_every!r} is not valid: expected an integer >= 1")
+        check_count("log_every", log_every)
+        if not (module is None or isinstance(module, str)):
+            raise OptionError(f"module={module!r} is not valid: expected the name of a submodule, or None")
         self.plan: Plan | None = None
-        self._name, self._every, self._log_every, self._options = module, every, log_every, options
+        self._name, self._log_every, self._track = module, log_every, tuple(track)
+        self._options = CallbackOptions(["module", "log_every", "track"], {"every": every, **options})
+        self._averages: Averages | None = None
         self._waiting: FirstInputs | None = None
         self._handle: Attachment | None = None
         self._optimizers: list[Optimizer] = []
@@ -81,17 +92,19 @@ class FxenormCallback(_Callback):
             self._waiting = FirstInputs(target)
         else:
             example = fitted(target, tuple(example) if isinstance(example, list) else example)
-            self._begin(trainer, analyze(target, example, **self._options))
+            self._begin(trainer, analyze(target, example, **self._options.of_analyze))
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
         """Makes the plan from the first batch; looks whether the optimizers are still the same."""
         if self._waiting is not None and self._waiting.arguments is not None:
             inputs, self._waiting = self._waiting, None
             target = self._target(pl_module)
-            self._begin(trainer, analyze(target, inputs.arguments, example_kwargs=inputs.keywords, **self._options))
+            self._begin(trainer, analyze(target, inputs.arguments, example_kwargs=inputs.keywords, **self._options.of_analyze))
         elif self.plan is not None and [id(one) for one in trainer.optimizers] != [id(one) for one in self._optimizers]:
             self._stored = None if self._handle is None else self._handle.state_dict()
             self._begin(trainer, self.plan)
+        if self._averages is not None:
+            self._averages.look(trainer.callbacks)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs."""
@@ -127,6 +140,7 @@ class FxenormCallback(_Callback):
             self._stored = self._handle.state_dict()
             self._handle.remove()
             self._handle = None
+        self._forget_averages()
 
     def state_dict(self) -> dict[str, Any]:
         """The step counter and the plan's fingerprint; empty before the first batch."""
@@ -141,10 +155,21 @@ class FxenormCallback(_Callback):
         if self._handle is not None:
             self._handle.remove()
         self.plan, self._optimizers = plan, list(trainer.optimizers)
-        self._handle = plan.attach(self._optimizers, every=self._every)
+        self._handle = plan.attach(self._optimizers, **self._options.of_attach)
+        self._forget_averages()
+        root = trainer.lightning_module
+        path = next(name for name, module in root.named_modules() if module is self._target(root))
+        self._averages = Averages(plan, root, path, self._track)
+        self._averages.look(trainer.callbacks)
         if self._stored is not None:
             self._handle.load_state_dict(self._stored)
             self._stored = None
+
+    def _forget_averages(self) -> None:
+        """They follow no longer."""
+        if self._averages is not None:
+            self._averages.remove()
+            self._averages = None
 
     def _target(self, pl_module: Any) -> nn.Module:
         """The module to analyse."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from ..plan.attach import Attachment
 from ..plan.plan import Plan
 from ..trace.unwrap import unwrap
 from .first_inputs import FirstInputs
+from .options import CallbackOptions, check_count
 
 _MISSING = False
 
@@ -46,25 +47,27 @@ class FxenormCallback(_TrainerCallback, _ExportableState):
     Args:
         every: rescaled after each `every`-th step.
         log_every: steps between two logs, for which the Trainer is asked to log then; None: whenever it logs.
-        options: of `fxenorm.analyze`.
+        track: copies of the model that follow every rescaling, as `Plan.track` takes them; an average that is not named here (or
+            by ``callback.plan.track(average)``) mixes weights from before and after a rescaling.
+        options: of `fxenorm.analyze` and of `Plan.attach` (`start`, `stop`, `cycles`, `grads`, `state`).
 
     Attributes:
         plan: the plan, once there is one.
 
     Raises:
         ImportError: Transformers is not installed.
-        OptionError: `every` or `log_every` is not a positive integer; in the first batch, the model's forward is not called.
+        OptionError: an option is unknown or has no valid value; in the first batch, the model's forward is not called.
     """
 
-    def __init__(self, every: int = 1, log_every: int | None = None, **options: Any) -> None:
+    def __init__(self, every: int = 1, log_every: int | None = None, *, track: Sequence[Any] = (), **options: Any) -> None:
         if _MISSING:
             raise ImportError("fxenorm.integrations.transformers needs Transformers: pip install transformers accelerate")
         super().__init__()
-        for name, value in (("every", every), ("log_every", 1 if log_every is None else log_every)):
-            if type(value) is not int or value < 1:
-                raise OptionError(f"{name}={value!r} is not valid: expected an integer >= 1")
+        check_count("log_every", 1 if log_every is None else log_every)
         self.plan: Plan | None = None
-        self._every, self._log_every, self._options = every, log_every, options
+        self._log_every, self._track = log_every, tuple(track)
+        self._given = {"every": every, **options}
+        self._options = CallbackOptions(["log_every", "track"], self._given)
         self._model: nn.Module | None = None
         self._waiting: FirstInputs | None = None
         self._handle: Attachment | None = None
@@ -73,7 +76,7 @@ class FxenormCallback(_TrainerCallback, _ExportableState):
     def state(self) -> dict[str, Any]:
         """What the Trainer puts into a checkpoint: how this was made, the step counter and the plan's fingerprint."""
         stored = self._handle.state_dict() if self._handle is not None else self._stored
-        arguments = {"every": self._every, "log_every": self._log_every, **self._options}
+        arguments = {"log_every": self._log_every, **self._given}
         return {"args": arguments, "attributes": {"_stored": stored}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
@@ -98,8 +101,10 @@ class FxenormCallback(_TrainerCallback, _ExportableState):
                 "this callback needs a model that the Trainer calls; else make a plan with fxenorm.analyze and use plan.attach"
             )
         inputs, self._waiting = self._waiting, None
-        self.plan = analyze(self._model, inputs.arguments, example_kwargs=inputs.keywords, **self._options)
-        handle = self.plan.attach(optimizer, every=self._every)
+        self.plan = analyze(self._model, inputs.arguments, example_kwargs=inputs.keywords, **self._options.of_analyze)
+        for copy in self._track:
+            self.plan.track(copy)
+        handle = self.plan.attach(optimizer, **self._options.of_attach)
         # A resumed run goes on counting; without a count of its own, where the Trainer does.
         handle.load_state_dict(self._stored or {**handle.state_dict(), "steps": int(state.global_step)})
         self._handle = handle

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..errors import BindError, FxenormError, OptimizerError, OptionError
-from ..optim.state import OptimizerLike, StateChoice, owned_by, unwrap_optimizers
+from ..optim.state import OptimizerLike, StateChoice, check_choice, owned_by, unwrap_optimizers
 from ..optim.wrappers import held_by
 from .agreeing import Looked, look_up_together
 from .nothing import say_if_nothing_moves
@@ -19,7 +19,7 @@ from .stepping import Call, step
 if TYPE_CHECKING:
     from .plan import Plan
 
-__all__ = ["Attachment"]
+__all__ = ["Attachment", "check_attach_options"]
 
 
 class Attachment:
@@ -51,14 +51,11 @@ class Attachment:
         self._plan = plan
         self._every, self._start, self._stop = every, start, stop
         self._cycles, self._grads, self._state, self._agree_every = cycles, grads, state, agree_every
-        options = {"every": every, "start": start, "stop": stop, "cycles": cycles, "agree_every": agree_every}
+        options: dict[str, Any] = {"every": every, "start": start, "stop": stop, "cycles": cycles, "agree_every": agree_every}
 
         def look() -> Looked:
             """What would go wrong in the hook goes wrong here."""
-            least = {"start": 0, "stop": 0}
-            for name, value in options.items():
-                if not ((value is None and name == "stop") or (type(value) is int and value >= least.get(name, 1))):
-                    raise OptionError(f"{name}={value!r} is not valid: expected an integer >= {least.get(name, 1)}")
+            check_attach_options(**options, grads=grads, state=state)
             followed = unwrap_optimizers(optimizer)
             optimizers = _hooked(followed)
             if not optimizers:
@@ -198,6 +195,22 @@ class Attachment:
 def _hooked(followed: Sequence[Optimizer]) -> tuple[Optimizer, ...]:
     """The optimizers that are hooked into: wrappers call those in them, whose hooks are enough."""
     return tuple(one for one in followed if held_by(one) is None)
+
+
+def check_attach_options(*, grads: Any = False, state: Any = "reexpress", **counts: Any) -> None:
+    """Raises an OptionError where an option of `Plan.attach` is not valid.
+
+    Args:
+        grads, state: of `Plan.step`.
+        counts: `every`, `start`, `stop`, `cycles`, `agree_every`.
+    """
+    for name, value in counts.items():
+        least = 0 if name in ("start", "stop") else 1
+        if not ((value is None and name == "stop") or (type(value) is int and value >= least)):
+            raise OptionError(f"{name}={value!r} is not valid: expected an integer >= {least}")
+    if type(grads) is not bool:
+        raise OptionError(f"grads={grads!r} is not valid: expected True or False")
+    check_choice(state)
 
 
 def _captures() -> bool:

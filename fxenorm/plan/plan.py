@@ -275,6 +275,9 @@ class Plan:
         of one step, weights move and ``.grad`` stays, unless `grads` is True. A warning says so once. After a step that a
         GradScaler skipped nothing is wrong, for the gradients are thrown away.
 
+        An average of the weights that you keep, as an AveragedModel, cannot be seen from here: it mixes weights from before and
+        after a rescaling unless you say ``plan.track(average)`` once.
+
         Args:
             optimizer: whose state follows: one, a sequence, a wrapper with ``.optimizer``, or None.
             cycles: number of cycles; all of them work on sums, and the weights are written once.
