@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import math
-import os
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from ..errors import FxenormError, FxenormWarning
 from ..version import __version__
+from .apart import answer_stream, one_line, printable, run_apart
 from .input_spec import InputSpec, parse_input
 from .load import check_target, load
 from .stages import Stages
@@ -47,24 +46,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 after an error of the user's or the model's, 130 when interrupted.
     """
     arguments = _parser().parse_args(argv)
+    if argv is not None:
+        return _guarded(arguments, lasting=False)
+    return run_apart(lambda: _guarded(arguments, lasting=True))
+
+
+def _guarded(arguments: argparse.Namespace, lasting: bool) -> int:
+    """Run, and make one line of whatever is raised: the exit code."""
     try:
-        _run(arguments)
-        sys.stdout.flush()
-    except FxenormError as error:
-        if arguments.traceback:
-            traceback.print_exc()
-        print(f"fxenorm-inspect: error: {error}", file=sys.stderr)
-        return 2
+        with answer_stream(lasting) as stream:
+            _run(arguments, stream)
+        return 0
     except KeyboardInterrupt:
         print("fxenorm-inspect: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader (head, less) has gone: say nothing, also not when Python flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    except BrokenPipeError:  # the reader (head, less) has gone: there is nobody to tell
+        return 0
+    except BaseException as error:  # the model's own code may raise anything anywhere, SystemExit among it
+        message = str(error)
+        if not isinstance(error, FxenormError):
+            message = (
+                f"the model's code raised {type(error).__name__}{': ' if message else ''}{message} (--traceback shows where)"
+            )
+        if arguments.traceback:
+            traceback.print_exc()
+        print(f"fxenorm-inspect: error: {one_line(message)}", file=sys.stderr)
+        return 2
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace, stream: TextIO) -> None:
     """Load, analyse, print."""
     check_target(arguments.model)
     with Stages() as stages:
@@ -73,10 +83,9 @@ def _run(arguments: argparse.Namespace) -> None:
         from .report import report
         from .tables import make_console, show
 
-        stages.begin(f"building {arguments.model}")
+        stages.begin(f"building {printable(arguments.model)}")
         loaded = load(arguments.model, arguments.input, arguments.seed)
-        # The model's forward pass may print; stdout is for the answer.
-        with contextlib.redirect_stdout(sys.stderr), _own_warnings():
+        with _own_warnings():
             plan = analyze(
                 loaded.model,
                 loaded.example_inputs,
@@ -86,12 +95,10 @@ def _run(arguments: argparse.Namespace) -> None:
             )
             stages.begin("measuring the weights")
             answer = report(plan, arguments.model)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a console that lacks a sign gets a question mark, not a crash
     if arguments.json:
-        print(json.dumps(answer, indent=2, allow_nan=False))
+        print(json.dumps(answer, indent=2, allow_nan=False), file=stream)
     else:
-        show(answer, make_console())
+        show(printable(answer), make_console(stream))
 
 
 @contextlib.contextmanager
@@ -102,7 +109,7 @@ def _own_warnings() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, FxenormWarning):
-                print(f"fxenorm-inspect: warning: {message}", file=sys.stderr)
+                print(f"fxenorm-inspect: warning: {one_line(str(message))}", file=sys.stderr)
             else:
                 show_other(message, category, *place, **more)
 

@@ -169,7 +169,9 @@ def _running(path: Path, what: str = "") -> Iterator[None]:
         ) from error
     except SystemExit as error:
         raise ModelFileError(f"{what}{_place(error, path)}: the file ends the process (SystemExit: {error.code})") from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the file may raise what it likes
         text = str(error).strip()
         raise ModelFileError(f"{what}{_place(error, path)}: {type(error).__name__}{': ' if text else ''}{text}") from error
     finally:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..plan.describe import barrier_summaries, between, layer_list, mode_words, output_lines, plural, tracer_words
 from ..plan.text_table import Column, rich_table
@@ -20,13 +19,13 @@ __all__ = ["make_console", "show"]
 _MOST_PLACES = 3
 
 
-def make_console() -> Console:
-    """A console for stdout: as wide as the terminal, without colours and limits where the output goes to a file."""
+def make_console(stream: TextIO) -> Console:
+    """A console for a stream: as wide as the terminal, without colours and limits where the output goes to a file."""
     from rich.console import Console
 
-    if sys.stdout.isatty():
-        return Console(highlight=False, emoji=False, markup=False)
-    return Console(width=100_000, color_system=None, highlight=False, emoji=False, markup=False)
+    if stream.isatty():
+        return Console(file=stream, highlight=False, emoji=False, markup=False)
+    return Console(file=stream, width=100_000, color_system=None, highlight=False, emoji=False, markup=False)
 
 
 def show(report: Json, console: Console) -> None:
