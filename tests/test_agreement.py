@@ -14,10 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import fxenorm
+from fxenorm.distributed.agreement import Answer, LateAnswers, Statement
+from fxenorm.distributed.ranks import Ranks
 
-from .agreement_worker import CALLS, KINDS, OPTIONS, WAYS
+from .agreement_errors import CALLS
+from .agreement_session import KINDS
+from .agreement_ways import OPTIONS, WAYS
 from .test_distributed import only_one
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,7 +131,26 @@ def test_balance_rescale_and_attach_agree_too(both: tuple[Found, Found]) -> None
             assert first["said"] == second["said"] == ""
             assert first["alike"] and not first["unchanged"]
             continue
+        if call.startswith("read "):
+            assert second["said"].startswith("BindError")
+            assert first["said"].startswith("AgreementError") and "rank 1" in first["said"]
+            continue
         assert_refused(first, second, own.get(call) or OWN_ERROR.get(call.split(" ", 1)[-1], ""))
+
+
+def test_balance_of_replicas_takes_the_log_scales_of_the_first_process(both: tuple[Found, Found]) -> None:
+    for _, first, second in pairs(both, "other_weights"):
+        assert first["said"] == second["said"] == "" and first["log_scales"] == second["log_scales"]
+        assert first["whole"] and second["whole"] and not first["unchanged"]
+
+
+def test_what_is_put_together_first_takes_the_agreement_along(both: tuple[Found, Found]) -> None:
+    for name, first, second in pairs(both, "folded"):
+        case = name.split(" ")[1]
+        if case == "well":
+            assert first["said"] == second["said"] == "" and not first["unchanged"]
+        else:
+            assert_refused(first, second, OWN_ERROR.get(case, ""))
 
 
 def test_a_hook_tells_of_its_errors_and_of_a_frozen_model(both: tuple[Found, Found]) -> None:
@@ -190,6 +214,62 @@ def test_replicas_of_which_one_has_no_compiler_stay_bit_identical(both: tuple[Fo
     assert first["alike"] and first["name"] == second["name"] == "eager"
     assert len(first["warned"]) == 1 and "rank 1" in first["warned"][0]
     assert len(second["warned"]) == 1 and "no compiler is here" in second["warned"][0]
+
+
+class Device:
+    """In the place of a device's module: its work is done when that is said."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.Event = lambda: self
+
+    def record(self) -> None:
+        """Nothing to do."""
+
+    def query(self) -> bool:
+        """Whether the work is done."""
+        return self.done
+
+
+def test_on_a_device_an_answer_is_raised_once_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, ranks = Device(), Ranks([], [(0, 2)], [4, 7], 4, torch.device("cpu"))
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: device)
+    like = torch.zeros((), dtype=torch.float64, device="cpu")
+    one, other = (Statement({"call": ("step", f"cycles={count}")}) for count in (1, 2))
+    failed = Statement(error=ValueError())
+    for statements, words in (
+        ((one, one), None),
+        ((one, other), r"disagree about the call \(rank 4; rank 7\)"),
+        ((one, failed), r"another process could not take part.*rank 7"),
+    ):
+        answer, late = Answer(torch.stack([statement.notes(like) for statement in statements])), LateAnswers()
+        assert bool(answer.goes_on) == (words is None)
+        device.done = False
+        late.note(answer, ranks)
+        late.raise_known()
+        device.done = True
+        if words is None:
+            late.raise_known()
+            continue
+        with pytest.raises(fxenorm.errors.AgreementError, match=words):
+            late.raise_known()
+        late.raise_known()  # once
+
+
+@pytest.mark.parametrize("backend", ["compiled", "eager"])
+def test_a_step_that_is_gated_on_the_device_moves_where_all_agree(backend: str) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+    plan = fxenorm.analyze(model, torch.ones(2, 4), backend=backend)  # type: ignore[arg-type]
+    plan.step()
+    prepared = plan._last_step
+    assert prepared is not None
+    with torch.no_grad():
+        model[0].weight *= 3
+    before = model[0].weight.detach().clone()
+    prepared.run(1, torch.tensor(False))
+    assert torch.equal(before, model[0].weight)
+    prepared.run(1, torch.tensor(True))
+    assert not torch.equal(before, model[0].weight)
 
 
 def test_the_error_is_one_of_rescaling() -> None:

@@ -75,11 +75,11 @@ class Side:
             total = torch.minimum(torch.maximum(total, -bound), bound)
         EAGER.apply(self.targets, total)
 
-    def by_kernels(self, count: int, held: torch.Tensor, limit: float) -> bool:
+    def by_kernels(self, count: int, held: torch.Tensor, limit: float, gate: torch.Tensor | None = None) -> bool:
         """The same in Triton; False if that is not for the kernels."""
         arguments = (self.case.program(), self.weights, self.none, self.targets, self.followers)
         reach = self.reach.double()
-        return TritonStep(*arguments, own=len(self.weights), held=held, limit=limit, reach=reach).run(self.none, count)
+        return TritonStep(*arguments, own=len(self.weights), held=held, limit=limit, reach=reach).run(self.none, count, gate)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -157,6 +157,19 @@ def two_sided(seed: int, p: float) -> Case:
     tensors = [torch.from_numpy(random.normal(size=shape) * np.exp(2 * random.normal(size=shape))) for shape in shapes]
     log_weights = [0.0 if math.isinf(p) else float(value) for value in random.normal(size=2)]
     return Case(6, p, shapes, terms, log_weights, tensors)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_gate_on_the_device_holds_everything_or_nothing(count: int) -> None:
+    held = torch.zeros(6, dtype=torch.bool)
+    plain, opened, closed = (Side(two_sided(0, 2.0), torch.float32, [0, 1, 2], 1.0) for _ in range(3))
+    before = [tensor.clone() for tensor in closed.weights]
+    assert plain.by_kernels(count, held, math.inf)
+    assert opened.by_kernels(count, held, math.inf, torch.tensor(True))
+    assert closed.by_kernels(count, held, math.inf, torch.tensor(False))
+    assert all(map(torch.equal, closed.weights, before)) and not all(map(torch.equal, plain.weights, before))
+    assert all(map(torch.equal, opened.weights, plain.weights)) and all(map(torch.equal, opened.momentum, plain.momentum))
 
 
 CHOICES = [(math.inf, 1.0, None), (0.1, 1.0, None), (math.inf, 1e38, None), (math.inf, 1.0, math.inf), (math.inf, 1.0, math.nan)]

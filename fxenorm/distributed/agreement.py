@@ -274,7 +274,7 @@ class LateAnswers:
     def note(self, answer: Answer, ranks: Ranks) -> None:
         """Keeps an answer that is still on its way."""
         board = answer.board
-        copy = torch.empty(board.shape, dtype=board.dtype, device="cpu", pin_memory=True)
+        copy = torch.empty(board.shape, dtype=board.dtype, device="cpu", pin_memory=board.device.type != "cpu")
         copy.copy_(board, non_blocking=True)
         event = torch.get_device_module(board.device.type).Event()
         event.record()

@@ -161,6 +161,7 @@ class Core:
         moved = dataclasses.replace(symmetry, exponents=exponents, offsets=offsets, channels=())
         core = Core(moved, self.options, self.groups, self.pairs)
         core.basis = basis
+        core.__dict__["least_message"] = self.least_message
         core.__dict__["objective"] = self.objective.in_basis(basis, symmetry.num_scales, self.options.p)
         return core
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..distributed.agreement import LateAnswers
+from ..distributed.agreement import ELSEWHERE, LateAnswers
 from ..distributed.dtensors import reshard
 from ..distributed.ranks import Ranks, ranks_of
 from ..errors import OptionError, RescaleError
@@ -90,10 +90,13 @@ class Plan:
         self._left_gradients = LeftGradients()
         self._last_step: PreparedStep | None = None
         self._last_states: list[Any] = []
-        group = replica_group(model)
-        self._replicas = None if group is None else Replicas(group, self._core.executor, self._warnings)
+        self._know_replicas(replica_group(model))
         self._late_answers = LateAnswers()
         self._journal = Journal()
+
+    def _know_replicas(self, group: Any) -> None:
+        """From now on the processes of a group have a copy each of the model; None: nobody is known to have one."""
+        self._replicas = None if group is None else Replicas(group, self._core.executor, self._warnings)
 
     def prepare(self) -> None:
         """Works out now what the first step needs and what checks the options against the model; else it waits until then.
@@ -177,7 +180,7 @@ class Plan:
         if not self.num_scales:
             return ()
         with self._one_at_a_time:
-            snapshot = self._snapshot()
+            snapshot = self._read_together()
             _, _, left = snapshot.within_now()
             return held_by_group(self.groups, left.reasons, self.num_scales, left.equations, snapshot.frozen)
 
@@ -215,7 +218,7 @@ class Plan:
             A 0-d tensor on the weights' device; nothing waits for it.
         """
         with self._one_at_a_time:
-            return self._snapshot().problem().norm()
+            return self._read_together().problem().norm()
 
     def layer_norms(self) -> dict[str, Tensor]:
         """By layer, the p-norm of its counted tensors, without layer weights.
@@ -224,7 +227,7 @@ class Plan:
             0-d tensors on the weights' device; nothing waits for them.
         """
         with self._one_at_a_time:
-            snapshot = self._snapshot()
+            snapshot = self._read_together()
             return snapshot.layer_norms(snapshot.problem())
 
     def imbalance(self) -> Tensor:
@@ -234,7 +237,7 @@ class Plan:
             A 0-d tensor on the weights' device; nothing waits for it.
         """
         with self._one_at_a_time:
-            snapshot = self._snapshot().within()
+            snapshot = self._read_together().within()
             sums = snapshot.sums()
             return imbalance(sums.log_negative, sums.log_positive, self.options.p, snapshot.held_mask())
 
@@ -245,7 +248,7 @@ class Plan:
             (num_scales,) on the weights' device, held variables included; not finite where N or P is zero.
         """
         with self._one_at_a_time:
-            sums = self._snapshot().sums()
+            sums = self._read_together().sums()
         return (sums.log_negative - sums.log_positive) / (1.0 if math.isinf(self.options.p) else self.options.p)
 
     # ---------------------------------------------------------------- what rescales
@@ -517,10 +520,11 @@ class Plan:
         return made
 
     def __copy__(self) -> Plan:
-        """The same plan on the same model; the copy tracks what this one does."""
+        """The same plan on the same model; the copy tracks what this one does, and knows of the same replicas."""
         made = Plan.__new__(Plan)
         made._core = self._core
         made._set_state(self._state())
+        made._know_replicas(None if self._replicas is None else self._replicas.group)
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -571,6 +575,22 @@ class Plan:
         self.repair()
         snapshot = open_snapshot(self._core, self._model, self._tracked, self._many())
         snapshot.journal = self._journal
+        return snapshot
+
+    def _read_together(self) -> Snapshot:
+        """`_snapshot`, for what is read of the whole model: where one of several processes cannot, all raise.
+
+        But for models on a device, for which nothing waits.
+        """
+        ranks = self._ranks()
+        if ranks is None or ranks.device.type != "cpu":
+            return self._snapshot()
+        error: BaseException | None = None
+        try:
+            snapshot = self._snapshot()
+        except BaseException as raised:  # whatever it is, the others wait
+            error = raised
+        ranks.tell(error, f"{ELSEWHERE}; its own message says why (rank {{}})")
         return snapshot
 
     def _ranks(self) -> Ranks | None:
