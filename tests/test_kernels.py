@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from fxenorm.errors import OptionError
 from fxenorm.kernels.backend import get_backend
 from fxenorm.kernels.eager import EagerBackend, exact_exp2, log2_factors
-from fxenorm.kernels.program import ScaleTarget, build_program, term_tensors
+from fxenorm.kernels.program import Keep, ScaleTarget, build_program, term_tensors
 from fxenorm.kernels.terms import split_repeats
 
 from .random_plans import Case, cases
@@ -183,38 +184,53 @@ def test_no_intermediate_overflow() -> None:
     weight = torch.full((1, 1), 2.0, dtype=torch.float16)
     terms = [(1, np.zeros((1, 1), dtype=np.int64)), (-1, np.ones((1, 1), dtype=np.int64))]
     scales = torch.tensor([40.0, 39.0], dtype=torch.float64)
-    assert not BACKEND.overflowing([target(weight, terms, 2)], scales, net=True).any()
+    assert not BACKEND.overflowing([target(weight, terms, 2)], scales).any()
     BACKEND.apply([target(weight, terms, 2)], scales)
     assert weight.item() == pytest.approx(2 * math.e, rel=1e-3)
 
 
 @settings(deadline=None, max_examples=60)
-@given(case=cases(offsets=True), seed=st.integers(0, 2**32 - 1), size=st.floats(0.1, 20.0))
-def test_what_is_not_flagged_does_not_overflow(case: Case, seed: int, size: float) -> None:
-    log_scales = torch.from_numpy(np.random.default_rng(seed).normal(size=case.num_scales) * size)
-    tensors = [tensor.clamp(-1e4, 1e4).half() for tensor in case.tensors]
-    targets = [
-        target(tensor.clone(), terms, case.num_scales, offset=3e4 * case.offset(index))
-        for index, (tensor, terms) in enumerate(zip(tensors, case.terms, strict=True))
-    ]
-    flagged = BACKEND.overflowing(targets, log_scales)
-    kept = torch.where(flagged, 0.0, log_scales)
-    if torch.rand(()) < 0.5:  # whatever else is set to 0
-        kept[0] = 0.0
-    BACKEND.apply(targets, kept)
-    assert all(item.tensor.isfinite().all() for item in targets)
-    room = BACKEND.headroom(targets, torch.device("cpu"))
-    reach = torch.from_numpy(np.array([sum(abs(c) for c, _ in terms) for terms in case.terms])).max()
-    BACKEND.apply(targets, (room / reach * (1 - 1e-3)).expand(case.num_scales))
-    assert all(item.tensor.isfinite().all() for item in targets)
+@given(
+    case=cases(offsets=True),
+    seed=st.integers(0, 2**32 - 1),
+    size=st.floats(0.1, 20.0),
+    kept=st.lists(st.sampled_from(list(Keep)), min_size=8, max_size=8),
+)
+def test_within_their_rooms_nothing_is_lost(case: Case, seed: int, size: float, kept: list[Keep]) -> None:
+    """Whatever some variables do within their rooms, and whatever is not flagged."""
+    generator = np.random.default_rng(seed)
+    log_scales = torch.from_numpy(generator.normal(size=case.num_scales) * size)
+    given = [tensor.clamp(-1e4, 1e4).half() for tensor in case.tensors]
+
+    def targets() -> list[ScaleTarget]:
+        """The same tensors again."""
+        members = enumerate(zip(given, case.terms, kept, strict=False))
+        return [
+            replace(target(tensor.clone(), terms, case.num_scales, offset=3e4 * case.offset(index)), keep=keep)
+            for index, (tensor, terms, keep) in members
+        ]
+
+    up, down = BACKEND.rooms(targets(), case.num_scales, torch.device("cpu"))
+    share = torch.from_numpy(generator.choice([0.3, 1.0], size=case.num_scales))
+    inside = torch.where(log_scales > 0, share * up, -share * down)
+    tries = [torch.minimum(torch.maximum(log_scales, -down), up), inside]
+    if not BACKEND.leaving(targets(), log_scales).any():
+        tries.append(log_scales)
+    for scales in tries:
+        moved = targets()
+        assert not BACKEND.leaving(moved, scales).any()
+        BACKEND.apply(moved, scales)
+        for item, before in zip(moved, given, strict=True):
+            assert item.tensor.isfinite().all()
+            if not item.offset:
+                assert not ((item.tensor == 0) & (before != 0)).any()
 
 
 def test_net_growth_decides_for_given_scales() -> None:
     weight = torch.ones(2, 2)
     terms = [(1, np.array([[0], [1]])), (-1, np.array([[0, 1]]))]
-    assert BACKEND.overflowing([target(weight, terms, 2)], torch.tensor([100.0, 0.0]), net=True).tolist() == [True, False]
-    assert not BACKEND.overflowing([target(weight, terms, 2)], torch.tensor([100.0, 100.0]), net=True).any()
-    assert BACKEND.overflowing([target(weight, terms, 2)], torch.tensor([100.0, 100.0])).any()
+    assert BACKEND.overflowing([target(weight, terms, 2)], torch.tensor([100.0, 0.0])).tolist() == [True, False]
+    assert not BACKEND.overflowing([target(weight, terms, 2)], torch.tensor([100.0, 100.0])).any()
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -41,7 +41,7 @@ def test_kernels_compile_for_a_gpu() -> None:
     """Types and names that the interpreter lets pass."""
     pytest.importorskip("triton")
     printed = in_a_process("-m", "tests.triton_compiles", interpreted=False)
-    kernels = {"combine", "fill_factors", "headroom", "reduce_tiles", "scale_tiles", "settle"}
+    kernels = {"combine", "fill_factors", "find_rooms", "reduce_tiles", "scale_tiles", "settle"}
     assert set(printed.split()) == kernels
 
 

@@ -35,7 +35,6 @@ def small_tiles() -> Iterator[None]:
         for module, name, value in (
             *((triton_tables, "COLUMNS", 4), (triton_step, "COLUMNS", 4), (triton_step, "_AT_ONCE", 2)),
             *((triton_tables, "_ROWS", 2), (triton_tables, "_SEGMENT", 3), (triton_tables, "_FILLED", 5)),
-            (triton_step, "_LARGEST_GRID", 2),
         ):
             patch.setattr(module, name, value)
         yield
@@ -60,26 +59,23 @@ class Side:
         own = [ScaleTarget(str(index), *item, offset=case.offset(index)) for index, item in members]
         state = [ScaleTarget("momentum", *item, power=-1) for item in zip(self.momentum, terms, strict=True)]
         self.targets = own + state
-        self.followers = self.targets if dtype in HALF else state
-        self.reach = torch.full((case.num_scales,), max(2.0, *(sum(abs(a) for a, _ in given) for given in case.terms)))
         self.none = [None] * len(self.weights)
 
     def eagerly(self, count: int, held: torch.Tensor, limit: float) -> None:
         """Some cycles by definition."""
         program, total = self.case.program(), torch.zeros(self.case.num_scales, dtype=torch.float64)
-        bound = (EAGER.headroom(self.followers, torch.device("cpu")) / self.reach).clamp(max=limit)
+        up, down = EAGER.rooms(self.targets, self.case.num_scales, torch.device("cpu")).clamp(max=limit)
         matrices = EAGER.matrices(program, self.weights, self.none)
         for _ in range(count):
             sums = EAGER.sums(program, matrices, total)
             total = total + jacobi_step(sums.log_negative, sums.log_positive, program.degree, program.p, held)
-            total = torch.minimum(torch.maximum(total, -bound), bound)
+            total = torch.minimum(torch.maximum(total, -down), up)
         EAGER.apply(self.targets, total)
 
     def by_kernels(self, count: int, held: torch.Tensor, limit: float, gate: torch.Tensor | None = None) -> bool:
         """The same in Triton; False if that is not for the kernels."""
-        arguments = (self.case.program(), self.weights, self.none, self.targets, self.followers)
-        reach = self.reach.double()
-        return TritonStep(*arguments, own=len(self.weights), held=held, limit=limit, reach=reach).run(self.none, count, gate)
+        arguments = (self.case.program(), self.weights, self.none, self.targets)
+        return TritonStep(*arguments, own=len(self.weights), held=held, limit=limit).run(self.none, count, gate)
 
 
 @pytest.mark.usefixtures("small_tiles")

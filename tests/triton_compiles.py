@@ -7,8 +7,8 @@ from typing import Any
 KINDS = {
     "*i64": "tiles terms starts slots",
     "*i32": "ids positions held",
-    "*fp64": "weights row_factors factors work settings parts extra rooms room divisors reach log_scales",
-    "i32": "count room_count step",
+    "*fp64": "weights row_factors factors work settings parts extra rooms into ends divisors log_scales",
+    "i32": "count",
 }
 
 
@@ -18,15 +18,15 @@ def variants(kernels: Any) -> list[tuple[Any, dict[str, Any]]]:
     types = [language.float32, language.float64, language.bfloat16, language.float16]
     found: list[tuple[Any, dict[str, Any]]] = [(kernels.fill_factors, {"ENTRIES": 1024})]
     for kind in types:
-        found += [(kernels.headroom, {"TYPE": kind, **shape}), (kernels.scale_tiles, {"TYPE": kind, **shape})]
-    found.append((kernels.headroom, {"TYPE": types[0], "count": 1, "step": 1, **shape}))
+        found += [(kernels.find_rooms, {"TYPE": kind, **shape}), (kernels.scale_tiles, {"TYPE": kind, **shape})]
+    found.append((kernels.find_rooms, {"TYPE": types[0], "count": 1, **shape}))
     for power in (-1, 0, 1, 2, 3, 4):
         constants = {"TYPE": types[power % 4], "POWER": power, "RESCALED": power % 2 == 0, **shape}
         found.append((kernels.reduce_tiles, constants))
     for largest in (False, True):
-        single = {"count": 1, "room_count": 1} if largest else {}
+        single = {"count": 1} if largest else {}
         found.append((kernels.combine, {"LARGEST": largest, "SEGMENTS": 16, "LANES": 64}))
-        constants = {"LARGEST": largest, "FIRST": not largest, "VARIABLES": 32, "LANES": 32, "ROOMS": 512, **single}
+        constants = {"LARGEST": largest, "FIRST": not largest, "LAST": largest, "VARIABLES": 32, "LANES": 32, **single}
         found.append((kernels.settle, constants))
     return found
 

@@ -34,7 +34,7 @@ TOPICS = {
 }
 """What has to be equal: how a difference is said, and what to do about it."""
 
-_ROOM, _FAILED, _OPEN, _EXECUTOR, _DIGESTS = range(5)
+_FAILED, _OPEN, _EXECUTOR, _DIGESTS = range(4)
 _SHOWN = 5
 
 
@@ -55,23 +55,20 @@ class Statement:
         """By topic, a number below 2 ** 48, which a float64 holds exactly."""
         return tuple(_digest(self.topics.get(topic, ())) for topic in TOPICS)
 
-    def notes(self, like: Tensor, *, room: Tensor | None = None, is_open: Tensor | None = None, executor: int = 2) -> Tensor:
-        """(4 + topics,) numbers >= 0 for all processes.
+    def notes(self, like: Tensor, *, is_open: Tensor | None = None, executor: int = 2) -> Tensor:
+        """(3 + topics,) numbers >= 0 for all processes.
 
         Args:
             like: gives type and device; nothing is read from it.
             executor: how far this process's compiled kernels are: 0 never, 1 not yet, 2 here.
-            room: 0-d, how far this process's tensors can grow; None: not asked.
             is_open: 0-d, whether anything is to move; None: it is.
         """
         known = torch.tensor(
-            [0.0, float(self.error is not None), 1.0, float(executor), *map(float, self.digests)],
+            [float(self.error is not None), 1.0, float(executor), *map(float, self.digests)],
             dtype=like.dtype,
             device="cpu",
             pin_memory=like.device.type == "cuda",
         ).to(like.device, non_blocking=True)
-        if room is not None:
-            known[_ROOM] = room
         if is_open is not None:
             known[_OPEN] = is_open.reshape(()).to(known)
         return known
@@ -86,11 +83,6 @@ class Answer:
     """
 
     board: Tensor
-
-    @property
-    def room(self) -> Tensor:
-        """0-d: how far all tensors can grow."""
-        return self.board[:, _ROOM].amin()
 
     @property
     def is_refused(self) -> Tensor:

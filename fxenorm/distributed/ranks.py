@@ -16,7 +16,7 @@ __all__ = ["LINEAR_UP_TO", "Ranks", "ranks_of", "replica_ranks"]
 
 T = TypeVar("T")
 
-LINEAR_UP_TO = 8.0
+LINEAR_UP_TO = 4.0
 """Up to this p, sums of |w|^p of what a float64 should hold are in its range themselves; beyond it logarithms travel."""
 
 

@@ -45,14 +45,20 @@ class Backend(Protocol):
     def writes(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> list[Write]:
         """The writes of `apply`, for `carry_out`; nothing is written yet."""
 
-    def headroom(self, targets: Sequence[ScaleTarget], device: torch.device) -> Tensor:
-        """0-d: a natural logarithm by which every target can grow without overflow."""
+    def rooms(self, targets: Sequence[ScaleTarget], num_scales: int, device: torch.device) -> Tensor:
+        """(2, K) >= 0, how far each variable can go up and down, natural logarithms: no entry leaves its type's range then.
 
-    def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor, *, net: bool = False) -> Tensor:
-        """(num_scales,) bool: variables to set to 0 so that no target overflows, whatever else is set to 0.
-
-        With `net`, growth and shrinkage of an entry are set off first: nothing is flagged if `log_scales` as they are do no harm.
+        Also where others go less far; see `Keep` for what else is kept.
         """
+
+    def leaving(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
+        """(K,) bool: variables that move an entry out of its room; where there are none, `log_scales` do no harm."""
+
+    def rounded(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> int:
+        """How many entries of targets with `Keep.DIGITS` lose digits; waits for the device."""
+
+    def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
+        """(K,) bool: variables that make an entry overflow; where there are none, `log_scales` make nothing infinite."""
 
 
 _BACKENDS: dict[str, Callable[[], Backend]] = {}

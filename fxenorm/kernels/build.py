@@ -270,10 +270,10 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
         *(pointer, integer, pointer, integer, pointer, integer),
         *(pointer, pointer, integer, ctypes.c_double, ctypes.c_int),
     ]
-    found.fxenorm_reduce.restype = None
+    found.fxenorm_reduce.restype = ctypes.c_int
     found.fxenorm_scale.argtypes = [
         *(pointer, pointer, integer, pointer, integer),
-        *(pointer, integer, pointer, pointer, pointer, ctypes.c_int),
+        *(pointer, integer, pointer, ctypes.c_int, pointer, ctypes.c_int),
     ]
     found.fxenorm_scale.restype = ctypes.c_int
     for one_call in (found.fxenorm_step, found.fxenorm_cycles):

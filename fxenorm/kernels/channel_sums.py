@@ -1,7 +1,7 @@
 """From one tensor to its channel sums in plain PyTorch, in parts that stay in cache.
 
-For p <= 8 sums are taken of |w|^p itself; beyond that 1e-40 ** p leaves float64, and logarithms are added instead; p = inf
-takes maxima of logarithms.
+For p <= 4 sums are taken of |w|^p itself; beyond that 1e-45 ** p, for some p and rescalings, leaves float64, and logarithms are
+added instead; p = inf takes maxima of logarithms.
 
 Matrices that are kept are in float64 where that is small beside the weights, as for kernels of 3 x 3. Where an entry is a single
 weight of 32 bits or fewer, the weight itself stands for its matrix, and becomes |w|^p in float64 a part at a time: nothing of
@@ -41,7 +41,7 @@ __all__ = [
     "table_products",
 ]
 
-_LINEAR_UP_TO = 8.0
+_LINEAR_UP_TO = 4.0
 
 _SMALL = 1 << 12
 """Up to this many entries a matrix is kept in float64 anyway."""

@@ -43,7 +43,10 @@ class CompiledBackend(EagerBackend):
         if program.slots.device.type != "cpu":
             return super().reduce(program, tensors, factors)
         table = self._reduce_table(program, tensors, factors)
-        negative, positive = table.run(self.library, factors)
+        found = table.run(self.library, factors)
+        if found is None:
+            return super().reduce(program, tensors, factors)
+        negative, positive = found
         if table.left:
             part = program.part(table.left)
             sums = super().reduce(part, [tensors[index] for index in table.left], [factors[index] for index in table.left])
@@ -59,27 +62,26 @@ class CompiledBackend(EagerBackend):
         return [_TableWrite(self.library, table, log_scales.cpu()), *rest] if table.members else rest
 
     @torch.no_grad()
-    def apply_within(self, targets: Sequence[ScaleTarget], log_scales: Tensor, growth: float, trusted: frozenset[str]) -> bool:
-        """`apply`, unless a target might overflow by growing by `growth`; then nothing changes and the answer is False.
+    def apply_within(self, targets: Sequence[ScaleTarget], log_scales: Tensor, read: frozenset[str]) -> bool:
+        """`apply`, unless an entry would leave its type's range; then nothing changes and the answer is False.
 
         What has been multiplied when such an entry is met is divided again, so that it may differ in its last bit.
 
         Args:
             targets: everything that follows.
             log_scales: (num_scales,) natural logarithms, on the CPU.
-            growth: a bound on the natural logarithm of every factor of power 1.
-            trusted: names of the targets that need no look.
+            read: names of the targets of which sums have just been taken.
         """
-        table = self._scale_table(targets, trusted)
-        untrusted = [target for target in table.left if target.name not in trusted]
-        if untrusted and bool(super().headroom(untrusted, torch.device("cpu")) <= growth):
-            return False
+        table = self._scale_table(targets, read)
         if not table.left:
-            return table.run(self.library, log_scales, growth)
-        whole = _TableWrite(self.library, table, log_scales, growth)
+            return table.run(self.library, log_scales, careful=True)
+        up, down = self.rooms(table.left, log_scales.numel(), torch.device("cpu"))
+        if not bool(((log_scales <= up) & (log_scales >= -down)).all()):
+            return False
+        whole = _TableWrite(self.library, table, log_scales, careful=True)
         try:
             carry_out([whole, *super().writes(table.left, log_scales)])
-        except _TooLarge:
+        except _NoRoom:
             return False
         return True
 
@@ -93,26 +95,26 @@ class CompiledBackend(EagerBackend):
         self._reduce = [table, *self._reduce[: _KEPT - 1]]
         return table
 
-    def _scale_table(self, targets: Sequence[ScaleTarget], trusted: frozenset[str]) -> ScaleTable:
+    def _scale_table(self, targets: Sequence[ScaleTarget], read: frozenset[str]) -> ScaleTable:
         """As `_reduce_table`; a table serves the very list that it was made for."""
         for table in self._scale:
-            if table.serves(targets, trusted):
+            if table.serves(targets, read):
                 return table
-        table = ScaleTable(targets, trusted)
+        table = ScaleTable(targets, read)
         self._scale = [table, *self._scale[: _KEPT - 1]]
         return table
 
 
-class _TooLarge(Exception):
-    """An entry might overflow, and nothing has changed."""
+class _NoRoom(Exception):
+    """An entry would leave its type's range, and nothing has changed."""
 
 
 class _TableWrite(Write):
     """All that one call of the kernels multiplies."""
 
-    def __init__(self, library: ctypes.CDLL, table: ScaleTable, log_scales: Tensor, growth: float = 0.0) -> None:
+    def __init__(self, library: ctypes.CDLL, table: ScaleTable, log_scales: Tensor, *, careful: bool = False) -> None:
         super().__init__([target.name for target in table.members], [target.tensor for target in table.members])
-        self._library, self._table, self._log_scales, self._growth = library, table, log_scales, growth
+        self._library, self._table, self._log_scales, self._careful = library, table, log_scales, careful
 
     def watch(self) -> None:
         """Notes that no tile is done."""
@@ -120,13 +122,13 @@ class _TableWrite(Write):
 
     def forward(self) -> None:
         """Multiplies."""
-        if not self._table.run(self._library, self._log_scales, self._growth):
+        if not self._table.run(self._library, self._log_scales, careful=self._careful):
             self.watch()
-            raise _TooLarge
+            raise _NoRoom
 
     def backward(self) -> None:
         """Divides."""
-        self._table.run(self._library, -self._log_scales, 0.0)
+        self._table.run(self._library, -self._log_scales, careful=False)
 
     def happened(self) -> bool:
         """Whether the kernels have run: every tile then says how many of its rows are done."""

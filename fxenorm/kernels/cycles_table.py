@@ -97,7 +97,7 @@ class CyclesTable:
         self._argue(program, runs)
 
     def run(self, backend: CompiledBackend, factors: Sequence[Tensor | None], count: int) -> bool:
-        """`count` cycles; False if a factor or an entry is out of range, and then nothing stays changed but for a rounding.
+        """`count` cycles; False if a factor, a sum or an entry is out of range; nothing changes then but for a rounding.
 
         Args:
             backend: holds the kernels.

@@ -12,12 +12,10 @@ from torch import Tensor
 from .backend import register_backend
 from .channel_sums import Index, contributions, energy, part_of, parts_of, power_matrix, streamed_contributions
 from .program import ChannelSums, ReduceProgram, ScaleTarget, as_float, float_dtype
+from .rooms import MOST_GROWTH, leaving, rooms, rounded
 from .writes import Write, carry_out
 
-__all__ = ["MOST_GROWTH", "EagerBackend", "channel_sums", "exact_exp2", "log2_factors"]
-
-MOST_GROWTH = 690.0
-"""Largest natural logarithm of a factor: the exponents of a float64 end at 1022 log 2 = 708."""
+__all__ = ["EagerBackend", "channel_sums", "exact_exp2", "log2_factors"]
 
 
 class EagerBackend:
@@ -93,24 +91,23 @@ class EagerBackend:
         return found
 
     @torch.no_grad()
-    def headroom(self, targets: Sequence[ScaleTarget], device: torch.device) -> Tensor:
-        """0-d: the largest natural logarithm by which every target can grow; what is not finite already does not count."""
-        found = [torch.full((), MOST_GROWTH, dtype=float_dtype(device), device=device)]
-        by_device: dict[torch.device, list[ScaleTarget]] = {}
-        for target in targets:
-            if target.terms and target.tensor.numel():
-                by_device.setdefault(target.tensor.device, []).append(target)
-        for members in by_device.values():
-            largest = _largest([target.tensor for target in members])
-            for target, size in zip(members, largest, strict=True):
-                reach = as_float(size, size.device) + abs(target.offset) if target.offset else as_float(size, size.device)
-                room = math.log(torch.finfo(target.tensor.dtype).max) - reach.log()
-                found.append(torch.where(room.isfinite(), room / abs(target.power), MOST_GROWTH).to(device))
-        return torch.stack(found).amin().clamp(min=0.0)
+    def rooms(self, targets: Sequence[ScaleTarget], num_scales: int, device: torch.device) -> Tensor:
+        """(2, K) natural logarithms by which each variable can go up and down."""
+        return rooms(targets, num_scales, device)
 
     @torch.no_grad()
-    def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor, *, net: bool = False) -> Tensor:
-        """The variables that make an entry grow too far; what makes the same entry shrink counts only with `net`."""
+    def leaving(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
+        """The variables that carry an entry out of its room."""
+        return leaving(targets, _by_device(log_scales), log_scales.numel()).to(log_scales.device)
+
+    @torch.no_grad()
+    def rounded(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> int:
+        """How many entries lose digits that powers of two should leave."""
+        return rounded(targets, _by_device(log_scales))
+
+    @torch.no_grad()
+    def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
+        """The variables that make an entry grow too far."""
         flagged = log_scales.new_zeros(log_scales.numel() + 1, dtype=float_dtype(log_scales.device))
         for target in targets:
             tensor = target.tensor
@@ -123,8 +120,7 @@ class EagerBackend:
             for index in parts_of(tensor):
                 part = tensor[index]
                 parts = [change(index) for change in changes]
-                growths = parts if net else [change.clamp(min=0) for change in parts]
-                growth = sum(growths[1:], growths[0])
+                growth = sum(parts[1:], parts[0])
                 axes = tuple(axis for axis in range(part.ndim) if growth.shape[axis] == 1)
                 largest = as_float(part.abs().amax(axes, keepdim=True) if axes else part.abs(), part.device)
                 largest = largest + abs(target.offset) if target.offset else largest
@@ -216,17 +212,17 @@ def _by_part(
     return [prepared(coefficient, ids) for coefficient, ids in target.terms]
 
 
-def _largest(tensors: list[Tensor]) -> Sequence[Tensor]:
-    """By tensor, 0-d: the largest absolute value."""
-    if tensors[0].device.type == "cpu":
-        # The infinity norm is not vectorised there, and takes ten times as long.
-        return [torch.maximum(high, -low) for low, high in map(torch.aminmax, map(_real, tensors))]
-    return torch._foreach_norm(tensors, math.inf)
+def _by_device(log_scales: Tensor) -> Callable[[torch.device], Tensor]:
+    """By device, what `log2_factors` makes of log-scales, copied there once."""
+    known: dict[torch.device, Tensor] = {}
 
+    def on(device: torch.device) -> Tensor:
+        """The base-2 logarithms there."""
+        if device not in known:
+            known[device] = log2_factors(log_scales.to(device))
+        return known[device]
 
-def _real(tensor: Tensor) -> Tensor:
-    """A tensor, or the real and imaginary parts of a complex one, each of which may overflow."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return on
 
 
 def log2_factors(log_scales: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from .terms import Ids, collisions, cycle_degrees, joint_shape, normalise
 __all__ = [
     "Block",
     "ChannelSums",
+    "Keep",
     "ReduceProgram",
     "ScaleTarget",
     "TermTensors",
@@ -41,6 +43,20 @@ class ChannelSums:
     log_positive: Tensor
 
 
+class Keep(Enum):
+    """What rescalings of our own leave of a tensor, beside that nothing becomes infinite.
+
+    ENTRIES: what is not zero stays so (optimizer state, gradients, 16-bit weights that are rewritten from a wider copy).
+    LARGEST: the largest of each row and column keeps all its digits too, so that less is lost of others than is rounded there.
+    DIGITS: all entries keep the digits that they have under powers of two; in float16 all but those that are smaller than
+        2 ** -11 of the largest of their row.
+    """
+
+    ENTRIES = "entries"
+    LARGEST = "largest"
+    DIGITS = "digits"
+
+
 @dataclass(frozen=True)
 class ScaleTarget:
     """A tensor that follows a rescaling: entry e is multiplied by exp(power * sum of coefficient * log_scales[id]).
@@ -54,6 +70,7 @@ class ScaleTarget:
         power: +1 for parameters, -1 for gradients and first moments, -2 for second moments.
         offset: what the model adds to the tensor before it multiplies; 0 for all that is no position (gradients, moments, steps).
         owner: the distributed tensor of which it is this process's part; None: it is no part.
+        keep: what is not to be lost of it.
     """
 
     name: str
@@ -62,6 +79,7 @@ class ScaleTarget:
     power: int = 1
     offset: float = 0.0
     owner: Tensor | None = None
+    keep: Keep = Keep.ENTRIES
 
 
 @dataclass(frozen=True)

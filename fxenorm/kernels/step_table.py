@@ -23,7 +23,7 @@ _PHASE_BYTES = 4 << 20
 
 _DEEPEST_ROOT = 6
 _TYPES = (torch.float32, torch.float64, torch.bfloat16)
-"""float16 has too little room above ordinary weights for the bound on growth that a cycle in one call needs."""
+"""float16 has too little room around ordinary weights: what has been written would often have to be undone."""
 
 Longs = NDArray[np.int64]
 
@@ -41,7 +41,7 @@ class StepArguments(ctypes.Structure):
         *fields(ctypes.c_int64, "phase_count"),
         *fields(ctypes.c_void_p, "variables held exponents roots powers"),
         *fields(ctypes.c_int64, "power_count variable_count sum_count scale_tile_count reduce_tile_count"),
-        *fields(ctypes.c_void_p, "work sums power_table narrow_power_table factors narrow_factors thresholds done claimed"),
+        *fields(ctypes.c_void_p, "work sums power_table narrow_power_table factors narrow_factors done claimed"),
         *fields(ctypes.c_double, "p limit bound"),
         *fields(ctypes.c_int64, "threads careful wide"),
         *fields(ctypes.c_void_p, "largest"),
@@ -55,7 +55,7 @@ class StepTable:
         program: on the CPU.
         tensors, factors: as `Backend.reduce` takes them.
         targets: what is multiplied.
-        trusted: names of those that cannot overflow.
+        read: names of those that are counted.
         own: how many of the targets, from the first, are the model's tensors; optimizer state is nothing that autograd knows of.
         held: (K,) bool: variables that stay at 0.
         limit: the largest |log-scale|, may be infinite.
@@ -69,7 +69,7 @@ class StepTable:
         tensors: Sequence[Tensor],
         factors: Sequence[Tensor | None],
         targets: Sequence[ScaleTarget],
-        trusted: frozenset[str],
+        read: frozenset[str],
         *,
         own: int,
         held: Tensor,
@@ -78,17 +78,17 @@ class StepTable:
         reach: float,
     ) -> None:
         self.reduce = ReduceTable(program, tensors, factors, reduce_signature(tensors, factors))
-        self._scale = ScaleTable(targets, trusted)
+        self._scale = ScaleTable(targets, read)
         moved = [target for target in targets if target.terms and target.tensor.numel()]
         self.complete = not (self.reduce.left or self._scale.left) and all(item.tensor.dtype in _TYPES for item in moved)
         """Whether the kernels can do all of it."""
-        self._own = written(targets[:own])
+        self._own, self._stopped = written(targets[:own]), False
         if self.complete:
             self._order(program, tensors)
             self._arguments = self._argued(program, held, limit, growth, reach)
 
     def run(self, backend: CompiledBackend, factors: Sequence[Tensor | None]) -> bool:
-        """One cycle; False if a factor or an entry is too large, and then nothing stays changed but for a rounding.
+        """One cycle; False if a factor is too large or an entry would leave its type's range: nothing changes but for a rounding.
 
         Args:
             backend: holds the kernels.
@@ -96,11 +96,11 @@ class StepTable:
         """
         alive = self.reduce.take_factors(factors)
         arguments = self.prepared()
-        # Where the last cycle went far, this one writes nothing before all factors are known. The bits are the same.
-        arguments.careful = int(self._largest[0] > math.sqrt(arguments.bound))
-        stopped = backend.library.fxenorm_step(ctypes.addressof(arguments))
+        # Where the last cycle went far or failed, this one writes nothing before all factors are known. The bits are the same.
+        arguments.careful = int(self._stopped or self._largest[0] > math.sqrt(arguments.bound))
+        self._stopped = bool(backend.library.fxenorm_step(ctypes.addressof(arguments)))
         del alive
-        return not stopped
+        return not self._stopped
 
     def prepared(self) -> StepArguments:
         """What the kernels are given, after which the targets may be written."""
@@ -141,7 +141,7 @@ class StepTable:
 
     def _ready_tiles(self, rows: Longs) -> Iterator[Longs]:
         """The tiles of some targets: what has just been read and is still in the cache first, from where the reading ended."""
-        tiles, read = self._scale.tiles, np.isinf(self._scale.limits[rows])
+        tiles, read = self._scale.tiles, self._scale.just_read[rows]
         for row in rows[read][::-1]:
             yield tiles[tiles[:, 0] == row][::-1]
         for row in rows[~read][::-1]:
@@ -188,7 +188,6 @@ class StepTable:
         self._narrow = np.zeros(scale.factors.size, dtype=np.float32)
         self._largest = np.array([math.inf])
         self._claimed = np.zeros(len(self._scale_tiles) + len(reduce.tiles), dtype=np.uint8)
-        self._thresholds = np.exp(scale.limits - growth * scale.powers)
         found = StepArguments()
         arrays = {
             "matrices": reduce.matrices,
@@ -209,7 +208,6 @@ class StepTable:
             "narrow_power_table": self._narrow_power_table,
             "factors": scale.factors,
             "narrow_factors": self._narrow,
-            "thresholds": self._thresholds,
             "done": scale.done,
             "claimed": self._claimed,
             "largest": self._largest,

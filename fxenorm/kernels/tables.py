@@ -16,13 +16,17 @@ from torch import Tensor
 from .eager import exact_exp2, log2_factors
 from .layout import MatrixForm, cut, matrix_form
 from .memory import has_plain_memory
-from .program import Block, ReduceProgram, ScaleTarget
+from .program import Block, Keep, ReduceProgram, ScaleTarget
+from .rooms import ends_of
 
 __all__ = ["ReduceTable", "ScaleTable", "announce", "reduce_signature", "row_factors", "written"]
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _LINEAR_UP_TO, _MODERATE = 8.0, 300.0
-"""Beyond these sums are taken in logarithms, eagerly: exponents p, and logarithms of layer weights."""
+"""Beyond these sums are taken in logarithms, eagerly: exponents p, and logarithms of layer weights.
+
+Layer weights of up to exp(300) leave the kernels' sums, which are between 1e-170 and 1e170 or not used, in the range of float64.
+"""
 
 _SMALLEST_TILE, _LARGEST_TILE, _TILES, _SCALED_TILE = 1 << 17, 1 << 20, 8, 1 << 17
 _SUMMED_COLUMNS = 20_000
@@ -145,17 +149,19 @@ class ReduceTable:
         self.work = np.empty(self._size, dtype=np.float64)
         self.few = entries <= _FEW
 
-    def run(self, library: ctypes.CDLL, factors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-        """(K,) log N and log P of the blocks that are not left."""
+    def run(self, library: ctypes.CDLL, factors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor] | None:
+        """(K,) log N and log P of the blocks that are not left; None where powers have left the range of float64."""
         alive = self.take_factors(factors)
         count = self.program.num_scales
         out = torch.empty(2 * count + 1, dtype=torch.float64, device="cpu")
-        library.fxenorm_reduce(
+        lost = library.fxenorm_reduce(
             *(self.matrices.ctypes.data, len(self.matrices), self.tiles.ctypes.data, len(self.tiles)),
             *(self.links.ctypes.data, len(self.links), self.work.ctypes.data, out.data_ptr(), out.numel(), self.program.p),
             1 if self.few else torch.get_num_threads(),
         )
         del alive
+        if lost:
+            return None
         out.log_()
         return out[:count], out[count : 2 * count]
 
@@ -210,18 +216,19 @@ class ScaleTable:
 
     Args:
         targets: what is multiplied.
-        trusted: names of those that cannot overflow.
+        read: names of those of which sums have just been taken.
 
     Attributes:
         left: the targets that the kernels cannot do.
         members: those that they can, in the order of `matrices`.
         matrices, tiles, links: the arrays that the kernels read.
+        just_read: by matrix, whether it is one of those in `read`.
         exponents: by power of a variable's factor that the links need, its number.
         few: whether one thread is enough.
     """
 
-    def __init__(self, targets: Sequence[ScaleTarget], trusted: frozenset[str]) -> None:
-        self._targets, self._trusted = targets, trusted
+    def __init__(self, targets: Sequence[ScaleTarget], read: frozenset[str]) -> None:
+        self._targets, self._read = targets, read
         self._tensors = [target.tensor for target in targets]
         self._signature = _places(self._tensors)
         self.left: list[ScaleTarget] = []
@@ -232,14 +239,13 @@ class ScaleTable:
         forms: dict[tuple[Any, ...], MatrixForm | None] = {}
         matrices: list[tuple[int, ...]] = []
         links: list[tuple[int, ...]] = []
-        limits: list[float] = []
-        powers: list[int] = []
+        ends: list[tuple[float, float]] = []
         tiles: list[NDArray[np.int64]] = []
         size = entries = 0
         # What the sums were just taken of is still in the cache: it comes first, from where the reading ended. Of the rest, what
         # the optimizer needs first comes last.
-        first = [target for target in targets if target.name in trusted]
-        for target in (*first, *(target for target in reversed(targets) if target.name not in trusted)):
+        first = [target for target in targets if target.name in read]
+        for target in (*first, *(target for target in reversed(targets) if target.name not in read)):
             tensor = target.tensor
             if not target.terms or not tensor.numel():
                 continue
@@ -264,14 +270,15 @@ class ScaleTable:
                 self._keep.append(form)
             cuts = cut(form, _SCALED_TILE, _SCALED_TILE)
             tiles.append(np.column_stack([np.full(len(cuts), len(matrices)), cuts, _shares(cuts, len(matrices))]))
-            matrices.append((tensor.data_ptr(), form.width, _TYPES[tensor.dtype], *place))
+            matrices.append((tensor.data_ptr(), form.width, _TYPES[tensor.dtype], *place, 0, 0))
             self.members.append(target)
-            limits.append(math.inf if target.name in trusted else math.log(torch.finfo(tensor.dtype).max))
-            powers.append(abs(target.power))
+            kept, whole, largest = ends_of(target)
+            ends.append((kept if target.keep == Keep.ENTRIES else whole, largest))
             entries += tensor.numel()
-        self.matrices = np.array(matrices, dtype=np.int64).reshape(-1, 5)
+        self.matrices = np.array(matrices, dtype=np.int64).reshape(-1, 7)
+        self.matrices[:, 5:] = np.array(ends, dtype=np.float64).reshape(-1, 2).view(np.int64)
+        self.just_read = np.array([target.name in read for target in self.members], dtype=bool)
         self.links = np.array(links, dtype=np.int64).reshape(-1, 5)
-        self.limits, self.powers = np.array(limits), np.array(powers, dtype=np.float64)
         self.tiles = np.concatenate(tiles) if tiles else np.zeros((0, 7), dtype=np.int64)
         self.done = np.zeros(len(self.tiles), dtype=np.int64)
         self.factors = np.empty(size, dtype=np.float64)
@@ -279,23 +286,22 @@ class ScaleTable:
         left = {id(target) for target in self.left}
         self._written = written([target for target in targets if id(target) not in left])
 
-    def serves(self, targets: Sequence[ScaleTarget], trusted: frozenset[str]) -> bool:
+    def serves(self, targets: Sequence[ScaleTarget], read: frozenset[str]) -> bool:
         """Whether this is the table of that very list, and its tensors lie where they did."""
-        return self._targets is targets and self._trusted == trusted and self._signature == _places(self._tensors)
+        return self._targets is targets and self._read == read and self._signature == _places(self._tensors)
 
-    def run(self, library: ctypes.CDLL, log_scales: Tensor, growth: float) -> bool:
-        """Multiplies, unless an untrusted target holds an entry that might overflow; `growth` 0: whatever they hold."""
+    def run(self, library: ctypes.CDLL, log_scales: Tensor, *, careful: bool) -> bool:
+        """Multiplies; with `careful`, unless an entry would leave its type's range: then nothing changes, and it is False."""
         if not len(self.tiles):
             return True
         table = log2_factors(log_scales)
         exponents = torch.tensor(list(self.exponents), dtype=torch.float64, device="cpu")
         powers = exact_exp2(exponents[:, None] * table)
-        thresholds = np.exp(self.limits - growth * self.powers)
         announce(self._written)
         return not library.fxenorm_scale(
             *(self.matrices.ctypes.data, self.tiles.ctypes.data, len(self.tiles)),
             *(self.links.ctypes.data, len(self.links), powers.data_ptr(), powers.shape[1]),
-            *(self.factors.ctypes.data, thresholds.ctypes.data if growth else None, self.done.ctypes.data),
+            *(self.factors.ctypes.data, int(careful), self.done.ctypes.data),
             1 if self.few else torch.get_num_threads(),
         )
 

@@ -1,7 +1,8 @@
 """GPU kernels in Triton that walk tables of addresses: a launch does for all tensors of a type what it does for one.
 
-Arithmetic is in float64: a step moves bytes, and squares of float32 weights leave the range of float32. No atomics, and every
-sum is taken in a fixed order, so that every run gives the same bits. Tables are int64; -1 in one of their offsets: nothing there.
+Arithmetic is in float64: a step moves bytes, and squares of float32 weights leave the range of float32. Every sum is taken in a
+fixed order, and the only atomics are minima, so that every run gives the same bits. Tables are int64; -1 in one of their offsets:
+nothing there.
 Importing this module imports Triton.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["combine", "fill_factors", "headroom", "reduce_tiles", "scale_tiles", "settle"]
+__all__ = ["combine", "fill_factors", "find_rooms", "reduce_tiles", "scale_tiles", "settle"]
 
 
 @triton.jit
@@ -170,37 +171,39 @@ def settle(
     parts: tl.tensor,
     extra: tl.tensor,
     rooms: tl.tensor,
-    room_count: tl.tensor,
     held: tl.tensor,
     divisors: tl.tensor,
-    reach: tl.tensor,
     settings: tl.tensor,
     log_scales: tl.tensor,
     count: tl.tensor,
     FIRST: tl.constexpr,
+    LAST: tl.constexpr,
     LARGEST: tl.constexpr,
     VARIABLES: tl.constexpr,
     LANES: tl.constexpr,
-    ROOMS: tl.constexpr,
 ) -> None:
-    """One cycle's log-scales, log(N / P) / (p A), on top of those there are, no larger than every target has room for."""
+    """One cycle's log-scales, log(N / P) / (p A), on top of those there are, within the variables' rooms.
+
+    `rooms`: how far each may go up, and behind them, one further, how far down; the LAST of some cycles makes them wide again.
+    """
     k = tl.program_id(0) * VARIABLES + tl.arange(0, VARIABLES)
     inside = k < count
     negative = _channel_sum(k, inside, slots, parts, extra, LARGEST, VARIABLES, LANES)
     positive = _channel_sum(k + count, inside, slots, parts, extra, LARGEST, VARIABLES, LANES)
-    least = tl.zeros([ROOMS], dtype=tl.float64) + float("inf")
-    for first in range(0, room_count, ROOMS):
-        at = first + tl.arange(0, ROOMS)
-        least = tl.minimum(least, tl.load(rooms + at, mask=at < room_count, other=float("inf")))
-    room = tl.maximum(tl.min(least, 0), 0.0)
-    limit = tl.minimum(room / tl.load(reach + k, mask=inside, other=1.0), tl.load(settings + 1))
+    most = tl.load(settings + 1)
+    up = tl.minimum(tl.load(rooms + k, mask=inside, other=0.0), most)
+    down = tl.minimum(tl.load(rooms + count + 1 + k, mask=inside, other=0.0), most)
+    if LAST:
+        widest = tl.load(settings + 2) + tl.zeros([VARIABLES], dtype=tl.float64)
+        tl.store(rooms + k, widest, mask=inside)
+        tl.store(rooms + count + 1 + k, widest, mask=inside)
     good = (negative > 0.0) & (positive > 0.0) & (negative < float("inf")) & (positive < float("inf"))
     good = good & (tl.load(held + k, mask=inside, other=1) == 0)
     difference = tl.log(tl.where(good, negative, 1.0)) - tl.log(tl.where(good, positive, 1.0))
     total = difference / tl.load(divisors + k, mask=inside, other=1.0)
     if not FIRST:
         total += tl.load(log_scales + k, mask=inside, other=0.0)
-    tl.store(log_scales + k, tl.minimum(tl.maximum(total, -limit), limit), mask=inside)
+    tl.store(log_scales + k, tl.minimum(tl.maximum(total, -down), up), mask=inside)
 
 
 @triton.jit
@@ -226,37 +229,74 @@ def fill_factors(
 
 
 @triton.jit
-def headroom(
-    tiles: tl.tensor,
-    room: tl.tensor,
+def _offer(
+    largest: tl.tensor,
+    least: tl.tensor,
+    at: tl.tensor,
+    there: tl.tensor,
+    side: tl.tensor,
+    terms: tl.tensor,
+    ids: tl.tensor,
     rooms: tl.tensor,
     count: tl.tensor,
-    step: tl.tensor,
+    ends: tl.tensor,
+    floor: tl.tensor,
+    reach: tl.tensor,
+) -> None:
+    """Keeps the variables of some rows or columns to the room between their entries and the ends of the type's range."""
+    most = tl.load(ends + 3)
+    above = (tl.load(ends) - tl.log(tl.where(largest > 0.0, largest, 1.0))) / reach
+    above = tl.where(largest > 0.0, tl.minimum(tl.maximum(above, 0.0), most), most)
+    some = least < float("inf")
+    below = (tl.log(tl.where(some, least, 1.0)) - floor) / reach
+    below = tl.where(some, tl.minimum(tl.maximum(below, 0.0), most), most)
+    begin, end, skipped = tl.load(side), tl.load(side + 1), tl.load(side + 2)
+    for term in range(begin, end):
+        first, coefficient = tl.load(terms + 2 * term), tl.load(terms + 2 * term + 1)
+        k = tl.load(ids + first + skipped + at, mask=there, other=0).to(tl.int64)
+        # Of numbers that are not negative, the least has the least bits.
+        to = rooms.to(tl.pointer_type(tl.int64))
+        up, down = tl.where(coefficient > 0, above, below), tl.where(coefficient > 0, below, above)
+        tl.atomic_min(to + k, up.to(tl.int64, bitcast=True), mask=there)
+        tl.atomic_min(to + count + 1 + k, down.to(tl.int64, bitcast=True), mask=there)
+
+
+@triton.jit
+def find_rooms(
+    tiles: tl.tensor,
+    terms: tl.tensor,
+    ids: tl.tensor,
+    ends: tl.tensor,
+    into: tl.tensor,
+    count: tl.tensor,
     TYPE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """The least growth that any entry of every `step`-th tile has room for; what is not finite already does not count.
+    """How far the variables of a tile may go up and down; what is zero or not finite limits nothing.
 
-    `tiles`: address, width, rows, columns, |power|; `room`: the logarithms of the type's largest number and of the most growth.
+    `tiles`: address, width, rows, columns, sum of |exponents|, which of the floors, and for rows and for columns the first and
+    last row of `terms` and how far into the ids of each term; `ends`: logarithms of the type's largest number, of two floors, and
+    of the most growth; `into`: as `settle` reads rooms.
     """
+    tile = tiles + tl.program_id(0).to(tl.int64) * 12
+    base = tl.load(tile).to(tl.pointer_type(TYPE))
+    width, rows, columns = tl.load(tile + 1), tl.load(tile + 2), tl.load(tile + 3)
+    reach, floor = tl.load(tile + 4).to(tl.float64), tl.load(ends + 1 + tl.load(tile + 5))
     column = tl.arange(0, COLUMNS)
-    most, least = tl.load(room), tl.load(room + 1)
-    for index in range(tl.program_id(0), count, step):
-        tile = tiles + index * 5
-        base = tl.load(tile).to(tl.pointer_type(TYPE))
-        width, rows, columns = tl.load(tile + 1), tl.load(tile + 2), tl.load(tile + 3)
-        largest = tl.zeros([ROWS, COLUMNS], dtype=tl.float64)
-        for start in range(0, rows, ROWS):
-            row = start + tl.arange(0, ROWS)
-            at = row[:, None] * width + column[None, :]
-            there = (row < rows)[:, None] & (column < columns)[None, :]
-            x = tl.abs(tl.load(base + at, mask=there, other=0.0).to(tl.float64))
-            largest = tl.maximum(largest, tl.where(x < float("inf"), x, 0.0))
-        size = tl.max(tl.max(largest, 1), 0)
-        grown = (most - tl.log(tl.where(size > 0.0, size, 1.0))) / tl.load(tile + 4).to(tl.float64)
-        least = tl.minimum(least, tl.where(size > 0.0, grown, least))
-    tl.store(rooms + tl.program_id(0), least)
+    largest = tl.zeros([ROWS, COLUMNS], dtype=tl.float64)
+    least = tl.zeros([ROWS, COLUMNS], dtype=tl.float64) + float("inf")
+    for start in range(0, rows, ROWS):
+        row = start + tl.arange(0, ROWS)
+        at = row[:, None] * width + column[None, :]
+        there = (row < rows)[:, None] & (column < columns)[None, :]
+        x = tl.abs(tl.load(base + at, mask=there, other=0.0).to(tl.float64))
+        big = tl.where(x < float("inf"), x, 0.0)
+        small = tl.where(big > 0.0, x, float("inf"))
+        _offer(tl.max(big, 1), tl.min(small, 1), row, row < rows, tile + 6, terms, ids, into, count, ends, floor, reach)
+        largest, least = tl.maximum(largest, big), tl.minimum(least, small)
+    some = column < columns
+    _offer(tl.max(largest, 0), tl.min(least, 0), column, some, tile + 9, terms, ids, into, count, ends, floor, reach)
 
 
 @triton.jit

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .eager import MOST_GROWTH, EagerBackend
+from .eager import EagerBackend
 from .layout import MatrixForm
-from .program import ReduceProgram, ScaleTarget
+from .program import Keep, ReduceProgram, ScaleTarget
+from .rooms import MOST_GROWTH, SLACK, ends_of, reach_of
 from .tables import announce, written
 from .triton_tables import COLUMNS, FactorPlaces, SumPlaces, counted_form, form_of, tiles_of, usable
 
@@ -23,8 +24,7 @@ __all__ = ["TritonStep"]
 _AT_ONCE = 8
 """Rows that a kernel reads at a time."""
 
-_LARGEST_GRID = 1024
-_LINEAR_UP_TO, _MODERATE = 8.0, 300.0
+_LINEAR_UP_TO, _MODERATE = 4.0, 200.0
 """Beyond these sums are taken in logarithms, eagerly: exponents p, and logarithms of layer weights."""
 
 _EAGER = EagerBackend()
@@ -41,7 +41,7 @@ def launch(kernel: Any, grid: int, *arguments: Any, **constants: Any) -> None:
 class TritonStep:
     """Jacobi cycles on tensors that stay where they are.
 
-    One cycle is one launch a type for the sums, one a type for the room that targets have to grow, three for what lies
+    One cycle is one launch a type for the sums, one a type for the rooms of the variables, three for what lies
     between, and one a type for the products; another cycle reads the weights again: one a type and three. Nothing waits for
     the device but the making of the tables.
 
@@ -49,11 +49,9 @@ class TritonStep:
         program: on the CPU.
         tensors, factors: as `Backend.reduce` takes them.
         targets: what is multiplied.
-        followers: those of them that may outgrow their type.
         own: how many of the targets, from the first, are the model's tensors; optimizer state is nothing that autograd knows of.
         held: (K,) bool, on the device: variables that stay at 0.
         limit: the largest |log-scale|, a natural logarithm, may be infinite.
-        reach: (K,) on the device: the largest sum of |exponents| of any entry that carries a variable.
     """
 
     def __init__(
@@ -62,12 +60,10 @@ class TritonStep:
         tensors: Sequence[Tensor],
         factors: Sequence[Tensor | None],
         targets: Sequence[ScaleTarget],
-        followers: Sequence[ScaleTarget],
         *,
         own: int,
         held: Tensor,
         limit: float,
-        reach: Tensor,
     ) -> None:
         from . import triton_kernels
 
@@ -80,13 +76,13 @@ class TritonStep:
         # What several cycles need beyond one comes behind what both need.
         self._fill_count = len(self._places.tiles)
         self._make_reduce(program, tensors, factors)
-        self._make_rooms(followers)
+        self._make_rooms(targets)
         self._make_factors()
         count = program.num_scales
         infinite = math.isinf(program.p)
-        self._held, self._reach = held.to(torch.int32), reach
+        self._held = held.to(torch.int32)
         self._divisors = self._program.degree * (1.0 if infinite else program.p)
-        self._settings = self._put([1.0 if infinite else program.p, limit])
+        self._settings = self._put([1.0 if infinite else program.p, limit, MOST_GROWTH])
         # One more for "fixed", which stays 0.
         self._log_scales = self._zeros(count + 1)
         powers = {math.inf: 0, 1.0: 1, 2.0: 2, 3.0: 3, 4.0: 4}
@@ -110,7 +106,7 @@ class TritonStep:
             self._take_factors(factors)
             for cycle in range(cycles):
                 self._reduce(cycle > 0)
-                self._settle(cycle == 0, held)
+                self._settle(cycle == 0, cycle == cycles - 1, held)
                 self._fill(self._fill_count if cycle == cycles - 1 else len(self._fill_tiles))
             for kind, tiles in self._scale_tiles:
                 constants = {"TYPE": self._type(kind), "ROWS": _AT_ONCE, "COLUMNS": COLUMNS}
@@ -120,12 +116,14 @@ class TritonStep:
         return True
 
     def _find_rooms(self) -> None:
-        """How far the targets can grow."""
-        for kind, tiles, room, first, grid in self._room_tiles:
+        """How far the variables can go."""
+        for kind, tiles, ends in self._room_tiles:
             constants = {"TYPE": self._type(kind), "ROWS": _AT_ONCE, "COLUMNS": COLUMNS}
-            launch(self._kernels.headroom, grid, tiles, room, self._rooms[first:], len(tiles), grid, **constants)
-        if self._left_followers:
-            self._rooms[-1:].copy_(_EAGER.headroom(self._left_followers, self._device))
+            arrays = (tiles, self._fill_terms, self._fill_ids, ends, self._rooms, self._program.num_scales)
+            launch(self._kernels.find_rooms, len(tiles), *arrays, **constants)
+        if self._left_rooms:
+            found = _EAGER.rooms(self._left_rooms, self._program.num_scales, self._device)
+            torch.minimum(self._rooms[:, :-1], found, out=self._rooms[:, :-1])
 
     def _reduce(self, rescaled: bool) -> None:
         """The tiles' sums."""
@@ -134,7 +132,7 @@ class TritonStep:
         for kind, tiles, weights in self._reduce_tiles:
             launch(self._kernels.reduce_tiles, len(tiles), tiles, weights, *buffers, TYPE=self._type(kind), **constants)
 
-    def _settle(self, first: bool, held: Tensor) -> None:
+    def _settle(self, first: bool, last: bool, held: Tensor) -> None:
         """From sums of tiles to log-scales."""
         count, largest = self._program.num_scales, self._power == 0
         segments = len(self._starts) - 1
@@ -143,9 +141,9 @@ class TritonStep:
         launch(
             self._kernels.settle,
             -(-count // 32),
-            *(self._slots, self._parts, self._extra, self._rooms, len(self._rooms), held, self._divisors, self._reach),
+            *(self._slots, self._parts, self._extra, self._rooms, held, self._divisors),
             *(self._settings, self._log_scales, count),
-            **{"FIRST": first, "LARGEST": largest, "VARIABLES": 32, "LANES": 32, "ROOMS": 512},
+            **{"FIRST": first, "LAST": last, "LARGEST": largest, "VARIABLES": 32, "LANES": 32},
         )
 
     def _fill(self, count: int) -> None:
@@ -168,7 +166,7 @@ class TritonStep:
         """The tiles of all targets."""
         self._left_targets: list[ScaleTarget] = []
         self._forms: dict[tuple[Any, ...], MatrixForm | None] = {}
-        places: dict[tuple[Any, ...], tuple[int, int]] = {}
+        self._scaled: dict[tuple[Any, ...], tuple[int, int]] = {}
         entries = sum(target.tensor.numel() for target in targets)
         found: dict[torch.dtype, list[Longs]] = {}
         for target in targets:
@@ -180,11 +178,11 @@ class TritonStep:
                 self._left_targets.append(target)
                 continue
             key = (*_key(target), target.power)
-            if key not in places:
-                places[key] = self._places.add(form, target.power)
+            if key not in self._scaled:
+                self._scaled[key] = self._places.add(form, target.power)
             tiles = tiles_of(form, entries)
             found.setdefault(tensor.dtype, []).append(
-                np.column_stack([_based(tensor, form, tiles), _factored(places[key], form, tiles)])
+                np.column_stack([_based(tensor, form, tiles), _factored(self._scaled[key], form, tiles)])
             )
         self._scale_tiles = [(kind, self._put(np.concatenate(parts))) for kind, parts in found.items()]
 
@@ -232,30 +230,36 @@ class TritonStep:
         self._work, self._parts = self._zeros(max(1, sums.size)), self._zeros(max(1, len(starts) - 1))
         self._extra = self._zeros(2 * program.num_scales)
 
-    def _make_rooms(self, followers: Sequence[ScaleTarget]) -> None:
-        """The tiles of what may outgrow its type."""
-        self._left_followers: list[ScaleTarget] = []
-        entries = sum(target.tensor.numel() for target in followers)
+    def _make_rooms(self, targets: Sequence[ScaleTarget]) -> None:
+        """The tiles of all targets, each with the variables of its rows and columns."""
+        self._left_rooms: list[ScaleTarget] = []
+        entries = sum(target.tensor.numel() for target in targets)
         found: dict[torch.dtype, list[Longs]] = {}
-        for target in followers:
+        ends: dict[torch.dtype, Tensor] = {}
+        for target in targets:
             if not target.terms or not target.tensor.numel():
                 continue
             form = self._form(target)
-            if form is None:
-                self._left_followers.append(target)
+            # Of float16 weights many entries are below the floor: those that matter are found elsewhere.
+            apart = target.tensor.dtype == torch.float16 and target.keep != Keep.ENTRIES
+            if form is None or apart:
+                self._left_rooms.append(target)
                 continue
-            tiles = tiles_of(form, entries)
-            power = np.full(len(tiles), abs(target.power))
-            found.setdefault(target.tensor.dtype, []).append(np.column_stack([_based(target.tensor, form, tiles), power]))
-        self._room_tiles: list[tuple[torch.dtype, Tensor, Tensor, int, int]] = []
-        first = 0
-        for kind, parts in found.items():
-            tiles = np.concatenate(parts)
-            room = self._put([math.log(torch.finfo(kind).max), MOST_GROWTH])
-            grid = min(len(tiles), _LARGEST_GRID)
-            self._room_tiles.append((kind, self._put(tiles), room, first, grid))
-            first += grid
-        self._rooms = torch.full((first + 1,), MOST_GROWTH, dtype=torch.float64, device=self._device)
+            kind, tiles = target.tensor.dtype, tiles_of(form, entries)
+            key = (*_key(target), target.power)
+            place = self._scaled[key]
+            numbers = np.zeros((len(tiles), 8), dtype=np.int64)
+            numbers[:, 0] = reach_of(target)
+            numbers[:, 1] = target.keep != Keep.ENTRIES
+            numbers[:, 2:4], numbers[:, 4] = self._places.ranges[place[0]], tiles[:, 0]
+            numbers[:, 5:7], numbers[:, 7] = self._places.ranges[place[1]], tiles[:, 4] * form.width + tiles[:, 2]
+            found.setdefault(kind, []).append(np.column_stack([_based(target.tensor, form, tiles), numbers]))
+            if kind not in ends:
+                kept, whole, largest = map(math.log, ends_of(target))
+                ends[kind] = self._put([largest - SLACK, kept + SLACK, whole + SLACK, MOST_GROWTH])
+        self._room_tiles = [(kind, self._put(np.concatenate(parts)), ends[kind]) for kind, parts in found.items()]
+        shape = (2, self._program.num_scales + 1)
+        self._rooms = torch.full(shape, MOST_GROWTH, dtype=torch.float64, device=self._device)
 
     def _make_factors(self) -> None:
         """How log-scales become factors."""

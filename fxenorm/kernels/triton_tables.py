@@ -80,12 +80,14 @@ class FactorPlaces:
     Attributes:
         size: entries of all of them.
         tiles: by part, what `fill_factors` reads as `tiles`; `terms`, `ids` likewise.
+        ranges: by offset of some factors, the first and last row of their `terms`.
     """
 
     size: int = 0
     tiles: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     terms: list[tuple[int, int]] = field(default_factory=list)
     ids: list[NDArray[np.int32]] = field(default_factory=list)
+    ranges: dict[int, tuple[int, int]] = field(default_factory=lambda: {-1: (0, 0)})
     _offset: int = 0
 
     def add(self, form: MatrixForm, power: int) -> Place:
@@ -104,6 +106,7 @@ class FactorPlaces:
         for start in range(0, count, _FILLED):
             self.tiles.append((place + start, min(_FILLED, count - start), first, len(self.terms), start))
         self.size += count
+        self.ranges[place] = first, len(self.terms)
         return place
 
 

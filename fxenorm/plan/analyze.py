@@ -61,7 +61,8 @@ def analyze(
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments; None: guessed from the
             first layers, with a batch of 2.
         example_kwargs: further keyword arguments.
-        p: exponent of the norm, from 0.1 to 1000, or ``math.inf`` for ranges.
+        p: exponent of the norm, from 0.1 to 1000, or ``math.inf`` for ranges. With all of them, weights from 1e-38 to 1e30 are
+            neither lost nor infinite after `step` and `balance`: no channel goes farther than its entries have room.
         c: layer weights: a number c gives layer l the weight ``c ** (-p * depth(l))``, so that the norms of a chain grow
             by c from layer to layer; "adaptive": 1 / number of entries; a dict: the weights themselves, by layer (others 1).
             Without effect at p = inf.
@@ -87,8 +88,9 @@ def analyze(
         backend: what reads and writes the weights: "auto": "compiled" on CPUs as soon as a C++ compiler, which works in
             the background, has finished, "eager" until then. "compiled" waits for the compiler.
             "triton", for GPUs, is opt-in: no GPU has run or timed it yet; see `fxenorm.kernels.triton_backend.TritonBackend`.
-        scales: "exact"; "pow2": powers of two only, so that outputs stay bit-identical; "auto": powers of two for groups with
-            16-bit weights.
+        scales: "exact"; "pow2": powers of two only, by which no entry loses digits, so that outputs stay bit-identical; but
+            float16 entries smaller than 2 ** -11 of the largest of their row may (`BalanceResult.rounded` counts them);
+            "auto": powers of two for groups with 16-bit weights.
         max_log_scale: largest change of a channel in one call, a natural logarithm; None: any.
 
     Returns:

@@ -9,23 +9,24 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..kernels.eager import MOST_GROWTH
 from ..kernels.program import ScaleTarget
 from .describe import plural
 from .held import Held, held_by_group
 from .iterate import solve_rounded
 from .options import Options
-from .problem import Problem
 from .progress import progress
 from .snapshot import Snapshot, Solved
 
 __all__ = ["BalanceResult", "balance"]
 
-_OVERFLOW = "not attained: its scale would overflow a tensor that follows it"
+_ROOM = "not attained: beyond it an entry of a tensor that follows would overflow, or be lost to underflow"
 _AT_LIMIT = "not attained: it reached max_log_scale"
 _AT_CAP = "not attained: the norm still falls where its factor leaves the range of numbers"
 _CAP = 300.0
 """The largest |log-scale| without max_log_scale: two of them together still fit into a float64."""
+
+_MOST_ROUNDS = 6
+"""Solutions before all variables are kept to their rooms."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class BalanceResult:
         norm_before, norm_after: `Plan.norm`.
         imbalance_before, imbalance_after: `Plan.imbalance`; after: of the solution, before it is rounded to the weights' type.
         layer_norms_before, layer_norms_after: `Plan.layer_norms`.
-        held: the variables left at 0, with the reasons.
+        held: the variables left at 0 or stopped on their way, with the reasons.
+        rounded: how many entries powers of two have rounded: in float16 those that are smaller than 2 ** -11 of the largest of
+            their row may lose digits. Where it is 0, powers of two have left the outputs bit-identical.
     """
 
     converged: bool
@@ -56,6 +59,7 @@ class BalanceResult:
     layer_norms_before: Mapping[str, float]
     layer_norms_after: Mapping[str, float]
     held: tuple[Held, ...]
+    rounded: int = 0
 
     def __str__(self) -> str:
         """Before and after, in a few lines."""
@@ -71,6 +75,8 @@ class BalanceResult:
             for norms in (self.layer_norms_before, self.layer_norms_after):
                 spans.append(f"{min(norms.values()):.4g} ... {max(norms.values()):.4g}")
             lines.append(f"  layer norms  {spans[0]} -> {spans[1]}")
+        if self.rounded:
+            lines.append(f"  rounded      {self.rounded:,} of the smallest entries, so outputs may differ in their last bits")
         count = sum(item.count for item in self.held)
         if count:
             lines.append(f"  held         {count:,} of {self.log_scales.numel():,} scales")
@@ -85,7 +91,8 @@ def balance(
 ) -> BalanceResult:
     """Solves for the least norm, writes the targets once, and reports.
 
-    A variable whose optimum would overflow a tensor is held instead and the rest solved again, so all that is written is finite.
+    Where entries would leave the range of their types, what moves them there goes only as far as they all have room, and the rest
+    is solved again: so nothing is lost.
     """
     targets: Sequence[ScaleTarget] = ()
 
@@ -110,26 +117,31 @@ def _solved(
     core = snapshot.core
     targets = targets_of(snapshot)
     powers_of_two = snapshot.powers_of_two()
-    limit = problem.limit.clamp(max=_CAP / (1.0 if core.basis is None else core.basis.growth))
+    limit = problem.limit.clamp(max=_CAP / (1.0 if core.basis is None else core.basis.growth)).expand(2, -1)
     problem = replace(problem, limit=limit)
     solver = solver_for(core.options)
-    passes, overflowed = 2, torch.zeros_like(problem.held)
+    passes, confined = 2, torch.zeros_like(problem.held)
+    rooms: Tensor | None = None
     while True:
         with progress(tol) as report:
             solution = solve_rounded(problem, powers_of_two, tol=tol, max_iterations=max_iterations, solver=solver, report=report)
-        flagged = snapshot.overflowing(_doubtful(snapshot, problem, targets, solution.log_scales), solution.log_scales)
+        flagged = snapshot.leaving(targets, solution.log_scales) & ~confined
         passes += 1
         if not bool(flagged.any()):
             break
-        overflowed = overflowed | flagged
-        problem = replace(problem, held=problem.held | flagged)
+        confined = confined | flagged if passes < _MOST_ROUNDS else torch.ones_like(confined)
+        rooms = snapshot.rooms(targets) if rooms is None else rooms
+        problem = replace(problem, limit=torch.where(confined, torch.minimum(limit, rooms), limit))
     at_limit = _AT_CAP if core.options.max_log_scale is None else _AT_LIMIT
-    stopped = [(overflowed.cpu().numpy(), _OVERFLOW), (solution.at_limit.cpu().numpy(), at_limit)]
+    stopped = [
+        ((solution.at_limit & confined).cpu().numpy(), _ROOM),
+        ((solution.at_limit & ~confined).cpu().numpy(), at_limit),
+    ]
     log_scales = core.to_plan(solution.log_scales)
     everything = problem if core is whole.core else whole.problem()
     result = BalanceResult(
         solver=solver,
-        converged=solution.converged and not bool(overflowed.any()),
+        converged=solution.converged,
         iterations=solution.iterations,
         passes=passes if solution.iterations else passes - 1,
         log_scales=log_scales.to("cpu", torch.float64, copy=True),
@@ -140,27 +152,9 @@ def _solved(
         layer_norms_before=_floats(whole.layer_norms(everything)),
         layer_norms_after=_floats(whole.layer_norms(everything, log_scales)),
         held=held_by_group(core.groups, [*left.reasons, *stopped], core.symmetry.num_scales, left.equations, whole.frozen),
+        rounded=snapshot.rounded(targets, solution.log_scales) if powers_of_two is not None else 0,
     )
     return Solved(snapshot, solution.log_scales, result), targets
-
-
-def _doubtful(snapshot: Snapshot, problem: Problem, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Sequence[ScaleTarget]:
-    """The targets that might overflow; no look at a counted weight is needed where the whole norm is far from its type's end."""
-    objective, p = snapshot.core.objective, snapshot.core.options.p
-    largest = float(log_scales.abs().amax()) * float(snapshot.core.reach.max(initial=2)) if log_scales.numel() else 0.0
-    if largest >= MOST_GROWTH or not objective.counted:
-        return targets
-    whole = float(problem.log_objective(log_scales)) / (1.0 if math.isinf(p) else p)
-    bounds = {
-        item.parameter: whole - (0.0 if math.isinf(p) else item.log_weight / p) for item in objective.counted if item.fold is None
-    }
-
-    def safe(target: ScaleTarget) -> bool:
-        """Whether no entry can be larger than the norm, and that is finite in its type."""
-        bound = bounds.get(target.name)
-        return bound is not None and bound < math.log(torch.finfo(target.tensor.dtype).max) - 1.0
-
-    return [target for target in targets if not safe(target)]
 
 
 def solver_for(options: Options) -> str:

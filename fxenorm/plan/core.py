@@ -90,7 +90,7 @@ class Core:
 
         All channels of all tensors: this does not depend on the options, so that plans which differ understand one another.
         """
-        return max(sum(sum(shape, start=1) for shape in self.symmetry.shapes.values()), 2 * self.symmetry.num_scales)
+        return max(sum(sum(shape, start=1) for shape in self.symmetry.shapes.values()), 4 * self.symmetry.num_scales)
 
     @property
     def asks_apart(self) -> bool:

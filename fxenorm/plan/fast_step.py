@@ -29,7 +29,7 @@ from .track import Tracked
 __all__ = ["PreparedStep"]
 
 _GROWTH = math.log(1e6)
-"""Larger growth in one step is first checked against the room that every tensor has, which costs one more read of them."""
+"""Larger growth in one step is left to the eager executor, which first finds the room that every variable has."""
 
 _FREE_OPTIONS = frozenset({"params", "lr"})
 """Options of an optimizer's groups that may change from step to step: no rule for its state depends on the learning rate."""
@@ -59,8 +59,7 @@ class PreparedStep:
         self._optimizers = tuple(optimizers)
         core = snapshot.core
         counted = {item.parameter for item in core.objective.counted}
-        half = (torch.float16, torch.bfloat16)
-        self._trusted = frozenset(target.name for target in targets if target.name in counted and target.tensor.dtype not in half)
+        self._counted = frozenset(target.name for target in targets if target.name in counted)
         self._reach = float(core.reach.max(initial=2))
         self._held = snapshot.held_mask()
         self._moves_by_powers = snapshot.powers_of_two() is not None
@@ -141,7 +140,7 @@ class PreparedStep:
         self.snapshot.apply(self.targets, scales if gate is None else scales * gate.to(scales))
 
     def _run_compiled(self, backend: CompiledBackend, cycles: int) -> bool:
-        """In one call, or one cycle in two, if no tensor is near overflow; else nothing is changed and the answer is False."""
+        """In one call, or one cycle in two, if no entry leaves its type's range; else nothing changes and the answer is False."""
         table = None if self.snapshot.core.objective.folds_biases else self._whole_table()
         if table is None or not table.complete:
             return cycles == 1 and self._run_in_two(backend)
@@ -159,11 +158,10 @@ class PreparedStep:
         if self._triton_step is None:
             tensors, self._factors = snapshot.gather()
             self._triton_step = TritonStep(
-                *(snapshot.core.objective.program, tensors, self._factors, self.targets, snapshot.followers_of(self.targets)),
+                *(snapshot.core.objective.program, tensors, self._factors, self.targets),
                 own=len(snapshot.tensors),
                 held=self._held,
                 limit=self._most,
-                reach=snapshot.core.on_device("reach", snapshot.core.reach, snapshot.device),
             )
         return self._triton_step.run(self._row_factors(), cycles, gate)
 
@@ -172,7 +170,7 @@ class PreparedStep:
         if self._table is None:
             tensors, self._factors = self.snapshot.gather()
             self._table = StepTable(
-                *(self.snapshot.program, tensors, self._factors, self.targets, self._trusted),
+                *(self.snapshot.program, tensors, self._factors, self.targets, self._counted),
                 own=len(self.snapshot.tensors),
                 held=self._held,
                 limit=self._most,
@@ -186,7 +184,7 @@ class PreparedStep:
         return self.snapshot.gather()[1] if self.snapshot.core.objective.folds else self._factors
 
     def _run_in_two(self, backend: CompiledBackend) -> bool:
-        """One cycle in two calls, if no tensor is near overflow; else nothing is changed and the answer is False."""
+        """One cycle in two calls, if no entry leaves its type's range; else nothing is changed and the answer is False."""
         program, sums = self.snapshot.program, self.snapshot.sums()
         limit = torch.full_like(program.degree, self._most)
         scales = jacobi_step(sums.log_negative, sums.log_positive, program.degree, program.p, self._held, limit)
@@ -194,7 +192,7 @@ class PreparedStep:
         if growth == 0.0:
             return True
         with self.snapshot.journal.kept():
-            return growth <= _GROWTH and backend.apply_within(self.targets, scales, growth, self._trusted)
+            return growth <= _GROWTH and backend.apply_within(self.targets, scales, self._counted)
 
     def _same_groups(self, optimizers: Sequence[Optimizer]) -> bool:
         """Whether the optimizers' groups hold the same parameters under the same options."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..kernels.program import ScaleTarget, TermTensors
+from ..kernels.program import Keep, ScaleTarget, TermTensors
 from ..kernels.writes import Write
 from ..optim.adafactor import FactorPair, terms_of_factor
 from ..optim.state import StateChoice, reset_state, state_tensors
@@ -143,7 +143,7 @@ def find_followers(
     found = Followers(repeatable=state == "reexpress" and not grads)
     for tensors in copies:
         found.targets += [
-            ScaleTarget(f"copy of {name}", tensor, terms(name, tensor.device), offset=offsets.get(name, 0.0))
+            ScaleTarget(f"copy of {name}", tensor, terms(name, tensor.device), offset=offsets.get(name, 0.0), keep=Keep.LARGEST)
             for name, tensor in tensors.items()
         ]
     for tensors in (parameters, *twins, *copies):

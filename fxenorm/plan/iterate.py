@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from ..solve import get_solver
-from ..solve.jacobi import imbalance, jacobi_step, round_to_powers_of_two, solvable, truncate_to_powers_of_two
+from ..solve.jacobi import (
+    at_limit,
+    clamped,
+    imbalance,
+    jacobi_step,
+    round_to_powers_of_two,
+    solvable,
+    truncate_to_powers_of_two,
+)
 from .problem import Problem
 
 __all__ = ["Problem", "Solution", "move", "round_limit", "solve", "solve_rounded"]
@@ -73,9 +81,9 @@ def solve(
         log_negative, log_positive = problem.log_sums(total)
         alive = solvable(log_negative, log_positive, held)
         first = alive if first is None else first
-        at_limit = (total.abs() >= problem.limit) & (torch.where(alive, log_negative - log_positive, 0.0) * total > 0)
+        stopped = at_limit(total, torch.where(alive, log_negative - log_positive, 0.0), problem.limit)
         current = imbalance(log_negative, log_positive, p, held)
-        inside = imbalance(log_negative, log_positive, p, held | at_limit)
+        inside = imbalance(log_negative, log_positive, p, held | stopped)
         worst, worst_inside, lost = torch.stack([current, inside, (first & ~alive).any().to(current.dtype)]).tolist()
         if lost or iteration == max_iterations:
             break
@@ -92,7 +100,7 @@ def solve(
         if torch.equal(ahead, total):
             break
         total = ahead
-    return Solution(total, iteration, worst <= tol and not lost, worst, at_limit)
+    return Solution(total, iteration, worst <= tol and not lost, worst, stopped)
 
 
 def move(problem: Problem, total: Tensor, step: Tensor, powers_of_two: Tensor | None) -> Tensor:
@@ -104,7 +112,7 @@ def move(problem: Problem, total: Tensor, step: Tensor, powers_of_two: Tensor | 
 
     def within(change: Tensor) -> Tensor:
         """`total` and a change of it, cut at the limit."""
-        return torch.minimum(torch.maximum(total + change, -problem.limit), problem.limit)
+        return clamped(total + change, problem.limit)
 
     if powers_of_two is None or problem.is_empty:
         return within(step)
@@ -145,7 +153,7 @@ def solve_rounded(
         return solution
     limit = round_limit(problem.limit, powers_of_two)
     start = round_to_powers_of_two(solution.log_scales, powers_of_two)
-    start = torch.minimum(torch.maximum(start, -limit), limit)
+    start = clamped(start, limit)
     if bool(problem.log_objective(start) > problem.log_objective()):
         start = torch.zeros_like(start)
     within = replace(problem, limit=limit)
@@ -159,5 +167,5 @@ def solve_rounded(
 
 
 def round_limit(limit: Tensor, powers_of_two: Tensor) -> Tensor:
-    """(K,) a limit on log-scales, lowered to a whole number of octaves in the masked places."""
+    """A limit on log-scales, lowered to a whole number of octaves in the masked places."""
     return torch.where(powers_of_two, (limit * math.log2(math.e) * (1 + 1e-12)).floor() * math.log(2.0), limit)

@@ -37,7 +37,7 @@ def checked_log_scales(log_scales: Tensor | Sequence[float], num_scales: int) ->
 def refuse_overflow(backend: Backend, targets: Sequence[ScaleTarget], scales: Tensor) -> None:
     """Raises a RescaleError that names the first target with an entry that would leave its type's range."""
     for target in targets:
-        if bool(backend.overflowing([target], scales, net=True).any()):
+        if bool(backend.overflowing([target], scales).any()):
             raise RescaleError(
                 f"log_scales (largest absolute value {float(scales.abs().max()):.3g}) would overflow {target.name!r} of type "
                 f"{target.tensor.dtype}: nothing was rescaled; use smaller ones"

@@ -51,7 +51,7 @@ class Problem:
         backend, program: the executor and what it runs.
         matrices: as `Backend.matrices` returns them.
         held: (K,) bool: variables that stay at 0.
-        limit: (K,) the largest |log-scale|, may be infinite.
+        limit: (2, K) how far log-scales may go up and down, may be infinite; or (K,) for both.
         groups: (K,) int64: the group of each variable, numbered in the order in which Gauss-Seidel takes them; None: one group.
         order: what that needs of the groups, for the program on its device; None: it is worked out, on a CPU.
     """

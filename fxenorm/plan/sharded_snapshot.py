@@ -118,20 +118,21 @@ class ShardedSnapshot(Snapshot):
         """Whether folded BatchNorms have to be put together by a collective, before sums can be formed."""
         return bool(self._local.joined) and any(is_distributed(self._read[name]) for name in self._local.joined)
 
-    def exchange(self, notes: Tensor, logs: Tensor | None) -> tuple[Answer, Tensor | None]:
+    def exchange(self, notes: Tensor, logs: Tensor | None, rooms: Tensor) -> tuple[Answer, tuple[Tensor, Tensor] | None]:
         """The first collective of a step: that of the sums, or that of what folded BatchNorms are put together from.
 
         Args:
             notes: what this process has to say.
             logs: (2 K,) log N and log P of its part; None: they come later.
+            rooms: (2, K) how far its tensors let each variable go.
 
         Returns:
-            What all say, and log N and log P of all, or None for these.
+            What all say, and log N and log P of all with the rooms that all have, or None for these.
         """
         least = self.core.least_message
         if logs is not None:
-            found, board = self.reducer("sums", logs, notes, least)
-            return Answer(board), found
+            found, common, board = self.reducer.with_rooms(logs, rooms, notes, least)
+            return Answer(board), (found, common)
         boards: list[Tensor] = []
 
         def total(values: Tensor) -> Tensor:
@@ -189,10 +190,25 @@ class ShardedSnapshot(Snapshot):
         parts = self.ranks.gather_made(lambda: exponent_rows(self._local.program, problem.matrices))
         return parts[0].extended(parts[1:])
 
-    def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
-        """(K,) bool: variables to set to 0 so that no target overflows on any process."""
-        own = self.reducer.own(lambda: super(ShardedSnapshot, self).overflowing(targets, log_scales).double(), log_scales.numel())
+    def rooms(self, targets: Sequence[ScaleTarget]) -> Tensor:
+        """(2, K) how far each variable can go up and down before an entry leaves its room on any process."""
+        count = 2 * self.core.symmetry.num_scales
+        own = self.reducer.own(lambda: self.local_rooms(targets).reshape(-1), count).nan_to_num(nan=0.0)
+        return -self.ranks.largest(-own).reshape(2, -1)
+
+    def local_rooms(self, targets: Sequence[ScaleTarget]) -> Tensor:
+        """`rooms`, of what this process holds."""
+        return super().rooms(targets)
+
+    def leaving(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
+        """(K,) bool: variables that move an entry of a target out of its room on any process."""
+        own = self.reducer.own(lambda: super(ShardedSnapshot, self).leaving(targets, log_scales).double(), log_scales.numel())
         return self.ranks.total(own).nan_to_num() > 0
+
+    def rounded(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> int:
+        """How many entries lose digits that powers of two should leave, of all processes; copies of one count once a process."""
+        own = self.reducer.own(lambda: log_scales.new_full((1,), super(ShardedSnapshot, self).rounded(targets, log_scales)), 1)
+        return int(self.ranks.total(own).nan_to_num())
 
 
 def _refuse_joint_state(optimizers: Sequence[Optimizer]) -> None:

@@ -56,9 +56,9 @@ def step_together(
                 settle(ranks, answer, statement)
             raise
         if plan._core.asks_apart:
-            answer, logs = meeting_of(plan._core, ranks).tell(step.notes), step.own_logs
+            answer, found = meeting_of(plan._core, ranks).tell(step.notes), None
         else:
-            answer, logs = step.snapshot.exchange(step.notes, step.own_logs)
+            answer, found = step.snapshot.exchange(step.notes, step.own_logs, step.own_rooms)
         if ranks.device.type == "cpu":
             settle(ranks, answer, step.statement)
             if not answer.moves:
@@ -67,7 +67,7 @@ def step_together(
             plan._late_answers.note(answer, ranks)
         if call.rests or not plan.num_scales:
             return
-        step.move(answer, logs)
+        step.move(answer, found)
         plan._left_gradients.note()
 
 
@@ -91,9 +91,9 @@ class _Step:
         self._sweeps = plan.options.solver.endswith("gauss-seidel") and self._powers_of_two is None
         self._problem: ShardedProblem | None = None
         self._is_one = call.cycles == 1 and self._powers_of_two is None and not self._sweeps
-        room = snapshot.backend.headroom(snapshot.followers_of(self.targets), snapshot.device)
+        self.own_rooms = snapshot.local_rooms(self.targets)
         self.statement = statement_of(plan, call.said(), optimizers, Looked(snapshot, self.targets))
-        self.notes = self.statement.notes(room, room=room, is_open=None if gate is None else local_part(gate))
+        self.notes = self.statement.notes(self.own_rooms, is_open=None if gate is None else local_part(gate))
         # What folded BatchNorms are put together from travels first; with it this process learns whether to go on.
         self.own_logs = None if snapshot.joins else self._read()
 
@@ -104,50 +104,50 @@ class _Step:
         self._problem = self.snapshot.problem(self.snapshot.held_mask())
         return self._problem.local_logs()
 
-    def move(self, answer: Answer, logs: Tensor | None) -> None:
+    def move(self, answer: Answer, found: tuple[Tensor, Tensor] | None) -> None:
         """Rescales; an error of this process between two collectives is raised when all of them are over.
 
         Args:
             answer: what all processes said.
-            logs: (2 K,) log N and log P of all; None: they are still to be told.
+            found: (2 K,) log N and log P of all, and (2, K) the rooms that all have; None: they are still to be told.
         """
         snapshot, targets = self.snapshot, self.targets
-        if logs is None:
+        if found is None:
             own = snapshot.reducer.own(self._read, 2 * snapshot.core.symmetry.num_scales)
-            logs, _ = snapshot.reducer("sums", own)
-        first = logs
-        total = None if self._is_one else self._all_cycles(answer, first)
+            logs, rooms, _ = snapshot.reducer.with_rooms(own, self.own_rooms)
+        else:
+            logs, rooms = found
+        limit = self._limit(rooms)
+        total = None if self._is_one else self._all_cycles(answer, logs, limit)
 
         def rescale() -> None:
             """What every process does without another word."""
-            snapshot.apply(targets, self._one_cycle(answer, first) if total is None else total)
+            snapshot.apply(targets, self._one_cycle(answer, logs, limit) if total is None else total)
 
         with snapshot.journal.promised(rescale, targets):
             rescale()
         if snapshot.failures:
             raise snapshot.failures[0]
 
-    def _limit(self, answer: Answer) -> Tensor:
-        """(K,) how far a variable may go."""
-        core = self.snapshot.core
-        limit = answer.room / core.on_device("reach", core.reach, self.snapshot.device)
-        if core.most_log_scale is not None:
-            limit = limit.clamp(max=core.most_log_scale)
+    def _limit(self, rooms: Tensor) -> Tensor:
+        """(2, K) how far a variable may go up and down."""
+        most = self.snapshot.core.most_log_scale
+        limit = rooms if most is None else rooms.clamp(max=most)
         return limit if self._powers_of_two is None else round_limit(limit, self._powers_of_two)
 
-    def _one_cycle(self, answer: Answer, logs: Tensor) -> Tensor:
+    def _one_cycle(self, answer: Answer, logs: Tensor, limit: Tensor) -> Tensor:
         """(K,) log-scales of one cycle, 0 where nothing is to move."""
         snapshot, (negative, positive) = self.snapshot, logs.chunk(2)
         degree, p = snapshot.program.degree, snapshot.core.options.p
-        found = jacobi_step(negative, positive, degree, p, snapshot.held_mask(), self._limit(answer))
+        found = jacobi_step(negative, positive, degree, p, snapshot.held_mask(), limit)
         return torch.where(answer.goes_on, found, 0.0)
 
-    def _all_cycles(self, answer: Answer, logs: Tensor) -> Tensor:
+    def _all_cycles(self, answer: Answer, logs: Tensor, limit: Tensor) -> Tensor:
         """(K,) log-scales of all cycles as `Snapshot.cycles` takes them, 0 where nothing is to move; one collective a cycle."""
         snapshot, held = self.snapshot, self.snapshot.held_mask()
         degree, p = snapshot.program.degree, snapshot.core.options.p
         whole = snapshot.problem(held) if self._problem is None else self._problem
-        problem = replace(whole, limit=self._limit(answer))
+        problem = replace(whole, limit=limit)
         total = torch.zeros_like(degree)
         for cycle in range(self._cycles):
             if self._sweeps:

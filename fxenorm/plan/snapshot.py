@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from ..errors import OptimizerError
 from ..kernels.backend import Backend
-from ..kernels.program import ChannelSums, ReduceProgram, ScaleTarget, float_dtype
+from ..kernels.program import ChannelSums, Keep, ReduceProgram, ScaleTarget, float_dtype
 from ..optim.state import StateChoice, owned_by
 from ..solve.jacobi import jacobi_step
 from ..solve.sweeps import gauss_seidel_sweep
@@ -148,14 +148,30 @@ class Snapshot:
 
     def powers_of_two(self) -> Tensor | None:
         """(K,) bool on the device: variables that move by powers of two only; None: none."""
+        mask = self._powers_of_two()
+        return None if mask is None else self.core.on_device("powers of two", mask, self.device)
+
+    def _powers_of_two(self) -> Mask | None:
+        """`powers_of_two`, on the host."""
         choice = self.core.options.scales
-        if choice == "exact":
+        if choice == "exact" or (choice == "auto" and not self._half):
             return None
-        half = self._half
-        if choice == "auto" and not half:
-            return None
-        mask = self.core.group_mask(sorted(half)) if choice == "auto" else np.ones(self.core.symmetry.num_scales, dtype=bool)
-        return self.core.on_device("powers of two", mask, self.device)
+        if choice == "auto":
+            return self.core.group_mask(sorted(self._half))
+        return np.ones(self.core.symmetry.num_scales, dtype=bool)
+
+    def _keeps(self) -> dict[str, Keep]:
+        """By name of a tensor of the model, what is not to be lost of it."""
+        buffers, mask = self.core.symmetry.buffers, self._powers_of_two()
+        found = {}
+        for name, tensor in self.tensors.items():
+            if name in buffers or (tensor.dtype in _HALF and name in self._mastered):
+                found[name] = Keep.ENTRIES
+            elif mask is not None and mask[self.core.variables_of[name]].any():
+                found[name] = Keep.DIGITS
+            else:
+                found[name] = Keep.LARGEST
+        return found
 
     def targets(
         self,
@@ -188,8 +204,10 @@ class Snapshot:
         same = [twin for twin in self._twins if twin.keys() <= parameters.keys()]
         terms, offsets = self.core.terms, self.core.symmetry.offsets
         self._followers = find_followers(terms, optimizers, parameters, copied, same, offsets=offsets, state=state, grads=grads)
+        keeps = self._keeps()
         own = [
-            ScaleTarget(name, tensor, terms(name, tensor.device), offset=offsets.get(name, 0.0)) for name, tensor in moved.items()
+            ScaleTarget(name, tensor, terms(name, tensor.device), offset=offsets.get(name, 0.0), keep=keeps[name])
+            for name, tensor in moved.items()
         ]
         targets = own + self._followers.targets
         refuse_unwritable(targets)
@@ -310,11 +328,9 @@ class Snapshot:
         return {layer: (torch.stack(logs).logsumexp(0) / p).exp() for layer, logs in members.items()}
 
     def cycles(self, targets: Sequence[ScaleTarget], count: int) -> Tensor:
-        """(K,) log-scales of `count` cycles, small enough that no target overflows; waits for nothing."""
+        """(K,) log-scales of `count` cycles, small enough that no entry of a target leaves its room; waits for nothing."""
         program, held, powers_of_two = self.program, self.held_mask(), self.powers_of_two()
-        followers = self.followers_of(targets)
-        reach = self.core.on_device("reach", self.core.reach, self.device)
-        limit = self.backend.headroom(followers, self.device) / reach
+        limit = self.rooms(targets)
         if self.core.most_log_scale is not None:
             limit = limit.clamp(max=self.core.most_log_scale)
         if powers_of_two is not None:
@@ -334,14 +350,17 @@ class Snapshot:
             total = move(problem, total, cycle, powers_of_two)
         return total
 
-    def followers_of(self, targets: Sequence[ScaleTarget]) -> list[ScaleTarget]:
-        """The targets that could outgrow their type: counted weights of 32 bits and more cannot outgrow the norm."""
-        counted = {item.parameter for item in self.core.objective.counted}
-        return [target for target in targets if target.name not in counted or target.tensor.dtype in _HALF]
+    def rooms(self, targets: Sequence[ScaleTarget]) -> Tensor:
+        """(2, K) how far each variable can go up and down before an entry of a target leaves its room."""
+        return self.backend.rooms(targets, self.program.num_scales, self.device)
 
-    def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
-        """(K,) bool: variables to set to 0 so that no target overflows."""
-        return self.backend.overflowing(targets, log_scales)
+    def leaving(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
+        """(K,) bool: variables that move an entry of a target out of its room."""
+        return self.backend.leaving(targets, log_scales)
+
+    def rounded(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> int:
+        """How many entries lose digits that powers of two should leave."""
+        return self.backend.rounded(targets, log_scales)
 
     def refuse_overflow(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
         """Raises a RescaleError where a target would overflow."""

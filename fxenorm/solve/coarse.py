@@ -87,7 +87,8 @@ def coarse_correction(objective: Objective, log_scales: Tensor, free: Tensor) ->
 
     On a chain every layer's total becomes the geometric mean of all: the slow part of coordinate descent, done at once.
     """
-    labels, count = coarse_labels(objective, free & (log_scales.abs() < objective.limit))
+    up, down = objective.limit.unbind() if objective.limit.ndim == 2 else (objective.limit, objective.limit)
+    labels, count = coarse_labels(objective, free & (log_scales < up) & (log_scales > -down))
     if not 0 < count <= MOST_GROUPS:
         return log_scales
     logs, exponents = objective.aggregate(log_scales, labels, count)
@@ -96,6 +97,6 @@ def coarse_correction(objective: Objective, log_scales: Tensor, free: Tensor) ->
     scalars = CoarseProblem(logs, exponents, count, objective.p).minimise()
     change = torch.nn.functional.pad(scalars, (0, 1))[labels]
     # The whole correction is shortened where one variable would pass its limit, so that the objective still cannot rise.
-    room = torch.where(change > 0, objective.limit - log_scales, objective.limit + log_scales)
+    room = torch.where(change > 0, up - log_scales, down + log_scales)
     share = torch.where(change != 0, room / change.abs(), torch.inf).amin().clamp(max=1.0)
     return log_scales + share * change

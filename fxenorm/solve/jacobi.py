@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["imbalance", "jacobi_step", "round_to_powers_of_two", "solvable", "truncate_to_powers_of_two"]
+__all__ = ["at_limit", "clamped", "imbalance", "jacobi_step", "round_to_powers_of_two", "solvable", "truncate_to_powers_of_two"]
 
 
 def solvable(log_negative: Tensor, log_positive: Tensor, held: Tensor | None = None) -> Tensor:
@@ -40,7 +40,7 @@ def jacobi_step(
         degree: (K,) A_k >= 2.
         p: the norm's exponent, > 0 or infinite.
         held: (K,) bool: variables that stay at 0.
-        limit: (K,) the largest |s_k|; None: any.
+        limit: the largest |s_k|, as `clamped` takes it; None: any.
 
     Returns:
         (K,) natural log-scales, 0 where a variable is held or its N or P is zero or not finite.
@@ -52,7 +52,30 @@ def jacobi_step(
     """
     scale = 1.0 if math.isinf(p) else p
     step = torch.where(solvable(log_negative, log_positive, held), (log_negative - log_positive) / (scale * degree), 0.0)
-    return step if limit is None else torch.minimum(torch.maximum(step, -limit), limit)
+    return step if limit is None else clamped(step, limit)
+
+
+def clamped(log_scales: Tensor, limit: Tensor) -> Tensor:
+    """(K,) log-scales within a limit.
+
+    Args:
+        log_scales: (K,).
+        limit: (2, K) how far they may go up and down, both >= 0; or (K,) for both.
+    """
+    up, down = limit.unbind() if limit.ndim == 2 else (limit, limit)
+    return torch.minimum(torch.maximum(log_scales, -down), up)
+
+
+def at_limit(log_scales: Tensor, gap: Tensor, limit: Tensor) -> Tensor:
+    """(K,) bool: what has reached its limit and would go on.
+
+    Args:
+        log_scales: (K,).
+        gap: (K,) log(N / P), which has the sign of the way that each would go.
+        limit: as `clamped` takes it.
+    """
+    up, down = limit.unbind() if limit.ndim == 2 else (limit, limit)
+    return ((log_scales >= up) & (gap > 0)) | ((log_scales <= -down) & (gap < 0))
 
 
 def imbalance(log_negative: Tensor, log_positive: Tensor, p: float, held: Tensor | None = None) -> Tensor:

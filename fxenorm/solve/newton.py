@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from .coarse import MOST_GROUPS, CoarseProblem, coarse_correction, coarse_labels
-from .jacobi import jacobi_step, solvable
+from .jacobi import at_limit, clamped, jacobi_step, solvable
 from .objective import Objective, Operator, register_solver
-from .sweeps import clamped
 
 __all__ = ["Newton", "conjugate_gradients"]
 
@@ -69,8 +68,7 @@ class Newton:
             self._cycles += 1
             start = coarse_correction(objective, log_scales, free)
             return self._cycle(objective, start)
-        stuck = (log_scales.abs() >= objective.limit) & (gap * log_scales > 0)
-        free = free & ~stuck
+        free = free & ~at_limit(log_scales, gap, objective.limit)
         log_diagonal = torch.where(free, torch.logaddexp(log_negative, log_positive), 0.0)
         # Relative to p^2 (N + P), the right-hand side is (N - P) / (N + P) / p.
         wanted = torch.where(free, (gap / 2).tanh() / objective.p, 0.0)

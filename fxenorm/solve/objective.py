@@ -50,7 +50,7 @@ class Objective(Protocol):
 
     @property
     def limit(self) -> Tensor:
-        """(K,) the largest |log-scale|."""
+        """(2, K) how far log-scales may go up and down; or (K,) for both."""
 
     @property
     def labels(self) -> Tensor:

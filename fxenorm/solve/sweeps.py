@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from .coarse import coarse_correction
-from .jacobi import imbalance, jacobi_step, solvable
+from .jacobi import clamped, imbalance, jacobi_step, solvable
 from .objective import Objective, register_solver
 
-__all__ = ["GaussSeidel", "Jacobi", "clamped", "gauss_seidel_sweep"]
-
-
-def clamped(log_scales: Tensor, limit: Tensor) -> Tensor:
-    """(K,) log-scales within the limit."""
-    return torch.minimum(torch.maximum(log_scales, -limit), limit)
+__all__ = ["GaussSeidel", "Jacobi", "gauss_seidel_sweep"]
 
 
 class _Sweeps:
@@ -82,7 +76,7 @@ def gauss_seidel_sweep(objective: Objective, log_scales: Tensor) -> Tensor:
         own = stage.variables
         log_negative, log_positive = stage.sums(current)
         step = jacobi_step(log_negative, log_positive, objective.degree[own], objective.p, objective.held[own])
-        current = current.index_put((own,), clamped(current[own] + step, objective.limit[own]))
+        current = current.index_put((own,), clamped(current[own] + step, objective.limit[..., own]))
     return current
 
 

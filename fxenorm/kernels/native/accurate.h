@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "number_types.h"
+#include "range.h"
 #include "tables.h"
 
 namespace {
@@ -113,89 +114,26 @@ void reduce_tile(const ReduceMatrix &m, const ReduceTile &tile, double p, double
     }
 }
 
+// Whether the sums can be relied on.
 template <class T>
-void reduce_any(const ReduceMatrix &m, const ReduceTile &tile, double p, double *row_part, double *column_part) {
-    if (std::isinf(p)) reduce_tile<T, LARGEST>(m, tile, p, row_part, column_part);
-    else if (p == 2.0) reduce_tile<T, TWO>(m, tile, p, row_part, column_part);
+bool reduce_any(const ReduceMatrix &m, const ReduceTile &tile, double p, double *row_part, double *column_part) {
+    if (std::isinf(p)) {
+        reduce_tile<T, LARGEST>(m, tile, p, row_part, column_part);
+        return true;
+    }
+    if (p == 2.0) reduce_tile<T, TWO>(m, tile, p, row_part, column_part);
     else if (p == 1.0) reduce_tile<T, ONE>(m, tile, p, row_part, column_part);
     else if (p == 4.0) reduce_tile<T, FOUR>(m, tile, p, row_part, column_part);
     else reduce_tile<T, ANY>(m, tile, p, row_part, column_part);
+    return reliable<T>(m, tile, row_part, column_part);
 }
 
-inline void reduce_accurately(const ReduceMatrix &m, const ReduceTile &tile, double p, double *row_part, double *column_part) {
+inline bool reduce_accurately(const ReduceMatrix &m, const ReduceTile &tile, double p, double *row_part, double *column_part) {
     switch (m.dtype) {
     case 0: return reduce_any<F32>(m, tile, p, row_part, column_part);
     case 1: return reduce_any<F64>(m, tile, p, row_part, column_part);
     case 2: return reduce_any<BF16>(m, tile, p, row_part, column_part);
     default: return reduce_any<F16>(m, tile, p, row_part, column_part);
-    }
-}
-
-// The largest of |x|; what is no number is passed over.
-template <class T> double largest_of(const typename T::Storage *x, i64 count) {
-    double largest = 0.0;
-#pragma omp simd reduction(max : largest)
-    for (i64 j = 0; j < count; ++j) {
-        const double size = std::fabs(T::load(x[j]));
-        largest = size > largest ? size : largest;
-    }
-    return largest;
-}
-template <> double largest_of<F32>(const float *x, i64 count) {
-    float largest = 0.0f;
-#pragma omp simd reduction(max : largest)
-    for (i64 j = 0; j < count; ++j) {
-        const float size = std::fabs(x[j]);
-        largest = size > largest ? size : largest;
-    }
-    return largest;
-}
-
-// Returns the number of rows done; fewer than all where a row holds something above the threshold.
-template <class T>
-i64 scale_tile(const ScaleMatrix &m, const ScaleTile &tile, const double *factors, double threshold, bool invert, i64 rows) {
-    using S = typename T::Storage;
-    S *base = static_cast<S *>(m.data) + tile.row * m.width + tile.column;
-    const double *row = m.row_factor < 0 ? nullptr : factors + m.row_factor + tile.row;
-    const double *column = m.column_factor < 0 ? nullptr : factors + m.column_factor + tile.segment * m.width + tile.column;
-    const i64 columns = tile.columns;
-    for (i64 r = 0; r < rows; ++r, base += m.width) {
-        if (threshold < HUGE_VAL && largest_of<T>(base, columns) >= threshold) return r;
-        const double f = row ? row[r] : 1.0;
-        if (invert) {
-            for (i64 j = 0; j < columns; ++j) base[j] = T::store(T::load(base[j]) / (column ? f * column[j] : f));
-            continue;
-        }
-        i64 j = 0;
-        for (; j + WRITE_STEP <= columns; j += WRITE_STEP) {
-            S *x = base + j;
-            ask<true>(x + AHEAD);
-            if (column) {
-                const double *c = column + j;
-#pragma omp simd
-                for (i64 i = 0; i < WRITE_STEP; ++i) x[i] = T::store(T::load(x[i]) * (f * c[i]));
-            } else {
-#pragma omp simd
-                for (i64 i = 0; i < WRITE_STEP; ++i) x[i] = T::store(T::load(x[i]) * f);
-            }
-        }
-        if (column) {
-#pragma omp simd
-            for (i64 i = j; i < columns; ++i) base[i] = T::store(T::load(base[i]) * (f * column[i]));
-        } else {
-#pragma omp simd
-            for (i64 i = j; i < columns; ++i) base[i] = T::store(T::load(base[i]) * f);
-        }
-    }
-    return rows;
-}
-
-i64 scale_any(const ScaleMatrix &m, const ScaleTile &tile, const double *factors, double threshold, bool invert, i64 rows) {
-    switch (m.dtype) {
-    case 0: return scale_tile<F32>(m, tile, factors, threshold, invert, rows);
-    case 1: return scale_tile<F64>(m, tile, factors, threshold, invert, rows);
-    case 2: return scale_tile<BF16>(m, tile, factors, threshold, invert, rows);
-    default: return scale_tile<F16>(m, tile, factors, threshold, invert, rows);
     }
 }
 

@@ -10,14 +10,16 @@
 #include "combine.h"
 #include "cycles.h"
 #include "factors.h"
+#include "scale.h"
 #include "step.h"
 
 extern "C" {
 
-// Sums of |w|^p (p = inf: the largest |w|) by slot; `out` is overwritten.
-void fxenorm_reduce(const ReduceMatrix *matrices, i64 matrix_count, const ReduceTile *tiles, i64 tile_count, const Link *links,
-                    i64 link_count, double *work, double *out, i64 out_count, double p, int threads) {
+// Sums of |w|^p (p = inf: the largest |w|) by slot; `out` is overwritten. The answer is 1 where they cannot be relied on.
+int fxenorm_reduce(const ReduceMatrix *matrices, i64 matrix_count, const ReduceTile *tiles, i64 tile_count, const Link *links,
+                   i64 link_count, double *work, double *out, i64 out_count, double p, int threads) {
     const bool largest = std::isinf(p);
+    int lost = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
 #pragma omp for schedule(dynamic, 1)
@@ -26,19 +28,23 @@ void fxenorm_reduce(const ReduceMatrix *matrices, i64 matrix_count, const Reduce
             const ReduceMatrix &m = matrices[tile.matrix];
             double *row_part = tile.row_part < 0 ? nullptr : work + tile.row_part;
             double *column_part = tile.column_part < 0 ? nullptr : work + tile.column_part;
-            reduce_accurately(m, tile, p, row_part, column_part);
+            if (!reduce_accurately(m, tile, p, row_part, column_part)) {
+#pragma omp atomic write
+                lost = 1;
+            }
         }
 #pragma omp for schedule(dynamic, 1)
         for (i64 i = 0; i < matrix_count; ++i) combine_tiles(matrices[i], tiles, work, largest);
     }
     std::memset(out, 0, sizeof(double) * out_count);
     add_links(links, 0, link_count, work, out, largest);
+    return lost;
 }
 
-// Multiplies everything in place. Where an entry of matrix i reaches thresholds[i], everything is divided again, so that nothing
-// stays changed but for a rounding, and the answer is 1; thresholds null: whatever the entries are. `done` holds one number a tile.
+// Multiplies everything in place. With `careful`, where a product would leave its room, everything is divided again, so that nothing
+// stays changed but for a rounding, and the answer is 1. `done` holds one number a tile.
 int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_count, const FactorLink *links, i64 link_count,
-                  const double *powers, i64 power_stride, double *factors, const double *thresholds, i64 *done, int threads) {
+                  const double *powers, i64 power_stride, double *factors, int careful, i64 *done, int threads) {
     int stop = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -53,8 +59,7 @@ int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_
             done[i] = 0;
             if (stopped) continue;
             const ScaleTile &tile = tiles[i];
-            const double threshold = thresholds ? thresholds[tile.matrix] : HUGE_VAL;
-            done[i] = scale_any(matrices[tile.matrix], tile, factors, threshold, false, tile.rows);
+            done[i] = scale_any(matrices[tile.matrix], tile, factors, careful != 0);
             if (done[i] < tile.rows) {
 #pragma omp atomic write
                 stop = 1;
@@ -62,15 +67,15 @@ int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_
         }
         if (stop) {
 #pragma omp for schedule(dynamic, 1)
-            for (i64 i = 0; i < tile_count; ++i)
-                scale_any(matrices[tiles[i].matrix], tiles[i], factors, HUGE_VAL, true, done[i]);
+            for (i64 i = 0; i < tile_count; ++i) divide_any(matrices[tiles[i].matrix], tiles[i], factors, done[i]);
         }
     }
     return stop;
 }
 
-// One cycle; see Phase. Where a factor or an entry is too large, the answer is 1 and nothing stays changed, but for the rounding of
-// what had to be divided again. The bits do not depend on the order: with `careful` nothing is written before all factors are known.
+// One cycle; see Phase. Where a factor is too large, sums are lost or a product would leave its room, the answer is 1 and nothing
+// stays changed, but for the rounding of what had to be divided again. The bits do not depend on the order: with `careful` nothing
+// is written before all factors are known.
 int fxenorm_step(const Step *given) {
     const Step &step = *given;
     int stop = 0;

@@ -1,4 +1,4 @@
-// Sums and products of float32 and 16-bit weights in float32, 64 bytes at a time: as fast as memory is.
+// Sums of float32 and 16-bit weights in float32, 64 bytes at a time: as fast as memory is.
 //
 // At most 32 numbers of a column, or 64 of a row, are added one after the other before the sum goes on in float64. Squares may
 // leave the range of float32 where weights do not: a tile whose sums look like that is summed again in float64.
@@ -136,60 +136,21 @@ inline bool trusted(const double *sums, i64 count) {
 }
 
 template <class T, Power P>
-void reduce_fast(const ReduceMatrix &m, const ReduceTile &tile, double p, double *row_part, double *column_part) {
-    if (tile.columns > MOST_COLUMNS) return reduce_tile<T, P>(m, tile, p, row_part, column_part);
+bool reduce_fast(const ReduceMatrix &m, const ReduceTile &tile, double p, double *row_part, double *column_part) {
+    if (tile.columns > MOST_COLUMNS) return reduce_any<T>(m, tile, p, row_part, column_part);
     if (!column_part) add_tile<T, P, 1, false>(m, tile, row_part, nullptr);
     else if (tile.columns <= NARROW) add_tile<T, P, 1, true>(m, tile, row_part, column_part);
     else add_tile<T, P, 8, true>(m, tile, row_part, column_part);
-    if ((row_part && !trusted(row_part, tile.rows)) || (column_part && !trusted(column_part, tile.columns)))
-        reduce_tile<T, P>(m, tile, p, row_part, column_part);
+    if ((!row_part || trusted(row_part, tile.rows)) && (!column_part || trusted(column_part, tile.columns))) return true;
+    return reduce_any<T>(m, tile, p, row_part, column_part);
 }
 
 template <class T>
-void reduce_fast_any(const ReduceMatrix &m, const ReduceTile &tile, double p, double *row_part, double *column_part) {
-    if (p == 2.0) reduce_fast<T, TWO>(m, tile, p, row_part, column_part);
-    else if (p == 1.0) reduce_fast<T, ONE>(m, tile, p, row_part, column_part);
-    else if (p == 4.0) reduce_fast<T, FOUR>(m, tile, p, row_part, column_part);
-    else reduce_any<T>(m, tile, p, row_part, column_part);
-}
-
-inline const float *factors_of(const Step &step, float) { return step.narrow_factors; }
-inline const double *factors_of(const Step &step, double) { return step.factors; }
-
-// Returns the number of rows done; fewer than all where a row holds something above the threshold.
-template <class T> i64 scale_fast(const Step &step, const ScaleMatrix &m, const ScaleTile &tile, double threshold) {
-    using S = typename T::Storage;
-    using Wide = typename T::Wide;
-    const Wide *factors = factors_of(step, Wide());
-    S *base = static_cast<S *>(m.data) + tile.row * m.width + tile.column;
-    const Wide *row = m.row_factor < 0 ? nullptr : factors + m.row_factor + tile.row;
-    const Wide *column = m.column_factor < 0 ? nullptr : factors + m.column_factor + tile.segment * m.width + tile.column;
-    const i64 columns = tile.columns;
-    for (i64 r = 0; r < tile.rows; ++r, base += m.width) {
-        if (threshold < HUGE_VAL && largest_of<T>(base, columns) >= threshold) return r;
-        const Wide f = row ? row[r] : Wide(1);
-        i64 j = 0;
-        for (; j + WRITE_STEP <= columns; j += WRITE_STEP) {
-            S *x = base + j;
-            ask<true>(x + AHEAD);
-            if (column) {
-                const Wide *c = column + j;
-#pragma omp simd
-                for (i64 i = 0; i < WRITE_STEP; ++i) x[i] = T::store(static_cast<Wide>(T::load(x[i])) * (f * c[i]));
-            } else {
-#pragma omp simd
-                for (i64 i = 0; i < WRITE_STEP; ++i) x[i] = T::store(static_cast<Wide>(T::load(x[i])) * f);
-            }
-        }
-        if (column) {
-#pragma omp simd
-            for (i64 i = j; i < columns; ++i) base[i] = T::store(static_cast<Wide>(T::load(base[i])) * (f * column[i]));
-        } else {
-#pragma omp simd
-            for (i64 i = j; i < columns; ++i) base[i] = T::store(static_cast<Wide>(T::load(base[i])) * f);
-        }
-    }
-    return tile.rows;
+bool reduce_fast_any(const ReduceMatrix &m, const ReduceTile &tile, double p, double *row_part, double *column_part) {
+    if (p == 2.0) return reduce_fast<T, TWO>(m, tile, p, row_part, column_part);
+    if (p == 1.0) return reduce_fast<T, ONE>(m, tile, p, row_part, column_part);
+    if (p == 4.0) return reduce_fast<T, FOUR>(m, tile, p, row_part, column_part);
+    return reduce_any<T>(m, tile, p, row_part, column_part);
 }
 
 }  // namespace

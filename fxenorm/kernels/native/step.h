@@ -10,10 +10,12 @@
 #include "combine.h"
 #include "factors.h"
 #include "fast.h"
+#include "scale.h"
 
 namespace {
 
-void reduce_one(const Step &step, const ReduceTile &tile) {
+// Whether the sums can be relied on.
+bool reduce_one(const Step &step, const ReduceTile &tile) {
     const ReduceMatrix &m = step.matrices[tile.matrix];
     double *row_part = tile.row_part < 0 ? nullptr : step.work + tile.row_part;
     double *column_part = tile.column_part < 0 ? nullptr : step.work + tile.column_part;
@@ -26,12 +28,11 @@ void reduce_one(const Step &step, const ReduceTile &tile) {
 
 i64 scale_one(const Step &step, const ScaleTile &tile) {
     const ScaleMatrix &m = step.targets[tile.matrix];
-    const double threshold = step.thresholds[tile.matrix];
     switch (m.dtype) {
-    case 0: return scale_fast<F32>(step, m, tile, threshold);
-    case 1: return scale_fast<F64>(step, m, tile, threshold);
-    case 2: return scale_fast<BF16>(step, m, tile, threshold);
-    default: return scale_fast<F16>(step, m, tile, threshold);
+    case 0: return scale_tile<F32>(m, tile, step.narrow_factors, true);
+    case 1: return scale_tile<F64>(m, tile, step.factors, true);
+    case 2: return scale_tile<BF16>(m, tile, step.narrow_factors, true);
+    default: return scale_tile<F16>(m, tile, step.narrow_factors, true);
     }
 }
 
@@ -64,7 +65,10 @@ void run_tiles(const Step &step, const Phase &phase, bool write, bool read, i64 
         [&](i64 i) { return i < scaled ? step.scale_tiles[first_scaled + i].share : step.reduce_tiles[first_read + i].share; },
         [&](i64 i) -> std::uint8_t & { return step.claimed[i < scaled ? first_scaled + i : step.scale_tile_count + first_read + i]; },
         [&](i64 i) {
-            if (i >= scaled) return reduce_one(step, step.reduce_tiles[first_read + i]);
+            if (i >= scaled) {
+                if (!reduce_one(step, step.reduce_tiles[first_read + i])) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
+                return;
+            }
             const ScaleTile &tile = step.scale_tiles[first_scaled + i];
             const i64 done = step.done[first_scaled + i] = scale_one(step, tile);
             if (done < tile.rows) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
@@ -160,7 +164,7 @@ void divide_again(const Step &step) {
     fill_all_factors(step, 0, step.phases[step.phase_count - 1].factor_links[1], false, true);
 #pragma omp for schedule(dynamic, 1)
     for (i64 i = 0; i < step.scale_tile_count; ++i)
-        scale_any(step.targets[step.scale_tiles[i].matrix], step.scale_tiles[i], step.factors, HUGE_VAL, true, step.done[i]);
+        divide_any(step.targets[step.scale_tiles[i].matrix], step.scale_tiles[i], step.factors, step.done[i]);
 }
 
 }  // namespace

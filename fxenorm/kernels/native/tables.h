@@ -24,6 +24,7 @@ struct Link {                        // where sums go: out[slots[i]] += weight *
 struct ScaleMatrix {
     void *data;
     i64 width, dtype, row_factor, column_factor;   // places in `factors`; -1: 1
+    double smallest, largest;        // what its products may be
 };
 struct ScaleTile {                   // share: where in the tensor it lies, from 0 to SHARES
     i64 matrix, row, rows, column, columns, segment, share;
@@ -58,7 +59,6 @@ struct Step {
     float *narrow_power_table;       // the same
     double *factors;                 // for targets of float64, and to undo
     float *narrow_factors;           // for the others
-    const double *thresholds;        // by target: the size from which its entries might overflow
     i64 *done;                       // by scale tile
     std::uint8_t *claimed;           // by scale tile, then by reduce tile: whether a thread has taken it
     double p, limit, bound;          // the largest factor: what it is cut to, and where the step gives up

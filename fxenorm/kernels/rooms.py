@@ -1,0 +1,260 @@
+"""How far each variable may move before an entry of some tensor leaves the range of the tensor's type, at either end.
+
+An entry's room is a ratio for each of the two directions. Every variable is kept to the least of room / sum of |exponents| over
+the entries that carry it, so that no entry leaves its room, whatever the other variables do within theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .channel_sums import Index, part_of, parts_of
+from .program import Keep, ScaleTarget, as_float, float_dtype
+
+__all__ = ["MOST_GROWTH", "SLACK", "ends_of", "leaving", "reach_of", "rooms", "rounded"]
+
+MOST_GROWTH = 690.0
+"""Largest natural logarithm of a factor: the exponents of a float64 end at 1022 log 2 = 708."""
+
+_KEPT = 0.75
+"""In units of the smallest number of a type: what a product must not fall below, which half of it would be rounded to zero."""
+
+SLACK = 1e-6
+"""Rounding errors of factors must not decide; a natural logarithm."""
+
+_TRIFLE = 2.0**-11
+"""In float16, entries below this part of the largest of their row may lose digits to powers of two."""
+
+_BITS = {
+    torch.float16: (torch.int16, 10, 0x7FFF),
+    torch.bfloat16: (torch.int16, 7, 0x7FFF),
+    torch.float32: (torch.int32, 23, 0x7FFFFFFF),
+    torch.float64: (torch.int64, 52, 0x7FFFFFFFFFFFFFFF),
+}
+"""By type, integers of its size, the bits of its fraction, and all bits but the sign."""
+
+
+def ends_of(target: ScaleTarget) -> tuple[float, float, float]:
+    """Three sizes: no entry may fall below the first, what is to keep all its digits below the second, or pass the third."""
+    kind = torch.finfo(target.tensor.dtype)
+    if target.offset:
+        # Beside the offset an entry has no more digits than the offset leaves it.
+        spacing = kind.eps * abs(target.offset)
+        return _KEPT * spacing, spacing, kind.max
+    smallest = kind.smallest_normal * kind.eps
+    return _KEPT * smallest, kind.smallest_normal, kind.max
+
+
+def rooms(targets: Sequence[ScaleTarget], num_scales: int, device: torch.device) -> Tensor:
+    """(2, K): how far each variable can go up and down, natural logarithms >= 0; waits for nothing.
+
+    What is zero or not finite has left its type's range already, and limits nothing.
+
+    Args:
+        targets: everything that is multiplied.
+        num_scales: the number of variables K.
+        device: of the result.
+    """
+    found = torch.full((2, num_scales + 1), MOST_GROWTH, dtype=float_dtype(device), device=device)
+    groups: dict[tuple[Any, ...], tuple[ScaleTarget, list[tuple[Tensor, Tensor]]]] = {}
+    for target in targets:
+        if not target.terms or not target.tensor.numel():
+            continue
+        sizes = _sizes_by_term(target)
+        for (coefficient, ids), size in zip(target.terms, sizes, strict=True):
+            power = coefficient * target.power
+            key = (target.tensor.device, *ends_of(target), target.keep, reach_of(target), power > 0)
+            groups.setdefault(key, (target, []))[1].append((ids.reshape(-1), size))
+    for key, (target, members) in groups.items():
+        ids = torch.cat([ids for ids, _ in members])
+        above, below = _room(target, torch.cat([size for _, size in members], dim=1))
+        sides = (above, below) if key[-1] else (below, above)
+        for side, room in zip(found, sides, strict=True):
+            room = (room / reach_of(target)).nan_to_num(nan=MOST_GROWTH).clamp(0.0, MOST_GROWTH)
+            side.scatter_reduce_(0, ids.to(device), as_float(room, device), "amin")
+    return found[:, :-1]
+
+
+def leaving(targets: Sequence[ScaleTarget], log2_scales: Callable[[torch.device], Tensor], num_scales: int) -> Tensor:
+    """(K,) bool: the variables that carry an entry over an end of its room; a rescaling that flags none loses nothing.
+
+    Args:
+        targets: everything that is multiplied.
+        log2_scales: by device, base-2 log-scales, and 0 for "fixed" at the end.
+        num_scales: the number of variables K.
+    """
+    first = log2_scales(torch.device("cpu"))
+    flagged = torch.zeros(num_scales + 1, dtype=first.dtype, device=first.device)
+    last: ScaleTarget | None = None
+    for target, index, part in _all_parts(targets):
+        if target is not last:
+            last, lines = target, _lines(target)
+        changes = _changes(target, index, log2_scales(part.device))
+        growth = sum(changes[1:], changes[0])
+        size = _size(target, part)
+        above = math.log2(ends_of(target)[2]) - size.log2()
+        out = ((growth > above.clamp(min=0.0)) & (size > 0)) | (growth < -_octaves_below(target, index, part, lines))
+        out &= size.isfinite()
+        for (_, ids), change in zip(target.terms, changes, strict=True):
+            over = tuple(axis for axis in range(part.ndim) if change.shape[axis] != out.shape[axis])
+            # Those that pull the other way do no harm.
+            hit = out & (change * growth > 0)
+            hit = hit.amax(over, keepdim=True) if over else hit
+            hit = hit | (change.abs() >= MOST_GROWTH / math.log(2.0))
+            places, values = part_of(ids, index).reshape(-1), hit.reshape(-1).to(flagged.dtype)
+            flagged = flagged.index_add(0, places.to(flagged.device), values.to(flagged.device))
+    return flagged[:-1] > 0
+
+
+def rounded(targets: Sequence[ScaleTarget], log2_scales: Callable[[torch.device], Tensor]) -> int:
+    """How many entries of the targets that are to keep their digits lose some; waits for the device."""
+    count = 0
+    for target, index, part in _all_parts([target for target in targets if target.keep == Keep.DIGITS]):
+        growth = sum(_changes(target, index, log2_scales(part.device)))
+        count += int((growth < -_octaves_of_digits(part) - 0.5).sum())
+    return count
+
+
+def _all_parts(targets: Sequence[ScaleTarget]) -> Iterator[tuple[ScaleTarget, Index, Tensor]]:
+    """What there is of the targets, a part at a time."""
+    for target in targets:
+        if target.terms and target.tensor.numel():
+            for index in parts_of(target.tensor):
+                yield target, index, target.tensor.detach()[index]
+
+
+def _changes(target: ScaleTarget, index: Index, log2_scales: Tensor) -> list[Tensor]:
+    """By term, the octaves by which a part grows."""
+    return [target.power * coefficient * log2_scales[part_of(ids, index)] for coefficient, ids in target.terms]
+
+
+def reach_of(target: ScaleTarget) -> int:
+    """The largest sum of |exponents| of an entry."""
+    return abs(target.power) * sum(abs(coefficient) for coefficient, _ in target.terms)
+
+
+def _size(target: ScaleTarget, part: Tensor) -> Tensor:
+    """Absolute values in a wide type, the offset added."""
+    if target.offset:
+        part = part.to(torch.promote_types(part.dtype, float_dtype(part.device))) + target.offset
+    size = part.abs()
+    return as_float(size, size.device)
+
+
+def _narrow_size(target: ScaleTarget, part: Tensor) -> Tensor:
+    """Absolute values in the tensor's own type where that will do; 0 for what is not finite."""
+    size = _size(target, part) if target.offset else part.abs()
+    return size.nan_to_num_(nan=0.0, posinf=0.0)
+
+
+def _lines(target: ScaleTarget) -> list[Tensor]:
+    """The largest of each row and of each column, broadcastable to the tensor; none where they do not matter.
+
+    In a vector every entry is a row.
+    """
+    tensor = target.tensor
+    if tensor.ndim < 2 or target.keep == Keep.ENTRIES or (target.keep == Keep.DIGITS and tensor.dtype != torch.float16):
+        return []
+    found: list[Tensor] = []
+    for axis in (0, 1):
+        parts = parts_of(tensor)
+        others = tuple(place for place in range(tensor.ndim) if place != axis)
+        first = _narrow_size(target, tensor.detach()[next(parts)])
+        shape = [size if place == axis else 1 for place, size in enumerate(tensor.shape)]
+        total = torch.zeros(shape, dtype=first.dtype, device=tensor.device)
+        for index in parts_of(tensor):
+            own = part_of(total, index)
+            torch.maximum(own, _narrow_size(target, tensor.detach()[index]).amax(others, keepdim=True), out=own)
+        found.append(total)
+    return found
+
+
+def _careful(target: ScaleTarget, index: Index, size: Tensor, lines: Sequence[Tensor]) -> Tensor:
+    """Which entries of a part are to keep all their digits."""
+    if target.keep == Keep.ENTRIES:
+        return torch.zeros_like(size, dtype=torch.bool)
+    if not lines:
+        return torch.ones_like(size, dtype=torch.bool)
+    row, column = (part_of(line, index).to(size.dtype) for line in lines)
+    if target.keep == Keep.DIGITS:
+        return size >= _TRIFLE * row
+    return (size >= row) | (size >= column)
+
+
+def _octaves_of_digits(part: Tensor) -> Tensor:
+    """By how many octaves entries can shrink without losing a digit that they have; infinite for 0."""
+    kind, width, mask = _BITS[part.dtype]
+    bits = part.view(kind) & mask
+    exponent = bits >> width
+    fraction = (bits & ((1 << width) - 1)) | ((exponent > 0).to(kind) << width)
+    last = as_float(fraction & -fraction, part.device).log2()
+    octaves = (exponent.clamp(min=1) - 1).to(last.dtype) + last
+    return torch.where(fraction == 0, math.inf, octaves)
+
+
+def _octaves_below(target: ScaleTarget, index: Index, part: Tensor, lines: Sequence[Tensor]) -> Tensor:
+    """By how many octaves entries of a part may shrink; infinite for 0 and for what is not finite."""
+    kept, whole, _ = ends_of(target)
+    size = _size(target, part)
+    careful = _careful(target, index, _narrow_size(target, part), lines)
+    above_kept = (size.log2() - math.log2(kept)).clamp(min=0.0)
+    if target.keep == Keep.DIGITS and part.dtype in _BITS:
+        octaves = torch.where(careful, _octaves_of_digits(part), above_kept)
+    else:
+        octaves = torch.where(careful, (size.log2() - math.log2(whole)).clamp(min=0.0), above_kept)
+    return torch.where((size > 0) & size.isfinite(), octaves, math.inf)
+
+
+def _sizes_by_term(target: ScaleTarget) -> list[Tensor]:
+    """By term, (3, ids): the largest entry; the least that is not 0; and the least of those that keep their digits.
+
+    The last are octaves where powers of two are to leave all digits.
+    """
+    tensor, lines = target.tensor.detach(), _lines(target)
+    by_bits = target.keep == Keep.DIGITS and tensor.dtype in _BITS
+    found = [_nothing(ids, tensor) for _, ids in target.terms]
+    for index in parts_of(tensor):
+        part = tensor[index]
+        size = _narrow_size(target, part)
+        careful = None if target.keep == Keep.ENTRIES else _careful(target, index, size, lines)
+        some = size.masked_fill(size == 0, math.inf)
+        least = some
+        if careful is not None:
+            least = torch.where(careful, _octaves_of_digits(part) if by_bits else some, math.inf)
+            if by_bits:
+                some = some.masked_fill(careful, math.inf)
+        for (_, ids), total in zip(target.terms, found, strict=True):
+            axes = tuple(axis for axis in range(part.ndim) if ids.shape[axis] != tensor.shape[axis])
+            own = [part_of(one, index) for one in total.unbind()]
+            torch.maximum(own[0], _least(-size, axes).neg().to(own[0].dtype), out=own[0])
+            torch.minimum(own[1], _least(some, axes).to(own[1].dtype), out=own[1])
+            if careful is not None:
+                torch.minimum(own[2], _least(least, axes).to(own[2].dtype), out=own[2])
+    return [total.reshape(3, -1) for total in found]
+
+
+def _nothing(ids: Tensor, tensor: Tensor) -> Tensor:
+    """(3, *ids.shape) sizes of nothing."""
+    found = torch.full((3, *ids.shape), math.inf, dtype=float_dtype(tensor.device), device=tensor.device)
+    found[0] = 0.0
+    return found
+
+
+def _least(values: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The least along some axes, which stay with size 1."""
+    return values.amin(axes, keepdim=True) if axes else values
+
+
+def _room(target: ScaleTarget, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much entries can grow and shrink, natural logarithms, from the sizes of `_sizes_by_term`."""
+    kept, whole, largest = ends_of(target)
+    logs = sizes.log()
+    above, below = math.log(largest) - SLACK - logs[0], logs[1] - math.log(kept) - SLACK
+    if target.keep == Keep.DIGITS and target.tensor.dtype in _BITS:
+        return above, torch.minimum(below, sizes[2] * math.log(2.0))
+    return above, torch.minimum(below, logs[2] - math.log(whole) - SLACK)
