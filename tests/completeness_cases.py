@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from . import completeness_operators
+from .completeness_graphs import GRAPHS
 from .completeness_indexing import INDEXED
 from .zoo_base import TOKENS, VECTOR, Net, Residual, seq
 
@@ -386,4 +387,4 @@ def _written(h: Tensor) -> Tensor:
     return h
 
 
-NETWORKS: dict[str, Network] = {**SHARED, **DERIVED, **GATED, **MOVED, **completeness_operators.NETWORKS, **INDEXED}
+NETWORKS: dict[str, Network] = {**SHARED, **DERIVED, **GATED, **MOVED, **completeness_operators.NETWORKS, **INDEXED, **GRAPHS}

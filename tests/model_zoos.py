@@ -9,10 +9,12 @@ from typing import Any
 
 from torch import nn
 
+from fxenorm.symmetry import Symmetry
+
 from . import classifiers, torchvision_models
 from .helpers import randomise, randomness_off
 
-ZOOS = ("torchvision", "timm", "transformers")
+ZOOS = ("torchvision", "timm", "transformers", "graph")
 
 TWO_IMAGES = ("maxvit_t", "inception_v3")
 """Classifiers whose images cannot be small, so their batch is."""
@@ -27,6 +29,8 @@ class Loaded:
     redraw: Callable[[], Any]
     keywords: dict[str, Any] = field(default_factory=dict)
     modes: tuple[str, ...] = ("eval", "train")
+    claimed_and_true: Callable[[Symmetry], tuple[int, int]] | None = None
+    """From what was found, its dimension and that of the true group, where that is small enough to be measured."""
 
     @property
     def example(self) -> Any:
@@ -46,6 +50,10 @@ def names(zoo: str, pattern: str = "*") -> list[str]:
         from .timm_models import one_of_each_module
 
         every = sorted(one_of_each_module().values()) if pattern == "*" else timm.list_models()
+    elif zoo == "graph":
+        from . import graph_models
+
+        every = list(graph_models.MODELS)
     else:
         from .transformer_models import MODELS
 
@@ -61,6 +69,12 @@ def load(zoo: str, name: str) -> Loaded:
         model, keywords = transformer_models.build(name)
         keywords = {key: value.double() if value.is_floating_point() else value for key, value in keywords.items()}
         return Loaded(model.double().eval(), (), lambda: transformer_models.redraw(model), keywords)
+    if zoo == "graph":
+        from . import graph_models
+
+        model, inputs = randomness_off(graph_models.build(name).double()), graph_models.inputs()
+        measured = None if name in graph_models.JUMPS else lambda found: graph_models.claimed_and_true(name, found)
+        return Loaded(model, inputs, lambda: randomise(model, inputs, seed=1), claimed_and_true=measured)
     if zoo == "timm":
         from . import timm_models
 

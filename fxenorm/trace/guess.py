@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import ExampleInputsError
 from .guess_several import Maker, combinations, takes_a_tensor
 from .inputs import Inputs, given_inputs
-from .layer_shapes import FIRST_LAYERS, TOKENS, shapes_for_layer
+from .layer_shapes import TOKENS, is_first_layer, shapes_for_layer
 from .reached_layers import reached
 from .reasons import needs_values, reason, runs_on
 from .traced_model import Mode
@@ -55,7 +55,7 @@ def candidates(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[Inputs]:
         arguments: list[Any] = [[tensor(shape[1:], integer)] if listed else tensor(shape, integer) for listed in lists]
         yield _arrange(required, arguments, kwargs)
     if len(required) in (2, 3):  # arguments of different kinds: a picture and a sentence
-        kinds = {type(layer): next(shapes_for_layer(layer)) for layer in model.modules() if isinstance(layer, FIRST_LAYERS)}
+        kinds = {type(layer): next(shapes_for_layer(layer)) for layer in model.modules() if is_first_layer(layer)}
         for mixed in itertools.product(list(kinds.values())[:3], repeat=len(required)):
             if len(set(mixed)) > 1:
                 yield _arrange(required, [tensor(shape, integer) for shape, integer in mixed], kwargs)
@@ -68,7 +68,7 @@ def further(model: nn.Module, kwargs: Mapping[str, Any], wanted: Iterable[nn.Mod
     required, (device, dtype) = _required(model, kwargs), _device_and_dtype(model)
     names = {parameter.name for parameter in required} | set(kwargs)
     optional = [parameter for parameter in _parameters(model) if parameter.name not in names and takes_a_tensor(parameter)]
-    layers = {parameter.name: set(reached(model, parameter.name, FIRST_LAYERS).layers) for parameter in optional}
+    layers = {parameter.name: set(reached(model, parameter.name).layers) for parameter in optional}
     aim = set().union(*layers.values()) if wanted is None else set(wanted)
     wider = [parameter for parameter in optional if layers[parameter.name]]
     closer = [parameter for parameter in wider if layers[parameter.name] & aim]
@@ -169,7 +169,7 @@ def _make(shape: tuple[int, ...], integer: bool, vocabulary: int, device: torch.
 
 def _shapes(model: nn.Module) -> Iterator[tuple[tuple[int, ...], bool]]:
     """(shape, integer) of a tensor that the first layers could take, likeliest first."""
-    layer = next((module for module in model.modules() if isinstance(module, FIRST_LAYERS)), None)
+    layer = next((module for module in model.modules() if is_first_layer(module)), None)
     if layer is not None:
         yield from shapes_for_layer(layer)
     # A layer registered first need not run first, and an image may be cut into patches before it.
@@ -179,7 +179,7 @@ def _shapes(model: nn.Module) -> Iterator[tuple[tuple[int, ...], bool]]:
         return
     others: dict[type, nn.Module] = {}
     for module in model.modules():
-        if isinstance(module, FIRST_LAYERS) and type(module) is not type(layer):
+        if is_first_layer(module) and type(module) is not type(layer):
             others.setdefault(type(module), module)
     for other in itertools.islice(others.values(), 3):
         yield from itertools.islice(shapes_for_layer(other), 5)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .layer_shapes import FIRST_LAYERS, shapes_for_layer
+from .layer_shapes import shapes_for_layer, width_of
 from .reached_layers import Reached, reached
 
 __all__ = ["Maker", "combinations", "role_of", "takes_a_tensor"]
@@ -116,7 +116,7 @@ def combinations(model: nn.Module, parameters: Sequence[inspect.Parameter], make
         maker: of tensors.
         vocabulary: a bound on indices into embeddings that are not known.
     """
-    seen = {parameter.name: reached(model, parameter.name, FIRST_LAYERS) for parameter in parameters}
+    seen = {parameter.name: reached(model, parameter.name) for parameter in parameters}
     roles = {parameter.name: _role(parameter, seen[parameter.name]) for parameter in parameters}
     graph = any(role in ("edges", "adjacency", "ends") for role in roles.values())
     sides: tuple[int, ...] = _SIDES[1:] if "time" in roles.values() else _SIDES
@@ -150,8 +150,8 @@ def _named_side(model: nn.Module) -> int | None:
 
 
 def _features(model: nn.Module) -> int:
-    """The width of what the model's first layer of vectors takes; 0 without one."""
-    return next((layer.in_features for layer in model.modules() if isinstance(layer, nn.Linear)), 0)
+    """The width of the vectors that the model, or the first part of it that tells, takes; 0 where none does."""
+    return next((width for width in map(width_of, model.modules()) if width), 0)
 
 
 def _takes_images(layer: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-__all__ = ["FIRST_LAYERS", "TOKENS", "shapes_for_layer"]
+__all__ = ["TOKENS", "is_first_layer", "shapes_for_layer", "width_of"]
 
 TOKENS = (16, 32, 8, 64, 128, 512, 1)
 _CLIPS = ((16, 112, 112), (16, 224, 224), (32, 224, 224), (16, 64, 64), (32, 32, 32), (8, 32, 32), (16, 16, 16), (8, 8, 8))
@@ -15,9 +15,26 @@ _LENGTHS = (128, 1024, 16000, 256, 64, 32, 100, 16, 3000)
 _SIDES = (224, 299, 96, 64, 32, 256, 28, 128, 48, 16, 8, 384, 512)
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
-FIRST_LAYERS = (
+_FIRST_LAYERS = (
     *_CONV, *_NORM, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention,
 )  # fmt: skip
+
+
+_WIDTHS = ("in_features", "input_size", "num_features", "in1_features", "in_channels")
+
+
+def is_first_layer(module: nn.Module) -> bool:
+    """Whether what a module takes is known: it is a layer of torch, or one of another library that multiplies vectors."""
+    if isinstance(module, _FIRST_LAYERS):
+        return True
+    weight, width = vars(module).get("_parameters", {}).get("weight"), width_of(module)
+    return weight is not None and weight.dim() == 2 and width in weight.shape
+
+
+def width_of(module: nn.Module) -> int | None:
+    """The width of the vectors that a module takes, where an attribute tells it; None otherwise."""
+    found = (vars(module).get(name) for name in _WIDTHS)
+    return next((value for value in found if isinstance(value, int) and not isinstance(value, bool) and value > 0), None)
 
 
 def shapes_for_layer(layer: nn.Module) -> Iterator[tuple[tuple[int, ...], bool]]:
@@ -53,8 +70,7 @@ def shapes_for_layer(layer: nn.Module) -> Iterator[tuple[tuple[int, ...], bool]]
 
 def _for_vectors(layer: nn.Module) -> Iterator[tuple[tuple[int, ...], bool]]:
     """Shapes for a layer that takes vectors: the vectors, sequences of them, and images that flatten to them."""
-    names = ("in_features", "input_size", "num_features", "in1_features")
-    features = next(int(getattr(layer, name)) for name in names if hasattr(layer, name))
+    features = width_of(layer) or 1
     yield (2, features), False
     yield (2, 16, features), False
     for channels in (1, 3):

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from .layer_shapes import is_first_layer
+
 __all__ = ["Reached", "reached"]
 
 _DEEPEST = 8
@@ -25,7 +27,7 @@ class Reached:
     """What is seen of one argument of forward.
 
     Attributes:
-        layers: those of the wanted kinds that take it first, in source order.
+        layers: those that take it first, in source order.
         indexes: whether it picks entries of another tensor.
         pairs: whether its first axis is taken apart into two.
     """
@@ -35,35 +37,32 @@ class Reached:
     pairs: bool = False
 
 
-def reached(model: nn.Module, argument: str, kinds: tuple[type[nn.Module], ...]) -> Reached:
+def reached(model: nn.Module, argument: str) -> Reached:
     """Follows one argument of a model's forward through its source, and through the methods and modules that it is handed to.
 
     Args:
         model: the module.
         argument: the name of the argument.
-        kinds: the classes of layers that end the search.
     """
     found = Reached()
-    _Follow(found, kinds).into(model, argument, 0)
+    _Follow(found).into(model, argument, 0)
     return found
 
 
 class _Follow:
     """One search; a call is entered once."""
 
-    def __init__(self, found: Reached, kinds: tuple[type[nn.Module], ...]) -> None:
-        self._found, self._kinds = found, kinds
+    def __init__(self, found: Reached) -> None:
+        self._found = found
         self._seen: set[tuple[int, str, str]] = set()
 
     def into(self, module: nn.Module, argument: str, depth: int) -> None:
         """A module that is called with the argument."""
-        if isinstance(module, self._kinds):
+        if is_first_layer(module):
             if module not in self._found.layers:
                 self._found.layers.append(module)
-        elif isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or module.__class__.__module__.startswith(
-            "torch.nn"
-        ):
-            first = next((layer for layer in module.modules() if isinstance(layer, self._kinds)), None)
+        elif type(module).__module__.startswith("torch.nn."):
+            first = next((layer for layer in module.modules() if is_first_layer(layer)), None)
             if first is not None:
                 self.into(first, "", depth)
         else:
@@ -120,12 +119,21 @@ class _Walk(ast.NodeVisitor):
 
     def visit_For(self, node: ast.For) -> None:
         """A loop over modules stands for its first turn."""
-        inner = self._submodule(node.iter)
-        if inner is not None and isinstance(node.target, ast.Name):
-            first = next(iter(inner.children()), None)
-            if first is not None:
-                self._items[node.target.id] = first
+        self._first_turn(node.target, node.iter)
         self.generic_visit(node)
+
+    def _first_turn(self, target: ast.AST, over: ast.AST) -> None:
+        """Names the module that a loop's variable is at first, also through enumerate and zip."""
+        if isinstance(over, ast.Call) and isinstance(target, (ast.Tuple, ast.List)):
+            if _name(over) == "enumerate" and len(target.elts) == 2 and over.args:
+                self._first_turn(target.elts[1], over.args[0])
+            elif _name(over) == "zip":
+                for part, parts in zip(target.elts, over.args, strict=False):
+                    self._first_turn(part, parts)
+        inner = self._submodule(over)
+        first = None if inner is None else next(iter(inner.children()), None)
+        if first is not None and isinstance(target, ast.Name):
+            self._items[target.id] = first
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
         """h[argument], or argument[0]."""
@@ -177,7 +185,8 @@ class _Walk(ast.NodeVisitor):
             names = []
         for place in places:
             name = place if isinstance(place, str) else names[place] if place < len(names) else ""
-            follow(module, name, self._depth + 1)
+            if name in names or not names:
+                follow(module, name, self._depth + 1)
 
     def _holds(self, node: ast.AST) -> bool:
         """Whether an expression is made of the argument, and of no layer's output."""
