@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -312,3 +313,38 @@ def test_a_model_that_is_frozen_as_a_whole_waits() -> None:
         head(model(INPUTS)).square().mean().backward()
         optimizer.step()
         assert same(base, weights(model)) == (not unfrozen)
+
+
+class Calls(torch.optim.SGD):
+    """Does more than its base class, and calls it."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+class CallsTwice(Calls):
+    """And once more."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("cls", [torch.optim.SGD, Calls, CallsTwice])
+def test_a_step_that_calls_the_step_of_its_base_class_counts_once(cls: type[torch.optim.SGD]) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = cls(model.parameters(), lr=1e-3)
+    plan = fxenorm.analyze(model, torch.randn(2, 6))
+    with plan.attach(optimizer, every=2, state="keep") as handle:
+        moved = []
+        for _ in range(6):
+            with torch.no_grad():
+                model[0].weight.mul_(2)
+            model(torch.randn(2, 6)).sum().backward()
+            optimizer.step()
+            moved.append(float(plan.imbalance()) < 1e-3)
+    assert handle.steps == 6 and moved == [False, True] * 3
+    with plan.attach(optimizer, state="keep") as handle:  # an error in a step leaves nothing behind
+        with pytest.raises(RuntimeError, match="stop"):
+            optimizer.step(lambda: (_ for _ in ()).throw(RuntimeError("stop")))
+        optimizer.step()
+    assert handle.steps == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,8 @@ class Attachment:
 
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
         """Counts, and rescales when it is time."""
+        if _is_within_another_step(optimizer):
+            return
         if _captures():
             raise OptimizerError(
                 "optimizer.step() is being captured in a CUDA graph, and replaying it calls no hooks: take the plan off with "
@@ -211,6 +214,20 @@ def check_attach_options(*, grads: Any = False, state: Any = "reexpress", **coun
     if type(grads) is not bool:
         raise OptionError(f"grads={grads!r} is not valid: expected True or False")
     check_choice(state)
+
+
+def _is_within_another_step(optimizer: Optimizer) -> bool:
+    """Whether a step of this optimizer that has just ended was called by another one, as by ``super().step()``.
+
+    Torch calls the hooks at the end of both.
+    """
+    found, frame, file = 0, sys._getframe(), Optimizer.profile_hook_step.__code__.co_filename
+    while frame.f_back is not None and found < 2:
+        frame = frame.f_back
+        # What torch puts around the step of every class.
+        if frame.f_code.co_name == "wrapper" and frame.f_code.co_filename == file:
+            found += frame.f_locals.get("self") is optimizer
+    return found == 2
 
 
 def _captures() -> bool:
