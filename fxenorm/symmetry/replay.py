@@ -74,32 +74,28 @@ def _kinds(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Iterable[tu
     of_entry = label[rows.variable]
     kept = np.flatnonzero(lives[of_entry])
     # Rows in the order of their components and, within one, of their origins.
-    order = kept[np.lexsort((rows.row[kept], rows.origin[rows.row[kept]], of_entry[kept]))]
+    turn = np.empty(len(rows.origin), dtype=np.int64)
+    turn[np.argsort(rows.origin, kind="stable")] = np.arange(len(rows.origin))
+    order = kept[np.argsort(of_entry[kept] * len(turn) + turn[rows.row[kept]], kind="stable")]
     row, variable, value, of_entry = rows.row[order], rows.variable[order], rows.value[order], of_entry[order]
     if not row.size:
         return
     begins = np.flatnonzero(np.append(True, of_entry[1:] != of_entry[:-1]))
     ends = np.append(begins[1:], len(row))
-    signature = _signatures(rows.origin[row], row, variable, value, of_entry, begins, marked)
+    signature = _signatures(rows.origin[row], row, variable, value, begins, marked)
     _, example, times = np.unique(signature, return_index=True, return_counts=True)
     for place, often in zip(example[np.argsort(example)], times[np.argsort(example)], strict=True):
         part = slice(begins[place], ends[place])
         yield int(often), _as_rows(row[part], variable[part], value[part], rows.origin)
 
 
-def _signatures(
-    origin: Ids, row: Ids, variable: Ids, value: Ids, component: Ids, begins: Ids, marked: NDArray[np.bool_]
-) -> NDArray[np.uint64]:
-    """By component, a hash of its equations, with variables numbered within it by age."""
-    pairs = np.lexsort((variable, component))
-    new = np.append(True, variable[pairs][1:] != variable[pairs][:-1])
-    rank = np.empty(len(pairs), dtype=np.int64)
-    rank[pairs] = np.cumsum(new)
-    lowest = np.minimum.reduceat(rank, begins)
+def _signatures(origin: Ids, row: Ids, variable: Ids, value: Ids, begins: Ids, marked: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """By component, a hash of its equations, with variables counted from the first of them."""
     length = np.diff(np.append(begins, len(row)))
-    rank -= np.repeat(lowest, length)
+    # Variables of one tensor stand in a row, so that components of its channels differ by a shift.
+    place = variable - np.repeat(np.minimum.reduceat(variable, begins), length)
     mixed = np.zeros(len(row), dtype=np.uint64)
-    for part in (origin, rank, value, marked[variable].astype(np.int64)):
+    for part in (origin, place, value, marked[variable].astype(np.int64)):
         mixed = _scramble(mixed + part.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
     first = np.flatnonzero(np.append(True, row[1:] != row[:-1]))
     # In which order one node states its equations does not matter.
