@@ -152,6 +152,18 @@ BY_HAND: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], dict[str, 
         {("input", "input", ""): 4, ("output", "output", ""): 6, ("tied", "sum", ""): 5, ("tied", "linear", ""): 12},
         1,
     ),
+    "side by side": (
+        lambda: Net(
+            lambda m, x: m.c(torch.relu(torch.cat([x, nn.functional.gelu(m.a(x)), m.b(x)], 1)).flip(1)),
+            a=nn.Linear(4, 6),
+            b=nn.Linear(4, 5),
+            c=nn.Linear(15, 2),
+        ),
+        VECTOR,
+        {},
+        {("input", "input", ""): 12, ("output", "output", ""): 2, ("barrier", "gelu", ""): 12, ("tied", "linear", ""): 5},
+        5,
+    ),
     "fused LSTM": (
         lambda: nn.LSTM(4, 6),
         (torch.randn(5, 2, 4),),

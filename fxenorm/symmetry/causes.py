@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..field import Ids
 from .account import Kind
 
 __all__ = ["Causes"]
@@ -17,12 +18,14 @@ class Causes:
         given: model inputs and constants.
         by_option: calls whose law an option changed.
         held_by: by call, the origin that made an argument of it zero.
+        held_along: by call, the same by place on one axis, where that differs.
         runs: for each graph, its mode and its first origin.
     """
 
     given: set[int] = field(default_factory=set)
     by_option: set[int] = field(default_factory=set)
     held_by: dict[int, int] = field(default_factory=dict)
+    held_along: dict[int, Ids] = field(default_factory=dict)
     runs: list[tuple[str, int]] = field(default_factory=list)
 
     def kind(self, number: int, operator: str, reason: str) -> Kind:

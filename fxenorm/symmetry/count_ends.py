@@ -129,12 +129,16 @@ def _fixed(walk: Walk, forms: _Forms, solution: Solution, moves: Any, given: Equ
     # What no equation made zero was so before the weight read it, or the weight itself stays as it is.
     before = still[length[still] == 0]
     births = walk.parameters.births
-    names = [end.parameter for end in forms.ends]
     end_of = np.searchsorted(forms.starts, before, side="right") - 1
-    for end, count in Counter(end_of.tolist()).items():
-        origin = forms.ends[end].origin
-        reads = forms.ends[end].side == "input"
-        found[walk.causes.held_by.get(origin, origin) if reads else births.get(names[end], origin)] += count
+    for number in np.unique(end_of).tolist():
+        end, places = forms.ends[number], before[end_of == number] - forms.starts[number]
+        along = walk.causes.held_along.get(end.origin)
+        if end.side == "output":
+            found[births.get(end.parameter, end.origin)] += len(places)
+        elif along is not None and len(along) == end.size and (along[places] < len(walk.origins)).all():
+            found += Counter(along[places].tolist())
+        else:
+            found[walk.causes.held_by.get(end.origin, end.origin)] += len(places)
     made = still[length[still] > 0]
     if made.size:
         part = forms.matrix[made]

@@ -28,7 +28,7 @@ from .own_rules import check_roles, failure_of_own_rule
 from .sizes import Sizes, is_symbolic
 from .storage import Storage, written_arguments
 from .writes import Writes
-from .zero_sources import ZeroSources
+from .zero_sources import NOBODY, ZeroSources
 
 __all__ = ["Event", "Origin", "Walk"]
 
@@ -272,7 +272,7 @@ class _GraphWalk:
             holder = self._current(node.args[0])
             if isinstance(holder, (list, tuple)) and isinstance(node.args[1], int):
                 self.values[node] = holder[node.args[1]]
-                self.zeros.step(node, self.values[node], None, self.zeros.read([node.args[0]]), False)
+                self.zeros.item(node, node.args[0], node.args[1])
                 if node.args[0] in self.part_of:
                     self.part_of[node] = self.part_of[node.args[0]]
                 self._record(node, "getitem", ())
@@ -446,14 +446,38 @@ class _GraphWalk:
     def _follow_zeros(self, node: fx.Node, origin: int, moving: bool) -> None:
         """Note who made the result zero, and the arguments; `moving`: an argument is not zero for certain."""
         sources = [source for source in node.all_input_nodes if not self.made_of.get(source)]
-        source = self.zeros.read(sorted(sources, key=lambda other: other not in self.active))
+        sources.sort(key=lambda other: other not in self.active)
+        source, along = self.zeros.read(sources), self.zeros.along(sources)
         if source is not None:
             self.walk.causes.held_by[origin] = source
+        if along is not None:
+            self.walk.causes.held_along[origin] = along
         elif node not in self.active and not self.made_of.get(node):
             self.walk.causes.given.add(origin)
-        self.zeros.step(node, self.values[node], origin, source, moving and self.walk.origins[origin].reason != "")
+        barrier = moving and self.walk.origins[origin].reason != ""
+        self.zeros.step(node, self.values[node], origin, source, barrier, lambda: self._zeros_by_entry(node, origin))
         for target, _ in written_arguments(node):
             self.zeros.write(self.storage.members(target), node)
+
+    def _zeros_by_entry(self, node: fx.Node, origin: int) -> Any:
+        """Who made each entry of the result zero, where these are several: the call's rule moves the numbers of the origins."""
+        sources = [source for source in node.all_input_nodes if is_floating(self.sizes.of(source))]
+        values = [self._current(source) for source in sources]
+        if not self.zeros.differ(sources) or not all(isinstance(value, (ScaleField, AnyField)) for value in values):
+            return None
+
+        def shown(source: fx.Node) -> Any:
+            value = self._current(source)
+            return self.zeros.as_field(source, value.shape) if isinstance(value, ScaleField) else value
+
+        arguments = {key: replaced(value, shown) for key, value in bound_arguments(node).items()}
+        rule, call = self._prepare(node, origin, Equations(NOBODY + 1), arguments)
+        if rule is None or rule.own or rule.family not in ("structural", "reduction", "homogeneous") or self._is_open(node):
+            return None
+        try:
+            return rule.function(call)
+        except Exception:  # whatever it is, the account can name one of them for all entries
+            return None
 
     def _unknown(self, node: fx.Node) -> Any:
         """A call of something that is no ATen operator."""
@@ -474,7 +498,7 @@ class _GraphWalk:
         if node in self.origin_of:
             self._follow_zeros(node, self.origin_of[node], True)
         else:
-            self.zeros.step(node, self.values[node], None, self.zeros.read(node.all_input_nodes), False)
+            self.zeros.step(node, self.values[node], None, self.zeros.read(node.all_input_nodes), False, lambda: None)
         self._record(node, name, uses)
         return self.values[node]
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 from torch import fx
 
-from ..field import FIXED, ScaleField
+from ..field import FIXED, Ids, ScaleField
 from .arguments import flat
 
-__all__ = ["ZeroSources"]
+__all__ = ["NOBODY", "ZeroSources"]
+
+NOBODY = 1 << 40
+"""Above all numbers of origins: stands for entries that are not zero."""
+
+Shown = int | ScaleField | list[ScaleField]
+"""One origin, or by entry the origins as the ids of a field; a list for a call of several outputs."""
 
 
 class ZeroSources:
@@ -22,7 +29,7 @@ class ZeroSources:
 
     def __init__(self, number: Callable[[fx.Node], int]) -> None:
         self._number = number
-        self._of: dict[fx.Node, int] = {}
+        self._of: dict[fx.Node, Shown] = {}
 
     def start(self, node: fx.Node) -> None:
         """A model input, buffer or constant stays as it is."""
@@ -30,9 +37,31 @@ class ZeroSources:
 
     def read(self, nodes: Iterable[fx.Node]) -> int | None:
         """Who made the first of these values zero that is zero somewhere."""
-        return next((self._of[node] for node in nodes if node in self._of), None)
+        return next((_first(self._of[node]) for node in nodes if node in self._of), None)
 
-    def step(self, node: fx.Node, value: Any, own: int | None, source: int | None, barrier: bool) -> None:
+    def along(self, nodes: Iterable[fx.Node]) -> Ids | None:
+        """Who made the same value zero, by place on the one axis along which that differs; None where it does not."""
+        shown = next((self._of[node] for node in nodes if node in self._of), None)
+        if not isinstance(shown, ScaleField):
+            return None
+        ids = shown.terms[0][1]
+        return ids.ravel() if sum(size > 1 for size in ids.shape) == 1 else None
+
+    def as_field(self, node: fx.Node, shape: tuple[int, ...]) -> ScaleField:
+        """The origins of a value's zeros as the ids of a field."""
+        shown = self._of.get(node, NOBODY)
+        if isinstance(shown, ScaleField):
+            return shown
+        return ScaleField(shape, ((1, np.full((1,) * len(shape), _first(shown), dtype=np.int64)),))
+
+    def differ(self, nodes: Iterable[fx.Node]) -> bool:
+        """Whether several origins made these values zero."""
+        shown = [self._of[node] for node in nodes if node in self._of]
+        return any(not isinstance(item, int) for item in shown) or len(set(map(_first, shown))) > 1
+
+    def step(
+        self, node: fx.Node, value: Any, own: int | None, source: int | None, barrier: bool, by_entry: Callable[[], Any]
+    ) -> None:
         """Note who made the value of a call zero.
 
         Args:
@@ -41,18 +70,45 @@ class ZeroSources:
             own: the call's own origin.
             source: who made its arguments zero.
             barrier: whether it forces an argument to zero that is not yet.
+            by_entry: gives the origins by entry, where several made the arguments zero and the call moves entries; else None.
         """
         if not any(_somewhere_zero(item) for item in flat(value)):
             return
         found = own if barrier or source is None else source
-        if found is not None:
+        shown = by_entry() if found is not own else None
+        if isinstance(shown, (list, tuple)) and all(map(_plain, shown)):
+            self._of[node] = list(shown)
+        elif isinstance(shown, ScaleField) and _plain(shown):
+            self._of[node] = shown
+        elif found is not None:
             self._of[node] = found
+
+    def item(self, node: fx.Node, source: fx.Node, position: int) -> None:
+        """`node` is one output of the call `source`."""
+        shown = self._of.get(source)
+        if shown is not None:
+            self._of[node] = shown[position] if isinstance(shown, list) else shown
 
     def write(self, members: Iterable[fx.Node], node: fx.Node) -> None:
         """What `node` computes is written to memory that others show."""
         if node in self._of:
             for member in members:
-                self._of.setdefault(member, self._of[node])
+                self._of.setdefault(member, _first(self._of[node]))
+
+
+def _first(shown: Shown) -> int:
+    """One of the origins."""
+    while isinstance(shown, list):
+        shown = shown[0]
+    if isinstance(shown, int):
+        return shown
+    known = shown.terms[0][1]
+    return int(known.min())
+
+
+def _plain(shown: Any) -> bool:
+    """Whether it says of each entry who made it zero."""
+    return isinstance(shown, ScaleField) and len(shown.terms) == 1 and shown.terms[0][0] == 1
 
 
 def _somewhere_zero(value: Any) -> bool:
