@@ -36,6 +36,7 @@ __all__ = [
     "rows_of",
     "shifted_parts",
     "shifts_of",
+    "sides_of",
     "streamed_contributions",
     "table_of",
     "table_products",
@@ -291,22 +292,41 @@ def shifts_of(p: float, block: Block, log_scales: Tensor) -> list[Tensor]:
 
 
 def has_two_sides(block: Block) -> bool:
-    """Whether the matrix is one of rows by columns, each with a variable of its own: most layers."""
+    """Whether the matrix is one of rows by columns, each with a variable of its own: most layers; or a stack of such matrices."""
     if len(block.terms) != 2 or block.collided is not None:
         return False
     columns, rows = block.term_axes
-    return sorted((*columns, *rows, *block.kernel_axes)) == list(range(len(block.shape)))
+    axes = sorted((*columns, *rows, *block.kernel_axes))
+    return axes == list(range(len(block.shape))) or (_is_stack(block) and axes == list(range(1, len(block.shape))))
+
+
+def _is_stack(block: Block) -> bool:
+    """Whether both terms vary along the first axis, and each along others of its own."""
+    columns, rows = block.term_axes
+    return bool(columns) and bool(rows) and 0 not in (*columns, *rows, *block.kernel_axes)
+
+
+def sides_of(block: Block) -> tuple[Tensor, Tensor]:
+    """The ids of rows and of columns of `has_two_sides`: (rows,) and (columns,), or (matrices, rows) and (matrices, columns)."""
+    (_, rows), (_, columns) = block.terms
+    if _is_stack(block):
+        return rows.reshape(block.shape[0], -1), columns.reshape(block.shape[0], -1)
+    return rows.reshape(-1), columns.reshape(-1)
 
 
 def table_of(block: Block, matrix: Tensor) -> Tensor:
-    """The matrix of `has_two_sides` as rows by columns."""
+    """The matrix of `has_two_sides` as rows by columns, or (matrices, rows, columns)."""
     columns, rows = block.term_axes
-    shape = (block.terms[0][1].numel(), block.terms[1][1].numel())
-    return matrix.permute([*rows, *columns, *block.kernel_axes]).reshape(shape)
+    own, other = sides_of(block)
+    stack = [0] if own.ndim == 2 else []
+    return matrix.permute([*stack, *rows, *columns, *block.kernel_axes]).reshape(*own.shape, other.shape[-1])
 
 
 def table_products(p: float, table: Tensor, right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
     """(table @ right, table.T @ left); a narrow table is widened a part at a time, which is read once for both."""
+    if table.ndim == 3:
+        table = expanded(p, table)
+        return (table @ right[..., None])[..., 0], (table.mT @ left[..., None])[..., 0]
     if table.dtype == right.dtype:
         return table @ right, table.T @ left
     above = right.new_empty(table.shape[0])
@@ -321,10 +341,11 @@ def table_products(p: float, table: Tensor, right: Tensor, left: Tensor) -> tupl
 def _two_sides(p: float, block: Block, matrix: Tensor, shifts: Sequence[Tensor]) -> Iterator[Tensor]:
     """`contributions` of rows by columns: two products of the matrix with a vector, nothing of its size in between."""
     wide = float_dtype(matrix.device)
-    zeros = [torch.zeros(ids.numel(), dtype=wide, device=matrix.device) for _, ids in block.terms]
-    own, other = (shift.reshape(-1) for shift in shifts or zeros)
+    sides = sides_of(block)
+    zeros = [torch.zeros(ids.shape, dtype=wide, device=matrix.device) for ids in sides]
+    own, other = (shift.reshape(ids.shape) for shift, ids in zip(shifts or zeros, sides, strict=True))
     # The largest exponents are taken out first, so that none overflows.
-    most_own, most_other = own.amax(), other.amax()
+    most_own, most_other = own.amax(-1, keepdim=True), other.amax(-1, keepdim=True)
     above, below = table_products(p, table_of(block, matrix), (other - most_other).exp(), (own - most_own).exp())
-    yield own + (above.log() + most_other)
-    yield other + (below.log() + most_own)
+    yield (own + (above.log() + most_other)).reshape(-1)
+    yield (other + (below.log() + most_own)).reshape(-1)

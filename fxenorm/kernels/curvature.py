@@ -23,6 +23,7 @@ from .channel_sums import (
     rows_of,
     shifted_parts,
     shifts_of,
+    sides_of,
     table_of,
     table_products,
 )
@@ -42,7 +43,7 @@ _LARGEST = 600.0
 
 @dataclass(frozen=True)
 class _Sides:
-    """A matrix of rows by columns and what turns it into second derivatives, by side."""
+    """A matrix of rows by columns, or a stack of them, and what turns it into second derivatives, by side."""
 
     table: Tensor
     ids: tuple[Tensor, Tensor]
@@ -103,7 +104,9 @@ class Curvature:
             if len(block.terms) > 1:
                 # A float64 weight whose logarithms are kept leaves no room for a table.
                 table = is_linear(program.p) or not is_full(block, matrix)
-                make = _sides if has_two_sides(block) and table else _entries
+                # A stack of logarithms is taken entry by entry.
+                stacked = has_two_sides(block) and sides_of(block)[0].ndim == 2
+                make = _sides if has_two_sides(block) and table and not (stacked and not is_linear(program.p)) else _entries
                 self._parts.append(make(program.p, block, matrix, padded.to(matrix.device), scale.to(matrix.device), log_weight))
         self._own = torch.where(free, own[:-1], 1.0)
 
@@ -136,14 +139,14 @@ def _exp(exponent: Tensor) -> Tensor:
 
 def _sides(p: float, block: Block, matrix: Tensor, log_scales: Tensor, scale: Tensor, log_weight: float) -> _Sides:
     """Rows by columns: two vectors a side, so that outer * (table @ (inner * v)) is the rows' share of the product."""
-    (row_coefficient, rows), (column_coefficient, columns) = block.terms
-    rows, columns = rows.reshape(-1), columns.reshape(-1)
+    (row_coefficient, _), (column_coefficient, _) = block.terms
+    rows, columns = sides_of(block)
     up = p * row_coefficient * log_scales[rows].to(scale)
     down = p * column_coefficient * log_scales[columns].to(scale)
     table = table_of(block, matrix)
     if not is_linear(p):
         table, up, down = _equilibrated(p, table, up, down)
-    up_most, down_most = up.amax(), down.amax()
+    up_most, down_most = up.amax(-1, keepdim=True), down.amax(-1, keepdim=True)
     inner = ((down - down_most).exp(), (up - up_most).exp())
     outer = (
         _exp(up + down_most + log_weight - scale[rows]),
@@ -180,7 +183,8 @@ def _sides_product(p: float, part: _Sides, vector: Tensor) -> list[tuple[Tensor,
     both = part.coefficients[0] * part.coefficients[1]
     right, left = part.inner[0] * local[part.ids[1]], part.inner[1] * local[part.ids[0]]
     above, below = table_products(p if is_linear(p) else 1.0, part.table, right, left)
-    return [(part.ids[0], both * part.outer[0] * above), (part.ids[1], both * part.outer[1] * below)]
+    shares = (both * part.outer[0] * above, both * part.outer[1] * below)
+    return [(ids.reshape(-1), share.reshape(-1)) for ids, share in zip(part.ids, shares, strict=True)]
 
 
 def _entries(p: float, block: Block, matrix: Tensor, log_scales: Tensor, scale: Tensor, log_weight: float) -> _Entries:
@@ -240,7 +244,8 @@ def aggregate(
     for number, matrix in enumerate(matrices):
         block = program.to(matrix.device).blocks[number]
         local, scales = padded_labels.to(matrix.device), torch.nn.functional.pad(log_scales.to(matrix.device), (0, 1))
-        by_label = _by_label_sides if has_two_sides(block) and is_linear(program.p) else _by_label
+        plain = has_two_sides(block) and sides_of(block)[0].ndim == 1
+        by_label = _by_label_sides if plain and is_linear(program.p) else _by_label
         found, keys = by_label(program.p, block, matrix, scales, local)
         alive = found.isfinite()
         found, keys = found[alive] + log_weights[number], keys[:, alive]

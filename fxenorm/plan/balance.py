@@ -120,6 +120,7 @@ def _solved(
     limit = problem.limit.clamp(max=_CAP / (1.0 if core.basis is None else core.basis.growth)).expand(2, -1)
     problem = replace(problem, limit=limit)
     solver = solver_for(core.options)
+    by_tensor, problem = problem, problem if "gauss-seidel" in solver else problem.stacked()
     passes, confined = 2, torch.zeros_like(problem.held)
     rooms: Tensor | None = None
     while True:
@@ -138,15 +139,15 @@ def _solved(
         ((solution.at_limit & ~confined).cpu().numpy(), at_limit),
     ]
     log_scales = core.to_plan(solution.log_scales)
-    everything = problem if core is whole.core else whole.problem()
+    everything = by_tensor if core is whole.core else whole.problem()
     result = BalanceResult(
         solver=solver,
         converged=solution.converged,
         iterations=solution.iterations,
         passes=passes if solution.iterations else passes - 1,
         log_scales=log_scales.to("cpu", torch.float64, copy=True),
-        norm_before=float(everything.norm()),
-        norm_after=float(everything.norm(log_scales)),
+        norm_before=float((problem if everything is by_tensor else everything).norm()),
+        norm_after=float((problem if everything is by_tensor else everything).norm(log_scales)),
         imbalance_before=problem.imbalance(),
         imbalance_after=problem.imbalance(solution.log_scales),
         layer_norms_before=_floats(whole.layer_norms(everything)),

@@ -15,6 +15,7 @@ from ..kernels.channel_sums import is_full, is_narrow, resized
 from ..kernels.curvature import Curvature, aggregate
 from ..kernels.eager import channel_sums
 from ..kernels.program import ReduceProgram
+from ..kernels.stacked import stacked
 from ..solve.jacobi import imbalance
 from ..solve.objective import Operator, Stage
 from .stages import GroupOrder, GroupSums, group_order
@@ -139,6 +140,13 @@ class Problem:
     def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Operator:
         """The Hessian; see `Curvature`."""
         return Curvature(self.program, self.matrices, log_scales, log_diagonal, free, self.contributions(log_scales))
+
+    def stacked(self) -> Problem:
+        """The same objective with many small matrices as few large ones: for solvers that look at all of them at once."""
+        program, matrices = stacked(self.program, self.matrices)
+        return (
+            self if program is self.program else replace(self, program=program, matrices=matrices, order=None, _recent=_Recent())
+        )
 
     def softened(self, p: float) -> Problem | None:
         """The same weights (where kernels were summed: the kernels' norms) with a smaller exponent.

@@ -122,6 +122,10 @@ class ShardedProblem(Problem):
             raise TypeError("a ShardedProblem needs a reducer")
         return self.reducer
 
+    def stacked(self) -> ShardedProblem:
+        """Itself: what processes tell one another is made for the tensors one by one."""
+        return self
+
     def softened(self, p: float) -> None:
         """None: what processes tell one another is made for one exponent."""
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .objective import Objective
+from .sparse_coarse import SparseCoarseProblem
 
-__all__ = ["MOST_GROUPS", "CoarseProblem", "coarse_correction", "coarse_labels"]
+__all__ = ["CoarseProblem", "coarse_correction", "coarse_labels", "coarse_problem"]
 
-MOST_GROUPS = 2048
-"""With more groups than this the dense coarse matrix would cost more than it saves, and the correction is left out."""
+_MOST_DENSE = 256
+"""Groups up to which a dense matrix is the faster one."""
 
 _ITERATIONS, _TOLERANCE = 50, 1e-10
 
@@ -31,9 +34,16 @@ class CoarseProblem:
         rows = logs.new_zeros(logs.numel(), count)
         self.rows = rows.index_put_((entry, label), exponent.to(logs), accumulate=True)
 
-    def hessian(self, log_scale: Tensor) -> Tensor:
-        """(G, G) the Hessian at y = 0 over p^2, in units of exp(log_scale)."""
-        return self.rows.T @ ((self.logs - log_scale).clamp(max=600.0).exp()[:, None] * self.rows)
+    def preconditioner(self, log_scale: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """The solution of the Hessian at y = 0 over p^2, in units of exp(log_scale); None where it has no factors."""
+        hessian = self.rows.T @ ((self.logs - log_scale).clamp(max=600.0).exp()[:, None] * self.rows)
+        diagonal = hessian.diagonal()
+        root = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+        ridge = 1e-10 * torch.eye(root.numel(), dtype=root.dtype, device=root.device)
+        factor, trouble = torch.linalg.cholesky_ex(root[:, None] * hessian * root[None, :] + ridge)
+        if bool(trouble):
+            return None
+        return lambda vector: torch.cholesky_solve((root * vector)[:, None], factor)[:, 0] * root
 
     def minimise(self) -> Tensor:
         """(G,) the minimum, by Newton's method on log F with a line search."""
@@ -74,6 +84,18 @@ def solve_positive(matrix: Tensor, vector: Tensor) -> Tensor:
     return torch.where(broken, 0.0, solution)
 
 
+def coarse_problem(
+    objective: Objective, log_scales: Tensor, labels: Tensor, count: int
+) -> CoarseProblem | SparseCoarseProblem | None:
+    """The objective at some log-scales as a function of one scalar a label; None where no label or no entry is left."""
+    if not count:
+        return None
+    logs, exponents = objective.aggregate(log_scales, labels, count)
+    if not logs.numel():
+        return None
+    return (CoarseProblem if count <= _MOST_DENSE else SparseCoarseProblem)(logs, exponents, count, objective.p)
+
+
 def coarse_labels(objective: Objective, free: Tensor) -> tuple[Tensor, int]:
     """(K,) group numbers without gaps and their count G; variables that do not move get G."""
     used, labels = torch.unique(objective.labels[free], return_inverse=True)
@@ -83,18 +105,16 @@ def coarse_labels(objective: Objective, free: Tensor) -> tuple[Tensor, int]:
 
 
 def coarse_correction(objective: Objective, log_scales: Tensor, free: Tensor) -> Tensor:
-    """(K,) the log-scales after the exact solution for one scalar a group; the same where there are too many groups.
+    """(K,) the log-scales after the exact solution for one scalar a group.
 
     On a chain every layer's total becomes the geometric mean of all: the slow part of coordinate descent, done at once.
     """
     up, down = objective.limit.unbind() if objective.limit.ndim == 2 else (objective.limit, objective.limit)
     labels, count = coarse_labels(objective, free & (log_scales < up) & (log_scales > -down))
-    if not 0 < count <= MOST_GROUPS:
+    problem = coarse_problem(objective, log_scales, labels, count)
+    if problem is None:
         return log_scales
-    logs, exponents = objective.aggregate(log_scales, labels, count)
-    if not logs.numel():
-        return log_scales
-    scalars = CoarseProblem(logs, exponents, count, objective.p).minimise()
+    scalars = problem.minimise()
     change = torch.nn.functional.pad(scalars, (0, 1))[labels]
     # The whole correction is shortened where one variable would pass its limit, so that the objective still cannot rise.
     room = torch.where(change > 0, up - log_scales, down + log_scales)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .coarse import MOST_GROUPS, CoarseProblem, coarse_correction, coarse_labels
+from .coarse import coarse_correction, coarse_labels, coarse_problem
 from .jacobi import at_limit, clamped, jacobi_step, solvable
 from .objective import Objective, Operator, register_solver
 
@@ -74,17 +75,13 @@ class Newton:
         wanted = torch.where(free, (gap / 2).tanh() / objective.p, 0.0)
         operator = objective.curvature(log_scales, log_diagonal, free)
         labels, count = coarse_labels(objective, free)
-        logs = exponents = None
-        if 0 < count <= MOST_GROUPS:
-            logs, exponents = objective.aggregate(log_scales, labels, count)
+        coarse = coarse_problem(objective, log_scales, labels, count)
         largest = log_diagonal[free].amax()
-        coarse = None
-        if logs is not None and exponents is not None and logs.numel():
-            coarse = CoarseProblem(logs, exponents, count, objective.p).hessian(largest)
+        solve_coarse = None if coarse is None else coarse.preconditioner(largest)
         weights = torch.where(free, (log_diagonal - largest).exp(), 0.0)
         precision = float((gap.abs().amax() * 0.1).clamp(1e-8, 0.1))
         most = _MOST_PRODUCTS_FAR if bool((gap.abs() > 1.0).any()) else _MOST_PRODUCTS
-        direction = conjugate_gradients(operator, wanted, weights, labels, coarse, precision, most)
+        direction = conjugate_gradients(operator, wanted, weights, labels, count, solve_coarse, precision, most)
         ahead = _line_search(objective, log_scales, direction, float((weights * wanted * direction).sum()), float(largest))
         return self._cycle(objective, ahead)
 
@@ -95,7 +92,14 @@ class Newton:
 
 
 def conjugate_gradients(
-    operator: Operator, wanted: Tensor, weights: Tensor, labels: Tensor, coarse: Tensor | None, precision: float, most: int
+    operator: Operator,
+    wanted: Tensor,
+    weights: Tensor,
+    labels: Tensor,
+    count: int,
+    solve_coarse: Callable[[Tensor], Tensor] | None,
+    precision: float,
+    most: int,
 ) -> Tensor:
     """The solution of operator @ x = wanted, both relative to the diagonal, with the diagonal and a coarse matrix in front.
 
@@ -103,28 +107,22 @@ def conjugate_gradients(
         operator: the Hessian.
         wanted: (K,) the right-hand side.
         weights: (K,) the diagonal in units of its largest; 0 where nothing moves.
-        labels: (K,) the group of each variable, the number of groups where it does not move.
-        coarse: (G, G) the Hessian of one scalar a group in these units; None: the diagonal alone.
+        labels: (K,) the group of each variable, `count` where it does not move.
+        count: the number of groups G.
+        solve_coarse: (G,) to (G,): solves the Hessian of one scalar a group in these units; None: the diagonal alone.
         precision: the largest residual to leave, relative to the largest wanted.
         most: products at most.
 
     Returns:
         (K,) the solution, or what the most products allowed have reached: a descent direction all the same.
     """
-    factor = None
-    if coarse is not None:
-        diagonal = coarse.diagonal()
-        root = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
-        ridge = 1e-10 * torch.eye(root.numel(), dtype=root.dtype, device=root.device)
-        factor, trouble = torch.linalg.cholesky_ex(root[:, None] * coarse * root[None, :] + ridge)
-        factor = None if bool(trouble) else factor
 
     def conditioned(residual: Tensor) -> Tensor:
         """The residual, plus the best correction by one scalar a group."""
-        if factor is None:
+        if solve_coarse is None:
             return residual
-        totals = residual.new_zeros(root.numel() + 1).index_add_(0, labels, weights * residual)[:-1]
-        scalars = torch.cholesky_solve((root * totals)[:, None], factor)[:, 0] * root
+        totals = residual.new_zeros(count + 1).index_add_(0, labels, weights * residual)
+        scalars = solve_coarse(totals[:-1])
         return residual + torch.where(weights > 0, torch.nn.functional.pad(scalars, (0, 1))[labels], 0.0)
 
     solution, residual = torch.zeros_like(wanted), wanted
