@@ -165,9 +165,8 @@ def test_shown_command_prints_what_is_shown(
         (tmp_path / name).write_text(source, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(sys, "argv", ["fxenorm-inspect", *arguments])
     try:
-        status = main()
+        status = main(arguments)  # without arguments it would fork, and the child would go on with these tests
     except SystemExit as stop:
         status = stop.code
     assert not status
