@@ -157,7 +157,7 @@ def words(text: str) -> list[str]:
 
 @pytest.mark.parametrize(("arguments", "shown"), commands())
 def test_shown_command_prints_what_is_shown(
-    arguments: list[str], shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from fxenorm.inspect.cli import main
 
@@ -170,7 +170,7 @@ def test_shown_command_prints_what_is_shown(
     except SystemExit as stop:
         status = stop.code
     assert not status
-    assert words(capsys.readouterr().out) == words(shown)
+    assert words(capfd.readouterr().out) == words(shown)
 
 
 def test_there_is_a_shown_command() -> None:
