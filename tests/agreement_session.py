@@ -19,8 +19,11 @@ KINDS = ("ddp", "fsdp")
 
 
 def net() -> nn.Sequential:
+    """Without biases, so that there are as many scales beside the tensors' channels as can be."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 4)).double()
+    model = nn.Sequential(
+        *[part for width in ((8, 16), (16, 17), (17, 4)) for part in (nn.Linear(*width, bias=False), nn.ReLU())][:-1]
+    ).double()
     with torch.no_grad():
         model[0].weight *= 5
     return model

@@ -108,7 +108,7 @@ def track(session: Session, stack: ExitStack) -> dict[str, Any]:
 def other_strides(session: Session, stack: ExitStack) -> dict[str, Any]:
     kept = session.net[2].weight
     stack.callback(setattr, session.net[2], "weight", kept)
-    whole = torch.ones(6, 7, dtype=torch.float64).T if session.kind == "ddp" else kept.detach().clone().float()
+    whole = torch.ones(16, 17, dtype=torch.float64).T if session.kind == "ddp" else kept.detach().clone().float()
     session.net[2].weight = nn.Parameter(whole)
     session.optimizer.state[session.net[2].weight] = session.optimizer.state[kept]
     stack.callback(session.optimizer.state.pop, session.net[2].weight)

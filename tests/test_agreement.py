@@ -113,7 +113,7 @@ def test_a_step_that_differs_is_refused_on_both_processes_and_the_next_one_goes_
         ("cycles", "the call (rank 0: cycles=1; rank 1: cycles=2)"),
         ("flags", "requires_grad (rank 0: nothing more; rank 1: 0.weight is frozen)"),
         ("c", "the plan (rank 0: c=1.0, fingerprint"),
-        ("track", "tracked copies (rank 0: nothing more; rank 1: a copy of 5 tensors"),
+        ("track", "tracked copies (rank 0: nothing more; rank 1: a copy of 3 tensors"),
         ("other_optimizer", "the optimizers (rank 0: Adam, "),
     ],
 )

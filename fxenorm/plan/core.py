@@ -88,9 +88,10 @@ class Core:
     def least_message(self) -> int:
         """How many numbers processes send at least, when they begin to speak of a call.
 
-        All channels of all tensors: this does not depend on the options, so that plans which differ understand one another.
+        Two for each channel of each tensor: this does not depend on the options, so that plans which differ understand one
+        another. A variable has at least two channels, and four numbers.
         """
-        return max(sum(sum(shape, start=1) for shape in self.symmetry.shapes.values()), 4 * self.symmetry.num_scales)
+        return max(2 * sum(sum(shape, start=1) for shape in self.symmetry.shapes.values()), 4 * self.symmetry.num_scales)
 
     @property
     def asks_apart(self) -> bool:

@@ -19,6 +19,10 @@ Stamp = tuple[str, list[Tensor], Any, list[int]]
 """A tensor's name, itself, what it is a part of, its address, and how often they were written: each counts its own writes."""
 
 
+_TORN = "fxenorm: the model is half rescaled. The next call on this plan, or plan.repair(), finishes it"
+_BEHIND = "fxenorm: other processes have rescaled. The next call on this plan, or plan.repair(), does it here too"
+
+
 class Journal:
     """Empty, but for the time after an error in the middle of writes that could not be made good at once.
 
@@ -59,7 +63,7 @@ class Journal:
             if self._left is None and not getattr(error, "carried_out", False):
                 self._missed, self._stamps = again, [self._stamp(target.name, target.tensor) for target in targets]
                 say = getattr(error, "add_note", lambda _: None)  # Python 3.11
-                say("fxenorm: other processes have rescaled. The next call on this plan, or plan.repair(), does it here too")
+                say(_BEHIND)
             raise
         finally:
             self._is_promised, self._owners = False, {}
@@ -74,7 +78,7 @@ class Journal:
             if left is not None:
                 self._open(left)
                 say = getattr(error, "add_note", lambda _: None)  # Python 3.11
-                say("fxenorm: the model is half rescaled. The next call on this plan, or plan.repair(), finishes it")
+                say(_TORN if any(write.written for write in left) else _BEHIND)
             raise
 
     def repair(self, current: Mapping[str, Tensor]) -> None:
