@@ -7,7 +7,6 @@ import inspect
 import json
 import math
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
