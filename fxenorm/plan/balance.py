@@ -28,6 +28,9 @@ _CAP = 300.0
 _MOST_ROUNDS = 6
 """Solutions before all variables are kept to their rooms."""
 
+_AT_ENDS = 300
+"""Newton's iterations at most where variables are kept to their rooms: between many ends it may creep."""
+
 
 @dataclass(frozen=True)
 class BalanceResult:
@@ -122,16 +125,18 @@ def _solved(
     solver = solver_for(core.options)
     by_tensor, problem = problem, problem if "gauss-seidel" in solver else problem.stacked()
     passes, confined = 2, torch.zeros_like(problem.held)
+    most = max_iterations
     rooms: Tensor | None = None
     while True:
         with progress(tol) as report:
-            solution = solve_rounded(problem, powers_of_two, tol=tol, max_iterations=max_iterations, solver=solver, report=report)
+            solution = solve_rounded(problem, powers_of_two, tol=tol, max_iterations=most, solver=solver, report=report)
         flagged = snapshot.leaving(targets, solution.log_scales) & ~confined
         passes += 1
         if not bool(flagged.any()):
             break
         confined = confined | flagged if passes < _MOST_ROUNDS else torch.ones_like(confined)
         rooms = snapshot.rooms(targets) if rooms is None else rooms
+        most = min(max_iterations, _AT_ENDS) if solver == "newton" else max_iterations
         problem = replace(problem, limit=torch.where(confined, torch.minimum(limit, rooms), limit))
     at_limit = _AT_CAP if core.options.max_log_scale is None else _AT_LIMIT
     stopped = [
