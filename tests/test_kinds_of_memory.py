@@ -11,6 +11,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import fxenorm
 from fxenorm.kernels.memory import has_plain_memory
+from fxenorm.trace import trace_model
 
 from .helpers import draw_log_scales
 
@@ -152,3 +153,12 @@ def test_what_cannot_be_multiplied_is_refused_before_the_first_write(kind: str, 
             CALLS[call](plan)
         for parameter, old in zip(model.parameters(), before, strict=True):
             assert torch.equal(parameter.float(), old.float())
+
+
+def test_the_tensors_that_a_wrapper_is_made_of_are_no_outputs_of_their_own() -> None:
+    model = network()
+    model[0].weight = nn.Parameter(of_two(model[0].weight.detach()))
+    for _ in range(3):
+        (traced,) = trace_model(model, INPUTS)
+        assert [output.kind for output in traced.outputs] == ["tensor"]
+        assert traced.tracer == "export"

@@ -134,9 +134,11 @@ def _named(attributes: Mapping[str, Any]) -> Parts:
 
 
 def _attached(tensor: torch.Tensor) -> Parts:
-    """Tensors, and containers of them, that a user hung on a tensor; what torch keeps there is left out."""
+    """Tensors, and containers of them, that a user hung on a tensor; what torch keeps there, or it is made of, is left out."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    made_of = flatten()[0] if flatten is not None else ()
     for name, item in list(getattr(tensor, "__dict__", {}).items()):
-        torchs = name.startswith("_") or name in ("constant", "real_tensor")
+        torchs = name.startswith("_") or name in ("constant", "real_tensor", *made_of)
         if not torchs and isinstance(item, (torch.Tensor, list, tuple, dict)):
             yield name, item
 
