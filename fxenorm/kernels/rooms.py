@@ -16,7 +16,7 @@ from torch import Tensor
 from .channel_sums import Index, part_of, parts_of
 from .program import Keep, ScaleTarget, as_float, float_dtype
 
-__all__ = ["MOST_GROWTH", "SLACK", "ends_of", "leaving", "reach_of", "rooms", "rounded"]
+__all__ = ["MOST_GROWTH", "SLACK", "are_far_from_ends", "ends_of", "leaving", "reach_of", "rooms", "rounded"]
 
 MOST_GROWTH = 690.0
 """Largest natural logarithm of a factor: the exponents of a float64 end at 1022 log 2 = 708."""
@@ -78,6 +78,45 @@ def rooms(targets: Sequence[ScaleTarget], num_scales: int, device: torch.device)
             room = (room / reach_of(target)).nan_to_num(nan=MOST_GROWTH).clamp(0.0, MOST_GROWTH)
             side.scatter_reduce_(0, ids.to(device), as_float(room, device), "amin")
     return found[:, :-1]
+
+
+def are_far_from_ends(targets: Sequence[ScaleTarget], log_scales: Tensor) -> bool:
+    """Whether a rescaling surely keeps every entry in its room: two numbers of each tensor say so at nearly every step.
+
+    Args:
+        targets: everything that is multiplied, on the CPU: the answer is waited for.
+        log_scales: (K,) natural logarithms, on the CPU.
+    """
+    padded = torch.nn.functional.pad(log_scales, (0, 1))
+    if not bool((padded.abs() < MOST_GROWTH).all()):
+        return False
+    for target in targets:
+        if not target.terms or not target.tensor.numel():
+            continue
+        changes = [target.power * coefficient * padded[ids] for coefficient, ids in target.terms]
+        up, down = (sum(float(change) for change in ends) for ends in zip(*(c.aminmax()[::-1] for c in changes), strict=True))
+        if up == down == 0.0:
+            continue
+        least, largest = _least_and_largest(target)
+        _, whole, most = ends_of(target)
+        if largest == 0.0:
+            continue
+        if not (up < math.log(most) - math.log(largest) - SLACK or up <= 0.0) or not math.isfinite(largest):
+            return False
+        if not (-down < math.log(least) - math.log(whole) - SLACK or down >= 0.0):
+            return False
+    return True
+
+
+def _least_and_largest(target: ScaleTarget) -> tuple[float, float]:
+    """The least entry that is not 0, and the largest."""
+    least, largest = [], []
+    for index in parts_of(target.tensor):
+        part = target.tensor.detach()[index]
+        size = _size(target, part) if target.offset else part.abs()
+        largest.append(size.amax())
+        least.append(size.masked_fill_(size == 0, math.inf).amin())
+    return float(torch.stack(least).amin()), float(torch.stack(largest).amax())
 
 
 def leaving(targets: Sequence[ScaleTarget], log2_scales: Callable[[torch.device], Tensor], num_scales: int) -> Tensor:
