@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from . import completeness_operators
+from .completeness_experts import EXPERTS
 from .completeness_graphs import GRAPHS
 from .completeness_indexing import INDEXED
 from .zoo_base import TOKENS, VECTOR, Net, Residual, seq
@@ -387,4 +388,13 @@ def _written(h: Tensor) -> Tensor:
     return h
 
 
-NETWORKS: dict[str, Network] = {**SHARED, **DERIVED, **GATED, **MOVED, **completeness_operators.NETWORKS, **INDEXED, **GRAPHS}
+NETWORKS: dict[str, Network] = {
+    **SHARED,
+    **DERIVED,
+    **GATED,
+    **MOVED,
+    **completeness_operators.NETWORKS,
+    **INDEXED,
+    **EXPERTS,
+    **GRAPHS,
+}

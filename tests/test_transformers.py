@@ -14,7 +14,7 @@ import fxenorm
 pytest.importorskip("transformers")
 
 from .helpers import draw_log_scales, relative_difference
-from .transformer_models import HEAD_DIM, HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, MODELS, build, redraw
+from .transformer_models import EXPERTS, HEAD_DIM, HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, MODELS, build, redraw
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -28,7 +28,7 @@ COUNTS = {
     "mistral": LLAMA + H,
     "phi3": LLAMA + H,  # q, k, v and gate, up as blocks of one weight each
     "qwen3": LLAMA + H - LAYERS * (KV // 2 - HEAD_DIM // 2),  # one norm of q and one of k for all heads
-    "mixtral": LLAMA + H,  # the router reads the second norm too; one scale a channel for all experts
+    "mixtral": LLAMA + H + LAYERS * (EXPERTS - 1) * INTERMEDIATE,  # up -> down of each expert; the router reads the norm too
     "gemma": LLAMA,  # the head is the embedding; its norms multiply by 1 + w
     "gemma3": LLAMA - LAYERS * (KV // 2 - HEAD_DIM // 2),  # as qwen3, with the head tied
     "gpt2": LAYERS * 4 * H,  # two norms, v -> o, q <-> k

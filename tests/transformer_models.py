@@ -11,6 +11,7 @@ from torch import nn
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE, VOCABULARY, LENGTH = 64, 2, 4, 2, 96, 128, 12
 HEAD_DIM = HIDDEN // HEADS
+EXPERTS = 3
 
 Built = tuple[nn.Module, dict[str, torch.Tensor]]
 
@@ -235,7 +236,7 @@ MODELS: dict[str, Callable[[], Built]] = {
     "whisper": _whisper,
     "vit": _vit,
     "clip": _clip,
-    "mixtral": _decoder("Mixtral", tie_word_embeddings=False, num_local_experts=3, num_experts_per_tok=2),
+    "mixtral": _decoder("Mixtral", tie_word_embeddings=False, num_local_experts=EXPERTS, num_experts_per_tok=2),
     "phi3": _decoder("Phi3", tie_word_embeddings=False),
     "gpt-neox": _decoder("GPTNeoX", tie_word_embeddings=False, hidden_dropout=0.0),
     "bloom": _bloom,

@@ -9,7 +9,7 @@ from ..field.structure import reshape
 from .call import Call, Field
 from .contraction import add_bias
 from .einsum_letters import contract_all
-from .laws import barrier
+from .laws import barrier, contract
 from .registry import scale_rule
 
 
@@ -62,3 +62,10 @@ def grouped_mm(call: Call) -> Any:
     call.roles[first] = call.roles[second] = "weight"
     chosen = ScaleField((call.shape(first)[0], call.shape(second)[0]))
     return contract_all(call, [(call[first], "TK"), (chosen, "TE"), (call[second], "EKM")], "TM")
+
+
+def grouped_by_expert(call: Call) -> Field:
+    """The same by expert: y[e, m] = sum_k x[e, k] W[e, k, m], x of one row where it is the same for every expert."""
+    first, second = list(call.arguments)[:2]
+    call.roles[first] = call.roles[second] = "weight"
+    return contract(call, call[first], "EK", call[second], "EKM", "EM")

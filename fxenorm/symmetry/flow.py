@@ -37,7 +37,7 @@ def flows_of(events: Sequence[Event], expander: Expander, starts: Ids) -> tuple[
             module=event.origin.module,
             source=event.origin.source,
             inputs=event.inputs,
-            carried=frozenset().union(*(groups(output.terms) for output in event.outputs)),
+            carried=frozenset().union(*(groups(output.terms) for output in (*event.outputs, *event.picked))),
             parameters=tuple(ParameterUse(name, cast(Role, role)) for name, role in event.roles),
         )
         for event in events
@@ -53,7 +53,7 @@ def channels_of(events: Mapping[str, Sequence[Event]], expander: Expander) -> tu
             if any(role in ("weight", "gamma") for _, role in event.roles):
                 ends.update((position, *event.inputs))
         for position in sorted(ends):
-            for field in calls[position].outputs:
+            for field in (*calls[position].outputs, *calls[position].picked):
                 terms = merge_entries(expander.terms(field.terms))
                 key = tuple((coefficient, ids.shape[-1:], ids.tobytes()) for coefficient, ids in terms)
                 if terms:

@@ -13,6 +13,7 @@ from torch import fx
 from ..errors import FxenormWarning, warn_user
 from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField
 from ..field.overlay import Patchwork, filled
+from ..field.picked import Picked
 from ..rules import NO_RULE, Call, Rule, RuleOptions, barrier, find_rule, is_floating
 from ..rules.call import Made
 from ..rules.laws import zero_field
@@ -25,6 +26,7 @@ from .known_values import KnownValues, known_zeros
 from .memory import Memory
 from .output_ends import OutputEnds
 from .own_rules import check_roles, failure_of_own_rule
+from .picks import Picks
 from .sizes import Sizes, is_symbolic
 from .storage import Storage, written_arguments
 from .writes import Writes
@@ -67,6 +69,7 @@ class Event:
         origin: the call.
         inputs: positions of the events whose outputs it reads.
         outputs: the fields of its outputs (kept as they are: ids of size 1 along constant axes).
+        picked: the fields, by slice, of outputs that show slices picked by an index which depends on the data.
         roles: by parameter name, how the call uses it.
     """
 
@@ -74,6 +77,7 @@ class Event:
     inputs: tuple[int, ...]
     outputs: tuple[ScaleField, ...]
     roles: tuple[tuple[str, str], ...]
+    picked: tuple[ScaleField, ...] = ()
 
 
 @dataclass
@@ -136,6 +140,7 @@ class _GraphWalk:
         self.handed_out: set[fx.Node] = set()
         self.memory = Memory(traced.graph, self.storage, self.sizes)
         self.writes = Writes(self.memory, walk.equations, self._again)
+        self.picks = Picks(traced.graph, self.storage, self.sizes, self.known, self._probe)
         self.origin_of: dict[fx.Node, int] = {}
         self.zeros = ZeroSources(self._given)
         self.constants: dict[fx.Node, Any] = {}
@@ -228,9 +233,15 @@ class _GraphWalk:
             return self.sizes.of(node)
         return self._looked(value)
 
+    def _kept(self, node: fx.Node) -> Any:
+        """The node's value as of now, that of slices which an unknown index picked by slice."""
+        value = None if self.writes.written(node) else self.values.get(node)
+        return value.looked(self.walk.parameters) if isinstance(value, Picked) else self._current(node)
+
     def _reader(self, node: fx.Node) -> Callable[[fx.Node], Any]:
         """How the call reads its arguments: constants beside activations show that their zeros carry any field."""
-        values = [self._current(source) for source in node.all_input_nodes]
+        values = [self._kept(source) for source in node.all_input_nodes]
+        values = [value.value if isinstance(value, Picked) else value for value in values]
         # A parameter times a mask stays a parameter, which takes its form from what follows.
         if node not in self.active or any(isinstance(value, ParameterView) for value in flat(values)):
             return self._current
@@ -248,12 +259,12 @@ class _GraphWalk:
         return self.constants[node]
 
     def _looked(self, value: Any) -> Any:
-        """The value, where parameters that have a field show it."""
-        if isinstance(value, ParameterView):
-            return self.walk.parameters.look(value)
+        """The value, where parameters that have a field show it and slices that an index picked carry the same."""
         if isinstance(value, (list, tuple)):
-            return [self.walk.parameters.look(v) if isinstance(v, ParameterView) else v for v in value]
-        return value
+            return [self._looked(item) for item in value]
+        if isinstance(value, Picked):
+            value = value.looked(self.walk.parameters).everywhere(self.walk.equations)
+        return self.walk.parameters.look(value) if isinstance(value, ParameterView) else value
 
     # --- one operator --------------------------------------------------------------------------------------------
 
@@ -269,9 +280,11 @@ class _GraphWalk:
         else:
             self.made_of[node] = frozenset().union(*(self.made_of.get(source, frozenset()) for source in sources))
         if getattr(node.target, "__name__", "") == "getitem" and isinstance(node.args[0], fx.Node):
-            holder = self._current(node.args[0])
+            written = self.writes.written(node.args[0])
+            holder = self._current(node.args[0]) if written else self.values.get(node.args[0])
             if isinstance(holder, (list, tuple)) and isinstance(node.args[1], int):
-                self.values[node] = holder[node.args[1]]
+                value = holder[node.args[1]]
+                self.values[node] = value if isinstance(value, Picked) else self._looked(value)
                 self.zeros.item(node, node.args[0], node.args[1])
                 if node.args[0] in self.part_of:
                     self.part_of[node] = self.part_of[node.args[0]]
@@ -348,6 +361,19 @@ class _GraphWalk:
             return zero_field(call)
         return self._apply_open(rule, call, node) if self._is_open(node) else self._apply(rule, call)
 
+    def _probe(self, node: fx.Node, arguments: Mapping[str, Any], count: int) -> Any:
+        """What the rule of a call makes of other fields, which have `count` variables at most; None where it imposes anything."""
+        equations = Equations(count)
+        rule, call = self._prepare(node, self.origin_of[node], equations, arguments)
+        if rule is None or rule.own:
+            return None
+        try:
+            found = rule.function(call)
+        except Exception:  # whatever it is, the call is not followed
+            return None
+        imposed = equations.ties or equations.zeros or equations.sums or equations.count != count or call.barrier or call.inexact
+        return None if imposed else found
+
     def _is_open(self, node: fx.Node) -> bool:
         """Whether a shape of the call depends on the data."""
         return is_symbolic([node.meta.get("val"), *(source.meta.get("val") for source in node.all_input_nodes)])
@@ -355,10 +381,17 @@ class _GraphWalk:
     def _call(self, node: fx.Node) -> Any:
         name, overload = node.target._schema.name, node.target._overloadname  # type: ignore[union-attr]
         bound = bound_arguments(node)
-        arguments = {key: replaced(value, self._reader(node)) for key, value in bound.items() if key not in _unread(node)}
         origin = self.walk.origin(Origin(f"{name.split('::')[-1]}.{overload}", node.name, module_path(node), source_line(node)))
         self.origin_of[node] = origin
+        read = self._reader(node)
+        picked = self.picks.call(node, self._kept, read, origin)
+        if picked is None:
+            arguments = {key: replaced(value, read) for key, value in bound.items() if key not in _unread(node)}
+        else:
+            arguments = picked.arguments
         rule, call = self._prepare(node, origin, self.walk.equations, arguments)
+        if picked is not None and rule is not None:
+            rule, call = picked.on_slices(rule, call)
         if name == HOLD:
             result = barrier(call, bound["reason"])
             self.handed_out.add(node)
@@ -384,6 +417,8 @@ class _GraphWalk:
             result_of_write = self._write(written, value, node, origin)
             if not isinstance(result, (list, tuple)):
                 result = result_of_write
+        if picked is not None:
+            result = picked.wrap(result)
         self.values[node] = result
         parts = {self.part_of.get(source) for source in node.all_input_nodes if is_floating(self.sizes.of(source))}
         if rule is not None and rule.family == "structural" and len(parts) == 1 and None not in parts:
@@ -462,6 +497,8 @@ class _GraphWalk:
     def _zeros_by_entry(self, node: fx.Node, origin: int) -> Any:
         """Who made each entry of the result zero, where these are several: the call's rule moves the numbers of the origins."""
         sources = [source for source in node.all_input_nodes if is_floating(self.sizes.of(source))]
+        if any(isinstance(self._kept(source), Picked) for source in sources):
+            return None
         values = [self._current(source) for source in sources]
         if not self.zeros.differ(sources) or not all(isinstance(value, (ScaleField, AnyField)) for value in values):
             return None
@@ -580,8 +617,10 @@ class _GraphWalk:
         where = Origin(operator, node.name, module_path(node), source_line(node)) if origin is None else self.walk.origins[origin]
         inputs = tuple(dict.fromkeys(self.event_of[source] for source in node.all_input_nodes if source in self.event_of))
         outputs = tuple(value for value in flat(self.values.get(node)) if isinstance(value, ScaleField))
+        found = (value.value for value in flat(self.values.get(node)) if isinstance(value, Picked))
+        picked = tuple(value for value in found if isinstance(value, ScaleField))
         self.event_of[node] = len(self.events)
-        self.events.append(Event(where, inputs, outputs, tuple(dict.fromkeys(uses))))
+        self.events.append(Event(where, inputs, outputs, tuple(dict.fromkeys(uses)), picked))
 
 
 def _may_move(value: Any) -> bool:

@@ -1,0 +1,362 @@
+"""Slices of stacked weights that a router picks: calls that do the same at each position are followed slice by slice.
+
+Each position shows one slice; which one depends on the data. A call that treats every position alone has, at a position, the
+field that its rule finds for the slice there. So the rule runs on slices in place of positions, and tensors of one index meet
+slice by slice. Everywhere else the field must be the same for all slices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..field import AnyField, ParameterView, ScaleField
+from ..field.picked import Picked, axes_numbered, narrowed, numbered_positions, pick
+from ..rules import Call, Rule, is_floating
+from ..rules.outside_operators import grouped_by_expert
+from ..rules.position_axes import MOVING, axes_of_call
+from .arguments import bound_arguments, flat, nodes_in, operator_name
+from .known_values import KnownValues
+from .sizes import Sizes, is_symbolic
+from .storage import Storage, written_arguments
+
+__all__ = ["PickedCall", "Picks"]
+
+LARGEST = 1024
+"""Stacks of up to this many slices are followed slice by slice."""
+
+_PICKING = frozenset({"aten::index", "aten::index_select"})
+_GROUPED = frozenset({"aten::_grouped_mm", "transformers::grouped_mm_fallback"})
+_SAME_ORDER = frozenset(
+    {
+        "aten::view", "aten::reshape", "aten::_unsafe_view", "aten::flatten", "aten::unflatten", "aten::unsqueeze",
+        "aten::squeeze", "aten::alias", "aten::clone", "aten::contiguous", "aten::detach", "aten::ravel",
+    }
+)  # fmt: skip
+"""Operators whose result has the same entries in the same order."""
+
+_DETERMINED = _SAME_ORDER | {
+    "aten::select", "aten::slice", "aten::transpose", "aten::permute", "aten::t", "aten::expand", "aten::split", "aten::chunk",
+    "aten::unbind", "aten::argmax", "aten::argmin", "aten::topk", "aten::sort", "aten::argsort", "aten::to", "aten::add",
+    "aten::sub", "aten::mul", "aten::floor_divide", "aten::remainder", "aten::clamp", "aten::cumsum",
+}  # fmt: skip
+"""Operators whose result is the same at every call with the same arguments."""
+
+
+@dataclass(frozen=True)
+class PickedCall:
+    """A call of which the rule sees slices in place of positions.
+
+    Attributes:
+        arguments: by name, the fields of slices.
+        fakes, output: fake tensors of their shapes.
+        rule: another rule, where positions need one.
+        wrap: from the field of the result by slice to that of the result.
+    """
+
+    arguments: dict[str, Any]
+    fakes: dict[str, Any]
+    output: Any
+    rule: Callable[[Rule], Rule]
+    wrap: Callable[[Any], Any]
+
+    def on_slices(self, rule: Rule, call: Call) -> tuple[Rule, Call]:
+        """The rule and the call that it sees."""
+        return self.rule(rule), replace(call, fakes=self.fakes, output=self.output)
+
+
+class Picks:
+    """Which calls of a graph can be followed slice by slice.
+
+    Args:
+        graph: the graph.
+        storage, sizes, known: what is known about it.
+        probe: runs the rule of a call on other fields; None where that imposes anything.
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        storage: Storage,
+        sizes: Sizes,
+        known: KnownValues,
+        probe: Callable[[fx.Node, Mapping[str, Any], int], Any],
+    ) -> None:
+        self._sizes, self._known, self._probe = sizes, known, probe
+        self._numbers: dict[fx.Node, int] = {}
+        self._written: set[fx.Node] = set()
+        self.possible = any(operator_name(node) in _PICKING | _GROUPED for node in graph.nodes)
+        if self.possible:
+            self._written = _written(graph, storage)
+            self._number(graph)
+
+    def _number(self, graph: fx.Graph) -> None:
+        """Give nodes that are sure to have the same value the same number."""
+        table: dict[Any, int] = {}
+        for position, node in enumerate(graph.nodes):
+            key: Any = node
+            # Memory that is written to holds one value now and another later.
+            constant = self._written.isdisjoint([node, *node.all_input_nodes])
+            if constant and (operator_name(node) in _DETERMINED or _is_item(node)):
+                key = (str(node.target), self._key(node.args), self._key(tuple(sorted(node.kwargs.items()))))
+            self._numbers[node] = table.setdefault(key, position)
+
+    def _key(self, value: Any) -> Any:
+        """An argument in a form that can be compared."""
+        if isinstance(value, fx.Node):
+            return ("node", self._numbers[value])
+        if isinstance(value, (list, tuple)):
+            return tuple(self._key(item) for item in value)
+        return (type(value).__name__, str(value))
+
+    def _index(self, kind: str, node: fx.Node) -> tuple[str, int] | None:
+        """The name of an index; None where it is written to somewhere."""
+        while node not in self._written and operator_name(node) in _SAME_ORDER and isinstance(node.args[0], fx.Node):
+            node = node.args[0]
+        return None if node in self._written else (kind, self._numbers[node])
+
+    def call(
+        self, node: fx.Node, raw: Callable[[fx.Node], Any], read: Callable[[fx.Node], Any], origin: int
+    ) -> PickedCall | None:
+        """How a call is followed slice by slice; None where it is not. Imposes nothing.
+
+        Args:
+            node: the call.
+            raw: gives a value as it is kept.
+            read: gives the value of an argument that is not picked.
+            origin: of the call.
+        """
+        if not self.possible or node in self._written:
+            return None
+        name, sources = operator_name(node), node.all_input_nodes
+        values = {source: raw(source) for source in sources}
+        picked = {source: value for source, value in values.items() if isinstance(value, Picked)}
+        if not picked and name not in _PICKING | _GROUPED:
+            return None
+        if is_symbolic([node.meta.get("val"), *(source.meta.get("val") for source in sources)]):
+            return None
+        if name in _GROUPED:
+            return self._grouped(node, values, picked, origin)
+        if not picked:
+            return self._picking(node, values, origin)
+        if len({value.index for value in picked.values()}) > 1 or len({value.count for value in picked.values()}) > 1:
+            return None
+        bound = bound_arguments(node)
+        tensors = [source for value in bound.values() for source in nodes_in(value)]
+        if len(tensors) == 1 and name in MOVING:
+            return self._moving(node, bound, picked[tensors[0]], origin)
+        return self._meeting(node, bound, picked, read, origin)
+
+    # --- where slices are picked ---------------------------------------------------------------------------------
+
+    def _picking(self, node: fx.Node, values: Mapping[fx.Node, Any], origin: int) -> PickedCall | None:
+        """``stack[:, index]``."""
+        bound = bound_arguments(node)
+        stack = bound["self"]
+        if operator_name(node) == "aten::index":
+            named = [(axis, index) for axis, index in enumerate(bound["indices"]) if index is not None]
+        else:
+            named = [(bound["dim"] % max(self._sizes.of(stack).ndim, 1), bound["index"])]
+        if len(named) != 1 or not isinstance(stack, fx.Node) or stack in self._written:
+            return None
+        axis, index = named[0]
+        value, fake = values[stack], self._sizes.of(index)
+        known = self._known.value(index) is not None or fake.dtype not in (torch.int32, torch.int64)
+        name = None if known else self._index("index", index)
+        if name is None or fake.ndim < 1 or fake.numel() < 2 or not isinstance(value, (ScaleField, ParameterView)):
+            return None
+        if not 2 <= value.shape[axis] <= LARGEST or (isinstance(value, ScaleField) and not value.varies_along(axis)):
+            return None
+        shape = tuple(self._sizes.of(node).shape)
+        found = pick(value, axis, shape, fake.ndim, name, origin)
+        arguments = _with(bound, {"self": found.value})
+        fakes = {"self": _fake(self._sizes.of(node), found.value.shape)}
+
+        def as_it_is(rule: Rule) -> Rule:
+            return replace(rule, function=lambda call: found.value)
+
+        return PickedCall(arguments, fakes, fakes["self"], as_it_is, lambda value: _wrapped(replace(found, value=value)))
+
+    def _grouped(
+        self, node: fx.Node, values: Mapping[fx.Node, Any], picked: Mapping[fx.Node, Picked], origin: int
+    ) -> PickedCall | None:
+        """Rows sorted by expert, each times the weight of its own."""
+        bound = bound_arguments(node)
+        first, second, ends = list(bound)[:3]
+        tokens, stack, offsets = bound[first], bound[second], bound[ends]
+        rest = [source for name in list(bound)[3:] for source in nodes_in(bound[name])]
+        fakes = {name: self._sizes.of(bound[name]) for name in (first, second)}
+        if not isinstance(offsets, fx.Node) or rest or (fakes[first].ndim, fakes[second].ndim) != (2, 3):
+            return None
+        name, value, weight = self._index("offsets", offsets), values[tokens], values[stack]
+        count, rows = fakes[second].shape[0], fakes[first].shape[0]
+        if name is None or not isinstance(weight, (ScaleField, ParameterView)) or not 2 <= count <= LARGEST or rows < 2:
+            return None
+        if tokens in picked:
+            if (value.index, value.axes, value.count) != (name, (0,), count):
+                return None
+            value = value.value
+        elif isinstance(value, ScaleField) and not value.varies_along(0):
+            value = ScaleField((1, value.shape[1]), value.terms)
+        else:
+            return None
+        shape = tuple(self._sizes.of(node).shape)
+        fakes[first] = _fake(fakes[first], value.shape)
+        output = _fake(self._sizes.of(node), (count, shape[1]))
+        arguments = _with(bound, {first: value, second: weight})
+
+        def wrap(result: Any) -> Any:
+            return _wrapped(Picked(shape, (0,), name, result, origin)) if not isinstance(result, AnyField) else AnyField(shape)
+
+        return PickedCall(arguments, fakes, output, lambda rule: replace(rule, function=grouped_by_expert), wrap)
+
+    # --- where they are followed ---------------------------------------------------------------------------------
+
+    def _moving(self, node: fx.Node, bound: Mapping[str, Any], picked: Picked, origin: int) -> PickedCall | None:
+        """A call of one tensor: its rule shows where the positions go."""
+        key = next(key for key, value in bound.items() if isinstance(value, fx.Node))
+        positions = math.prod(picked.shape[axis] for axis in picked.axes)
+        shown = self._probe(node, _with(bound, {key: numbered_positions(picked.shape, picked.axes)}), 2 * positions)
+        outputs = self._sizes.of(node)
+        many = isinstance(outputs, (list, tuple))
+        if shown is None or not all(map(is_floating, flat(outputs))):
+            return None
+        axes = [axes_numbered(value, positions) for value in (shown if many else [shown])]
+        if any(found is None for found in axes):
+            return None
+        arguments = _with(bound, {key: picked.value})
+        fakes = {key: _fake(self._sizes.of(bound[key]), picked.value.shape)}
+        return self._followed(outputs, axes, picked, arguments, fakes, origin)  # type: ignore[arg-type]
+
+    def _meeting(
+        self,
+        node: fx.Node,
+        bound: Mapping[str, Any],
+        picked: Mapping[fx.Node, Picked],
+        read: Callable[[fx.Node], Any],
+        origin: int,
+    ) -> PickedCall | None:
+        """A call of several tensors, of which some are picked by one index."""
+        tensors = {key: value for key, value in bound.items() if any(True for _ in nodes_in(value))}
+        output = self._sizes.of(node)
+        if not all(map(is_floating, (output, *(self._sizes.of(source) for source in node.all_input_nodes)))):
+            return None
+
+        def each(value: Any, function: Callable[[fx.Node], Any]) -> Any:
+            return [function(item) for item in value] if isinstance(value, (list, tuple)) else function(value)
+
+        shapes = {key: each(value, lambda n: tuple(self._sizes.of(n).shape)) for key, value in tensors.items()}
+        axes = {key: each(value, lambda n: picked[n].axes if n in picked else None) for key, value in tensors.items()}
+        equation = str(bound.get("equation", ""))
+        followed = axes_of_call(operator_name(node), shapes, axes, tuple(output.shape), equation)
+        if followed is None:
+            return None
+        found, out = followed
+        any_picked = next(iter(picked.values()))
+        sizes = tuple(any_picked.shape[axis] for axis in any_picked.axes)
+        if tuple(output.shape[axis] for axis in out) != sizes:
+            return None
+        fields: dict[str, Any] = {}
+        fakes: dict[str, Any] = {}
+        for key, value in tensors.items():
+            nodes, along = (value, found[key]) if isinstance(value, (list, tuple)) else ([value], [found[key]])
+            narrow = [self._narrow(n, picked.get(n), sizes, where, read) for n, where in zip(nodes, along, strict=True)]
+            if any(item is None for item in narrow):
+                return None
+            new = [_fake(self._sizes.of(n), item.shape) for n, item in zip(nodes, narrow, strict=True)]
+            fields[key], fakes[key] = (narrow, new) if isinstance(value, (list, tuple)) else (narrow[0], new[0])
+        return self._followed(output, [out], any_picked, _with(bound, fields), fakes, origin)
+
+    def _narrow(
+        self, node: fx.Node, picked: Picked | None, sizes: Sequence[int], axes: Sequence[int], read: Callable[[fx.Node], Any]
+    ) -> Any:
+        """One argument's field by slice; None where it differs from position to position."""
+        if picked is not None:
+            same = tuple(picked.shape[axis] for axis in picked.axes) == tuple(sizes) and tuple(axes) == picked.axes
+            return picked.value if same else None
+        value = read(node)
+        shape = tuple(1 if axis in axes else size for axis, size in enumerate(value.shape))
+        if isinstance(value, AnyField):
+            return AnyField(shape)
+        if isinstance(value, ScaleField):
+            return None if any(value.varies_along(axis) for axis in axes) else ScaleField(shape, value.terms)
+        return value if value.shape == shape else None
+
+    def _followed(
+        self,
+        outputs: Any,
+        axes: Sequence[tuple[int, ...]],
+        picked: Picked,
+        arguments: dict[str, Any],
+        fakes: dict[str, Any],
+        origin: int,
+    ) -> PickedCall:
+        """The call on slices, whose outputs have their positions on `axes`."""
+        many = isinstance(outputs, (list, tuple))
+        parts = list(outputs) if many else [outputs]
+        new = [_fake(part, narrowed(tuple(part.shape), where, picked.count)) for part, where in zip(parts, axes, strict=True)]
+
+        def wrap(result: Any) -> Any:
+            wrapped = [
+                AnyField(tuple(part.shape))
+                if isinstance(value, AnyField)
+                else _wrapped(Picked(tuple(part.shape), where, picked.index, value, origin))
+                for part, where, value in zip(parts, axes, result if many else [result], strict=True)
+            ]
+            return wrapped if many else wrapped[0]
+
+        return PickedCall(arguments, fakes, new if many else new[0], lambda rule: rule, wrap)
+
+
+def _written(graph: fx.Graph, storage: Storage) -> set[fx.Node]:
+    """The nodes whose memory is written to somewhere. The outputs of a call that makes several tensors share none."""
+    pieces: dict[Any, list[Any]] = {}
+
+    def piece(key: Any) -> list[Any]:
+        return pieces.setdefault(key, [key])
+
+    for node in graph.nodes if storage.written else ():
+        for source in storage.sources(node):
+            mine = piece(node)
+            other = piece((source, node.args[1]) if _is_item(node) and _makes_all(source) else source)
+            if mine is not other:
+                other += mine
+                pieces.update((key, other) for key in mine)
+    targets = (target for node in graph.nodes for target, _ in written_arguments(node))
+    return {member for target in targets for member in piece(target) if isinstance(member, fx.Node)}
+
+
+def _makes_all(node: fx.Node) -> bool:
+    """Whether all outputs of a call are new."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    schema = node.target._schema
+    return node.op == "call_function" and len(schema.returns) > 1 and all(part.alias_info is None for part in schema.returns)
+
+
+def _wrapped(picked: Picked) -> Picked | ScaleField:
+    """The field of a result, by position where all slices carry the same."""
+    if isinstance(picked.value, ScaleField) and not any(picked.value.varies_along(axis) for axis in picked.axes):
+        return ScaleField(picked.shape, picked.value.terms)
+    return picked
+
+
+def _with(bound: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments in their order, tensors by their fields; tensors without one are left out."""
+    plain = (key for key, value in bound.items() if key in fields or not any(True for _ in nodes_in(value)))
+    return {key: fields.get(key, bound[key]) for key in plain}
+
+
+def _fake(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """A fake tensor of another shape."""
+    return torch.empty(tuple(shape), dtype=like.dtype, device="meta")
+
+
+def _is_item(node: fx.Node) -> bool:
+    """Whether the node takes one output of a call."""
+    return getattr(node.target, "__name__", "") == "getitem"

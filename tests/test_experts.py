@@ -1,0 +1,78 @@
+"""Experts behind a router: scales of their own where one index picks all their weights, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+import fxenorm
+from fxenorm.field import ScaleField
+from fxenorm.rules import position_axes
+from fxenorm.symmetry import picks
+
+from .account_check import assert_adds_up
+from .completeness_experts import EXPERTS, HELD_BACK
+from .completeness_harness import analysed, soundness
+from .helpers import TOLERANCE, draw_log_scales, relative_difference
+
+
+def _inputs(shapes: tuple[tuple[int, ...], ...], seed: int = 5) -> tuple[torch.Tensor, ...]:
+    random = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(*shape, generator=random, dtype=torch.float64) for shape in shapes)
+
+
+@pytest.mark.parametrize("name", HELD_BACK)
+def test_what_is_found_of_networks_that_are_not_measured(name: str) -> None:
+    build, shapes, number = HELD_BACK[name]
+    found = analysed(build, _inputs(shapes))
+    assert found.symmetry.num_scales == number
+    assert_adds_up(found.symmetry)
+    for mode in ("eval", "train"):
+        assert soundness(found, _inputs(((60, 4),)), mode) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_plans_hold_for_other_tokens(name: str) -> None:
+    """What is found at the tokens of the example holds for many others, in both modes."""
+    build, shapes = EXPERTS[name]
+    model, inputs = build().double(), _inputs(shapes)
+    plan = fxenorm.analyze(model, inputs)
+    others = _inputs(shapes if len(shapes[0]) == 3 else ((200, 4),), seed=6)
+    for mode in (True, False):
+        model.train(mode)
+        with torch.no_grad():
+            before = model(*others)
+            plan.rescale(0.3 * draw_log_scales(plan))
+            after = model(*others)
+        assert relative_difference(tree_leaves(before), tree_leaves(after)) <= TOLERANCE
+
+
+def test_each_expert_has_its_own_group_of_rows() -> None:
+    """The rows of one expert's first weight carry variables of no other expert, and its second weight carries the same."""
+    build, shapes = EXPERTS["experts_picked"]
+    plan = fxenorm.analyze(build(), tuple(x.float() for x in _inputs(shapes)))
+    up = {int(k) for _, ids in plan.exponents["up"] for k in ids.ravel() if k >= 0}
+    down = {int(k) for _, ids in plan.exponents["down"] for k in ids.ravel() if k >= 0}
+    assert len(up) == 9 and up == down
+    assert len(plan.pairs) == 1 and (plan.pairs[0].producer, plan.pairs[0].consumer) == ("up", "down")
+
+
+def test_control_two_indices_taken_for_one_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picks.Picks, "_index", lambda self, kind, node: (kind, 0))
+    _assert_wrong("two_indices")
+
+
+def test_control_positions_taken_for_others_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_any_order(value: ScaleField, positions: int) -> tuple[int, ...]:
+        return tuple(axis for axis, size in enumerate(value.terms[0][1].shape) if size > 1)
+
+    monkeypatch.setattr(picks, "axes_numbered", in_any_order)
+    monkeypatch.setattr(picks, "MOVING", position_axes.MOVING | {"aten::flip"})
+    _assert_wrong("positions_of_experts_turned")
+
+
+def _assert_wrong(name: str) -> None:
+    """More is claimed than holds, and the outputs tell."""
+    build, shapes = EXPERTS[name]
+    assert soundness(analysed(build, _inputs(shapes)), _inputs(shapes), "eval") > 1e-3
