@@ -7,15 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
+from ..rules import find_rule
+from ..trace.hold import HOLD
 from ..trace.outputs import Output, chosen
 from ..trace.traced_model import TracedModel
 from .arguments import flat
+from .storage import Storage, written_arguments
 
 __all__ = ["OutputEnds"]
 
 CACHE = "a cache that is fed back"
 NOT_NAMED = "not named in outputs="
 CONSTANT = "it depends on no input"
+
+_READS = frozenset({"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal"})
 
 
 class OutputEnds:
@@ -52,7 +57,7 @@ class OutputEnds:
                 self.unsearched.append(f"{output.path!r} of what forward returns cannot be searched for tensors: {output.reason}")
             else:
                 self.held += [(output, node) for node in nodes]
-        self.live = _live(traced, {node for _, node in self.held}, whole=not self.left_out)
+        self.live = _live(traced, {node for _, node in self.held})
 
 
 def _active(traced: TracedModel) -> set[fx.Node]:
@@ -66,23 +71,31 @@ def _active(traced: TracedModel) -> set[fx.Node]:
     return active
 
 
-def _live(traced: TracedModel, held: set[fx.Node], whole: bool) -> set[fx.Node]:
-    """The nodes that matter: all of them, unless outputs were left out."""
-    nodes = [node for node in traced.graph.nodes if node.op != "output"]
-    if whole:
-        return set(nodes)
-    live = {node for node in nodes if node in held or _does_more(node, traced.tracer)}
-    for node in reversed(nodes):
-        if node in live:
+def _live(traced: TracedModel, held: set[fx.Node]) -> set[fx.Node]:
+    """The nodes that lead to held outputs or do more than compute, from the end on: a write knows who reads behind it."""
+    storage = Storage(traced.graph)
+    live: set[fx.Node] = set()
+    for node in reversed(traced.graph.nodes):
+        if node.op != "output" and (node in live or node in held or _does_more(node, traced.tracer, storage, live | held)):
+            live.add(node)
             live.update(node.all_input_nodes)
     return live
 
 
-def _does_more(node: fx.Node, tracer: str) -> bool:
-    """Whether a node matters though no output needs it: it writes, or Python read its value and may have taken a branch by it."""
-    if not node.users:
-        return True
+def _does_more(node: fx.Node, tracer: str, storage: Storage, read: set[fx.Node]) -> bool:
+    """Whether a node matters though no output needs it.
+
+    It checks or keeps a value, writes memory that is read behind it or outlives the call, has effects that are not known, or
+    Python read its value and may have taken a branch by it.
+    """
+    if node.op != "call_function":
+        return node.op != "output"
     if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    reads = node.target._schema.name in ("aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal")
-    return bool(node.target._schema.is_mutable) or (reads and tracer == "make_fx")
+        return getattr(node.target, "__name__", "") != "getitem"
+    name = node.target._schema.name
+    if name == HOLD or name.startswith("aten::_assert") or find_rule(name, node.target._overloadname or "default") is None:
+        return True
+    written = [member for target, _ in written_arguments(node) for member in storage.members(target)]
+    if written:
+        return any(member in read or member.op != "call_function" for member in written)
+    return tracer == "make_fx" and name in _READS

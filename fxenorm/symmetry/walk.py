@@ -152,11 +152,13 @@ class _GraphWalk:
         self.part_of: dict[fx.Node, str] = {}
         self.event_of: dict[fx.Node, int] = {}
         self.events = events
+        self.ends = OutputEnds(traced, walk.held_outputs)
         # Fields are dropped after their last user; events keep what sites need.
-        self.last_use = {source: node for node in traced.graph.nodes for source in node.all_input_nodes}
+        users = [node for node in traced.graph.nodes if node.op == "output" or node in self.ends.live]
+        self.last_use = {source: node for node in users for source in node.all_input_nodes}
 
     def run(self) -> None:
-        ends = OutputEnds(self.traced, self.walk.held_outputs)
+        ends = self.ends
         for node in self.traced.graph.nodes:
             if node.op in ("placeholder", "get_attr"):
                 self._start(node)
