@@ -106,6 +106,27 @@ def _second_axis(m: Net, x: Tensor) -> Tensor:
     return (m.down.index_select(0, i) * hidden[:, None, :]).sum(-1)
 
 
+def _in_place(m: Net, x: Tensor) -> Tensor:
+    i = _pick(m, x)
+    return _times(m.down[i], F.relu_(_times(m.up[i], x).add_(m.bias[i])))
+
+
+def _in_place_through_a_view(m: Net, x: Tensor) -> Tensor:
+    i = _pick(m, x)
+    hidden = torch.bmm(m.up[i], x.unsqueeze(-1))
+    hidden.squeeze(-1).add_(m.bias[i])
+    return _times(m.down[i], F.relu(hidden.squeeze(-1)))
+
+
+def _seen_through_a_view(m: Net, x: Tensor) -> Tensor:
+    """The write is read through a view that was made before it."""
+    i = _pick(m, x)
+    hidden = _times(m.up[i], x)
+    view = hidden[:]
+    hidden.mul_(_times(m.gate[i], x).detach())
+    return _times(m.down[i], view)
+
+
 def _own_norms(m: Net, x: Tensor) -> Tensor:
     i = _pick(m, x)
     return _times(m.down[i], F.layer_norm(_times(m.up[i], x), (HIDDEN,)) * m.bias[i])
@@ -205,6 +226,7 @@ EXPERTS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] 
     "gate_and_up_joined": (_experts(_joined, gate=(EXPERTS_COUNT, HIDDEN, WIDTH)), MANY),
     "experts_of_three_layers": (_experts(_three_layers, middle=(EXPERTS_COUNT, HIDDEN, HIDDEN)), MANY),
     "experts_on_the_second_axis": (_experts(_second_axis, wide=(WIDTH, EXPERTS_COUNT, HIDDEN)), MANY),
+    "experts_in_place": (_experts(_in_place, bias=BIAS), MANY),
     "experts_with_norms": (_experts(_own_norms, bias=BIAS), MANY),
     "experts_with_a_shared_end": (_experts(_shared_end, end=(HIDDEN, WIDTH)), MANY),
     "experts_with_a_shared_bias": (_experts(_shared_bias, end=(HIDDEN, WIDTH)), MANY),
@@ -224,6 +246,8 @@ HELD_BACK: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...],
     "index_changed_in_place": (_experts(_changed_in_place), MANY, 4),
     "next_expert": (_experts(_next_expert), MANY, 4),
     "one_plus": (_experts(_one_plus, bias=BIAS), MANY, 19),
+    "in_place_through_a_view": (_experts(_in_place_through_a_view, bias=BIAS), MANY, 4),
+    "seen_through_a_view": (_experts(_seen_through_a_view, gate=(EXPERTS_COUNT, HIDDEN, WIDTH)), MANY, 7),
     "one_token": (_experts(_one), ((1, 4),), 4),
 }
 """Networks of which a derivative does not see the whole group, or of which it is known that not all is found; the number found.

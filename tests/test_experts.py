@@ -76,3 +76,9 @@ def _assert_wrong(name: str) -> None:
     """More is claimed than holds, and the outputs tell."""
     build, shapes = EXPERTS[name]
     assert soundness(analysed(build, _inputs(shapes)), _inputs(shapes), "eval") > 1e-3
+
+
+def test_control_writes_that_a_view_sees_are_not_calls_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picks, "_in_turn", lambda members, storage: True)
+    build, shapes, _ = HELD_BACK["seen_through_a_view"]
+    assert soundness(analysed(build, _inputs(shapes)), _inputs(shapes), "eval") > 1e-3

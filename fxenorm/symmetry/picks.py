@@ -20,6 +20,7 @@ from ..field.picked import Picked, axes_numbered, narrowed, numbered_positions, 
 from ..rules import Call, Rule, is_floating
 from ..rules.outside_operators import grouped_by_expert
 from ..rules.position_axes import MOVING, axes_of_call
+from ..trace.hold import HOLD
 from .arguments import bound_arguments, flat, nodes_in, operator_name
 from .known_values import KnownValues
 from .sizes import Sizes, is_symbolic
@@ -90,9 +91,15 @@ class Picks:
         self._sizes, self._known, self._probe = sizes, known, probe
         self._numbers: dict[fx.Node, int] = {}
         self._written: set[fx.Node] = set()
+        # Memory whose writes follow one another, each read through its own result only: they are calls like others.
+        self._in_turn: dict[fx.Node, int] = {}
+        self._carrying: set[int] = set()
         self.possible = any(operator_name(node) in _PICKING | _GROUPED for node in graph.nodes)
         if self.possible:
-            self._written = _written(graph, storage)
+            for position, members in enumerate(_written(graph, storage)):
+                self._written |= members
+                if _in_turn(members, storage):
+                    self._in_turn |= dict.fromkeys(members, position)
             self._number(graph)
 
     def _number(self, graph: fx.Graph) -> None:
@@ -120,6 +127,15 @@ class Picks:
             node = node.args[0]
         return None if node in self._written else (kind, self._numbers[node])
 
+    def follow(self, node: fx.Node, result: Any) -> None:
+        """Note a result: what is written to the memory of slices is followed through the results of the writes."""
+        if node in self._in_turn and any(isinstance(value, Picked) for value in flat(result)):
+            self._carrying.add(self._in_turn[node])
+
+    def follows(self, node: fx.Node) -> bool:
+        """Whether writes to the node's memory need no note, as later readers read the results of the writes."""
+        return self._in_turn.get(node) in self._carrying
+
     def call(
         self, node: fx.Node, raw: Callable[[fx.Node], Any], read: Callable[[fx.Node], Any], origin: int
     ) -> PickedCall | None:
@@ -131,9 +147,9 @@ class Picks:
             read: gives the value of an argument that is not picked.
             origin: of the call.
         """
-        if not self.possible or node in self._written:
+        if not self.possible or (node in self._written and node not in self._in_turn):
             return None
-        name, sources = operator_name(node), node.all_input_nodes
+        name, sources = _name(node), node.all_input_nodes
         values = {source: raw(source) for source in sources}
         picked = {source: value for source, value in values.items() if isinstance(value, Picked)}
         if not picked and name not in _PICKING | _GROUPED:
@@ -253,7 +269,7 @@ class Picks:
         shapes = {key: each(value, lambda n: tuple(self._sizes.of(n).shape)) for key, value in tensors.items()}
         axes = {key: each(value, lambda n: picked[n].axes if n in picked else None) for key, value in tensors.items()}
         equation = str(bound.get("equation", ""))
-        followed = axes_of_call(operator_name(node), shapes, axes, tuple(output.shape), equation)
+        followed = axes_of_call(_name(node), shapes, axes, tuple(output.shape), equation)
         if followed is None:
             return None
         found, out = followed
@@ -313,8 +329,8 @@ class Picks:
         return PickedCall(arguments, fakes, new if many else new[0], lambda rule: rule, wrap)
 
 
-def _written(graph: fx.Graph, storage: Storage) -> set[fx.Node]:
-    """The nodes whose memory is written to somewhere. The outputs of a call that makes several tensors share none."""
+def _written(graph: fx.Graph, storage: Storage) -> list[set[fx.Node]]:
+    """Nodes that share memory which is written to somewhere. The outputs of a call that makes several tensors share none."""
     pieces: dict[Any, list[Any]] = {}
 
     def piece(key: Any) -> list[Any]:
@@ -328,7 +344,32 @@ def _written(graph: fx.Graph, storage: Storage) -> set[fx.Node]:
                 other += mine
                 pieces.update((key, other) for key in mine)
     targets = (target for node in graph.nodes for target, _ in written_arguments(node))
-    return {member for target in targets for member in piece(target) if isinstance(member, fx.Node)}
+    found = {id(members): members for members in map(piece, targets)}
+    return [{member for member in members if isinstance(member, fx.Node)} for members in found.values()]
+
+
+def _in_turn(members: set[fx.Node], storage: Storage) -> bool:
+    """Whether nothing that was made before a write to a piece of memory is read behind it, but for the write's result."""
+    order = storage.order
+    for node in members:
+        name = operator_name(node)
+        if node.op != "call_function" or name == HOLD or any(word in name for word in ("strided", "set_", "resize")):
+            return False
+    writes = [node for node in members if written_arguments(node)]
+    for write in writes:
+        if len(written_arguments(write)) > 1:
+            return False
+        before = (other for other in members if order[other] < order[write])
+        if any(order[user] > order[write] for other in before for user in other.users):
+            return False
+    targets = {user for node in members for user in node.users if any(target is node for target, _ in written_arguments(user))}
+    return targets <= set(writes)
+
+
+def _name(node: fx.Node) -> str:
+    """The operator's name, without the mark of one that works in place."""
+    name = operator_name(node)
+    return name.removesuffix("_") if written_arguments(node) else name
 
 
 def _makes_all(node: fx.Node) -> bool:

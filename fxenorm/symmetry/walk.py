@@ -386,7 +386,7 @@ class _GraphWalk:
         origin = self.walk.origin(Origin(f"{name.split('::')[-1]}.{overload}", node.name, module_path(node), source_line(node)))
         self.origin_of[node] = origin
         read = self._reader(node)
-        picked = self.picks.call(node, self._kept, read, origin)
+        picked = None if self.writes.written(node) else self.picks.call(node, self._kept, read, origin)
         if picked is None:
             arguments = {key: replaced(value, read) for key, value in bound.items() if key not in _unread(node)}
         else:
@@ -414,13 +414,14 @@ class _GraphWalk:
             known = rule is not None or name == HOLD
             self.walk.origins[origin] = Origin(where.operator, where.node, where.module, where.source, call.barrier, known)
         self.walk.inexact.update(dict.fromkeys(call.inexact))
+        if picked is not None:
+            result = picked.wrap(result)
+            self.picks.follow(node, result)
         for written, position in written_arguments(node):
             value = result[position] if isinstance(result, (list, tuple)) and position is not None else result
             result_of_write = self._write(written, value, node, origin)
             if not isinstance(result, (list, tuple)):
                 result = result_of_write
-        if picked is not None:
-            result = picked.wrap(result)
         self.values[node] = result
         parts = {self.part_of.get(source) for source in node.all_input_nodes if is_floating(self.sizes.of(source))}
         if rule is not None and rule.family == "structural" and len(parts) == 1 and None not in parts:
@@ -546,6 +547,8 @@ class _GraphWalk:
     def _write(self, target: fx.Node, new: Any, node: fx.Node, origin: int) -> Any:
         """`node` writes a tensor of field `new` into `target`; returns the field that later readers of the memory see."""
         fake = self.sizes.of(target)
+        if self.picks.follows(target):
+            return new
         if (
             not isinstance(fake, torch.Tensor)
             or not is_floating(fake)
