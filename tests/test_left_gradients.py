@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import fxenorm
 from fxenorm.errors import FxenormWarning
+from fxenorm.optim import registry
 
 X = torch.randn(8, 6)
 WORDS = "no optimizer step has used"
@@ -31,7 +32,12 @@ class PlainData(torch.optim.Optimizer):
                     parameter.data.add_(parameter.grad, alpha=-0.01)
 
 
-fxenorm.register_optimizer(PlainData, {})
+@pytest.fixture(autouse=True)
+def own_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule for the class above, gone after the test: others run over all that are registered."""
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    fxenorm.register_optimizer(PlainData, {})
+
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.01),
