@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import coo_array, csc_array, diags_array, eye_array
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 __all__ = ["SparseCoarseProblem"]
@@ -25,6 +23,8 @@ class SparseCoarseProblem:
     """`CoarseProblem` for many scalars; the same arguments."""
 
     def __init__(self, logs: Tensor, exponents: Tensor, count: int, p: float) -> None:
+        from scipy.sparse import coo_array  # slow to import, and only for deep models
+
         self._like, self.p = logs, p
         self.logs: _Vector = logs.cpu().double().numpy()
         entry, label, exponent = exponents.cpu().numpy()
@@ -67,11 +67,16 @@ class SparseCoarseProblem:
 
     def _gram(self, weights: _Vector) -> Any:
         """The sum over entries of weight times the outer product of its exponents."""
+        from scipy.sparse import csc_array, diags_array
+
         return csc_array(self.rows.T @ (diags_array(weights) @ self.rows))
 
 
 def _solver(matrix: Any, ridge: float) -> Callable[[_Vector], _Vector] | None:
     """Solves a symmetric positive semidefinite system; rows of zeros give 0. None where it has too many entries or no factors."""
+    from scipy.sparse import csc_array, diags_array, eye_array
+    from scipy.sparse.linalg import splu
+
     count = matrix.shape[0]
     if matrix.nnz > _MOST_NEIGHBOURS * count:
         return None
