@@ -351,4 +351,6 @@ def test_no_train_mode_warns_or_raises() -> None:
     assert traced.covers == ("eval",)
     assert len(trace_model(model, example_kwargs={"targets": torch.ones(2)})) == 2
     with pytest.raises(ExampleInputsError, match="targets should be given"):
-        trace_model(model, modes="train")
+        trace_model(model, torch.ones(2, 3), modes="train")
+    (guessed,) = trace_model(model, modes="train")
+    assert guessed.covers == ("train",), "guessed inputs hold what train mode wants"
