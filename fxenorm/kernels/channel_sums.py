@@ -90,7 +90,7 @@ def _most(tensor: Tensor) -> int:
 
 
 def power_matrix(p: float, block: Block, tensor: Tensor, factor: Tensor | None) -> Tensor:
-    """|w * factor|^p summed over the kernel axes, size 1 there; logarithms where p > 8; or the weight, see `expanded`."""
+    """|w * factor|^p summed over the kernel axes, size 1 there; logarithms where p > 4; or the weight, see `expanded`."""
     if _is_kept_narrow(block, tensor):
         # In place a float32 tensor takes the product in the factor's type and rounds it once.
         return tensor.detach() if factor is None else tensor.detach().to(torch.float32, copy=True).mul_(factor)
