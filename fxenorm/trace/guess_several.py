@@ -241,12 +241,17 @@ def _edge_weight(found: Reached, setting: _Setting, maker: Maker) -> Iterator[to
     yield maker.floats(EDGES, 1)
 
 
+def _rows_for(layer: nn.Module, count: int, maker: Maker) -> Iterator[torch.Tensor]:
+    """As many rows, or indices, as are wanted for one layer; nothing where it takes no known shape."""
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+        yield maker.integers(count, below=layer.num_embeddings)
+    else:
+        yield from (maker.floats(count, shape[-1]) for shape, _ in itertools.islice(shapes_for_layer(layer), 1))
+
+
 def _edge_features(found: Reached, setting: _Setting, maker: Maker) -> Iterator[torch.Tensor]:
     for layer in found.layers[:2]:
-        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
-            yield maker.integers(EDGES, below=layer.num_embeddings)
-        else:
-            yield from (maker.floats(EDGES, shape[-1]) for shape, _ in itertools.islice(shapes_for_layer(layer), 1))
+        yield from _rows_for(layer, EDGES, maker)
     yield from _edge_weight(found, setting, maker)
     yield maker.integers(EDGES, below=setting.vocabulary)
 
@@ -265,10 +270,7 @@ def _positions(found: Reached, setting: _Setting, maker: Maker) -> Iterator[torc
 
 def _time(found: Reached, setting: _Setting, maker: Maker) -> Iterator[torch.Tensor]:
     for layer in found.layers[:1]:
-        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
-            yield maker.integers(BATCH, below=layer.num_embeddings)
-        else:
-            yield from (maker.floats(BATCH, shape[-1]) for shape, _ in itertools.islice(shapes_for_layer(layer), 1))
+        yield from _rows_for(layer, BATCH, maker)
     yield maker.integers(BATCH, below=1000, stride=7)
     yield maker.floats(BATCH)
     yield maker.floats(BATCH, 1)
