@@ -155,6 +155,39 @@ def test_steps_that_a_scaler_skips_do_not_count(fused: bool, every: int) -> None
     assert again.steps == 6
 
 
+@pytest.mark.parametrize("poisoned", [(), (0,), (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_run_that_is_resumed_between_the_steps_of_two_optimizers(fused: bool, poisoned: tuple[int, ...]) -> None:
+    """The scaler skips the steps of some of them in the very round that is interrupted."""
+
+    def run(halt: int | None) -> tuple[list[Tensor], int]:
+        model = network()
+        plan = fxenorm.analyze(model)
+        members = [list(model[0].parameters()), [*model[2].parameters(), *model[4].parameters()]]
+        optimizers = [torch.optim.SGD(parameters, lr=0.05, fused=fused) for parameters in members]
+        handle = plan.attach(optimizers, every=2)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=True)
+        for step in range(6):
+            backward(model, step, scaler)
+            for number, optimizer in enumerate(optimizers):
+                if step == 3 and number in poisoned:
+                    optimizer.param_groups[0]["params"][0].grad.fill_(torch.inf)
+                if step == halt and number == 1:
+                    file = io.BytesIO()
+                    torch.save(handle.state_dict(), file)
+                    file.seek(0)
+                    handle.remove()
+                    handle = plan.attach(optimizers, every=2)
+                    handle.load_state_dict(torch.load(file))
+                scaler.step(optimizer)
+            scaler.update()
+        return weights(model), handle.steps
+
+    (one, steps), (other, resumed) = run(None), run(3)
+    assert steps == resumed and (not fused or steps == 6 - (len(poisoned) == 2))
+    assert same(one, other)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_state_is_dropped_at_the_steps_that_are_due_only(fused: bool) -> None:
     model = network()

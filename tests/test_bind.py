@@ -25,6 +25,7 @@ from .helpers import (
     soundness_error,
     state_of,
 )
+from .process_state import assert_same_process, process_state
 
 INPUTS = (torch.randn(3, 3, 32, 40, dtype=torch.float64, generator=generator(0)),)
 
@@ -174,7 +175,7 @@ def test_what_is_not_a_stored_plan_is_refused(stored: Any) -> None:
         fxenorm.Plan.from_dict(stored, mlp())
 
 
-def test_analyze_changes_nothing_in_the_model() -> None:
+def test_analyze_changes_nothing_in_the_model_and_the_process() -> None:
     model = mlp()
     model[1].eval()
     model[0].weight.requires_grad_(False)
@@ -185,30 +186,28 @@ def test_analyze_changes_nothing_in_the_model() -> None:
     identities = {name: (id(p), p.data_ptr(), p.requires_grad, p._version) for name, p in model.named_parameters()}
     attributes = [set(vars(module)) for module in model.modules()]
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()]
-    random = torch.get_rng_state()
-    grad_mode, threads, default = torch.is_grad_enabled(), torch.get_num_threads(), torch.get_default_dtype()
+    process = process_state()
     plan = fxenorm.analyze(model, torch.randn(2, 4, generator=generator(0)))
     assert plan.num_scales == 5
-    assert torch.equal(torch.get_rng_state(), random)
+    assert_same_process(process)
     assert_same_state(model, state)
     assert [module.training for module in model.modules()] == flags
     assert {name: (id(p), p.data_ptr(), p.requires_grad, p._version) for name, p in model.named_parameters()} == identities
     assert [set(vars(module)) for module in model.modules()] == attributes
     assert [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()] == hooks
     assert torch.equal(model[4].weight.grad, torch.ones(3, 5)) and model[0].weight.grad is None
-    assert (torch.is_grad_enabled(), torch.get_num_threads(), torch.get_default_dtype()) == (grad_mode, threads, default)
     assert not hook_calls
 
 
-def test_analyze_restores_the_model_when_it_fails() -> None:
+def test_analyze_restores_the_model_and_the_process_when_it_fails() -> None:
     model = mlp()
     model[1].eval()
-    state, flags, random = state_of(model), [module.training for module in model.modules()], torch.get_rng_state()
+    state, flags, process = state_of(model), [module.training for module in model.modules()], process_state()
     with pytest.raises(fxenorm.FxenormError):
         fxenorm.analyze(model, torch.ones(2, 17))
     assert_same_state(model, state)
     assert [module.training for module in model.modules()] == flags
-    assert torch.equal(torch.get_rng_state(), random)
+    assert_same_process(process)
 
 
 def test_plans_do_not_share_anything_that_changes() -> None:

@@ -157,16 +157,19 @@ def test_what_is_not_finite_shows_in_the_sums(value: float, p: float) -> None:
 
 
 def test_all_16_bit_numbers() -> None:
-    """Every value there is, times 1, comes back; times a factor it is rounded as PyTorch rounds it."""
+    """Every value there is, times 1, comes back; times a factor it is rounded as PyTorch rounds it, ties (at 1.5) to even."""
     bits = torch.arange(-(2**15), 2**15).to(torch.int16)
     for dtype in (torch.float16, torch.bfloat16):
         values = bits.view(dtype)
-        for log_scale in (0.0, 0.1, -9.0, 5.0):
+        for log_scale in (0.0, 0.1, -9.0, 5.0, math.log(1.5), math.log(0.75)):
             ours, theirs = values.clone(), values.clone()
             terms = term_tensors([(1, np.zeros(1, dtype=np.int64))], 1, 1)
             compiled().apply([ScaleTarget("w", ours, terms)], torch.tensor([log_scale], dtype=torch.float64))
             EAGER.apply([ScaleTarget("w", theirs, terms)], torch.tensor([log_scale], dtype=torch.float64))
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+            if log_scale > -9.0:  # where two roundings in a row, to float32 and on, are one
+                product = values.double() * math.exp(log_scale)
+                torch.testing.assert_close(theirs, product.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
 def network() -> nn.Sequential:

@@ -195,8 +195,9 @@ def test_no_intermediate_overflow() -> None:
     seed=st.integers(0, 2**32 - 1),
     size=st.floats(0.1, 20.0),
     kept=st.lists(st.sampled_from(list(Keep)), min_size=8, max_size=8),
+    power=st.sampled_from([1, -1, -2]),
 )
-def test_within_their_rooms_nothing_is_lost(case: Case, seed: int, size: float, kept: list[Keep]) -> None:
+def test_within_their_rooms_nothing_is_lost(case: Case, seed: int, size: float, kept: list[Keep], power: int) -> None:
     """Whatever some variables do within their rooms, and whatever is not flagged."""
     generator = np.random.default_rng(seed)
     log_scales = torch.from_numpy(generator.normal(size=case.num_scales) * size)
@@ -206,7 +207,7 @@ def test_within_their_rooms_nothing_is_lost(case: Case, seed: int, size: float, 
         """The same tensors again."""
         members = enumerate(zip(given, case.terms, kept, strict=False))
         return [
-            replace(target(tensor.clone(), terms, case.num_scales, offset=3e4 * case.offset(index)), keep=keep)
+            replace(target(tensor.clone(), terms, case.num_scales, power, 3e4 * case.offset(index, power)), keep=keep)
             for index, (tensor, terms, keep) in members
         ]
 
@@ -224,6 +225,37 @@ def test_within_their_rooms_nothing_is_lost(case: Case, seed: int, size: float, 
             assert item.tensor.isfinite().all()
             if not item.offset:
                 assert not ((item.tensor == 0) & (before != 0)).any()
+
+
+def leaves_its_type(target: ScaleTarget, log_scales: np.ndarray, names: set[int]) -> None:
+    """By definition: adds the variables that make an entry grow beyond its type, and those whose own factor is no float64."""
+    padded, most = np.append(log_scales, 0.0), math.log(torch.finfo(target.tensor.dtype).max)
+    sizes = target.tensor.double().abs().numpy()
+    for entry in np.ndindex(*sizes.shape):
+        ids = [int(ids.numpy()[tuple(np.minimum(entry, np.array(ids.shape) - 1))]) for _, ids in target.terms]
+        changes = [target.power * c * padded[k] for (c, _), k in zip(target.terms, ids, strict=True)]
+        grows = sizes[entry] > 0 and sum(changes) > 0 and math.log(sizes[entry]) + sum(changes) >= most
+        names |= {k for k, change in zip(ids, changes, strict=True) if (grows and change > 0) or abs(change) >= 690.0}
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    case=cases(),
+    seed=st.integers(0, 2**32 - 1),
+    size=st.sampled_from([3.0, 30.0, 300.0, 1000.0]),
+    power=st.sampled_from([1, -1, -2]),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+)
+def test_what_overflows_is_found_by_definition(case: Case, seed: int, size: float, power: int, dtype: torch.dtype) -> None:
+    """Weights, and second moments that move by the power -2; up to three variables an entry."""
+    log_scales = np.random.default_rng(seed).normal(size=case.num_scales) * size
+    members = zip(case.tensors, case.terms, strict=True)
+    targets = [target(tensor.clamp(-1e4, 1e4).to(dtype), terms, case.num_scales, power) for tensor, terms in members]
+    expected: set[int] = set()
+    for item in targets:
+        leaves_its_type(item, log_scales, expected)
+    found = BACKEND.overflowing(targets, torch.from_numpy(log_scales)).nonzero().flatten().tolist()
+    assert found == sorted(expected - {case.num_scales})
 
 
 def test_net_growth_decides_for_given_scales() -> None:

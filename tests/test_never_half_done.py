@@ -151,6 +151,42 @@ def test_in_the_hook_too(name: str) -> None:
     assert after and all(torch.equal(tensor, after[key]) for key, tensor in session.tensors().items())
 
 
+def large_moments(session: Session) -> None:
+    session.state(0)["exp_avg_sq"].fill_(1e30)
+
+
+def in_16_bits(session: Session) -> None:
+    session.model.half()
+    session.optimizer = torch.optim.SGD(session.model.parameters(), lr=0.1)
+
+
+OVERFLOWS: dict[str, tuple[Callable[[Session], None], float, float, str]] = {
+    "second moments": (large_moments, -18.0, -5.0, r"exp_avg_sq of 0\.weight"),
+    "16-bit weights": (in_16_bits, 14.0, 3.0, r"'0\.weight' of type torch\.float16"),
+    "no float64": (lambda session: session.model.double() and None, 800.0, 300.0, r"'0\.weight' of type torch\.float64"),
+}
+
+
+@pytest.mark.parametrize("name", OVERFLOWS)
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_a_rescaling_that_overflows_is_refused_as_a_whole(name: str, backend: str) -> None:
+    """Of all entries the last group's alone stay in range; where all do, everything moves."""
+    damage, over, within, message = OVERFLOWS[name]
+    session = Session()
+    damage(session)
+    if name == "no float64":
+        session.optimizer = torch.optim.SGD(session.model.parameters(), lr=0.1)
+    plan = fxenorm.analyze(session.model, INPUTS[0].to(session.model[0].weight), backend=backend)  # type: ignore[arg-type]
+    before = {key: value.detach().clone() for key, value in session.tensors().items()}
+    for some in (torch.full((plan.num_scales,), over), torch.tensor([over] + [0.0] * (plan.num_scales - 1))):
+        with pytest.raises(RescaleError, match=message):
+            plan.rescale(some, session.optimizer)
+        assert all(torch.equal(before[key], value) for key, value in session.tensors().items())
+    plan.rescale(torch.full((plan.num_scales,), within), session.optimizer)
+    assert all(value.isfinite().all() for value in session.tensors().values())
+    assert not torch.equal(before["0.weight"], session.tensors()["0.weight"])
+
+
 def test_a_gradient_that_cannot_follow() -> None:
     session = Session()
     saved = {name: parameter.detach().clone() for name, parameter in session.model.named_parameters()}

@@ -180,6 +180,74 @@ def test_what_no_optimizer_holds_is_listed_once() -> None:
     assert [warning.filename for warning in seen] == [__file__]
 
 
+@pytest.mark.parametrize("state", ["reexpress", "reset", "keep"])
+def test_the_history_of_lbfgs_when_its_first_parameter_does_not_move(state: Any) -> None:
+    """Torch keeps it with the first parameter; here that is none of the model's, and one without variables stands between."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    x = torch.randn(8, 4, dtype=torch.float64, generator=generator(1))
+    plan = fxenorm.analyze(model, x)
+    stranger = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    members = [stranger, *model[0].parameters(), model[4].bias, *model[2].parameters(), model[4].weight]
+    optimizer = torch.optim.LBFGS(members, lr=0.1, max_iter=4)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (model(x) - stranger.sum()).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    before, weights = copy.deepcopy(optimizer.state[stranger]), [member.detach().clone() for member in members]
+    assert len(before["old_stps"]) > 1
+    plan.rescale(draw_log_scales(plan), optimizer, state=state)
+    moved = [not torch.equal(member, weight) for member, weight in zip(members, weights, strict=True)]
+    assert moved == [False, True, True, False, True, True, True]
+    if state == "reset":
+        assert not any(optimizer.state.values())
+        return
+    ratios = [member.detach() / weight for member, weight in zip(members, weights, strict=True)]
+    flat = torch.cat([ratio.reshape(-1) for ratio in ratios]) if state == "reexpress" else 1.0
+    now = optimizer.state[stranger]
+    for key, factor in {"d": flat, "old_stps": flat, "old_dirs": 1 / flat, "prev_flat_grad": 1 / flat}.items():
+        for old, new in zip(
+            *([value[key]] if key in ("d", "prev_flat_grad") else value[key] for value in (before, now)), strict=True
+        ):
+            torch.testing.assert_close(new, old * factor, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "eager"])
+def test_gradients_and_state_follow_weights_that_lie_in_another_order(backend: Any) -> None:
+    """A weight that has become channels_last has gradients and moments that have not."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)]
+    model = nn.Sequential(*layers).double()
+    x = torch.randn(6, 3, 6, 6, dtype=torch.float64, generator=generator(1))
+    plan = fxenorm.analyze(model, x, backend=backend)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def products() -> list[Tensor]:
+        """What no rescaling changes."""
+        found = []
+        for parameter, state in optimizer.state.items():
+            weight = parameter.detach()
+            found += [parameter.grad * weight, state["exp_avg"] * weight, state["exp_avg_sq"] * weight**2]
+        return found
+
+    for number, order in enumerate((torch.contiguous_format, torch.channels_last, torch.contiguous_format, torch.channels_last)):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+        for layer in (model[0], model[2]):
+            layer.weight.data = layer.weight.data.to(memory_format=order)
+            assert layer.weight.is_contiguous(memory_format=order) and (number != 1 or layer.weight.grad.is_contiguous())
+        before, weight = products(), model[2].weight.detach().clone()
+        plan.step(optimizer, grads=True)
+        assert not torch.equal(weight, model[2].weight)
+        for old, new in zip(before, products(), strict=True):
+            torch.testing.assert_close(new, old, rtol=1e-10, atol=0)
+
+
 @pytest.mark.parametrize("cls", TORCH, ids=lambda cls: cls.__name__)
 def test_it_goes_on_following_step_after_step(cls: type[Optimizer]) -> None:
     """What one call looked up must not be taken for what the next one has to move."""

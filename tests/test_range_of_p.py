@@ -279,14 +279,15 @@ def test_bfloat16_below_the_normal_numbers_keeps_its_digits() -> None:
 
 @pytest.mark.parametrize("size", [1e-43, 1e-20, 1.0, 1e20, 1e38])
 @pytest.mark.parametrize("beside", [0.0, 1e-30, 1e30])
-def test_what_two_numbers_of_a_tensor_clear_keeps_every_entry_in_its_room(size: float, beside: float) -> None:
+@pytest.mark.parametrize("power", [1, -2])
+def test_what_two_numbers_of_a_tensor_clear_keeps_every_entry_in_its_room(size: float, beside: float, power: int) -> None:
     """The quick look of a CPU's step never lets through what the rooms of single entries forbid."""
     generator = torch.Generator().manual_seed(int(math.log(size)) + 100)
     tensor = size * torch.rand(6, 5, generator=generator, dtype=torch.float32, device="cpu")
     tensor[0, 0] = beside
     rows = torch.arange(6, dtype=torch.int64, device="cpu")[:, None]
     columns = 6 + torch.arange(5, dtype=torch.int64, device="cpu")[None, :]
-    targets = [ScaleTarget("weight", tensor, ((1, rows), (-1, columns)))]
+    targets = [ScaleTarget("weight", tensor, ((1, rows), (-1, columns)), power)]
     cleared = 0
     for reach in (0.1, 5.0, 60.0, 200.0):
         for _ in range(10):

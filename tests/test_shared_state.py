@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -107,6 +108,35 @@ def test_what_overlaps_otherwise_is_refused(damage: object, again: bool) -> None
     with pytest.raises(RescaleError, match="share memory"):
         plan.step(optimizer)
     assert all(torch.equal(a, b) for a, b in zip((*model.parameters(), *tensors_of(optimizer)), before, strict=True))
+
+
+def test_a_copy_that_lies_over_weights_in_another_way_is_refused() -> None:
+    """Over another weight, over its own a row further on, over its own the other way round: none of them is a copy."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)).double()
+    memory = torch.randn(120, dtype=torch.float64, device="cpu")
+    for index in (0, 2):
+        model[index].weight.data = memory[30 * index : 30 * index + 36].view(6, 6)
+    plan = fxenorm.analyze(model, INPUTS.double())
+    before = [tensor.detach().clone() for tensor in (memory, *model.parameters())]
+    for over in (model[2].weight.detach(), memory[6:42].view(6, 6), memory[3:39].view(6, 6), model[0].weight.detach().t()):
+        handle = plan.track({"0.weight": over})
+        for call in (plan.step, plan.balance, lambda: plan.rescale([0.5] * plan.num_scales)):
+            with pytest.raises(RescaleError, match=r"0\.weight.*share memory"):
+                call()
+        assert all(torch.equal(a, b) for a, b in zip((memory, *model.parameters()), before, strict=True))
+        handle.remove()
+    one = torch.ones(6, 6, dtype=torch.float64, device="cpu")
+    for other in ({"2.weight": one}, {"0.weight": one.t()}):
+        handles = [plan.track({"0.weight": one}), plan.track(other)]
+        with pytest.raises(RescaleError, match="share memory"):
+            plan.step()
+        assert (one == 1).all() and torch.equal(memory, before[0])
+        for handle in handles:
+            handle.remove()
+    plan.track({"0.weight": model[0].weight.detach()})
+    plan.rescale([0.5] * plan.num_scales)
+    torch.testing.assert_close(model[0].weight.detach(), before[1] * math.exp(0.5))
 
 
 def test_what_lies_between_one_another_is_no_overlap() -> None:

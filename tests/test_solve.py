@@ -16,6 +16,7 @@ from fxenorm.plan.channels import ChannelFields
 from fxenorm.plan.exponent_rows import exponent_rows
 from fxenorm.plan.iterate import move, round_limit, solve, solve_rounded
 from fxenorm.plan.problem import Problem
+from fxenorm.solve import solver_names
 from fxenorm.solve.jacobi import imbalance, jacobi_step, round_to_powers_of_two, truncate_to_powers_of_two
 
 from .random_plans import Case, cases
@@ -122,6 +123,24 @@ def test_a_variable_of_exponent_two_reaches_its_optimum_in_one_cycle() -> None:
         assert float(given_problem.log_objective(solution.log_scales).exp()) == pytest.approx(20.0003, abs=5e-5)
 
 
+@pytest.mark.parametrize("solver", solver_names())
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("exponents", [(2, -1), (1, -2), (2, -2, -1), (1, 2, -3), (-2, 2, 1, -1)])
+def test_every_solver_finds_the_minimum_whatever_the_exponents(exponents: tuple[int, ...], p: float, solver: str) -> None:
+    """F of one variable by definition, in plain numbers."""
+    masses = [3.0, 50.0, 0.7, 11.0][: len(exponents)]
+    given_problem = problem(one_variable(list(exponents), masses, p))
+    solution = solve(given_problem, tol=1e-9, max_iterations=200, solver=solver)
+    assert solution.converged
+    (found,) = solution.log_scales.tolist()
+
+    def slope(s: float) -> float:
+        """Of F, over p."""
+        return sum(exponent * mass * math.exp(p * exponent * s) for exponent, mass in zip(exponents, masses, strict=True))
+
+    assert slope(found - 1e-6) < 0 < slope(found + 1e-6)
+
+
 @given(
     entries=st.lists(st.tuples(st.integers(-4, 4).filter(bool), st.floats(1e-3, 1e3)), min_size=1, max_size=6),
     p=st.sampled_from([1.0, 2.0, 3.0]),
@@ -183,6 +202,22 @@ def test_rounded_solution_moves_by_powers_of_two_and_does_not_raise_the_objectiv
     torch.testing.assert_close(octaves, octaves.round(), atol=1e-9, rtol=0)
     before, after = float(given_problem.log_objective()), float(given_problem.log_objective(solution.log_scales))
     assert after <= before + 1e-9 * (1 + abs(before)) or before == -math.inf
+
+
+@pytest.mark.parametrize(("p", "ratio"), [(1.0, 2.0), (2.0, 4.0), (3.0, 8.0), (math.inf, 2.0)])
+@pytest.mark.parametrize("up", [False, True])
+def test_powers_of_two_stay_where_a_step_would_only_swap_the_sides(p: float, ratio: float, up: bool) -> None:
+    """With N = 2^p P (p = 2: N = 4 P) half an octave is asked for: a whole one swaps N and P, and the next swaps them back."""
+    sides = [1.0, ratio] if math.isinf(p) else [1.0, ratio ** (1 / p)]
+    ids = np.array([[0]])
+    tensors = [torch.full((1, 1), side, dtype=torch.float64) for side in (sides if up else sides[::-1])]
+    given_problem = problem(Case(1, p, [(1, 1)] * 2, [[(1, ids)], [(-1, ids)]], [0.0] * 2, tensors))
+    step = jacobi_step(*given_problem.log_sums(), given_problem.degree, p)
+    assert abs(float(step)) == pytest.approx(0.5 * math.log(2.0)), "half an octave"
+    everywhere = torch.ones(1, dtype=torch.bool)
+    assert move(given_problem, torch.zeros(1, dtype=torch.float64), step, everywhere).tolist() == [0.0]
+    further = move(given_problem, torch.zeros(1, dtype=torch.float64), 1.01 * step, everywhere)
+    assert math.isinf(p) == (further.tolist() != [0.0])
 
 
 def test_limit_is_reported() -> None:

@@ -325,20 +325,31 @@ def test_a_warm_cache_stays_right() -> None:
 
 
 def test_generators_and_arrays_are_as_before() -> None:
-    model = Net(lambda m, h: h * (1 + m.draws.random() + float(m.numbers.random()) + m.array.sum()) + m.write())  # type: ignore
-    model.draws, model.numbers, model.array = random.Random(1), np.random.default_rng(1), np.ones(3)  # type: ignore[assignment]
-    model.generator = torch.Generator()  # type: ignore[assignment]
+    """Numbers come in pairs from some generators: the second one, which is kept, is a part of the state."""
+
+    def drawn(m: Any) -> float:
+        return m.draws.gauss(0.0, 1.0) + m.legacy.randn() + float(m.numbers.integers(9, dtype=np.uint32)) + m.array.sum()
+
+    model: Any = Net(lambda m, h: h * (1 + drawn(m)) + m.write())
+    model.draws, model.numbers, model.array = random.Random(1), np.random.default_rng(1), np.ones(3)
+    model.legacy, model.generator = np.random.RandomState(1), torch.Generator()
 
     def write() -> float:
-        model.array[:] = 7  # type: ignore[index, operator]
-        return float(torch.rand(1, generator=model.generator).numel())  # type: ignore[arg-type]
+        model.array[:] = 7
+        return float(torch.rand(1, generator=model.generator).numel())
 
-    model.write = write  # type: ignore[assignment]
-    states = model.draws.getstate(), model.numbers.bit_generator.state, model.generator.get_state()  # type: ignore
-    with pytest.warns(fxenorm.FxenormWarning, match="some paths only"):
-        fxenorm.analyze(model, torch.randn(4, 6))
-    assert model.draws.getstate() == states[0] and model.numbers.bit_generator.state == states[1]  # type: ignore
-    assert torch.equal(model.generator.get_state(), states[2]) and (model.array == 1).all()  # type: ignore
+    def states() -> tuple[Any, ...]:
+        kind, keys, *pair = model.legacy.get_state()
+        return model.draws.getstate(), model.numbers.bit_generator.state, kind, keys.tolist(), pair
+
+    model.write = write
+    for _ in range(2):  # before the first and before the second number of a pair
+        before, torchs = states(), model.generator.get_state()
+        with pytest.warns(fxenorm.FxenormWarning, match="some paths only"):
+            fxenorm.analyze(model, torch.randn(4, 6))
+        assert states() == before
+        assert torch.equal(model.generator.get_state(), torchs) and (model.array == 1).all()
+        drawn(model)
 
 
 class Factory(OrderedDict[str, Any]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -16,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from fxenorm.errors import ExampleInputsError, FxenormWarning, OptionError, TraceError
 from fxenorm.trace import TracedModel, module_path, source_line, trace_model, unwrap
 
+from .process_state import assert_same_process, process_state, settings_of_a_user
+
 
 class Record:
     """Everything about a model and the process that a trace must leave alone."""
@@ -25,8 +27,7 @@ class Record:
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.tensors = {name: (tensor, tensor.detach().clone(), tensor.requires_grad) for name, tensor in tensors.items()}
         self.attributes = [(module, dict(vars(module)), list(module._forward_hooks.items())) for module in model.modules()]
-        self.generators = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-        self.switches = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.backends.mha.get_fastpath_enabled()
+        self.process = process_state()
 
     def check(self) -> None:
         tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
@@ -38,13 +39,7 @@ class Record:
             assert list(vars(module)) == list(attributes)
             assert all(vars(module)[name] is value for name, value in attributes.items())
             assert list(module._forward_hooks.items()) == hooks and not module._forward_pre_hooks
-        assert torch.equal(torch.get_rng_state(), self.generators[0]) and random.getstate() == self.generators[1]
-        assert np.array_equal(np.random.get_state()[1], self.generators[2])
-        assert self.switches == (
-            torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(),
-            torch.backends.mha.get_fastpath_enabled(),
-        )
+        assert_same_process(self.process)
 
 
 @pytest.fixture(autouse=True)
@@ -109,13 +104,27 @@ class OutwardWrites(InPlace):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.no_grad():
-            self.layer.weight.add_(random.random() + float(np.random.rand()))
+            self.layer.weight.add_(random.gauss(0.0, 1.0) + float(np.random.randn()))
         return super().forward(x)
 
 
-@pytest.mark.parametrize("data_dependent", [False, True])
-@pytest.mark.parametrize("kind", [InPlace, OutwardWrites])
-def test_the_model_is_left_as_it_was(kind: type[InPlace], data_dependent: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "data_dependent", "process"),
+    [
+        (InPlace, False, contextlib.nullcontext),
+        (InPlace, True, settings_of_a_user),
+        (OutwardWrites, False, settings_of_a_user),
+        (OutwardWrites, True, contextlib.nullcontext),
+    ],
+)
+def test_the_model_and_the_process_are_left_as_they_were(
+    kind: type[InPlace], data_dependent: bool, process: Callable[[], contextlib.AbstractContextManager[None]]
+) -> None:
+    with process():
+        leaves_all_as_it_was(kind, data_dependent)
+
+
+def leaves_all_as_it_was(kind: type[InPlace], data_dependent: bool) -> None:
     model = kind(data_dependent)
     model.norm.eval()
     model.layer.bias.requires_grad_(False)
@@ -135,18 +144,21 @@ def test_the_model_is_left_as_it_was(kind: type[InPlace], data_dependent: bool) 
         assert any("draws random numbers" in reason for reason in item.inexact) == (kind is OutwardWrites)
 
 
-@pytest.mark.parametrize("data_dependent", [False, True])
-def test_the_model_is_left_as_it_was_when_it_raises(data_dependent: bool) -> None:
-    model = InPlace(data_dependent)
-    model.norm = nn.BatchNorm1d(5)
-    model.norm.eval()
-    x = torch.randn(3, 4)
-    record = Record(model)
-    with pytest.raises(ExampleInputsError, match=r"float32\[3, 4\].*example_inputs"):
-        trace_model(model, x)
-    with pytest.raises(ExampleInputsError, match="No example inputs could be guessed"):
-        trace_model(model)
-    record.check()
+@pytest.mark.parametrize(("data_dependent", "process"), [(False, settings_of_a_user), (True, contextlib.nullcontext)])
+def test_the_model_and_the_process_are_left_as_they_were_when_it_raises(
+    data_dependent: bool, process: Callable[[], contextlib.AbstractContextManager[None]]
+) -> None:
+    with process():
+        model = InPlace(data_dependent)
+        model.norm = nn.BatchNorm1d(5)
+        model.norm.eval()
+        x = torch.randn(3, 4)
+        record = Record(model)
+        with pytest.raises(ExampleInputsError, match=r"float(32|64)\[3, 4\].*example_inputs"):
+            trace_model(model, x)
+        with pytest.raises(ExampleInputsError, match="No example inputs could be guessed"):
+            trace_model(model)
+        record.check()
 
 
 def test_train_overrides_are_respected_and_undone() -> None:

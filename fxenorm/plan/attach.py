@@ -100,9 +100,12 @@ class Attachment:
         self._hooks = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs: the count, who has stepped since, and the plan's fingerprint; see `steps` for the wait."""
+        """What a checkpoint needs: the count, who has stepped since, and the plan's fingerprint; see `steps` for the wait.
+
+        Of those who have stepped it says too whether a GradScaler has skipped all of these steps.
+        """
         members = [number for number, optimizer in enumerate(self._optimizers) if id(optimizer) in self._stepped]
-        return {"fingerprint": self._plan.fingerprint, "steps": self.steps, "stepped": members}
+        return {"fingerprint": self._plan.fingerprint, "steps": self.steps, "stepped": members, "idle": bool(self._idle)}
 
     def load_state_dict(self, stored: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint.
@@ -121,7 +124,7 @@ class Attachment:
                 "the checkpoint was written with another plan: the model's graph, its parameters or the options of "
                 "fxenorm.analyze have changed since. Analyse the same model with the same options, or attach without this state"
             )
-        self._rounds, self._skipped, self._idle = steps, None, not members
+        self._rounds, self._skipped, self._idle = steps, None, bool(stored.get("idle", not members))
         self._stepped = {id(self._optimizers[number]) for number in members}
 
     # ---------------------------------------------------------------- the hook

@@ -27,6 +27,9 @@ _ROUNDED_CYCLES = 100
 
 _SQUARED, _LEAST = 0.01, 1e-9
 
+_TIE = 1e-9
+"""For p = inf, half an octave (but for this share) stays: a whole one would swap the sides, and the next cycle swap them back."""
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -120,7 +123,7 @@ def move(problem: Problem, total: Tensor, step: Tensor, powers_of_two: Tensor | 
     candidates = [
         within(truncate_to_powers_of_two(torch.where(powers_of_two, step / 2, step), powers_of_two)),
         within(truncate_to_powers_of_two(step, powers_of_two)),
-        within(round_to_powers_of_two(step, powers_of_two)),
+        within(round_to_powers_of_two(step if finite else step * (1 - _TIE), powers_of_two)),
     ]
     before, *reached = problem.log_objectives([total, *candidates])
     # The largest entry alone says little about p = inf: there it only must not rise.

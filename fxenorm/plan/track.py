@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..distributed.dtensors import Memory, memory_of
+from ..distributed.dtensors import Memory, local_part, memory_of
 from ..errors import BindError, OptionError
 from ..symmetry.symmetry import Symmetry
 from ..trace.unwrap import unwrap
@@ -73,7 +73,7 @@ class Tracked:
         """
         own = named_tensors(model)
         found = self._by_name(model)
-        return {name: tensor for name, tensor in found.items() if not _same_memory(tensor, own[name])}
+        return {name: tensor for name, tensor in found.items() if not _same_entries(tensor, own[name])}
 
     def watched(self) -> tuple[list[dict[Any, Any]], Sequence[Any]] | None:
         """The dicts and the list by which the copy could come to hold other tensors; None: that cannot be told."""
@@ -126,13 +126,13 @@ class Tracked:
 
 
 def distinct(copies: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """The copies without what an earlier one holds too, so that nothing is multiplied twice."""
-    seen: set[Memory] = set()
+    """The copies without what an earlier one holds too under the same name, so that nothing is multiplied twice."""
+    seen: set[tuple[str, Memory, tuple[int, ...] | None]] = set()
     found: list[dict[str, Tensor]] = []
     for copy in copies:
-        kept = {name: tensor for name, tensor in copy.items() if memory_of(tensor) not in seen}
-        seen |= {memory_of(tensor) for tensor in kept.values()}
-        found.append(kept)
+        places = {name: (name, memory_of(tensor), _strides(tensor)) for name, tensor in copy.items()}
+        found.append({name: tensor for name, tensor in copy.items() if places[name] not in seen})
+        seen.update(places.values())
     return found
 
 
@@ -157,6 +157,16 @@ def _resolved(copy: Any, symmetry: Symmetry) -> Any:
     )
 
 
-def _same_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are one, or start at the same place in memory."""
-    return one is other or (not one.is_meta and memory_of(one) == memory_of(other) and memory_of(one)[-1] != 0)
+def _same_entries(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape are one, or start at the same place in memory and go on in the same order."""
+    if one is other:
+        return True
+    if one.is_meta or memory_of(one) != memory_of(other) or memory_of(one)[-1] == 0:
+        return False
+    return _strides(one) == _strides(other)
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...] | None:
+    """How what this process holds of a tensor lies; None: nobody can tell."""
+    part = local_part(tensor)
+    return part.stride() if part.layout == torch.strided else None
