@@ -263,6 +263,9 @@ def test_net_growth_decides_for_given_scales() -> None:
     terms = [(1, np.array([[0], [1]])), (-1, np.array([[0, 1]]))]
     assert BACKEND.overflowing([target(weight, terms, 2)], torch.tensor([100.0, 0.0])).tolist() == [True, False]
     assert not BACKEND.overflowing([target(weight, terms, 2)], torch.tensor([100.0, 100.0])).any()
+    # Both factors are infinite, and the second one's inverse is 0: what they would make of 1 is no number.
+    for find in (BACKEND.overflowing, BACKEND.leaving):
+        assert find([target(weight, terms, 2)], torch.tensor([800.0, 800.0])).all()
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

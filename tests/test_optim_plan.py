@@ -234,7 +234,7 @@ def test_gradients_and_state_follow_weights_that_lie_in_another_order(backend: A
             found += [parameter.grad * weight, state["exp_avg"] * weight, state["exp_avg_sq"] * weight**2]
         return found
 
-    for number, order in enumerate((torch.contiguous_format, torch.channels_last, torch.contiguous_format, torch.channels_last)):
+    for number, order in enumerate((torch.contiguous_format, torch.channels_last, torch.channels_last, torch.contiguous_format)):
         optimizer.zero_grad()
         model(x).square().mean().backward()
         optimizer.step()

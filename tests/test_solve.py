@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -193,13 +194,20 @@ def test_rounding_to_powers_of_two() -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(case=cases(infinite=False))
-def test_rounded_solution_moves_by_powers_of_two_and_does_not_raise_the_objective(case: Case) -> None:
-    given_problem = problem(case, limit=3.0)
+@given(case=cases(infinite=False), data=st.data())
+def test_rounded_solution_moves_by_powers_of_two_and_does_not_raise_the_objective(case: Case, data: st.DataObject) -> None:
+    """Within the limit, which need not be a whole number of octaves; what converged and what the limit stopped is as before."""
+    ends = st.lists(st.sampled_from([0.5, 0.8, 1.2, 3.0]), min_size=case.num_scales, max_size=case.num_scales)
+    limit = torch.tensor([data.draw(ends), data.draw(ends)], dtype=torch.float64)
+    given_problem = replace(problem(case), limit=limit)
     everywhere = torch.ones(case.num_scales, dtype=torch.bool)
     solution = solve_rounded(given_problem, everywhere, tol=1e-6, max_iterations=300)
     octaves = solution.log_scales / math.log(2.0)
     torch.testing.assert_close(octaves, octaves.round(), atol=1e-9, rtol=0)
+    assert (solution.log_scales <= limit[0]).all() and (solution.log_scales >= -limit[1]).all()
+    plain = solve(given_problem, tol=1e-6, max_iterations=300)
+    assert solution.converged == plain.converged and torch.equal(solution.at_limit, plain.at_limit)
+    assert solution.iterations >= plain.iterations
     before, after = float(given_problem.log_objective()), float(given_problem.log_objective(solution.log_scales))
     assert after <= before + 1e-9 * (1 + abs(before)) or before == -math.inf
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -22,6 +23,7 @@ from fxenorm.plan.exponent_rows import exponent_rows
 from fxenorm.plan.iterate import solve
 from fxenorm.plan.problem import Problem
 from fxenorm.solve import get_solver, register_solver, solver_names
+from fxenorm.solve.coarse import coarse_correction
 from fxenorm.solve.jacobi import solvable
 
 from .random_plans import Case, cases
@@ -161,6 +163,78 @@ def test_no_cycle_ever_raises_the_objective(name: str, case: Case, data: st.Data
         last = now
 
 
+@settings(deadline=None, max_examples=25)
+@given(case=cases(), data=st.data())
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_stay_within_their_limits_and_are_balanced_inside(name: str, case: Case, data: st.DataObject) -> None:
+    """Limits of a variable's own for each of the two ways; what the limit stops is said, and only that."""
+    assume(name != "newton" or math.isfinite(case.p))
+    draw = st.lists(st.sampled_from([0.0, 0.1, 0.7, 3.0, math.inf]), min_size=case.num_scales, max_size=case.num_scales)
+    limit = torch.tensor([data.draw(draw), data.draw(draw)], dtype=torch.float64).clamp(max=300.0)
+    flags = st.lists(st.booleans(), min_size=case.num_scales, max_size=case.num_scales)
+    problem = problem_of(
+        case, np.array(data.draw(flags), dtype=np.int64), np.array(data.draw(flags)) & np.array(data.draw(flags))
+    )
+    problem = dataclasses.replace(problem, limit=limit)
+    before = float(problem.log_objective())
+    solution = solve(problem, tol=1e-6, max_iterations=60, solver=name)
+    scales = solution.log_scales
+    assert (scales <= limit[0] + 1e-12).all() and (scales >= -limit[1] - 1e-12).all() and not scales[problem.held].any()
+    assert float(problem.log_objective(scales)) <= before + 1e-9 * (1 + abs(before)) or before == -math.inf
+    sums = problem.log_sums(scales)
+    gap = torch.where(solvable(*sums, problem.held), sums[0] - sums[1], 0.0)
+    stopped = ((scales >= limit[0]) & (gap > 0)) | ((scales <= -limit[1]) & (gap < 0))
+    assert torch.equal(solution.at_limit, stopped)
+    imbalance = gap.abs() / (1.0 if math.isinf(case.p) else case.p)
+    assert solution.imbalance == pytest.approx(float(imbalance.amax()), abs=1e-12)
+    assert solution.converged == (float(imbalance.amax()) <= 1e-6)
+    if solution.iterations < 60 and scales.abs().max() < 200:
+        assert float(torch.where(stopped, 0.0, imbalance).amax()) <= 1e-6
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("limit", [None, 0.4])
+@pytest.mark.parametrize(
+    "make", [lambda: chain(6, 5, bad_start=1.0), lambda: chain(6, 5, "heavy"), lambda: gated(1.0), lambda: gated(2.0)]
+)
+def test_one_scalar_a_group_is_solved_for_exactly(
+    make: Any, limit: float | None, dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By definition: over each group, N and P have one sum; or a variable has come to its limit on the way there."""
+    monkeypatch.setattr("fxenorm.solve.coarse._MOST_DENSE", 1000 if dense else 0)
+    problem = make()
+    if limit is not None:
+        problem = dataclasses.replace(problem, limit=torch.full((2, problem.held.numel()), 300.0, dtype=torch.float64))
+        problem.limit[0, 1], problem.limit[1, 7] = limit, limit / 2
+    start = torch.zeros(problem.held.numel(), dtype=torch.float64)
+    if limit is not None:
+        start[~problem.held] = 0.1 * torch.randn(
+            int((~problem.held).sum()), dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        )
+        start[1], start[7] = limit / 4, -limit / 4
+    free = solvable(*problem.log_sums(start), problem.held)
+    scales = coarse_correction(problem, start, free)
+    change = scales - start
+    assert float(problem.log_objective(scales)) < float(problem.log_objective(start)) and not change[~free].any()
+    for label in problem.labels.unique():
+        own = change[free & (problem.labels == label)]
+        assert (own - own[:1]).abs().max() <= 1e-12
+    touches = False
+    if limit is not None:
+        assert (scales <= problem.limit[0] + 1e-12).all() and (scales >= -problem.limit[1] - 1e-12).all()
+        stuck = [k for k, end in ((1, limit), (7, -limit / 2)) if abs(float(scales[k]) - end) < 1e-12]
+        touches = bool(stuck)
+        if touches:
+            again = coarse_correction(problem, scales, free)
+            assert torch.equal(again[stuck], scales[stuck]), "what has come to its limit stays there"
+            assert float(problem.log_objective(again)) < float(problem.log_objective(scales)), "and the others of its group go on"
+    if not touches:
+        negative, positive = (torch.where(free, sums.exp(), 0.0) for sums in problem.log_sums(scales))
+        for label in problem.labels.unique():
+            own = problem.labels == label
+            assert abs(float((positive - negative)[own].sum())) <= 1e-6 * float((positive + negative)[own].sum())
+
+
 @pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 4.0])
 @pytest.mark.parametrize(
     "make", [lambda p: chain(5, 8, p=p), lambda p: chain(4, 12, "heavy", p=p), gated], ids=["dense", "heavy", "gated"]
@@ -191,6 +265,29 @@ def test_newton_needs_few_iterations_at_any_depth(depth: int, kind: str, bad_sta
     objective.backward()
     assert scales.grad is not None
     assert scales.grad[~problem.held].abs().max() <= 1e-6 * problem.p * float(objective.detach())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("kind", ["dense", "heavy"])
+def test_newton_needs_few_iterations_where_limits_stop_many(kind: str, seed: int) -> None:
+    """And none of them raises the objective or passes a limit."""
+    problem, random = chain(16, 12, kind, bad_start=1.0, seed=seed), torch.Generator().manual_seed(seed)
+    limit = torch.full((2, problem.held.numel()), 300.0, dtype=torch.float64)
+    some = torch.rand(limit.shape, dtype=torch.float64, generator=random) < 0.4
+    limit[some] = 0.3 * torch.rand(int(some.sum()), dtype=torch.float64, generator=random)
+    problem = dataclasses.replace(problem, limit=limit)
+    cycle, scales = get_solver("newton"), torch.zeros(problem.held.numel(), dtype=torch.float64)
+    worst, objectives = math.inf, [float(problem.log_objective(scales))]
+    while worst > 1e-6 and len(objectives) < 16:
+        scales = cycle(problem, scales, *problem.log_sums(scales))
+        assert (scales <= limit[0]).all() and (scales >= -limit[1]).all()
+        objectives.append(float(problem.log_objective(scales)))
+        negative, positive = problem.log_sums(scales)
+        gap = torch.where(problem.held, 0.0, negative - positive)
+        stopped = ((scales >= limit[0]) & (gap > 0)) | ((scales <= -limit[1]) & (gap < 0))
+        worst = float(torch.where(stopped, 0.0, gap / 2).abs().amax())
+    assert worst <= 1e-6 and stopped.sum() > 40
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(objectives))
 
 
 @pytest.mark.parametrize(
