@@ -211,8 +211,17 @@ def test_resnet_names_paths_and_lines() -> None:
         ]
     convolution = next(node for node in traced[0].graph.nodes if module_path(node) == "layer3.0.downsample.0")
     assert source_line(convolution).startswith("resnet.py:") and source_line(convolution).endswith(", in forward")
+    at_second_size = traced[0].second
+    assert at_second_size is not None
+    called = [
+        {(module_path(node), str(node.target), source_line(node)) for node in item.graph.nodes if node.op == "call_function"}
+        for item in (*traced, at_second_size)
+    ]
+    # Whichever tracer was at work; counting the batches belongs to train mode alone.
+    assert called[0] == called[2] == {call for call in called[1] if call in called[0] or call[1] != "aten.add_.Tensor"}
     assert operators(traced[0]).count("aten.batch_norm.default") == 20
-    counters = [node for node in traced[1].graph.nodes if "num_batches_tracked" in node.name]
+    known = traced[1].placeholders
+    counters = [node for node in traced[1].graph.nodes if node.name in known and "num_batches_tracked" in known[node.name].name]
     assert len(counters) == 20 and all(user.target is torch.ops.aten.add_.Tensor for node in counters for user in node.users)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ..collection import collection_paused
 from ..errors import FxenormWarning, UnsupportedOperatorError
 from ..field import NEVER, Equations, Ids, ParameterFields, ScaleField, Solution, Term, compress, merge_entries, solve
 from ..field.structure import select_positions, take_slice
@@ -38,6 +39,7 @@ _BY_BATCH = (
 _ROLE_ORDER: tuple[Role, ...] = ("weight", "gamma", "bias", "slope", "other")
 
 
+@collection_paused()
 def find_symmetry(
     traced: Sequence[TracedModel],
     model: nn.Module,

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..field import Ids, Term, merge_entries
-from .express import Expander, variables_in
+from .express import Expander
 from .symmetry import FlowNode, ParameterUse, Role, Site
 from .walk import Event
 
@@ -18,15 +18,18 @@ __all__ = ["channels_of", "flows_of", "sites_of"]
 def flows_of(events: Sequence[Event], expander: Expander, starts: Ids) -> tuple[FlowNode, ...]:
     """The calls of one graph, each with the groups that its outputs carry."""
     cache: dict[int, frozenset[int]] = {}
+    # By variable; one entry more is for what is fixed, whose id is -1.
+    group_of = np.append(np.repeat(np.arange(len(starts) - 1), np.diff(starts)), len(starts) - 1)
 
     def groups(terms: tuple[Term, ...]) -> frozenset[int]:
         found: frozenset[int] = frozenset()
         for _, ids in terms:
             key = id(ids)
             if key not in cache:
-                parts = [variables_in(expanded, int(starts[-1])) for _, expanded in expander.terms([(1, ids)])]
-                variables = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
-                cache[key] = frozenset((np.unique(np.searchsorted(starts, variables, side="right")) - 1).tolist())
+                present = np.zeros(len(starts), dtype=bool)
+                for _, expanded in expander.terms([(1, ids)]):
+                    present[group_of[expanded]] = True
+                cache[key] = frozenset(np.flatnonzero(present[:-1]).tolist())
             found |= cache[key]
         return found
 

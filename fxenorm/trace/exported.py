@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..collection import collection_paused
 from ..errors import ExampleInputsError
 from .eager_answers import eager_answers
 from .escapes import ExportWatch
@@ -22,10 +23,10 @@ from .names import overlapping, tied_names
 from .outputs import Output, OutputWatch, graph_values
 from .preserve import prepared
 from .reachable import Leaf
-from .source import SourceLines, annotate
+from .source import SourceLines, annotate, note_lines
 from .traced_model import Mode, Placeholder, TracedModel
 
-__all__ = ["finish", "trace_by_export"]
+__all__ = ["check_dtypes", "finish", "trace_by_export"]
 
 _ONE_DTYPE = frozenset({"linear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "bmm", "addmm"})
 
@@ -37,7 +38,7 @@ def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | No
         seed: of Python's, numpy's and torch's random numbers on the way; None: as they are.
         gradients: whether they are recorded on the way, as in training.
     """
-    with prepared(model, mode) as notes:
+    with collection_paused(), prepared(model, mode) as notes:
         notes.generators.begin(seed)
         # torch.export refuses outputs that are no known pytree (key-value caches). This hook runs after the user's own.
         watch, escaped = OutputWatch(model, raises=True), ExportWatch()
@@ -48,13 +49,17 @@ def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | No
             left[:] = [outputs]
             return values
 
-        watch.hook(flat_outputs, begin=escaped.read.clear)
+        def begin() -> None:
+            escaped.read.clear()
+            note_lines(trace_by_export.__code__)
+
+        watch.hook(flat_outputs, begin=begin)
         hold_what_is_kept(model, notes.state)
         with escaped, eager_answers(), contextlib.nullcontext() if gradients else torch.no_grad():
             program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
 
     graph = program.graph
-    _check_dtypes(graph, inputs)
+    check_dtypes(graph, inputs)
     values: dict[str, Any] = {**program.constants, **dict(model.named_buffers(remove_duplicate=False))}
     aliases = tied_names(model)
     placeholders: dict[str, Placeholder] = {}
@@ -71,7 +76,7 @@ def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | No
     return with_state(dataclasses.replace(traced, drew=notes.drew), notes.state)
 
 
-def _check_dtypes(graph: fx.Graph, inputs: Inputs) -> None:
+def check_dtypes(graph: fx.Graph, inputs: Inputs) -> None:
     """Raises if a layer multiplies tensors of different dtypes, which fake values let pass and real ones do not."""
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return

@@ -14,9 +14,10 @@ from torch import fx, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
+from ..collection import collection_paused
 from .eager_answers import eager_answers
 from .escapes import ExportWatch, RealRunWatch
-from .exported import finish
+from .exported import check_dtypes, finish
 from .higher_order import flatten
 from .inputs import Inputs
 from .lowering import lower_regions
@@ -24,6 +25,7 @@ from .memory_of_calls import hold_what_is_kept, with_state
 from .names import tied_names
 from .outputs import Output, OutputWatch, graph_values
 from .preserve import Notes, RunGuard, prepared
+from .source import note_lines
 from .traced_model import Mode, Placeholder, TracedModel
 
 __all__ = ["run_for_real", "trace_by_fake_run", "trace_by_real_run"]
@@ -79,14 +81,17 @@ def trace_by_real_run(
     return with_state(dataclasses.replace(traced, drew=drawn.drew), drawn.state)
 
 
-def trace_by_fake_run(model: nn.Module, inputs: Inputs, mode: Mode, seed: int) -> TracedModel:
-    """Traces `model` along a run with fake values: less is told of every node than by `torch.export`, in a third of its time.
+def trace_by_fake_run(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | None = None) -> TracedModel:
+    """Traces `model` along a run with fake values, in half the time of `torch.export`.
 
     Raises whatever the model raises, also where it needs a value. The model is left as it was.
+
+    Args:
+        seed: of Python's, numpy's and torch's random numbers on the way; None: as they are.
     """
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-    with prepared(model, mode) as notes, FakeTensorMode(allow_non_fake_inputs=True) as fake:
+    with collection_paused(), prepared(model, mode) as notes, FakeTensorMode(allow_non_fake_inputs=True) as fake:
         notes.generators.begin(seed)
         hold_what_is_kept(model, notes.state)
         named = itertools.chain(model.named_parameters(), model.named_buffers())
@@ -94,10 +99,10 @@ def trace_by_fake_run(model: nn.Module, inputs: Inputs, mode: Mode, seed: int) -
         arguments = inputs.map(fake.from_tensor)
         graph, outputs = _recorded(model, functools.partial(functional_call, model), tensors, arguments, ExportWatch())
     _refuse_lost_values(graph, lambda tensor: isinstance(tensor, FakeTensor))
+    check_dtypes(graph, inputs)
     _take_apart(graph)
-    return with_state(
-        finish(model, graph, mode, "export", _placeholders(model, graph), tied_names(model), (), outputs), notes.state
-    )
+    traced = finish(model, graph, mode, "export", _placeholders(model, graph), tied_names(model), tuple(notes), outputs)
+    return with_state(dataclasses.replace(traced, drew=notes.drew), notes.state)
 
 
 def _recorded(
@@ -120,8 +125,7 @@ def _recorded(
     def run(values: list[torch.Tensor], arguments: list[torch.Tensor]) -> tuple[Any, ...]:
         remaining = iter(arguments)
         call = inputs.map(lambda _: next(remaining))
-        if real:
-            _record_source_lines()
+        note_lines(run.__code__)
         watch.leaves = None
         with escapes, eager_answers():
             output = forward(dict(zip(tensors, values, strict=True)), call.args, dict(call.kwargs))
@@ -147,15 +151,6 @@ def _placeholders(model: nn.Module, graph: fx.Graph) -> dict[str, Placeholder]:
     nodes = [node for node in graph.nodes if node.op == "placeholder"]
     inputs = [Placeholder("input", node.name) for node in nodes[len(known) :]]
     return {node.name: item for node, item in zip(nodes, [*known, *inputs], strict=True)}
-
-
-def _record_source_lines() -> None:
-    """Asks the tracer at work to note the user's line on every node: older releases of `make_fx` have no argument for it."""
-    from torch.fx.experimental.proxy_tensor import get_proxy_mode
-
-    mode = get_proxy_mode()
-    if mode is not None:
-        mode.tracer.record_stack_traces = True
 
 
 def _take_apart(graph: fx.Graph) -> None:

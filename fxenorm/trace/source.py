@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 import sys
+import types
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
 
-__all__ = ["SourceLines", "annotate"]
+__all__ = ["SourceLines", "annotate", "note_lines"]
 
 _FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in (\S+)')
 _CALL_NUMBER = re.compile(r"@\d+")
@@ -24,6 +27,7 @@ class SourceLines:
         vision = getattr(sys.modules.get("torchvision"), "__file__", None)
         self._libraries = self._hidden + ((os.path.dirname(os.path.abspath(vision)) + os.sep,) if vision else ())
         self._known: dict[str, str] = {}
+        self._depth: dict[str, int] = {}
 
     def __call__(self, stack: str | None, else_last: bool = True) -> str:
         """The last line outside torch and torchvision as ``file.py:41, in forward``; else outside torch.
@@ -37,22 +41,71 @@ class SourceLines:
             line = self._known[stack] = self._read(_FRAME.findall(stack), else_last)
         return line
 
+    def running(self, root: types.CodeType) -> str:
+        """The line that runs now, chosen in the same way among the calls that `root` has made."""
+        frame: types.FrameType | None = sys._getframe(1)
+        found: list[types.FrameType | None] = [None, frame]
+        while frame is not None and frame.f_code is not root:
+            depth = self._depth_of(frame)
+            if depth == 0:
+                return _shown(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+            if depth == 1 and found[0] is None:
+                found[0] = frame
+            frame = frame.f_back
+        best = found[0] or found[1]
+        return "" if best is None else _shown(best.f_code.co_filename, best.f_lineno, best.f_code.co_name)
+
+    def _depth_of(self, frame: types.FrameType) -> int:
+        """0 in a user's code, 1 in torchvision's, 2 in torch's and ours."""
+        file = frame.f_code.co_filename
+        if file == "<string>" and "__name__" not in frame.f_globals:
+            return 2  # torch makes functions from texts
+        depth = self._depth.get(file)
+        if depth is None:
+            depth = self._depth[file] = 2 if file.startswith(self._hidden) else int(file.startswith(self._libraries))
+        return depth
+
     def _read(self, frames: list[tuple[str, str, str]], else_last: bool) -> str:
         """The line to show, of (file, line, function) triples, outermost first."""
         for skipped in (self._libraries, self._hidden, *([()] if else_last else [])):
             for file, number, function in reversed(frames):
                 if not file.startswith(skipped):
-                    return f"{os.path.basename(file)}:{number}, in {function}"
+                    return _shown(file, number, function)
         return ""
+
+
+def _shown(file: str, number: str | int, function: str) -> str:
+    """One line of code as text."""
+    return f"{os.path.basename(file)}:{number}, in {function}"
+
+
+def note_lines(root: types.CodeType) -> None:
+    """Makes the tracer at work note on every node the user's line that runs then, among the calls that `root` makes."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    mode = get_proxy_mode()
+    if mode is None:
+        return
+    graph, lines = mode.tracer.graph, SourceLines()
+    create: Callable[..., fx.Node] = graph.create_node
+
+    def create_node(*args: Any, **kwargs: Any) -> fx.Node:
+        node = create(*args, **kwargs)
+        node.meta["source"] = lines.running(root)
+        return node
+
+    vars(graph)["create_node"] = create_node
 
 
 def annotate(graph: fx.Graph, source_lines: SourceLines) -> None:
     """Sets ``meta["module"]``, ``meta["source"]`` and, where missing, ``meta["val"]`` on every node."""
+    vars(graph).pop("create_node", None)
     for node in graph.nodes:
         meta = node.meta
         if "module" not in meta:
             stack = meta.get("nn_module_stack")
             path = next(reversed(stack.values()))[0] if stack else ""
             meta["module"] = _CALL_NUMBER.sub("", path) if "@" in path else path
-        meta["source"] = source_lines(meta.get("stack_trace"))
+        if "source" not in meta:
+            meta["source"] = source_lines(meta.get("stack_trace"))
         meta.setdefault("val", None)

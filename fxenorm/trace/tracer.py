@@ -122,7 +122,7 @@ def _trace_modes(
     if not depends_on_mode(model):
         return _finished(model, [dataclasses.replace(traced, covers=("eval", "train"))])
     try:
-        return _finished(model, [traced, _along_paths(model, _trace(model, inputs, "train", say))])
+        return _finished(model, [traced, _along_paths(model, _in_train_mode(model, traced, inputs, say))])
     except (ExampleInputsError, TraceError) as error:
         warnings.warn(
             f"The model could not be traced in train mode, so only eval mode is covered: {error} "
@@ -154,6 +154,18 @@ def _at_second_size(model: nn.Module, traced: TracedModel, say: Callable[[str], 
     return with_second_size(traced, trace)
 
 
+def _in_train_mode(model: nn.Module, traced: TracedModel, inputs: Inputs, say: Callable[[str], None]) -> TracedModel:
+    """The graph of train mode: along a run with fake values, which is quicker, where `torch.export` took eval mode.
+
+    Where such a run fails, the model is traced like the first time, which also finds out why.
+    """
+    if traced.tracer == "export" and not _calls_regions(traced):
+        say("tracing in train mode")
+        with contextlib.suppress(Exception):
+            return dataclasses.replace(trace_by_fake_run(model, inputs, "train"), inputs=inputs)
+    return _trace(model, inputs, "train", say)
+
+
 def _along_paths(model: nn.Module, traced: TracedModel) -> TracedModel:
     """`traced` with the graphs of other paths that random numbers choose."""
     return with_paths(traced, lambda seed: _trace_again(model, traced, traced.inputs or Inputs(), seed))
@@ -166,12 +178,16 @@ def _trace_again(model: nn.Module, traced: TracedModel, inputs: Inputs, seed: in
     try:
         return trace_by_fake_run(model, inputs, traced.mode, seed)
     except Exception as error:  # only torch.export lets some models run without values
-        module = traced.graph.owning_module
-        taken_apart = module is not None and module.meta.get("taken_apart", False)
-        calls = any(isinstance(node.target, HigherOrderOperator) for node in traced.graph.nodes)
-        if not needs_values(error) and not taken_apart and not calls:
+        if not needs_values(error) and not _calls_regions(traced):
             raise
     return _export(model, inputs, traced.mode, seed)
+
+
+def _calls_regions(traced: TracedModel) -> bool:
+    """Whether the model has branches, loops or hidden axes: graphs inside its graph."""
+    module = traced.graph.owning_module
+    taken_apart = module is not None and module.meta.get("taken_apart", False)
+    return taken_apart or any(isinstance(node.target, HigherOrderOperator) for node in traced.graph.nodes)
 
 
 def _on_meta(model: nn.Module, inputs: Inputs) -> Inputs:
