@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -142,6 +143,24 @@ def test_only_tensors_that_move_are_listed(name: str) -> None:
         if log_factors(terms, log_scales, tensors(model)[tensor].shape).abs().max() < 1e-12
     ]
     assert not still, f"listed though no variable moves them: {still}"
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.num_scales])
+def test_every_variable_is_counted_in_its_own_unit(name: str) -> None:
+    """The exponents of one variable have no common divisor, so powers of two stay exact."""
+    _, plan, _ = analysed(name)
+    divisors = dict.fromkeys(range(plan.num_scales), 0)
+    for terms in plan.exponents.values():
+        for coefficient, ids in terms:
+            for variable in set(torch.as_tensor(ids).reshape(-1).tolist()) - {-1}:
+                divisors[variable] = math.gcd(divisors[variable], coefficient)
+    assert set(divisors.values()) == {1}
+
+
+def test_a_root_between_two_layers_is_counted_in_whole_scales() -> None:
+    """Though the root itself carries half of what its neighbours carry."""
+    _, plan, _ = analysed("square_of_a_root")
+    assert {abs(port.coefficient) for port in (*plan.groups[0].producers, *plan.groups[0].consumers)} == {1}
 
 
 def test_square_is_read_with_twice_the_exponent() -> None:

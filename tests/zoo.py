@@ -10,7 +10,8 @@ from .zoo_branches import BRANCHED
 from .zoo_chains import PLAIN
 from .zoo_offsets import OFFSETS
 from .zoo_traps import BARRIERS, TRAPS
+from .zoo_writes import WRITTEN
 
 __all__ = ["BARRIERS", "CASES", "Case", "Net", "Residual"]
 
-CASES: dict[str, Case] = {**PLAIN, **BRANCHED, **TRAPS, **OFFSETS}
+CASES: dict[str, Case] = {**PLAIN, **BRANCHED, **TRAPS, **OFFSETS, **WRITTEN}

@@ -125,6 +125,7 @@ PLAIN: dict[str, Case] = {
     "abs": Case(pair(torch.abs), VECTOR, 6),
     "clamp_min": Case(pair(lambda h: h.clamp(min=0)), VECTOR, 6),
     "square": Case(pair(lambda h: h * h), VECTOR, 6),
+    "square_of_a_root": Case(pair(lambda h: torch.relu(h).sqrt().square()), VECTOR, 6),
     "scaled": Case(pair(lambda h: 0.5 * torch.relu(h) / 3), VECTOR, 6),
     "batch_norm": Case(between(nn.BatchNorm2d(6), nn.ReLU()), IMAGE, 6),
     "batch_norm_1d": Case(lambda: seq(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)), VECTOR, 5),

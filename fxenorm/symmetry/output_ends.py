@@ -64,8 +64,7 @@ def _active(traced: TracedModel) -> set[fx.Node]:
     """The nodes that depend on a model input."""
     active: set[fx.Node] = set()
     for node in traced.graph.nodes:
-        known = traced.placeholders.get(node.name)
-        starts = node.op == "placeholder" and (known is None or known.kind == "input")
+        starts = node.op == "placeholder" and traced.placeholders[node.name].kind == "input"
         if starts or not active.isdisjoint(node.all_input_nodes):
             active.add(node)
     return active

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,8 +13,8 @@ from copied import ROOT, copied_tree
 from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkItem, WorkResult
 from forked import import_slow_modules
-from judge import Judge
-from reach import Reach, digest, record
+from judge import Judge, Verdict
+from reach import DOCTESTS, Reach, digest_of_tests, record
 from report import SURVIVED, all_judged, judged, survivors, table
 from session import draw, find, folder_of
 from table import IN_OTHER_PROCESSES, QUOTAS, TESTS, WIDER
@@ -21,7 +22,7 @@ from unreached import unreached
 
 
 def _test_files() -> list[str]:
-    return list(dict.fromkeys([*WIDER, *(name for row in TESTS.values() for name in row)]))
+    return list(dict.fromkeys([*WIDER, DOCTESTS, *(name for row in TESTS.values() for name in row)]))
 
 
 def reach(arguments: argparse.Namespace) -> None:
@@ -32,7 +33,7 @@ def reach(arguments: argparse.Namespace) -> None:
     with copied_tree() as copy:
         for name in arguments.files or _test_files():
             known = folder / f"{name}.json.gz"
-            test_file = digest(copy / "tests" / f"{name}.py")
+            test_file = digest_of_tests(copy, name)
             if not arguments.files and (
                 name in IN_OTHER_PROCESSES or (known.exists() and Reach.read(known).test_file == test_file)
             ):
@@ -53,7 +54,7 @@ def draw_sample(arguments: argparse.Namespace) -> None:
     arguments.state.mkdir(parents=True, exist_ok=True)
     quotas = {folder: round(part * arguments.sample) for folder, part in QUOTAS.items()} | dict(arguments.quota)
     with use_db(arguments.session) as session:
-        added = draw(session, arguments.sample, arguments.seed, quotas, arguments.only)
+        added = draw(ROOT, session, arguments.sample, arguments.seed, quotas, arguments.only)
         print(f"{added} mutants drawn, the session holds {session.num_work_items}, {session.num_results} of them judged")
 
 
@@ -71,16 +72,25 @@ def _pending(session: WorkDB, arguments: argparse.Namespace) -> list[WorkItem]:
     return sorted(pending, key=lambda item: (item.mutations[0].operator_args["place"], item.job_id))
 
 
+def _who(verdict: Verdict) -> str:
+    """The test that failed, or what else noticed."""
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", verdict.said, re.M)
+    return found[1] if found and not verdict.by_limit else f"{verdict.noticed_by}, {verdict.said[:30]}"
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Judge the mutants of the session that have no verdict yet; stop with Ctrl-C and go on with the same command."""
     end = time.monotonic() + 60.0 * arguments.minutes
     import_slow_modules()
     with copied_tree() as copy, use_db(arguments.session, WorkDB.Mode.open) as session:
-        judge = Judge(copy, arguments.state)
+        judge = Judge(copy, arguments.state, arguments.seconds)
+        unknown = [name for name in _test_files() if name not in (DOCTESTS, *IN_OTHER_PROCESSES) and judge.reach_of(name) is None]
+        if unknown:
+            print(f"left out, as `reach` has recorded nothing of them: {', '.join(unknown)}", flush=True)
         for item in _pending(session, arguments):
             if time.monotonic() > end:
                 break
-            drawn, start = find(item), time.monotonic()
+            drawn, start = find(copy, item), time.monotonic()
             if drawn is None:
                 session.set_result(item.job_id, WorkResult(WorkerOutcome.SKIPPED, "its lines are no longer there"))
                 continue
@@ -88,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
             outcome = TestOutcome.KILLED if verdict.noticed_by else TestOutcome.SURVIVED
             output = f"{verdict.noticed_by}\n{verdict.said}" if verdict.noticed_by else f"{verdict.reached_by} tests reach it"
             session.set_result(item.job_id, WorkResult(WorkerOutcome.NORMAL, output, outcome, drawn.changed))
-            told = f"noticed by {verdict.noticed_by}" if verdict.noticed_by else "SURVIVED"
+            told = f"noticed by {_who(verdict)}" if verdict.noticed_by else "SURVIVED"
             changed = " ".join(drawn.changed.splitlines())
             print(f"{told} ({time.monotonic() - start:.0f} s) {drawn.path}:{drawn.position[0]} {changed[:200]}", flush=True)
 
@@ -129,6 +139,7 @@ def main() -> None:
     command = commands.add_parser("run", help=run.__doc__)
     command.add_argument("--minutes", type=float, default=float("inf"), help="begin no mutant after so many minutes")
     command.add_argument("--only", action="append", default=[], metavar="FOLDER", help="only these folders, as patterns")
+    command.add_argument("--seconds", type=float, default=60.0, help="of each test file, at most so many seconds of tests")
     command.add_argument("--survivors", action="store_true", help="judge survivors again: tests or sources have changed")
     command.set_defaults(call=run)
 

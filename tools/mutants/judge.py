@@ -1,4 +1,4 @@
-"""Judge one mutant: run the tests that can reach it, one file a fork, until one notices."""
+"""Judge one mutant: run the tests that can reach it until one notices."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from pathlib import Path
 import pytest
 from forked import in_a_fork
 from mutants import statement_lines
-from reach import PYTEST, Reach, digest
+from reach import PYTEST, Reach, digest_of_tests, place_of
 from session import Drawn
 from table import IN_OTHER_PROCESSES, TESTS, WIDER
 
 _NO_TEST_RAN = 5  # pytest's exit status
+_ROW, _WIDER = "own tests", "wider set"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Who noticed a mutant ("" if nobody), whether by the time limit, how many tests could reach it, and what was said."""
+    """Which tests noticed a mutant ("" if none), whether by the time limit, how many could reach it, and what was said."""
 
     noticed_by: str
     by_limit: bool
@@ -30,30 +31,29 @@ class Verdict:
     said: str
 
 
-class _Chosen:
-    """A pytest plugin: of the tests that are known, those that reach the mutant, the fast ones first; every unknown one."""
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One run of pytest: the files, the seconds of each known test, those of them that run, and the limit."""
 
-    def __init__(self, reach: Reach | None, reaching: set[str] | None) -> None:
-        self.reach = reach
-        self.reaching = reaching
+    files: list[str]
+    seconds: dict[str, float]
+    chosen: set[str]
+    limit: float
 
-    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        if self.reach is None or self.reaching is None:
-            return
-        seconds = self.reach.seconds
-        items[:] = [item for item in items if item.nodeid not in seconds or item.nodeid in self.reaching]
-        items.sort(key=lambda item: seconds.get(item.nodeid, 0.0))
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """As a plugin of pytest: keep the chosen tests, the fast ones first, and every test that is not known."""
+        items[:] = [item for item in items if item.nodeid in self.chosen or item.nodeid not in self.seconds]
+        items.sort(key=lambda item: self.seconds.get(item.nodeid, 0.5 if item.nodeid.startswith("tests/") else 0.0))
+
+    def start(self) -> int:
+        """Run pytest until the first failure."""
+        return int(pytest.main([*PYTEST, "-x", "--tb=line", *map(place_of, self.files)], plugins=[self]))
 
 
 def row_of(path: str) -> list[str]:
     """The test files of the first row of the table that matches a source."""
     inside = path.removeprefix("fxenorm/")
     return next((tests for pattern, tests in TESTS.items() if fnmatch(inside, pattern)), [])
-
-
-def tests_of(path: str) -> list[str]:
-    """The test files that a mutant of a source meets: its row, then the wider set, which says nothing about native sources."""
-    return list(dict.fromkeys([*row_of(path), *(WIDER if path.endswith(".py") else [])]))
 
 
 @cache
@@ -65,9 +65,10 @@ def _line_in_old(new: str, old: str) -> dict[int, int]:
 class Judge:
     """Judges mutants in one copy of the working tree, by the reaches that were recorded."""
 
-    def __init__(self, copy: Path, state: Path) -> None:
+    def __init__(self, copy: Path, state: Path, seconds: float) -> None:
         self.copy = copy
         self.state = state
+        self.seconds = seconds
         self.log = copy / ".mutant.log"
         self._reaches: dict[str, Reach] = {}
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # two mutants of one size and second would share their bytecode
@@ -81,7 +82,20 @@ class Judge:
         return self._reaches.get(name)
 
     def reaching(self, name: str, drawn: Drawn) -> set[str] | None:
-        """The tests of a file that reach the mutant; None where all may."""
+        """The tests of a file that reach the mutant, the fastest up to so many seconds in all; None where all may."""
+        found, reach = self._all_reaching(name, drawn), self.reach_of(name)
+        if found is None or reach is None:
+            return None
+        kept: set[str] = set()
+        spent = 0.0
+        for test in sorted(found, key=lambda one: (reach.seconds[one], one)):
+            spent += reach.seconds[test]
+            if spent > self.seconds and kept:
+                break
+            kept.add(test)
+        return kept
+
+    def _all_reaching(self, name: str, drawn: Drawn) -> set[str] | None:
         reach = self.reach_of(name)
         if reach is None or not drawn.path.endswith(".py"):
             return None
@@ -100,39 +114,49 @@ class Judge:
         return set(by_test) - failed
 
     def judge(self, drawn: Drawn) -> Verdict:
-        """Write the mutant, run its row and the wider set, and put the source back."""
+        """Write the mutant, run its row and then the wider set, and put the source back."""
         path = self.copy / drawn.path
         kept = path.read_bytes()
-        reached_by = 0
-        plan = [(name, self.reaching(name, drawn)) for name in tests_of(drawn.path)]
+        runs = [self._run([drawn.path, *row_of(drawn.path)], drawn), self._run(WIDER, drawn)]
+        reached_by = sum(len(run.chosen) for run in runs)
         path.write_text(drawn.text, encoding="utf-8")
         for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
             compiled.unlink()
         try:
-            for name, reaching in plan:
-                reach = self.reach_of(name)
-                if reaching is not None and not reaching and reach is not None and not self._has_unknown(name):
-                    continue
-                reached_by += len(reaching) if reaching is not None else 1
-                seconds = sum(reach.seconds[test] for test in reaching or ()) if reach is not None else 300.0
-                limit = 120.0 + 5.0 * seconds
-                chosen = _Chosen(reach, reaching)
-
-                def work(name: str = name, chosen: _Chosen = chosen) -> int:
-                    return int(pytest.main([*PYTEST, "-x", "--tb=line", f"tests/{name}.py"], plugins=[chosen]))
-
-                status = in_a_fork(work, self.copy, self.log, limit)
+            for run in runs if drawn.path.endswith(".py") else runs[:1]:  # the wider set says nothing about native sources
+                status = in_a_fork(run.start, self.copy, self.log, run.limit) if run.files else _NO_TEST_RAN
                 if status is None:
-                    return Verdict(name, True, reached_by, f"longer than {limit:.0f} s")
+                    return Verdict(_ROW if run is runs[0] else _WIDER, True, reached_by, f"longer than {run.limit:.0f} s")
                 if status not in (0, _NO_TEST_RAN):
                     said = self.log.read_text(encoding="utf-8", errors="replace")
-                    return Verdict(name, False, reached_by, said[-1500:])
+                    return Verdict(_ROW if run is runs[0] else _WIDER, False, reached_by, said[-1500:])
             return Verdict("", False, reached_by, "")
         finally:
             path.write_bytes(kept)
             shutil.rmtree(self.copy / ".mutant-cache", ignore_errors=True)
 
-    def _has_unknown(self, name: str) -> bool:
+    def _run(self, names: list[str], drawn: Drawn) -> _Run:
+        """The tests of some files that may notice."""
+        files: list[str] = []
+        seconds: dict[str, float] = {}
+        chosen: set[str] = set()
+        limit = 60.0
+        for name in names:
+            reach, reaching = self.reach_of(name), self.reaching(name, drawn)
+            if reach is None and name not in IN_OTHER_PROCESSES and name != drawn.path:
+                continue  # `run` has said that it has no record
+            if reach is not None:
+                seconds |= reach.seconds
+            if reach is not None and reaching is not None:
+                chosen |= reaching
+                limit += 5.0 * sum(reach.seconds[test] for test in reaching)
+            elif place_of(name).endswith(".py"):
+                limit += 60.0 if "/" in name else 600.0
+            if reaching is None or reaching or self._has_changed(name):
+                files.append(name)
+        return _Run([name for name in files if place_of(name).endswith(".py")], seconds, chosen, limit)
+
+    def _has_changed(self, name: str) -> bool:
         """Whether the test file has changed since its reach was recorded."""
         reach = self.reach_of(name)
-        return reach is None or reach.test_file != digest(self.copy / "tests" / f"{name}.py")
+        return reach is None or reach.test_file != digest_of_tests(self.copy, name)

@@ -12,12 +12,24 @@ from typing import Any
 import pytest
 from forked import in_a_fork
 
+DOCTESTS = "doctests"  # the name of the record of all doctests
 PYTEST = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
 def digest(path: Path) -> str:
     """The content of a file as a short text."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def place_of(name: str) -> str:
+    """The path of a test file that the table names; a path stays one."""
+    return name if "/" in name else "fxenorm" if name == DOCTESTS else f"tests/{name}.py"
+
+
+def digest_of_tests(copy: Path, name: str) -> str:
+    """The content of a test file as a short text; doctests stand beside the code, and change with it."""
+    path = copy / place_of(name)
+    return digest(path) if path.is_file() else ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ def _measure(copy: Path, name: str, target: Path) -> int:
     measured = coverage.Coverage(data_file=None, branch=True, source=["fxenorm"], config_file=False)
     contexts = _Contexts(measured)
     measured.start()
-    status = pytest.main([*PYTEST, "--tb=short", f"tests/{name}.py"], plugins=[contexts])
+    status = pytest.main([*PYTEST, "--tb=short", place_of(name)], plugins=[contexts])
     measured.stop()
     data = measured.get_data()
     lines: dict[str, dict[str, list[int]]] = {}
@@ -88,14 +100,14 @@ def _measure(copy: Path, name: str, target: Path) -> int:
         "failed": contexts.failed,
         "lines": lines,
         "sources": {source: digest(copy / source) for source in lines},
-        "test_file": digest(copy / "tests" / f"{name}.py"),
+        "test_file": digest_of_tests(copy, name),
     }
     with gzip.open(target, "wt", encoding="utf-8", compresslevel=3) as file:
         json.dump(found, file)
     return status
 
 
-def record(copy: Path, name: str, folder: Path, limit: float = 3600.0) -> Reach | None:
+def record(copy: Path, name: str, folder: Path, limit: float = 7200.0) -> Reach | None:
     """Run the test file `name` once, unmutated, and record what each of its tests reaches; None if no record came out."""
     target = folder / f"{name}.json.gz"
     target.unlink(missing_ok=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from cosmic_ray.work_db import WorkDB
 from cosmic_ray.work_item import TestOutcome, WorkItem, WorkResult
 from equivalents import EQUIVALENT
-from judge import row_of
 from session import folder_of
+from table import WIDER
 
 OF_THE_ROW, OF_THE_WIDER_SET, BY_LIMIT, EQUAL, SURVIVED = "own tests", "wider set", "time limit", "equivalent", "survived"
 
@@ -44,7 +44,7 @@ def judged(item: WorkItem, result: WorkResult) -> Judged | None:
     elif said.startswith("longer than"):
         verdict = BY_LIMIT
     else:
-        verdict = OF_THE_ROW if noticed_by in row_of(path) else OF_THE_WIDER_SET
+        verdict = OF_THE_WIDER_SET if noticed_by == OF_THE_WIDER_SET or noticed_by in WIDER else OF_THE_ROW
     return Judged(folder_of(path), path, spec.start_pos[0], changed, verdict, result.output or "")
 
 
