@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,11 +23,13 @@ from fxenorm.field import (
     align,
     compress,
     invert,
+    merge_entries,
     product,
     simplify,
     solve,
     times,
 )
+from fxenorm.field import equations as equations_module
 from fxenorm.field import structure as S
 from fxenorm.field.integer_kernel import integer_kernel
 
@@ -145,6 +148,18 @@ def test_products_and_powers(a: ScaleField, b: ScaleField, factor: int) -> None:
     check(times(a, factor), factor * value(a))
     check(product(a.shape, a, invert(a)), 0 * value(a))
     assert product(a.shape, a, invert(a)).is_zero
+
+
+@given(fields(shape=(2, 3)), st.lists(fields(shape=(2, 3)), min_size=1, max_size=3))
+def test_merged_entries_carry_each_variable_once(first: ScaleField, others: list[ScaleField]) -> None:
+    terms = [term for field in (first, *others) for term in field.terms]
+    merged = merge_entries(terms)
+    check(ScaleField((2, 3), merged), sum((value(field) for field in others), value(first)))
+    assert all(coefficient for coefficient, _ in merged)
+    for shape in {ids.shape for _, ids in merged}:
+        carried = np.stack([ids.ravel() for _, ids in merged if ids.shape == shape])
+        for entry in carried.T:
+            assert len(set(entry[entry != FIXED])) == np.count_nonzero(entry != FIXED)
 
 
 @given(st.lists(st.integers(FIXED, 2), min_size=12, max_size=12))
@@ -311,10 +326,12 @@ def test_require_constant(field: ScaleField, data: Any) -> None:
         np.testing.assert_array_equal(value(field, solution), np.broadcast_to(value(reduced, solution), field.shape))
 
 
+@pytest.mark.parametrize("large", [1, 10_000])
 @given(fields(shape=(3, 4)), fields(shape=(2, 3, 1)))
-def test_require_equal_broadcasts(a: ScaleField, b: ScaleField) -> None:
+def test_require_equal_broadcasts(large: int, a: ScaleField, b: ScaleField) -> None:
     equations = Equations(VARIABLES)
-    equations.require_equal(a, b, origin=0)
+    with mock.patch.object(equations_module, "_LARGE", large):  # from there on, slices that repeat others are left out
+        equations.require_equal(a, b, origin=0)
     difference = np.stack([value(a, unit) - value(b, unit) for unit in np.eye(VARIABLES)], -1)
     assert solve(equations).matrix.shape[1] == null_space(Equations(VARIABLES), list(difference.reshape(-1, VARIABLES)))
 
@@ -325,6 +342,21 @@ def test_require_zero(field: ScaleField) -> None:
     equations.require_zero(field, origin=0)
     wholes = np.stack([value(field, unit) for unit in np.eye(VARIABLES)], -1).reshape(-1, VARIABLES)
     assert solve(equations).matrix.shape[1] == null_space(Equations(VARIABLES), list(wholes))
+
+
+def test_large_equations_are_not_imposed_once_an_entry() -> None:
+    """Blocks of equal slices, as the groups of a grouped convolution make them, say the same."""
+    equations = Equations(600)
+    a = ScaleField((200, 300), ((1, np.repeat(np.arange(2), 100)[:, None] * 300 + np.arange(300)[None]),))
+    equations.require_equal(a, ScaleField((200, 300), ((1, np.arange(300)[::-1][None].copy()),)), origin=0)
+    assert sum(len(one) for one, _, _ in equations.ties) == 2 * 300
+    assert solve(equations).matrix.shape[1] == 150
+
+
+def test_terms_on_two_axes_that_start_alike_impose_no_sum() -> None:
+    equations = Equations(3)
+    equations.require_zero(ScaleField((2, 2), ((1, np.array([[0], [1]])), (-1, np.array([[0, 2]])))), origin=0)
+    assert solve(equations).matrix.toarray().tolist() == [[1], [1], [1]]
 
 
 def test_fresh_variables() -> None:

@@ -26,7 +26,7 @@ from .helpers import (
     state_of,
     tensors,
 )
-from .zoo import BARRIERS, CASES, Case
+from .zoo import BARRIERS, CASES, Case, Net
 
 MODES = ("eval", "train")
 
@@ -161,6 +161,19 @@ def test_a_root_between_two_layers_is_counted_in_whole_scales() -> None:
     """Though the root itself carries half of what its neighbours carry."""
     _, plan, _ = analysed("square_of_a_root")
     assert {abs(port.coefficient) for port in (*plan.groups[0].producers, *plan.groups[0].consumers)} == {1}
+
+
+def test_nothing_false_is_claimed_of_writes_through_windows_that_overlap() -> None:
+    """Most channels are multiplied twice, once by each entry of g."""
+
+    def windows(m: Net, x: torch.Tensor) -> torch.Tensor:
+        h = m.a(x).abs()
+        h.unfold(1, 2, 1).mul_(m.g)
+        return m.b(h)
+
+    case = Case(lambda: Net(windows, a=nn.Linear(4, 6), b=nn.Linear(6, 3), g=nn.Parameter(torch.ones(2))), ((9, 4),), None)
+    model = randomise(case.build().double())
+    assert soundness_error(model, fxenorm.analyze(model, case.inputs()), case.inputs()) <= TOLERANCE
 
 
 def test_square_is_read_with_twice_the_exponent() -> None:

@@ -45,8 +45,8 @@ def _broadcast_then_written(h: Tensor) -> Tensor:
     return first + all_of_them
 
 
-def _overlapping(h: Tensor) -> Tensor:
-    """Writes through windows that overlap."""
+def _through_windows(h: Tensor) -> Tensor:
+    """Writes one entry of each window, which overlap only as a whole."""
     h = h.abs()
     h.unfold(1, 2, 1)[:, :, 0].mul_(2.0)
     return h
@@ -73,7 +73,7 @@ WRITTEN: dict[str, Case] = {
     "written_over_by_a_constant": Case(pair(_first_half_constant), VECTOR, 3 + 3),  # three rows of a are read by nobody
     "written_under_a_grid": Case(pair(_read_through_a_grid, 7), VECTOR, 6),
     "written_under_a_broadcast": Case(pair(_broadcast_then_written), VECTOR, 1),  # the first channel is added to all
-    "written_through_windows": Case(pair(_overlapping), VECTOR, 6),
+    "written_through_windows": Case(pair(_through_windows), VECTOR, 6),
     "written_under_an_expanded_row": Case(pair(_one_row_for_all), VECTOR, 6),
     "written_over_by_a_neighbour": Case(pair(_halves_swapped), VECTOR, 3 + 3),
     "written_by_a_parameter": Case(

@@ -206,6 +206,8 @@ def places_of(
             if place is False:
                 return None
             places.append(place)  # type: ignore[arg-type]
+    if joint and not unknown and _repeats([places[axis] for axis in joint]):
+        return None  # as the windows of `unfold` do
     start, rank, where = block_of(places)
     order: list[int | None] = [None] * (rank + sum(k >= 0 for k in where))
     order[start : start + rank] = together
@@ -213,6 +215,12 @@ def places_of(
         if at >= 0:
             order[at] = axes[axis][0] if axes[axis] else None
     return places, order
+
+
+def _repeats(arrays: list[Any]) -> bool:
+    """Whether some place, given by its position on each of several axes, comes twice."""
+    together = np.stack([array.ravel() for array in arrays], axis=1)
+    return len(np.unique(together, axis=0)) < len(together)
 
 
 def _range_of(positions: Ids, size: int, varies: bool) -> slice | bool | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 TESTS: dict[str, list[str]] = {
     "symmetry/*": [
         "test_values_nobody_uses",
+        "test_overlay",
         "test_groups",
         "test_account",
         "test_state",
@@ -21,7 +22,7 @@ TESTS: dict[str, list[str]] = {
         "test_unusual_weights",
         "test_repeated_copies",
     ],
-    "field/*": ["test_field", "test_express", "test_account", "test_experts", "test_groups"],
+    "field/*": ["test_field", "test_overlay", "test_express", "test_account", "test_experts", "test_groups"],
     "rules/*": ["test_rules", "test_unknown_operators", "test_own_rules", "test_offsets", "test_operators", "test_random_models"],
     "solve/*": [
         "test_solve",
