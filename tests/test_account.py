@@ -249,11 +249,13 @@ def test_an_end_is_counted_once_over_all_uses_of_a_weight() -> None:
 
 
 def test_each_part_that_is_cut_out_of_a_weight_has_its_ends() -> None:
-    cut = Net(
-        lambda m, x: nn.functional.linear(torch.relu(nn.functional.linear(x, m.w[:6])), m.w[6:].reshape(-1, 6)),
-        w=nn.Parameter(torch.randn(12, 4)),
-    )
-    symmetry = fxenorm.analyze(cut, torch.randn(5, 4)).symmetry
+    """Each part once, however often it is cut out."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        h = nn.functional.linear(x, m.w[:6]).relu() + nn.functional.linear(-x, m.w[:6]).relu()
+        return nn.functional.linear(h, m.w[6:].reshape(-1, 6))
+
+    symmetry = fxenorm.analyze(Net(forward, w=nn.Parameter(torch.randn(12, 4))), torch.randn(5, 4)).symmetry
     assert_adds_up(symmetry)
     assert symmetry.account is not None and symmetry.account.total == (4 + 6) + (6 + 4)
 

@@ -87,6 +87,11 @@ def held_forms(case: Case, fields: list[Any], basis: Basis | None = None) -> lis
 @given(case=cases(infinite=False), seed=st.integers(0, 2**31))
 def test_what_is_held_is_enough_and_nothing_is_held_in_vain(case: Case, seed: int) -> None:
     """Random integer systems of several variables an entry, with zeros among the weights; channels' fields are random forms."""
+    assert_enough_and_not_in_vain(case, seed)
+
+
+def assert_enough_and_not_in_vain(case: Case, seed: int) -> list[Form]:
+    """Nothing falls for ever with what is held, and something does without any one of it; returns what is held."""
     random = np.random.default_rng(seed)
     entries, count = entries_of(case), case.num_scales
     order = random.permutation(count)
@@ -97,6 +102,31 @@ def test_what_is_held_is_enough_and_nothing_is_held_in_vain(case: Case, seed: in
     assert not falls_for_ever(entries, forms)
     for form in forms:
         assert falls_for_ever(entries, [other for other in forms if other != form])
+    return forms
+
+
+@pytest.mark.parametrize(
+    ("entries", "attained"),
+    [
+        ([(1, -2), (-1, 2)], True),
+        ([(1, -2), (-2, 1)], False),  # both fall where both variables grow
+        ([(2, -1), (-1, 2)], False),
+        ([(1, -2), (-2, 1), (1, 1)], True),
+        ([(2, -2), (-1, 1)], True),
+        ([(1, -2), (-1, 1), (0, 1)], True),
+        ([(1, -2), (-1, 1), (0, -1)], False),
+        ([(2, 0), (-1, 0), (1, -2), (-1, 1)], True),
+        ([(2, 0), (-1, 0), (1, -2), (-1, 2)], True),
+    ],
+)
+def test_entries_of_two_variables_with_unlike_coefficients(entries: list[tuple[int, int]], attained: bool) -> None:
+    """A square of one channel beside another channel, say: signs alone do not tell whether there is a minimum."""
+    terms = [[(value, np.array([k])) for k, value in enumerate(entry) if value] for entry in entries]
+    ones = [torch.ones(1, dtype=torch.float64) for _ in entries]
+    case = Case(2, 2.0, [(1,)] * len(entries), terms, [0.0] * len(entries), ones)
+    assert falls_for_ever(entries_of(case), []) is not attained
+    for seed in range(3):
+        assert bool(assert_enough_and_not_in_vain(case, seed)) is not attained
 
 
 @settings(deadline=None, max_examples=40)

@@ -173,3 +173,34 @@ def test_norm_is_that_of_the_folded_weights(p: float) -> None:
 def test_affine_with_infinite_p_names_folded() -> None:
     with pytest.warns(fxenorm.FxenormWarning, match="folded"):
         fxenorm.analyze(chain(), INPUTS, p=math.inf)
+
+
+class ReadElsewhere(nn.Module):
+    """A chain whose first convolution, or its norm's parameter, has another reader, so that it cannot be folded."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.first, self.last = how, nn.Conv2d(3, 5, 3), nn.Conv2d(5, 2, 1)
+        self.norm, self.side = nn.BatchNorm2d(5), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        y = self.last(self.norm(h).relu())
+        if self.how == "output":
+            return y + self.side(h.relu())
+        if self.how == "layer":
+            return y + self.side(self.first(2 * x).relu())
+        if self.how == "norm":
+            return y + self.side(self.norm(h.relu()))
+        return y + self.side((h * 0 + 1) * self.norm.weight[:, None, None]) if self.how == "gain" else y
+
+
+@pytest.mark.parametrize("how", ["output", "layer", "norm", "gain"])
+def test_a_norm_that_cannot_be_folded_is_counted_as_it_is(how: str) -> None:
+    """With the layer's own weights and gamma, as under "affine": what others read must not be taken times a folded norm."""
+    model = randomise(ReadElsewhere(how).double(), INPUTS, seed=1)
+    folded, affine = (fxenorm.analyze(model, INPUTS, batchnorm=name) for name in ("folded", "affine"))  # type: ignore[arg-type]
+    assert folded.norm().item() == pytest.approx(affine.norm().item(), rel=1e-12)
+    alone = randomise(ReadElsewhere("").double(), INPUTS, seed=1)
+    folded, affine = (fxenorm.analyze(alone, INPUTS, batchnorm=name) for name in ("folded", "affine"))  # type: ignore[arg-type]
+    assert folded.norm().item() != pytest.approx(affine.norm().item(), rel=1e-3), "control: without another reader it is folded"

@@ -114,6 +114,25 @@ def test_branch_and_gate():
     assert [group.kind for group in groups_of(builder.build())] == ["branch"]
 
 
+def test_a_group_that_nothing_produces_has_consumers_alone():
+    """Its coefficients are negative as they stand; it is named by its first reader, and lies as deep as that."""
+    builder = Builder()
+    first, unproduced = builder.group(4), builder.group(3)
+    position = builder.node("linear.default", [builder.node("input")], [first], builder.linear("a", 4, 2, first, None))
+    position = builder.node("linear.default", [position], [], builder.linear("b", 3, 4, None, first))
+    builder.node("linear.default", [position], [], builder.linear("c", 2, 3, None, unproduced))
+    group = build_groups(builder.build(), {"a": 0, "b": 1, "c": 5})[1]
+    assert (group.kind, group.producers, group.consumers) == ("one-sided", (), (Port("c.weight", 1, -1),))
+    assert group.label == "g1 (c in, 3 channels)" and group.depth == 5
+
+
+def test_a_residual_stream_lies_as_deep_as_its_first_writer():
+    symmetry = residual(2, 4, 3)
+    depths = {"stem": 3, "block0.down": 4, "block0.up": 5, "block1.down": 6, "block1.up": 7, "head": 8}
+    assert [group.depth for group in build_groups(symmetry, depths)] == [3, 4, 6]
+    assert [group.depth for group in groups_of(symmetry)] == [0, 1, 3]
+
+
 def test_concatenated_inputs_belong_to_every_group_they_hold():
     builder = Builder()
     one, two = builder.group(2), builder.group(3)

@@ -66,6 +66,25 @@ def test_a_written_part_has_the_values_field_and_the_rest_its_own(base: ScaleFie
     assert (states_of(written) == SETTLED).all()
 
 
+@given(fields(shape=(2, 3, 2, 4)), st.sampled_from([None, slice(1, 2)]), st.sampled_from([(1, 3), (0, 2), (0, 3), (1, 2)]))
+def test_positions_on_axes_apart_come_first_in_what_is_written(base: ScaleField, rest: Place, axes: tuple[int, int]) -> None:
+    """As numpy and torch place them; on neighbouring axes they stay where these are."""
+    where: list[Place] = [rest] * 4
+    where[axes[0]], where[axes[1]] = np.array([0, 1, 1]), np.array([0, 1, 0])
+    shape = np.zeros(base.shape)[key_of(where)].shape
+    assert shape_at(base.shape, where) == shape
+    new = ScaleField(
+        shape,
+        tuple(
+            (1, np.arange(size).reshape([-1 if k == axis else 1 for k in range(len(shape))])) for axis, size in enumerate(shape)
+        ),
+    )
+    expected = value(base).copy()
+    expected[key_of(where)] = value(new)
+    written = overlay.overlay(patchwork_of(base), patchwork_of(new), where)
+    check(ScaleField(written.shape, written.terms), expected)
+
+
 @given(places(), st.sampled_from([OPEN, GARBAGE]), st.booleans())
 def test_a_written_part_has_the_values_state_and_the_rest_its_own(where: list[Place], state: int, settled: bool) -> None:
     new = ScaleField(shape_at(SHAPE, where), ((1, np.zeros((1,) * len(shape_at(SHAPE, where)), dtype=np.int64)),))

@@ -156,6 +156,24 @@ def test_damage_is_one_clear_error(change: typing.Callable):
         from_dict(plan)
 
 
+@pytest.mark.parametrize("number", [-2, 11])
+@pytest.mark.parametrize("where", ["exponents", "sites", "channels"])
+def test_an_id_that_is_no_variable_is_damage(where, number):
+    """Variables are 0 to 10, -1 stands for none."""
+    right = dataclasses.replace(SYMMETRIES["chain"], channels=(((1, np.arange(11)),),))
+    assert right.num_scales == 11
+    from_dict(to_dict(right, Options(), *parts(right)))
+    wrong = copy.deepcopy(right)
+    ids = {
+        "exponents": wrong.exponents["fc2.weight"][1][1],
+        "sites": wrong.sites[0].variables,
+        "channels": wrong.channels[0][0][1],
+    }
+    ids[where].flat[-1] = number
+    with pytest.raises(BindError, match=r"damaged.*11 variables"):
+        from_dict(to_dict(wrong, Options(), *parts(right)))
+
+
 @pytest.mark.parametrize("options", [{}, {"p": math.inf, "batchnorm": "folded"}, {"batchnorm": "frozen", "modes": "eval"}])
 def test_a_plan_of_a_real_model_comes_back_whole(options):
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3, groups=2), nn.GELU(), nn.Flatten())

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import fxenorm
+from fxenorm.symmetry import find_symmetry
+from fxenorm.trace import trace_model
 
 from .helpers import (
     TOLERANCE,
@@ -190,6 +193,57 @@ def test_pairs_name_the_layers_that_share_channels() -> None:
     assert ("2.inner.0", "4.inner.0") not in pairs
     names = {layer for pair in pairs for layer in pair}
     assert names == {"0", "2.inner.0", "2.inner.2", "4.inner.0", "4.inner.2", "5"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cut", ["chunk", "split", "tensor_split", "unbind"])
+def test_what_is_written_into_a_part_is_read_in_the_whole(cut: str) -> None:
+    """Parts that are several views at once, of which autograd allows no writing: what a gate multiplies, both layers share."""
+
+    def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
+        h = m.a(x)
+        if cut == "unbind":
+            first, _ = h.view(-1, 2, 3).unbind(1)
+        else:
+            first, _ = getattr(h, cut)(3 if cut == "split" else 2, 1)
+        first.mul_(m.gate(x))
+        return m.b(h)
+
+    model = randomise(Net(forward, a=nn.Linear(4, 6), gate=nn.Linear(4, 3), b=nn.Linear(6, 2)).double())
+    inputs = Case(lambda: model, ((9, 4),), None).inputs()
+    plan = fxenorm.analyze(model, inputs)
+    assert plan.num_scales == 6 + 3
+    assert soundness_error(model, plan, inputs) <= TOLERANCE
+
+
+def _repeated(m: Net, x: torch.Tensor) -> torch.Tensor:
+    """Each channel two thousand times, side by side and in turn."""
+    h = F.relu(m.a(x))
+    return m.b(h.repeat_interleave(2000, 1) + m.c(x)) + m.d(h.repeat(1, 2000))
+
+
+def test_thousands_of_repeated_channels_carry_the_scales_of_those_that_are_repeated() -> None:
+    layers = {
+        name: nn.Linear(*sizes) for name, sizes in (("a", (4, 6)), ("b", (12_000, 2)), ("c", (4, 12_000)), ("d", (12_000, 2)))
+    }
+    model = randomise(Net(_repeated, **layers).double())
+    inputs = Case(lambda: model, ((9, 4),), None).inputs()
+    plan = fxenorm.analyze(model, inputs)
+    assert plan.num_scales == 6
+    assert soundness_error(model, plan, inputs) <= TOLERANCE
+
+
+def test_large_systems_are_solved_as_small_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repetitions are looked for in large systems only, and leave the answer as it is."""
+    chosen = ["attention", "transformer_layer", "mixer", "conv_grouped", "split_halves", "unflatten", "halves_of_other_powers"]
+    monkeypatch.setattr("fxenorm.field.equations._LARGE", 1)
+    monkeypatch.setattr("fxenorm.symmetry.express.LARGE", 1)
+    for name in chosen:
+        model, plan, inputs = analysed(name)
+        found = find_symmetry(trace_model(model, inputs), model)
+        assert found.num_scales == plan.num_scales, name
+        for tensor, terms in plan.exponents.items():
+            assert [(c, ids.tolist()) for c, ids in found.exponents[tensor]] == [(c, ids.tolist()) for c, ids in terms]
 
 
 @pytest.mark.parametrize("name", BARRIERS)

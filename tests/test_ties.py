@@ -106,6 +106,20 @@ def test_two_parameters_over_one_memory_are_one(distinct: bool) -> None:
         torch.testing.assert_close(optimizer.state[owner]["exp_avg"] * growth, moment, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("middle", [False, True])
+def test_a_decoder_over_the_encoders_memory_has_its_scales_fixed(middle: bool) -> None:
+    """Its weight is a parameter of its own that shows the encoder's transposed, so that neither may move."""
+    encoder, decoder, between = nn.Linear(6, 4), nn.Linear(4, 6), nn.Linear(4, 4)
+    decoder.weight = nn.Parameter(encoder.weight.detach().T)
+    model = nn.Sequential(encoder, nn.ReLU(), *([between, nn.ReLU()] if middle else []), decoder)
+    with torch.no_grad():
+        before = model(INPUTS)
+        plan = fxenorm.analyze(model, INPUTS)
+        assert plan.num_scales == 0 and plan.verify(INPUTS)
+        plan.rescale(draw_log_scales(plan))
+        torch.testing.assert_close(model(INPUTS), before, rtol=0, atol=0)
+
+
 def test_one_frozen_name_holds_both() -> None:
     model = Branches()
     model.b.weight = nn.Parameter(model.a.weight.detach(), requires_grad=False)

@@ -217,6 +217,28 @@ def test_a_parameter_that_is_returned_is_compared() -> None:
     assert fxenorm.analyze(model, VECTORS).verify(VECTORS)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("differentiates", [False, True])
+def test_a_model_that_writes_into_its_inputs_gets_them_anew_at_each_run(dtype: torch.dtype, differentiates: bool) -> None:
+    """Also where forward takes a derivative, so that a run without gradients has to be repeated with them."""
+
+    def forward(model: Two, x: Tensor) -> Tensor:
+        x.mul_(0.5).add_(1.0)
+        if not differentiates:
+            return model.o(model.a(x).relu())
+        x = x.detach().requires_grad_(True)
+        y = model.o(model.a(x).relu())
+        return torch.cat([y, torch.autograd.grad(y.sum(), x, create_graph=True)[0]], 1)
+
+    torch.manual_seed(0)
+    model, x = Two(forward).to(dtype), VECTORS.to(dtype)
+    before = x.clone()
+    plan = fxenorm.analyze(plain().to(dtype), x).bind(model) if differentiates else fxenorm.analyze(model, x)
+    assert plan.num_scales == 8 and plan.verify(x) and torch.equal(x, before)
+    wrong, guilty = without(plan, "o.weight")
+    assert set(wrong.verify(x).at_fault) == guilty and torch.equal(x, before)
+
+
 def test_tensors_without_memory_of_their_own_are_checked_on_a_copy() -> None:
     from torch.testing._internal.two_tensor import TwoTensor
 

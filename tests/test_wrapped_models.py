@@ -241,3 +241,28 @@ def test_rows_that_are_never_read_stay_where_the_others_differ() -> None:
     unread = model.table[5:].detach().clone()
     check(model, 5, torch.randn(2, 5, 3, dtype=torch.float64))
     assert torch.equal(model.table[5:], unread)
+
+
+class GainsByMode(Gains):
+    """The gains of other rows in eval mode, or of all rows in train mode too."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        if how == "all":
+            self.other, self.last = nn.Parameter(torch.randn(9, 1)), nn.Linear(9, 2)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if self.how == "all" and self.training:
+            return self.last((self.table * self.other)[:, 0])
+        first = 2 if self.how == "others" and not self.training else 0
+        return self.mix((x * self.table[first : first + x.shape[1]]).transpose(1, 2))
+
+
+@pytest.mark.parametrize(("how", "expected"), [("others", 2), ("all", 5 + 9 + 4)])
+def test_rows_that_one_mode_alone_reads_are_read(how: str, expected: int) -> None:
+    """Rows two apart meet one input of the layer behind; where train mode reads all rows, no row is left out."""
+    model = randomise(GainsByMode(how).double()).eval()
+    unread = model.table[7:].detach().clone()
+    check(model, expected, torch.randn(2, 5, 3, dtype=torch.float64))
+    assert torch.equal(model.table[7:], unread) is (how == "others")

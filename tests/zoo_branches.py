@@ -147,6 +147,16 @@ BRANCHED: dict[str, Case] = {
     "product": Case(
         lambda: Net(lambda m, x: m.c(m.a(x) * m.b(x)), a=nn.Linear(4, 5), b=nn.Linear(4, 5), c=nn.Linear(5, 2)), VECTOR, 5 + 5
     ),
+    "halves_of_other_powers": Case(
+        lambda: Net(
+            lambda m, x: m.c((h := m.a(x))[:, ::2].abs().sqrt().square()) + m.b(h[:, 1::2]),
+            a=nn.Linear(4, 6),
+            b=nn.Linear(3, 2),
+            c=nn.Linear(3, 2),
+        ),
+        VECTOR,
+        3 + 3,  # one layer writes both groups; the first is counted in halves, of which the second knows nothing
+    ),
     "attention": Case(
         lambda: Net(
             lambda m, x: m.attention(x, x, x, need_weights=False)[0], attention=nn.MultiheadAttention(6, 2, batch_first=True)

@@ -43,8 +43,6 @@ class ChannelEnds:
 
     def new_part(self, name: str, own: ScaleField) -> bool:
         """Whether no entry of this part of the weight was noted; `own` is the part's field, of which the ids tell it."""
-        if name in self.whole:
-            return False
         ids = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *(np.unique(ids) for _, ids in own.terms)]))
         key = (name, ids.tobytes())
         if key in self.parts:

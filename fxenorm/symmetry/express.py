@@ -11,6 +11,9 @@ from ..field import Equations, Ids, ScaleField, Term, compress, simplify, solve
 
 __all__ = ["Expander", "coprime_signs", "first_rows", "group_order", "redundant_variables", "variables_in"]
 
+LARGE = 10_000
+"""Arrays with fewer ids than this are not searched for repeated rows."""
+
 
 class Expander:
     """Rewrites ids of raw variables as terms over the columns of an integer matrix (one raw variable a row)."""
@@ -94,7 +97,7 @@ class Expander:
 
 def first_rows(ids: Ids) -> Any:
     """(rows,) bool: the rows that do not repeat the one before (the groups of a convolution do); None for small arrays."""
-    if ids.ndim < 2 or ids.size < 10_000:
+    if ids.ndim < 2 or ids.size < LARGE:
         return None
     return np.append(True, (ids[1:] != ids[:-1]).any(axis=tuple(range(1, ids.ndim))))
 

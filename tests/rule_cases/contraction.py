@@ -170,6 +170,12 @@ CASES = (
         "windows side by side",
         misses="positions and taps are tied",
     ),
+    Case(
+        "aten::conv_transpose1d",
+        lambda x, w, b: F.conv_transpose1d(x, w, b, output_padding=1, dilation=2),
+        ((2, 3, 4), (3, 5, 1), (5,)),
+        "one tap, output padded",
+    ),
     Case("aten::conv_transpose3d", F.conv_transpose3d, ((1, 2, 2, 3, 2), (2, 3, 2, 2, 1), (3,))),
     Case("aten::convolution", lambda x, w, b: A.convolution(x, w, b, [1], [1], [1], False, [0], 1), ((2, 3, 5), (4, 3, 3), (4,))),
     Case(

@@ -69,6 +69,9 @@ CASES = (
     Case("aten::max_pool2d", lambda x: F.max_pool2d(x, 3, 2, padding=1), ((1, 2, 3, 5),), "padded", draws=200),
     Case("aten::max_pool2d", lambda x: F.max_pool2d(x, 2), ((1, 2, 2, 4),), "side by side", draws=60),
     Case("aten::max_pool3d", lambda x: F.max_pool3d(x, (2, 2, 1), 1), ((1, 2, 3, 3, 1),), draws=100),
+    Case("aten::max_pool1d", lambda x: F.max_pool1d(x, 2, 2, dilation=2), (LINE,), "dilated", draws=100),
+    Case("aten::max_pool2d", lambda x: F.max_pool2d(x, 2, 1, dilation=(2, 1)), ((1, 2, 4, 3),), "dilated", draws=150),
+    Case("aten::max_pool3d", lambda x: F.max_pool3d(x, (1, 2, 2), 1, 0, (1, 1, 2)), ((1, 1, 2, 3, 4),), "dilated", draws=150),
     Case("aten::max_pool1d_with_indices", lambda x: A.max_pool1d_with_indices(x, [3], [1]), (LINE,), draws=100),
     Case("aten::max_pool2d_with_indices", lambda x: A.max_pool2d_with_indices(x, [2, 2], [1, 1]), ((1, 2, 3, 3),), draws=100),
     Case(
