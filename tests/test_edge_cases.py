@@ -68,7 +68,8 @@ def test_dead_channel_is_held_and_the_others_move(method: str, dead: str, p: flo
     plan = fxenorm.analyze(model, INPUTS, p=p)
     assert plan.num_scales == 5 + 6, "a property of the graph, not of the weights"
     held = held_variables(plan)
-    assert len(held) == 1 and "dead" in next(iter(held.values()))
+    side = "shrink as it grows are zero" if dead == "column" else "grow with it are zero"
+    assert len(held) == 1 and next(iter(held.values())).startswith("dead: all weights that " + side)
     before, state = outputs(model, INPUTS), state_of(model)
     getattr(plan, method)()
     assert_finite(model)
@@ -152,7 +153,7 @@ def test_one_sided_scales_are_held() -> None:
     model = Net(lambda m, x: (h := m.a(x)) / h.norm(dim=1, keepdim=True), a=nn.Linear(4, 5)).double()
     plan = fxenorm.analyze(model, INPUTS)
     assert plan.num_scales == 1
-    assert "one-sided" in held_variables(plan)[0]
+    assert "one-sided: no counted weight shrinks" in held_variables(plan)[0]
     state = state_of(model)
     with pytest.warns(FxenormWarning, match="moved nothing.*one-sided"):
         plan.step()
@@ -313,17 +314,33 @@ def test_powers_of_two_on_request(scales: str) -> None:
     assert difference == 0.0 if scales == "pow2" else difference <= TOLERANCE
 
 
-def test_largest_step_can_be_limited() -> None:
+@pytest.mark.parametrize("backend", ["compiled", "eager"])
+@pytest.mark.parametrize("cycles", [1, 3])
+@pytest.mark.parametrize("solver", ["jacobi", "gauss-seidel"])
+@pytest.mark.parametrize(("scales", "most"), [("exact", 0.25), ("pow2", 0.75)])
+def test_largest_step_can_be_limited(backend: Any, cycles: int, solver: Any, scales: Any, most: float) -> None:
+    """Of a call, however many cycles it has; in powers of two, to the octaves that are within."""
     model = mlp()
     with torch.no_grad():
         model[0].weight *= 1e4
-    plan = fxenorm.analyze(model, INPUTS, max_log_scale=0.25)
+    plan = fxenorm.analyze(model, INPUTS, max_log_scale=most, backend=backend, solver=solver, scales=scales)
     saved = state_of(model)
     before = outputs(model, INPUTS)
-    plan.step()
+    plan.step(cycles=cycles)
     moved = (model[0].weight.detach() / saved["0.weight"]).log().abs()
-    assert moved.max().item() == pytest.approx(0.25)
+    assert moved.max().item() == pytest.approx(math.log(2.0) if scales == "pow2" else most)
     assert relative_difference(before, outputs(model, INPUTS)) <= TOLERANCE
+
+
+def test_balance_names_the_limit_that_stopped_it() -> None:
+    model = mlp()
+    with torch.no_grad():
+        model[0].weight *= 1e4
+    result = fxenorm.analyze(model, INPUTS, max_log_scale=0.5).balance()
+    assert not result.converged and result.log_scales.abs().max() <= 0.5 and result.imbalance_after > 1.0
+    assert result.held and all("max_log_scale" in item.reason for item in result.held)
+    stopped = {variable for item in result.held for variable in item.variables}
+    assert stopped == set((result.log_scales.abs() == 0.5).nonzero().flatten().tolist())
 
 
 def test_exclude_forces_exponents_to_zero() -> None:

@@ -23,8 +23,9 @@ from fxenorm.plan.exponent_rows import exponent_rows
 from fxenorm.plan.iterate import solve
 from fxenorm.plan.problem import Problem
 from fxenorm.solve import get_solver, register_solver, solver_names
-from fxenorm.solve.coarse import coarse_correction
+from fxenorm.solve.coarse import coarse_correction, coarse_problem
 from fxenorm.solve.jacobi import solvable
+from fxenorm.solve.newton import conjugate_gradients
 
 from .random_plans import Case, cases
 
@@ -235,6 +236,31 @@ def test_one_scalar_a_group_is_solved_for_exactly(
             assert abs(float((positive - negative)[own].sum())) <= 1e-6 * float((positive + negative)[own].sum())
 
 
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("make", [lambda: chain(6, 5, bad_start=1.0), lambda: chain(6, 5, "heavy"), lambda: gated(1.0)])
+def test_the_coarse_matrix_is_solved_whatever_holds_it(make: Any, dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the objective as a function of one scalar a group: second derivatives by autograd, times the solution."""
+    monkeypatch.setattr("fxenorm.solve.coarse._MOST_DENSE", 1000 if dense else 0)
+    problem = make()
+    count = int(problem.labels.max()) + 1
+    scales = 0.3 * torch.randn(problem.held.numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    scales[problem.held] = 0.0
+    labels = torch.where(problem.held, count, problem.labels)
+
+    def of_scalars(scalars: torch.Tensor) -> torch.Tensor:
+        """In units of the objective where the scalars are 0, over p^2."""
+        moved = scales + torch.nn.functional.pad(scalars, (0, 1))[labels]
+        return by_definition(problem, moved) / problem.log_objective(scales).exp() / problem.p**2
+
+    hessian = torch.autograd.functional.hessian(of_scalars, torch.zeros(count, dtype=torch.float64))
+    coarse = coarse_problem(problem, scales, labels, count)
+    assert coarse is not None
+    solve_coarse = coarse.preconditioner(problem.log_objective(scales))
+    assert solve_coarse is not None
+    wanted = torch.randn(count, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(hessian @ solve_coarse(wanted), wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 4.0])
 @pytest.mark.parametrize(
     "make", [lambda p: chain(5, 8, p=p), lambda p: chain(4, 12, "heavy", p=p), gated], ids=["dense", "heavy", "gated"]
@@ -265,6 +291,41 @@ def test_newton_needs_few_iterations_at_any_depth(depth: int, kind: str, bad_sta
     objective.backward()
     assert scales.grad is not None
     assert scales.grad[~problem.held].abs().max() <= 1e-6 * problem.p * float(objective.detach())
+
+
+@pytest.mark.parametrize("p", [12.0, 64.0])
+def test_newton_needs_few_iterations_for_large_exponents_too(p: float) -> None:
+    """Whose walls are steep: it comes down the slopes of smaller exponents first."""
+    problem = chain(8, 10, "heavy", p=p)
+    solution = solve(problem, tol=1e-6, max_iterations=16, solver="newton")
+    assert solution.converged and solution.imbalance <= 1e-6 and solution.iterations <= (10 if p == 12.0 else 16)
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_conjugate_gradients_solve_in_as_many_products_as_there_are_unknowns(conditioned: bool) -> None:
+    random, size = torch.Generator().manual_seed(3), 12
+    root = torch.randn(size, size, dtype=torch.float64, generator=random)
+    matrix = root @ root.T + 0.5 * torch.eye(size, dtype=torch.float64)
+    diagonal, labels = matrix.diagonal(), torch.arange(size) % 3
+    wanted = torch.randn(size, dtype=torch.float64, generator=random)
+    asked: list[torch.Tensor] = []
+
+    class Counted:
+        """The matrix, relative to its diagonal."""
+
+        def product(self, vector: torch.Tensor) -> torch.Tensor:
+            asked.append(vector)
+            return (matrix @ vector) / diagonal
+
+    by_group = torch.nn.functional.one_hot(labels, 3).to(torch.float64)
+    small = by_group.T @ matrix @ by_group / diagonal.max()
+    weights = diagonal / diagonal.max()
+    coarse = (lambda totals: torch.linalg.solve(small, totals)) if conditioned else None
+    found = conjugate_gradients(Counted(), wanted, weights, labels, 3, coarse, 1e-9, 100)
+    torch.testing.assert_close(matrix @ found / diagonal, wanted, rtol=0, atol=1e-8)
+    assert len(asked) <= size + 2
+    few = conjugate_gradients(Counted(), wanted, weights, labels, 3, coarse, 1e-9, 3)
+    assert len(asked) <= size + 5 and float((few * diagonal) @ wanted) > 0, "a direction of descent all the same"
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -216,6 +216,36 @@ def test_answer_does_not_depend_on_the_start() -> None:
             torch.testing.assert_close(value, answers[0][name], rtol=1e-7, atol=0)
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_balance_reports_is_what_the_plan_says_before_and_after(frozen: bool, p: float) -> None:
+    """Also where a frozen weight leaves sums of variables only."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 6, bias=False), nn.ReLU(), nn.Linear(6, 6, bias=False)]
+    model = nn.Sequential(*layers, nn.ReLU(), nn.Linear(6, 3, bias=False)).double()
+    model[4].requires_grad_(not frozen)
+    plan = fxenorm.analyze(model, torch.randn(3, 4, dtype=torch.float64), p=p)
+
+    def said() -> list[float]:
+        return [plan.norm().item(), *(norm.item() for norm in plan.layer_norms().values())]
+
+    before, imbalance, weights = said(), plan.imbalance().item(), [layer.weight.detach().clone() for layer in model[::2]]
+    result = plan.balance(tol=1e-7)
+    after = said()
+    assert result.converged and result.imbalance_after <= 1e-7 and result.imbalance_before > 0.01
+    assert frozen or result.imbalance_before == pytest.approx(imbalance)
+    assert [result.norm_before, *result.layer_norms_before.values()] == pytest.approx(before)
+    assert [result.norm_after, *result.layer_norms_after.values()] == pytest.approx(after)
+    assert list(result.layer_norms_before) == list(result.layer_norms_after) == list(plan.layer_norms()) == ["0", "2", "4", "6"]
+    assert result.norm_after < result.norm_before or math.isinf(p)
+    assert torch.equal(model[4].weight, weights[2]) == frozen
+    assert bool(result.held) == frozen and all("requires_grad=False" in item.reason for item in result.held)
+    for number, (layer, weight) in enumerate(zip(model[::2], weights, strict=True)):
+        factor = (layer.weight / weight).detach().log()
+        rows = result.log_scales[[*range(0, 5)]] if number == 0 else None
+        assert rows is None or torch.allclose(factor, rows[:, None].expand(5, 4))
+
+
 def test_balance_reports_and_can_be_undone() -> None:
     model, plan, inputs = plan_of("conv_chain")
     saved, norm, imbalance = state_of(model), plan.norm().item(), plan.imbalance().item()
