@@ -305,6 +305,7 @@ def test_merged_terms_are_the_same_form(terms: list[tuple[int, list[int]]]) -> N
         (bare_chain, (), {}, []),
         (bare_chain, (), {"balance_last": False}, ["5 balance_last=False"]),
         (bare_chain, ("0", "1"), {}, ["5 requires_grad=False"] * 2),
+        (bare_chain, ("0", "1", "2"), {}, []),  # a model that trains nothing moves as a whole
         (Gated, ("d",), {}, ["6 requires_grad=False (in sums)"] * 2),
         (OneSided, (), {}, ["1 not attained"]),
     ],

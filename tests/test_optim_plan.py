@@ -180,6 +180,25 @@ def test_what_no_optimizer_holds_is_listed_once() -> None:
     assert [warning.filename for warning in seen] == [__file__]
 
 
+@pytest.mark.parametrize("what", ["a frozen parameter", "a moved buffer", "another parameter"])
+def test_what_an_optimizer_has_to_hold(what: str) -> None:
+    """Neither frozen parameters, as under LoRA, nor buffers: only what is trained and moved is missed, and named."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    plan = fxenorm.analyze(model, torch.randn(8, 4), batchnorm="frozen", modes="eval")
+    assert {"1.running_mean", "0.weight"} <= set(plan.exponents)
+    model[0].weight.requires_grad_(what != "a frozen parameter")
+    held = [p for name, p in model.named_parameters() if p.requires_grad and (what != "another parameter" or name != "3.weight")]
+    optimizer = torch.optim.SGD(held, lr=1e-2, momentum=0.9)
+    model(torch.randn(8, 4)).square().mean().backward()
+    optimizer.step()
+    if what == "another parameter":
+        with pytest.warns(FxenormWarning, match=r"belong to none of the optimizers given: 3\.weight\. "):
+            plan.step(optimizer)
+    else:
+        plan.step(optimizer)
+
+
 @pytest.mark.parametrize("state", ["reexpress", "reset", "keep"])
 def test_the_history_of_lbfgs_when_its_first_parameter_does_not_move(state: Any) -> None:
     """Torch keeps it with the first parameter; here that is none of the model's, and one without variables stands between."""
