@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -204,3 +205,41 @@ def test_a_norm_that_cannot_be_folded_is_counted_as_it_is(how: str) -> None:
     alone = randomise(ReadElsewhere("").double(), INPUTS, seed=1)
     folded, affine = (fxenorm.analyze(alone, INPUTS, batchnorm=name) for name in ("folded", "affine"))  # type: ignore[arg-type]
     assert folded.norm().item() != pytest.approx(affine.norm().item(), rel=1e-3), "control: without another reader it is folded"
+
+
+class Middle(nn.Module):
+    """A layer, a function of it and a norm, a layer."""
+
+    def __init__(self, function: Callable[[Middle, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.function(self, x))
+
+
+FOLDABLE: dict[str, tuple[Callable[[Middle, torch.Tensor], torch.Tensor], bool]] = {
+    "plain": (lambda m, x: m.norm(m.first(x)), True),
+    "without a bias": (lambda m, x: m.norm(nn.functional.linear(x, m.first.weight)), True),
+    "something between": (lambda m, x: m.norm(m.first(x).relu()), False),
+    "bias read elsewhere": (lambda m, x: m.norm(m.first(x)) + m.first.bias, False),
+    "computed weight": (lambda m, x: m.norm(nn.functional.linear(x, 2 * m.first.weight, m.first.bias)), False),
+    "computed bias": (lambda m, x: m.norm(nn.functional.linear(x, m.first.weight, 2 * m.first.bias)), False),
+    "computed gamma": (
+        lambda m, x: nn.functional.batch_norm(
+            m.first(x), m.norm.running_mean, m.norm.running_var, 2 * m.norm.weight, m.norm.bias, m.norm.training
+        ),
+        False,
+    ),
+    "positions as channels": (lambda m, x: m.norm(m.first(x[:, None].expand(-1, 5, -1)))[:, 0], False),
+}
+
+
+@pytest.mark.parametrize("name", FOLDABLE)
+def test_only_what_folding_could_fold_is_taken_as_folded(name: str) -> None:
+    function, foldable = FOLDABLE[name]
+    plan = fxenorm.analyze(randomise(Middle(function).double()), torch.randn(7, 4, dtype=torch.float64), batchnorm="folded")
+    assert [(fold.weight, fold.gamma, fold.mean) for fold in plan.symmetry.folds] == (
+        [("first.weight", "norm.weight", "norm.running_mean")] if foldable else []
+    )

@@ -36,7 +36,7 @@ def find_folds(traced: Sequence[TracedModel]) -> tuple[NormFold, ...]:
             fold = _fold(graph, node)
             if fold is not None:
                 found.append(fold)
-    return tuple(f for f in found if all(uses.get(name, 1) == 1 for name in (f.weight, f.bias, f.gamma, f.beta) if name))
+    return tuple(f for f in found if all(uses[name] == 1 for name in (f.weight, f.bias, f.gamma, f.beta) if name))
 
 
 def _fold(graph: TracedModel, norm: fx.Node) -> NormFold | None:

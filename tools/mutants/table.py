@@ -19,6 +19,7 @@ TESTS: dict[str, list[str]] = {
         "test_ties",
         "test_own_rules",
         "test_unknown_operators",
+        "test_folded",
         "test_unusual_weights",
         "test_repeated_copies",
     ],
