@@ -70,11 +70,24 @@ def _graph_of(case: Case, variant: Variant) -> TracedModel | None:
             continue
         node = inputs[f"p{position}"]
         placeholders[node.name] = Placeholder("input", node.name)
+        if spread == "zeros":
+            _fill_with_zeros(graph, node)
         if isinstance(spread, tuple):
             _multiply(graph, node, spread, position, placeholders)
     if variant.form != "plain" and not _reform(graph, case, end, variant.form):
         return None
     return replace(traced, graph=graph, placeholders=placeholders)
+
+
+def _fill_with_zeros(graph: fx.Graph, node: fx.Node) -> None:
+    """Put zeros in the place of x."""
+    users = list(node.users)
+    last = max((n for n in graph.nodes if n.op == "placeholder"), key=list(graph.nodes).index)
+    with graph.inserting_after(last):
+        zeros = graph.call_function(torch.ops.aten.zeros_like.default, (node,))
+    zeros.meta["val"] = node.meta["val"].new_empty(node.meta["val"].shape)
+    for user in users:
+        user.replace_input_with(node, zeros)
 
 
 def _multiply(graph: fx.Graph, node: fx.Node, axes: tuple[int, ...], position: int, placeholders: dict[str, Placeholder]) -> None:
@@ -167,7 +180,7 @@ def claims(case: Case, variant: Variant) -> Claims | None:
     walk.run(dataclasses.replace(traced, outputs=()))  # a form may have been given one more output
     outputs = [_settled(fields, value) for value in flat(walk.outputs) if value is not None]
     inputs = [
-        None if spread == "fixed" or f"p{k}" not in shapes else _whole(fields, f"p{k}")
+        None if spread in ("fixed", "zeros") or f"p{k}" not in shapes else _whole(fields, f"p{k}")
         for k, spread in enumerate(variant.spreads)
     ]
     solution = solve(equations)

@@ -23,7 +23,19 @@ from .claimed_law import Claims, claims, schemas, traced_call
 from .measured_law import measured
 from .rule_cases.case import Case, Spread, Variant, is_floating, points, real, values_of
 
-__all__ = ["TOLERANCE", "Case", "Finding", "Variant", "examine", "main", "schemas", "traced_call", "variants_of", "verdict_of"]
+__all__ = [
+    "TOLERANCE",
+    "Case",
+    "Finding",
+    "Variant",
+    "errors_on_zeros",
+    "examine",
+    "main",
+    "schemas",
+    "traced_call",
+    "variants_of",
+    "verdict_of",
+]
 
 TOLERANCE = 1e-10
 
@@ -55,6 +67,7 @@ def _error(case: Case, variant: Variant, claimed: Claims) -> float:
     for seed, kind in enumerate(kinds):
         s = np.random.default_rng(seed).uniform(-1, 1, claimed.free)
         x = points(case, seed, kind)
+        x = [torch.zeros_like(value) if how == "zeros" else value for value, how in zip(x, variant.spreads, strict=True)]
         scaled = [
             value if rows is None else _moved(value, torch.from_numpy(np.exp(rows @ s)).reshape(value.shape), offset)
             for value, rows, offset in zip(x, claimed.inputs, claimed.offsets, strict=True)
@@ -69,7 +82,8 @@ def _error(case: Case, variant: Variant, claimed: Claims) -> float:
                 same = torch.equal(old, new) if isinstance(old, torch.Tensor) else old == new
                 worst = max(worst, 0.0 if same else math.inf)
             elif rows is None:
-                worst = max(worst, 0.0 if bool(((old == 0) | torch.isinf(old)).all()) and torch.equal(old, new) else math.inf)
+                free = bool(((old == 0) | torch.isinf(old) | torch.isnan(old)).all())  # 0 / 0 is no number, whatever the scales
+                worst = max(worst, 0.0 if free and torch.equal(torch.nan_to_num(old), torch.nan_to_num(new)) else math.inf)
             elif rows.shape[0] != old.numel():
                 # The number of entries depends on the values: only one field for all of them can be compared.
                 alike = bool(len(rows)) and bool((rows == rows[:1]).all())
@@ -114,6 +128,21 @@ def variants_of(case: Case) -> list[Variant]:
                 found.append(Variant((*parameters[:k], (axis,), *parameters[k + 1 :])))
     found += [Variant(tuple(spreads), form) for form in ("in-place", "out") for spreads in (parameters, whole) if count]
     return list(dict.fromkeys(found))
+
+
+def errors_on_zeros(case: Case) -> dict[str, float]:
+    """By variant, the error where one input after the other is zeros that the graph shows, beside activations or parameters."""
+    count = len(case.shapes)
+    whole: list[Spread] = [tuple(range(len(shape))) for shape in case.shapes]
+    parameters: list[Spread] = ["parameter"] * count
+    variants = [Variant((*whole[:k], "zeros", *whole[k + 1 :])) for k in range(count)]
+    variants += [Variant(("zeros", *parameters[1:]))] if count > 1 else []
+    found = {str(variant.spreads): (variant, claims(case, variant)) for variant in variants}
+    errors = {}
+    for name, (variant, claimed) in found.items():
+        if claimed is not None and not (case.refuses_zeros and variant.spreads[case.refuses_zeros] == "zeros"):
+            errors[name] = _error(case, variant, claimed)
+    return errors
 
 
 def examine(case: Case) -> list[Finding]:

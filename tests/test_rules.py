@@ -16,7 +16,7 @@ from fxenorm.field.structure import flip
 from fxenorm.rules import Call, Rule, derivatives, find_rule, iterate_rules, registry, sparse
 from fxenorm.rules.laws import contract, passes, zero_field
 
-from .operator_harness import Case, examine, schemas, traced_call
+from .operator_harness import TOLERANCE, Case, errors_on_zeros, examine, schemas, traced_call
 from .rule_cases import CASES
 
 MEASURED_POOLS = {
@@ -74,6 +74,8 @@ def test_rule(case: Case) -> None:
     findings = examine(case)
     wrong = [str(f) for f in findings if f.verdict == "incorrect"]
     assert not wrong, "\n".join(wrong)
+    on_zeros = {variant: error for variant, error in errors_on_zeros(case).items() if error > TOLERANCE}
+    assert not on_zeros, "zeros carry any scale; what comes of them does not always"
     missing = [str(f) for f in findings if f.verdict == "missing"]
     if case.misses:
         assert missing, f"the row says that something is missed ({case.misses}), but everything is claimed"

@@ -156,8 +156,10 @@ def einsum(call: Call) -> Field:
     for value, names in zip(call["tensors"], letters, strict=True):
         once = "".join(dict.fromkeys(names))
         if once != names:
-            value = value if isinstance(value, AnyField) else diagonal_field(call.settle(value), names, once)
-            value = AnyField((1,) * len(once)) if isinstance(value, AnyField) else value
+            if isinstance(value, AnyField):
+                value = AnyField(tuple(value.shape[names.index(letter)] for letter in once))
+            else:
+                value = diagonal_field(call.settle(value), names, once)
         operands.append((value, once))
     return contract_all(call, operands, out)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..field import AnyField, ParameterView, ScaleField
+from ..field import ParameterView
 from .call import Call, Field, is_floating
 from .laws import barrier, number, passes, same_field, zero_field
 from .registry import family, scale_rule
@@ -108,9 +108,5 @@ def threshold(call: Call) -> Any:
     family="homogeneous",
 )  # fmt: skip
 def maximum(call: Call) -> Any:
-    """max(t x, t y) = t max(x, y): both carry the same field."""
-    if any(isinstance(call[name], AnyField) for name in ("self", "other")):
-        # Against a constant 0 the other passes; against an infinite one the result is constant or passes: the same law.
-        others = [call[name] for name in ("self", "other") if not isinstance(call[name], AnyField)]
-        return ScaleField(call.out_shape, call.settle(others[0]).terms) if others else AnyField(call.out_shape)
+    """max(t x, t y) = t max(x, y): both carry the same field; against 0 or an infinity the other passes, or stays constant."""
     return same_field(call, [call["self"], call["other"]], call.out_shape)

@@ -12,8 +12,9 @@ from fxenorm.rules import RuleOptions
 
 __all__ = ["Case", "Spread", "Variant", "flat", "is_floating", "points", "real", "values_of"]
 
-Spread = Literal["parameter", "fixed"] | tuple[int, ...]
-"""How an input carries scales: as a parameter, not at all, or as an activation with one variable a position on these axes."""
+Spread = Literal["parameter", "fixed", "zeros"] | tuple[int, ...]
+"""How an input carries scales: as a parameter, not at all, as zeros that the graph shows, or as an activation with one variable a
+position on these axes."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Case:
         options: those that the rule may depend on.
         offsets: by input, the number that is added to it where it is a parameter: it moves as (offset + x) * factor - offset.
             Written by hand; 0 where it is left out.
+        refuses_zeros: the position of an input, other than the first, that torch does not take as zeros.
     """
 
     operator: str
@@ -46,6 +48,7 @@ class Case:
     dimension: int | None = None
     options: RuleOptions = field(default_factory=RuleOptions)
     offsets: tuple[float, ...] = ()
+    refuses_zeros: int = 0
 
     def offset(self, position: int) -> float:
         """The offset of one input."""

@@ -72,5 +72,6 @@ CASES = (
         "window",
         positive=True,
         misses=PARTS,
+        refuses_zeros=1,
     ),
 )

@@ -147,7 +147,7 @@ class Judge:
         files: list[str] = []
         seconds: dict[str, float] = {}
         chosen: set[str] = set()
-        limit = 60.0
+        limit = 30.0
         for name in names:
             reach, reaching = self.reach_of(name), self.reaching(name, drawn)
             if reach is None and name not in IN_OTHER_PROCESSES and name != drawn.path:
@@ -156,9 +156,9 @@ class Judge:
                 seconds |= reach.seconds
             if reach is not None and reaching is not None:
                 chosen |= reaching
-                limit += 5.0 * sum(reach.seconds[test] for test in reaching)
+                limit += 2.0 * sum(reach.seconds[test] for test in reaching)
             elif place_of(name).endswith(".py"):
-                limit += 60.0 if "/" in name else 600.0
+                limit += 10.0 if "/" in name else 300.0
             if reaching is None or reaching or self._has_changed(name):
                 files.append(name)
         return _Run([name for name in files if place_of(name).endswith(".py")], seconds, chosen, limit)
