@@ -10,9 +10,11 @@ TESTS: dict[str, list[str]] = {
     "symmetry/*": [
         "test_values_nobody_uses",
         "test_overlay",
+        "test_picked",
         "test_groups",
         "test_account",
         "test_state",
+        "test_kept_between_calls",
         "test_experts",
         "test_offsets",
         "test_outputs",
@@ -23,7 +25,7 @@ TESTS: dict[str, list[str]] = {
         "test_unusual_weights",
         "test_repeated_copies",
     ],
-    "field/*": ["test_field", "test_overlay", "test_express", "test_account", "test_experts", "test_groups"],
+    "field/*": ["test_field", "test_overlay", "test_picked", "test_express", "test_account", "test_experts", "test_groups"],
     "rules/*": ["test_rules", "test_unknown_operators", "test_own_rules", "test_offsets", "test_operators", "test_random_models"],
     "solve/*": [
         "test_solve",
