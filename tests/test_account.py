@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import fxenorm
 from fxenorm.errors import BindError
@@ -138,6 +139,52 @@ BY_HAND: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], dict[str, 
         {("input", "input", ""): 12, ("output", "output", ""): 3},
         0,
     ),
+    "a gain that is one number": (
+        two(lambda m, x: m.b(torch.relu(m.a(x)) * m.s), s=nn.Parameter(torch.randn(()))),
+        VECTOR,
+        {},
+        {("input", "input", ""): 4, ("output", "output", ""): 3, ("tied", "linear", ""): 6},
+        7,
+    ),
+    "a gain with two constants": (
+        two(lambda m, x: m.b(torch.relu(m.a(x) * (1 + m.w)) * (2 + m.w)), w=nn.Parameter(torch.randn(6))),
+        VECTOR,
+        {},
+        {("input", "input", ""): 4, ("output", "output", ""): 3, ("barrier", "mul", ""): 6, ("tied", "linear", ""): 6},
+        6,
+    ),
+    "a weight taken apart": (
+        lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 3)),
+        VECTOR,
+        {},
+        # A row of the direction moves as a whole: its inputs carry what its first output does.
+        {("output", "output", ""): 3, ("tied", "_weight_norm", ""): 4, ("tied", "linear", ""): 6},
+        12,
+    ),
+    "a scale that cancels in a weight": (
+        lambda: Net(
+            lambda m, x: m.b(x) + m.c(h := x.new_zeros(len(x), 6) + m.p) / h,
+            b=nn.Linear(4, 6),
+            c=nn.Linear(6, 6, bias=False),
+            p=nn.Parameter(torch.rand(6) + 1),
+        ),
+        VECTOR,
+        {},
+        {
+            ("input", "input", ""): 4,
+            ("output", "output", ""): 6,
+            ("tied", "output", ""): 6,
+            ("tied", "in and out together", ""): 1,
+        },
+        5,
+    ),
+    "the input added in train mode": (
+        lambda: Net(lambda m, x: m.b((m.a(x).relu() + x) if m.training else m.a(x).relu()), a=nn.Linear(4, 4), b=nn.Linear(4, 3)),
+        VECTOR,
+        {},
+        {("input", "input", ""): 4, ("output", "output", ""): 3, ("input", "input", "in train mode"): 8},
+        0,
+    ),
     "read by Python": (
         two(lambda m, x: (m.b(torch.relu(h := m.a(x))), h.square().mean().item())),
         VECTOR,
@@ -235,6 +282,12 @@ def test_adds_up_under_every_option(batchnorm: str, options: dict[str, Any]) -> 
     assert_adds_up(fxenorm.analyze(model, torch.randn(3, 3, 8, 8), batchnorm=batchnorm, **options).symmetry)
 
 
+def test_of_two_ends_that_are_one_the_later_is_tied_to_the_earlier() -> None:
+    build, inputs, *_ = BY_HAND["chain"]
+    account = fxenorm.analyze(build(), inputs).account
+    assert account is not None and [row.module for row in account.rows if row.kind == "tied"] == ["2"]
+
+
 def test_an_end_is_counted_once_over_all_uses_of_a_weight() -> None:
     def shared() -> nn.Module:
         tied = Net(
@@ -258,6 +311,19 @@ def test_each_part_that_is_cut_out_of_a_weight_has_its_ends() -> None:
     symmetry = fxenorm.analyze(Net(forward, w=nn.Parameter(torch.randn(12, 4))), torch.randn(5, 4)).symmetry
     assert_adds_up(symmetry)
     assert symmetry.account is not None and symmetry.account.total == (4 + 6) + (6 + 4)
+
+
+def test_a_part_that_another_size_cuts_out_has_no_ends_of_its_own() -> None:
+    """Where the second size takes nothing away, the account is that of the first."""
+    cut = Net(
+        lambda m, x: m.b(torch.einsum("nld,kl->nkd", m.a(x).relu(), m.mix[:, : x.shape[1]])),
+        a=nn.Linear(4, 6),
+        mix=nn.Parameter(torch.randn(3, 12)),
+        b=nn.Linear(6, 2),
+    )
+    symmetry = fxenorm.analyze(cut, torch.randn(2, 5, 4)).symmetry
+    assert_adds_up(symmetry)
+    assert symmetry.account is not None and symmetry.account.total == (4 + 6) + (5 + 3) + (6 + 2)
 
 
 def test_where_most_is_lost_is_printed() -> None:

@@ -366,6 +366,15 @@ def test_fresh_variables() -> None:
     assert equations.fresh((2, 0)).is_zero and equations.count == 9
 
 
+def test_of_equations_that_say_the_same_the_first_origin_is_kept() -> None:
+    """3a = 0, 2a = 0 and 4a = 0, in no order."""
+    equations = Equations()
+    equations.fresh((2,))
+    for origin, factor in ((9, 3), (4, 2), (6, 4)):
+        equations.sums.append(((factor - 1, 1), np.zeros((2, 1), dtype=np.int64), origin))
+    assert solve(equations).zero_origin.tolist() == [4, NEVER]
+
+
 # --- parameters ----------------------------------------------------------------------------------------------------------
 
 
@@ -408,3 +417,14 @@ def test_large_parameters_get_no_variable_an_entry() -> None:
     assert equations.count == 3000 and sorted(ids.shape for _, ids in field.terms) == [(1, 2000), (1000, 1)]
     with pytest.raises(KeyError):
         parameters.form(ParameterView("v", (2,)), origin=0)
+
+
+def test_a_factor_that_leaves_the_range_of_floats_is_not_known() -> None:
+    """A number that is added behind it then has no offset of its own."""
+    view = ParameterView("w", (2,))
+    added = view.multiplied(4.0).plus(2.0)
+    assert added is not None and (added.offset, added.factor) == (0.5, 4.0)
+    for factor in (1e200, 1e-200):
+        twice = view.multiplied(factor).multiplied(factor)
+        assert twice.factor is None and twice.plus(1.0) is None and twice.multiplied(2.0).factor is None
+    assert view.multiplied(1e-300).multiplied(1e-8).plus(1e8) is None, "an offset beyond the range"

@@ -34,6 +34,12 @@ def test_picked_slices_are_known_by_position_only_where_they_are_alike(field: Sc
         np.testing.assert_array_equal(value(everywhere, solution), np.broadcast_to(by_slice[0], (5, 2, 3)))
 
 
+def test_axes_of_one_position_count_none() -> None:
+    stack = ScaleField((4, 3), ((1, np.arange(4).reshape(4, 1)),))
+    assert pick(stack, 0, (5, 1, 3), 2, ("index", 0), 7).axes == (0,)
+    assert pick(stack, 0, (1, 5, 3), 2, ("index", 0), 7).value.shape == (1, 4, 3)
+
+
 @given(st.permutations(range(3)), st.integers(1, 3), st.sampled_from(["right", "turned", "missing", "more"]))
 def test_axes_are_told_by_numbers_only_where_all_positions_are_there_in_order(order: list[int], count: int, damage: str) -> None:
     shape, axes = (2, 3, 4), tuple(order[:count])

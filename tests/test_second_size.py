@@ -136,6 +136,45 @@ def test_outputs_stay_at_sizes_that_were_not_the_example() -> None:
     assert torch.allclose(model(x), before, rtol=1e-10, atol=1e-12)
 
 
+class More(nn.Module):
+    """A layer more, and an operator without a rule, where there are several places."""
+
+    def __init__(self, rule: bool) -> None:
+        super().__init__()
+        self.a, self.o, self.more, self.rule = nn.Linear(5, 8), nn.Linear(8, 2), nn.Linear(8, 2), rule
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x).relu()
+        if x.shape[1] == 1:
+            return self.o(h)
+        return self.o(h) + self.more(h) if self.rule else self.o(torch.special.bessel_j0(h))
+
+
+def test_a_layer_that_only_the_second_size_reads_follows() -> None:
+    torch.manual_seed(0)
+    model, x = More(True).double(), torch.randn(2, 4, 5, dtype=torch.float64)
+    plan = fxenorm.analyze(model, x[:, :1])
+    assert plan.num_scales == 8 and "more.weight" in plan.exponents
+    with torch.no_grad():
+        before = model(x)
+        plan.rescale(draw_log_scales(plan))
+        torch.testing.assert_close(model(x), before, rtol=1e-10, atol=1e-10)
+
+
+def test_an_operator_without_a_rule_is_listed_once_over_both_sizes() -> None:
+    plan = fxenorm.analyze(More(False), torch.randn(2, 1, 5))
+    assert [(barrier.known, barrier.variables) for barrier in plan.barriers] == [(False, 8)]
+    plan = fxenorm.analyze(nn.Sequential(Transposed(), Odd()), torch.randn(2, 3, 1, 1))
+    assert [barrier.known for barrier in plan.barriers if "bessel" in barrier.operator] == [False]
+
+
+class Odd(nn.Module):
+    """An operator without a rule."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(x)
+
+
 def test_a_second_size_that_takes_nothing_away_leaves_the_plan_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = small(), torch.randn(2, 3, 8, 8)
     plan = fxenorm.analyze(model, x)

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxenorm
+from fxenorm.plan.groups import term_axis
 from fxenorm.symmetry import find_symmetry
 from fxenorm.trace import trace_model
 
+from .completeness_cases import NETWORKS
 from .helpers import (
     TOLERANCE,
     assert_same_state,
@@ -30,6 +32,7 @@ from .helpers import (
     tensors,
 )
 from .zoo import BARRIERS, CASES, Case, Net
+from .zoo_chains import PLAIN
 
 MODES = ("eval", "train")
 
@@ -100,7 +103,16 @@ def test_every_variable_is_in_one_group_and_in_the_exponents(name: str) -> None:
             assert coefficient != 0 and coefficient == int(coefficient)
             used.update(torch.as_tensor(ids).reshape(-1).tolist())
     assert used - {-1} == set(range(plan.num_scales))
+    alike: dict[int, set[tuple[str, int, int]]] = {variable: set() for variable in range(plan.num_scales)}
+    for tensor, terms in plan.exponents.items():
+        for coefficient, ids in terms:
+            axis = term_axis(ids.numpy(), coefficient)
+            for variable in set(ids.unique().tolist()) - {-1}:
+                alike[variable].add((tensor, axis, coefficient))
+    parts = [frozenset(alike[variable]) for group in plan.groups for variable in group.variables]
+    assert len(set(parts)) == len(plan.groups), "variables with the same producers and consumers form a group"
     for group in plan.groups:
+        assert len({frozenset(alike[variable]) for variable in group.variables}) == 1
         assert group.producers or group.consumers
         assert all(port.coefficient > 0 for port in group.producers) and all(port.coefficient < 0 for port in group.consumers)
 
@@ -177,6 +189,43 @@ def test_nothing_false_is_claimed_of_writes_through_windows_that_overlap() -> No
     case = Case(lambda: Net(windows, a=nn.Linear(4, 6), b=nn.Linear(6, 3), g=nn.Parameter(torch.ones(2))), ((9, 4),), None)
     model = randomise(case.build().double())
     assert soundness_error(model, fxenorm.analyze(model, case.inputs()), case.inputs()) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_groups_stand_in_graph_order(name: str) -> None:
+    _, plan, _ = analysed(name)
+    order = {tensor: place for place, tensor in enumerate(plan.exponents)}
+    places = [min(order[port.parameter] for port in group.producers) for group in plan.groups]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("mlp", {"output": 3}), ("dropout", {"output": 2}), ("two_heads", {"b": 3, "c.0": 2})]
+)
+def test_each_output_says_how_many_variables_it_was_the_first_to_fix(name: str, expected: dict[str, int]) -> None:
+    """Over both modes: what train mode fixes again does not count again, nor undo it."""
+    symmetry = analysed(name)[1].symmetry
+    assert {use.path: use.variables for use in symmetry.outputs} == expected
+    assert symmetry.fixed_by_output == sum(expected.values())
+
+
+def test_the_first_tensor_that_a_variable_moves_it_enlarges() -> None:
+    """Queries against keys: either could have the positive sign."""
+    build, shapes = NETWORKS["attention_by_hand"]
+    x = torch.randn(*shapes[0], dtype=torch.float64)
+    exponents = fxenorm.analyze(build().double(), x).exponents
+    signs = {name: {c for c, ids in exponents[f"{name}.weight"] if ids.shape[0] > 1} for name in "qkv"}
+    assert signs == {"q": {1}, "k": {-1}, "v": {1}}
+
+
+def test_scales_of_large_tensors_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no use asks for a form, a large tensor has a scale a row and a column: all rows against all columns do nothing."""
+    monkeypatch.setattr("fxenorm.field.parameter_view.ENTRYWISE", 19)
+    model = Net(lambda m, x: m.b(x) + (m.v * m.v).sign().sum(), b=nn.Linear(4, 2), v=nn.Parameter(torch.ones(5, 4)))
+    plan = fxenorm.analyze(model.double(), torch.randn(3, 4, dtype=torch.float64))
+    assert plan.num_scales == 5 + 4 - 1
+    monkeypatch.setattr("fxenorm.field.parameter_view.ENTRYWISE", 20)
+    assert fxenorm.analyze(model, torch.randn(3, 4, dtype=torch.float64)).num_scales == 5 * 4
 
 
 def test_square_is_read_with_twice_the_exponent() -> None:

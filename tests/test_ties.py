@@ -120,6 +120,14 @@ def test_a_decoder_over_the_encoders_memory_has_its_scales_fixed(middle: bool) -
         torch.testing.assert_close(model(INPUTS), before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["a.weight", "b.weight", "b"])
+def test_a_shared_parameter_is_excluded_by_any_of_its_names(name: str) -> None:
+    model = Branches()
+    model.b.weight = model.a.weight
+    plan = fxenorm.analyze(model, INPUTS, exclude=[name])
+    assert plan.num_scales == 0 and not {"a.weight", "b.weight"} & plan.exponents.keys()
+
+
 def test_one_frozen_name_holds_both() -> None:
     model = Branches()
     model.b.weight = nn.Parameter(model.a.weight.detach(), requires_grad=False)

@@ -79,6 +79,7 @@ OFFSETS: dict[str, Case] = {
     "norm_and_the_sign_of_w": Case(_norm(lambda w: (1 + w) * torch.sign(w)), VECTOR, 0),
     "norm_of_numbers_of_two_sizes": Case(_norm(lambda w: 1 + w * torch.tensor([1.0, 2, 1, 1, 1], dtype=w.dtype)), VECTOR, 0),
     "gain_of_1_plus_w": Case(_weight(lambda m, x: m.b(F.relu(m.a(x)) * (1 + m.w)), 5), VECTOR, 5 + 5, ONE),
+    "gain_with_another_constant_later": Case(_weight(lambda m, x: m.b(F.relu(m.a(x) * (1 + m.w)) * (2 + m.w)), 5), VECTOR, 5),
     "gain_of_1_plus_w_in_one_mode": Case(_weight(_by_mode, 5), VECTOR, 5),
     "matrix_of_1_plus_w": Case(_weight(lambda m, x: m.b(F.relu(F.linear(m.a(x), 1 + m.w))), 6, 5), VECTOR, 5 + 6, ONE),
     "bias_of_1_plus_w": Case(_weight(lambda m, x: m.b(F.relu(m.a(x) + (1 + m.w))), 5), VECTOR, 5, ONE),

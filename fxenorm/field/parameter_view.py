@@ -133,9 +133,7 @@ class ParameterFields:
         """Every entry of the parameter stays as it is, if it has a field."""
         field = self.fields.get(name)
         if field is not None:
-            # A sum of terms on different axes is zero everywhere iff it is constant along every axis and zero at one entry.
-            rest = self.equations.require_constant(field, range(len(field.shape)), origin)
-            self.equations.require_zero(rest, origin)
+            self.equations.require_zero(field, origin)
 
     def _hold(self, name: str, origin: int) -> None:
         """The parameter is used with several offsets: it stays as it is, also where its field comes later."""

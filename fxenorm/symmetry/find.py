@@ -142,7 +142,6 @@ def _common_group(
     Where the second size takes nothing away, all is told as the first size shows it. The last item is the solution that was
     taken, the number of origins that it knows of, and the first origin of the second size if it was needed.
     """
-    first = walk.equations.count
     solution = solve(walk.equations)
     final = _final_exponents(walk, solution, held)
     barriers = _barriers(walk.origins, solution)
@@ -155,7 +154,7 @@ def _common_group(
     common = solve(walk.equations)
     if len(walk.parameters.fields) == fields and _rank(walk, common) == int(final[1][-1]):
         return final, *barriers, (solution, origins, None)
-    found = _barriers(walk.origins, common, first, origins)
+    found = _barriers(walk.origins, common, solution.labels, origins)
     return _final_exponents(walk, common, held), *found, (common, len(walk.origins), origins)
 
 
@@ -241,18 +240,18 @@ def _hold_unread(walk: Walk, traced: Sequence[TracedModel]) -> None:
             if len(cut) == 1 and read.shape[axis] and not final.varies_along(axis):
                 walk.equations.require_equal(part, take_slice(read, axis, slice(0, 1)), origin)
             else:
-                walk.equations.require_zero(walk.equations.require_constant(part, range(len(part.shape)), origin), origin)
+                walk.equations.require_zero(part, origin)
 
 
 def _barriers(
-    origins: Sequence[Origin], solution: Solution, variables: int | None = None, first: int | None = None
+    origins: Sequence[Origin], solution: Solution, labels: Ids | None = None, first: int | None = None
 ) -> tuple[tuple[Barrier, ...], dict[str, int]]:
     """Who forced how many variables (classes of tied ones) to zero first, and by path how many each output did.
 
-    Counted are the first `variables` of them; origins from `first` on belong to the second size, where only what takes
-    something away is listed.
+    Counted are the classes of `labels`, which are those of the first size; origins from `first` on belong to the second size,
+    where only what takes something away is listed.
     """
-    _, representative = np.unique(solution.labels[:variables], return_index=True)
+    _, representative = np.unique(solution.labels if labels is None else labels, return_index=True)
     origin = solution.zero_origin[representative]
     counts = np.bincount(origin[origin != NEVER], minlength=len(origins))
     found: list[Barrier] = []
