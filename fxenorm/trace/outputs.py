@@ -120,10 +120,14 @@ class OutputWatch:
         """The tensors and numbers that attributes of modules and arguments hold."""
         modules = list(self._model.named_modules())
         parameters = [tensor for _, module in modules for tensor in module._parameters.values() if tensor is not None]
-        search = Search(runs_lazy_code=False, skip=[*(module for _, module in modules), *parameters], enters=_entered)
+        search = Search(
+            runs_lazy_code=False, skip=[*(module for _, module in modules), *parameters], enters=_entered, returned=False
+        )
         for path, module in modules:
             prefix = f"{ATTRIBUTES}.{path}" if path else ATTRIBUTES
             for name, value in (*_attributes(module), *list(module._buffers.items())):
+                if value is None or type(value) is str:  # no number, no tensor
+                    continue
                 yield from _wanted(search.leaves(f"{prefix}.{name}", value))
         yield from _wanted(search.leaves(ARGUMENTS, [*args]))
         yield from _wanted(search.leaves(ARGUMENTS, dict(kwargs)))
@@ -153,10 +157,9 @@ def _home(value: Any) -> list[str]:
 
 def _wanted(leaves: Iterable[Leaf]) -> Iterator[Leaf]:
     """Tensors that can stand for a value, and numbers."""
-    for found in leaves:
-        leaf = dataclasses.replace(found, returned=False, cache=False)
+    for leaf in leaves:
         if leaf.kind == "number" or (leaf.kind == "tensor" and not torch._C._functorch.is_functorch_wrapped_tensor(leaf.value)):
-            yield leaf
+            yield dataclasses.replace(leaf, cache=False) if leaf.cache else leaf
 
 
 def _same(new: Any, old: Any) -> bool:

@@ -17,6 +17,7 @@ __all__ = ["Leaf", "Search"]
 _MOST_OBJECTS = 200_000
 _LONGEST_PATH = 200
 _NUMBERS = (bool, int, float, complex, torch.SymInt, torch.SymFloat, torch.SymBool, np.generic)
+_PLAIN = frozenset({bool, int, float, complex, str, type(None)})
 _NO_DATA = (types.ModuleType, types.FrameType, types.CodeType, types.TracebackType)
 
 
@@ -50,6 +51,7 @@ class Search:
         raises: whether what such code raises is passed on; else the iterator counts as one that cannot be searched.
         skip: objects that are not entered.
         enters: whether an object of a class of its own is entered.
+        returned: what the leaves say of themselves.
     """
 
     def __init__(
@@ -59,14 +61,20 @@ class Search:
         raises: bool = False,
         skip: Iterable[Any] = (),
         enters: Callable[[Any], bool] = lambda value: True,
+        returned: bool = True,
     ) -> None:
-        self._runs_lazy_code, self._raises, self._enters = runs_lazy_code, raises, enters
+        self._runs_lazy_code, self._raises, self._enters, self._returned = runs_lazy_code, raises, enters, returned
         # Visited objects are kept alive: what is made on the way (an item of an iterator) would give its id to the next.
         self._seen: dict[int, Any] = {id(value): value for value in skip}
         self._paths: set[str] = set()
 
     def leaves(self, path: str, root: Any) -> Iterator[Leaf]:
         """The leaves below `root` in order; an object that was visited before, from this root or another, is passed over."""
+        if type(root) in _PLAIN:  # nearly all attributes of modules; the whole search costs many times more
+            if root is not None and path not in self._paths:
+                self._paths.add(path)
+                yield Leaf(path, root, "text" if type(root) is str else "number", returned=self._returned)
+            return
         stack: list[tuple[str, Any, bool]] = [(path, root, False)]
         while stack:
             path, value, cache = stack.pop()
@@ -74,16 +82,18 @@ class Search:
             if kind in ("number", "text"):
                 if path not in self._paths or len(path) > _LONGEST_PATH:  # a named field may also be a key
                     self._paths.add(path)
-                    yield Leaf(path, value, kind, cache)
+                    yield Leaf(path, value, kind, cache, returned=self._returned)
                 continue
             if kind == "atom" or id(value) in self._seen:
                 continue
             self._seen[id(value)] = value
             if len(self._seen) > _MOST_OBJECTS:
-                yield Leaf(path, value, "unsearched", cache, f"more than {_MOST_OBJECTS:,} objects can be reached")
+                yield Leaf(
+                    path, value, "unsearched", cache, f"more than {_MOST_OBJECTS:,} objects can be reached", self._returned
+                )
                 return
             if kind == "tensor":
-                yield Leaf(path, value, "tensor", cache)
+                yield Leaf(path, value, "tensor", cache, returned=self._returned)
             cache = cache or is_cache(value)
             below: list[tuple[str, Any, bool]] = []
             try:
@@ -93,7 +103,7 @@ class Search:
                     longer = path if len(path) > _LONGEST_PATH else f"{path}.{name}" if path else name
                     below.append((longer, part, cache or marked is not None))
             except Unsearchable as obstacle:
-                yield Leaf(path, value, "unsearched", cache, str(obstacle))
+                yield Leaf(path, value, "unsearched", cache, str(obstacle), self._returned)
             stack.extend(reversed(below))
 
     def _parts(self, value: Any) -> Iterator[tuple[str, Any]]:
