@@ -95,6 +95,19 @@ def test_what_is_tracked_is_copied_along() -> None:
     assert all(torch.equal(one, two) for one, two in zip(model.parameters(), average.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("way", ["deepcopy", "pickle 5"])
+def test_masters_of_16_bit_weights_stay_masters_in_a_copy(way: str) -> None:
+    """So that the copied weights move by any factor, and not by powers of two."""
+    model = network().bfloat16()
+    masters = [parameter.detach().float() for parameter in model.parameters()]
+    plan = fxenorm.analyze(model, X.bfloat16())
+    plan.track(masters, master=True)
+    other, twins = WAYS[way]((plan, masters))
+    other.step()
+    ratios = (twins[0] / masters[0]).log2().flatten()
+    assert (ratios != ratios.round()).any() and torch.equal(other.model[0].weight, twins[0].bfloat16())
+
+
 def test_an_averaged_model_of_a_model_with_its_plan() -> None:
     model = network()
     model.plan = fxenorm.analyze(model, X)  # type: ignore[assignment]

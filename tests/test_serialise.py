@@ -15,6 +15,7 @@ from torch import nn
 
 import fxenorm
 from fxenorm.errors import BindError
+from fxenorm.plan.core import Core
 from fxenorm.plan.graph import layer_depths, pair_graph
 from fxenorm.plan.groups import build_groups
 from fxenorm.plan.options import Options
@@ -94,6 +95,17 @@ def test_restored_arrays_can_be_written():
     for terms in symmetry.exponents.values():
         for _, ids in terms:
             ids += 0
+
+
+def test_a_checkpoint_of_an_older_version_is_known_by_its_fingerprint():
+    """Attached plans resume by it: a new option at its default, or another order of the work, must not change it."""
+    written = "1e4527863df5894e9118756d645c773714ae04db039daf879ad831f86faea397"
+    symmetry = chain([5, 7, 8, 6, 4], bias=True)
+    assert Core(symmetry, Options()).fingerprint == written
+    others = [Options(p=1.0), Options(c=2.0), Options(c={"fc1": 2.0}), Options(outputs=("fc1",)), Options(balance_last=False)]
+    moved = dataclasses.replace(symmetry, offsets={"fc1.weight": 1.0})
+    found = {Core(symmetry, options).fingerprint for options in others} | {Core(moved, Options()).fingerprint}
+    assert len(found) == len(others) + 1 and written not in found
 
 
 def test_storing_changes_nothing_and_repeats_itself():

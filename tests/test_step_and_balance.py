@@ -134,12 +134,12 @@ def test_batch_norm_gammas_are_counted_and_what_stands_before_them_is_not() -> N
 
 def cycle_by_hand(left: torch.Tensor, right: torch.Tensor, p: float) -> torch.Tensor:
     """Log-scales between two layers: half the logarithm of column norms over row norms."""
-    rows = left.flatten(1).abs().pow(p).sum(1).pow(1 / p)
-    columns = right.transpose(0, 1).flatten(1).abs().pow(p).sum(1).pow(1 / p)
+    rows = torch.linalg.vector_norm(left.flatten(1), ord=p, dim=1)
+    columns = torch.linalg.vector_norm(right.transpose(0, 1).flatten(1), ord=p, dim=1)
     return 0.5 * (columns / rows).log()
 
 
-@pytest.mark.parametrize("p", [*POWERS, 0.5])
+@pytest.mark.parametrize("p", [*POWERS, 0.5, math.inf])
 def test_one_cycle_is_half_the_log_of_the_norm_ratio(p: float) -> None:
     model, plan, _ = plan_of("conv_chain", p=p, modes="eval")
     weights = [tensor.detach().clone() for tensor in model.parameters()]
@@ -152,6 +152,20 @@ def test_one_cycle_is_half_the_log_of_the_norm_ratio(p: float) -> None:
         if j > 0:
             expected /= scales[j - 1].exp().view([1, -1] + [1] * (old.ndim - 2))
         torch.testing.assert_close(new.detach(), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_a_gauss_seidel_step_takes_layer_after_layer_in_the_order_of_the_network(p: float) -> None:
+    """Each from what the ones before it have left: the exact minimum of each group in turn."""
+    model, plan, _ = plan_of("conv_chain", p=p, solver="gauss-seidel", modes="eval")
+    expected = [tensor.detach().clone() for tensor in model.parameters()]
+    plan.step()
+    for left, right in pairwise(expected):
+        scales = cycle_by_hand(left, right, p).exp()
+        left *= scales.view([-1] + [1] * (left.ndim - 1))
+        right /= scales.view([1, -1] + [1] * (right.ndim - 2))
+    for new, old in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(new.detach(), old, rtol=1e-12, atol=0)
 
 
 def test_cycles_are_repeated_steps() -> None:
