@@ -243,6 +243,25 @@ def test_a_step_sees_what_changed_since_the_last() -> None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-30)
 
 
+def test_tensors_that_have_moved_are_found_where_they_are() -> None:
+    """By a backend that keeps its tables; what was there before is neither read nor written any more."""
+    backend, terms = compiled(), [(1, np.arange(6)[:, None]), (-1, np.arange(6, 11)[None, :])]
+    weight, factor = torch.randn(6, 5, dtype=torch.float64), torch.rand(6, 1, dtype=torch.float64)
+    program = build_program([((6, 5), terms, 0.0)], 11, 2.0)
+    targets = [ScaleTarget("w", weight, term_tensors(terms, 2, 11))]
+    scales = torch.rand(11, dtype=torch.float64)
+    for number in range(3):
+        left = weight.data
+        weight.data = torch.randn(5, 6, dtype=torch.float64).T if number == 1 else torch.randn(6, 5, dtype=torch.float64)
+        before, untouched = weight.clone(), left.clone()
+        for factors in ([None], [factor], [2 * factor], [None]):
+            assert_same_sums(backend.reduce(program, [weight], factors), EAGER.reduce(program, [weight], factors))
+        backend.apply(targets, scales)
+        expected = before * (scales[:6, None] - scales[None, 6:]).exp()
+        torch.testing.assert_close(weight, expected, rtol=1e-14, atol=0)
+        assert torch.equal(left, untouched)
+
+
 def test_a_step_still_raises_before_it_writes() -> None:
     model, optimizer, plan = trained("compiled")
     plan.step(optimizer)

@@ -127,6 +127,35 @@ def test_products_are_those_of_the_hessian(case: Case, seed: int) -> None:
     torch.testing.assert_close(operator.product(vector)[free], (expected / unit)[free], rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_many_small_layers_taken_as_few_large_ones_are_the_same_objective(p: float) -> None:
+    """Only those are taken together that have the same exponents, layer weight and offset."""
+    random, count, kinds = np.random.default_rng(0), 30, [(1, 0.0, 0.0), (1, 0.7, 0.0), (2, 0.0, 0.0), (1, 0.0, 1.0)]
+    terms: list[list[tuple[int, np.ndarray]]] = []
+    weights, offsets = [], []
+    for number in range(36):
+        power, log_weight, offset = kinds[number % 4]
+        rows, columns = random.permutation(count)[:3], random.permutation(count)[:4]
+        columns = np.where(np.isin(columns, rows), -1, columns)
+        terms.append([(power, rows[:, None]), (-1, columns[None, :])])
+        weights.append(log_weight)
+        offsets.append(offset)
+    tensors = [torch.from_numpy(random.normal(size=(3, 4))) for _ in terms]
+    problem = problem_of(Case(count, p, [(3, 4)] * 36, terms, weights, tensors, offsets))
+    few = problem.stacked()
+    assert len(few.program.blocks) == 4
+    scales = torch.from_numpy(random.normal(size=count))
+    for where in (None, scales):
+        torch.testing.assert_close(few.log_objective(where), problem.log_objective(where), rtol=1e-12, atol=1e-12)
+        for one, other in zip(few.log_sums(where), problem.log_sums(where), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    free = solvable(*problem.log_sums(scales))
+    diagonal = torch.where(free, torch.logaddexp(*problem.log_sums(scales)), 0.0)
+    vector = torch.from_numpy(random.normal(size=count))
+    one, other = (item.curvature(scales, diagonal, free).product(vector) for item in (few, problem))
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
 @settings(deadline=None, max_examples=60)
 @given(case=cases(infinite=False, offsets=True), seed=st.integers(0, 2**31), data=st.data())
 def test_one_scalar_a_group_is_the_same_objective(case: Case, seed: int, data: st.DataObject) -> None:

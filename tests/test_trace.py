@@ -161,6 +161,44 @@ def test_the_model_and_the_process_are_left_as_they_were_when_it_raises(
         record.check()
 
 
+def leave_marks() -> None:
+    """Has a function attribute, of which forward makes more."""
+
+
+class Marking(nn.Module):
+    """Puts something of every kind into itself, its class, a function and a global table, and counts on what it found there."""
+
+    kinds = ("text", 3, 0.5, True, None, (1, 2), [1], {"a": 1}, {1}, b"bytes", torch.float32, torch.ones(2), len)
+    counted = 1
+
+    def __init__(self, data_dependent: bool) -> None:
+        super().__init__()
+        self.layer, self.data_dependent = nn.Linear(4, 4), data_dependent
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for number, value in enumerate(self.kinds):
+            for owner in (self, type(self), leave_marks):
+                setattr(owner, f"mark_{number}", value)
+            MARKS[number] = value
+        type(self).counted = "other"  # type: ignore[assignment]
+        y = self.layer(x)
+        return y * 2 if self.data_dependent and y.sum() > -1e9 else y
+
+
+MARKS: dict[int, object] = {}
+
+
+@pytest.mark.parametrize("data_dependent", [False, True])
+def test_nothing_that_forward_puts_anywhere_stays(data_dependent: bool) -> None:
+    model = Marking(data_dependent)
+    assert not any(name.startswith("mark_") for name in vars(Marking))
+    before = [set(vars(owner)) for owner in (model, Marking, leave_marks)]
+    traced = trace_model(model, torch.randn(3, 4))
+    assert {item.tracer for item in traced} == {"make_fx" if data_dependent else "export"}
+    assert not MARKS and Marking.counted == 1
+    assert [set(vars(owner)) for owner in (model, Marking, leave_marks)] == before
+
+
 def test_train_overrides_are_respected_and_undone() -> None:
     class Frozen(nn.Sequential):
         def train(self, mode: bool = True) -> Frozen:

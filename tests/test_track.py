@@ -207,6 +207,31 @@ def test_a_copy_that_stops_fitting_is_met_before_anything_is_written() -> None:
     assert all(torch.equal(saved[key], value) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("form", ["list", "dict", "module"])
+def test_what_takes_a_tracked_tensors_place_follows_from_then_on(form: str) -> None:
+    """Also between steps of which each goes by what the last one has looked up."""
+    model = network()
+    plan = fxenorm.analyze(model, INPUTS)
+    follower = copy.deepcopy(model)
+    given: Any = {"list": list(follower.parameters()), "dict": dict(follower.named_parameters()), "module": follower}[form]
+    plan.track(given)
+    for _ in range(2):
+        plan.step()
+    old = follower[2].weight
+    new = nn.Parameter(old.detach() * 3)
+    if form == "module":
+        follower[2].weight = new
+    else:
+        given[2 if form == "list" else "2.weight"] = new
+    before, left, weight = new.detach().clone(), old.detach().clone(), model[2].weight.detach().clone()
+    with torch.no_grad():
+        model[2].weight[0] *= 4
+    weight[0] *= 4
+    plan.step()
+    assert torch.equal(old, left) and not torch.equal(new, before)
+    torch.testing.assert_close(new.detach() / before, model[2].weight.detach() / weight, rtol=1e-12, atol=0)
+
+
 def test_an_optimizer_over_masters_follows_them() -> None:
     model = network()
     plan = fxenorm.analyze(model, INPUTS)

@@ -410,6 +410,5 @@ def _set_class(kind: type, members: dict[str, Any]) -> None:
     for name, value in members.items():
         if vars(kind).get(name, _MISSING) is not value:
             setattr(kind, name, value)
-    for name, value in list(vars(kind).items()):
-        if name not in members and not name.startswith("__") and isinstance(value, (torch.Tensor, list, dict, set, int, float)):
-            delattr(kind, name)
+    for name in [name for name in vars(kind) if name not in members and not name.startswith("__")]:
+        delattr(kind, name)
