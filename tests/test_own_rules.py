@@ -14,6 +14,7 @@ import fxenorm
 from fxenorm.errors import FxenormWarning, OptionError
 from fxenorm.rules.laws import barrier, contract, passes
 from fxenorm.rules.registry import _RULES
+from fxenorm.symmetry.own_rules import warn_of_uncounted
 
 
 @torch.library.custom_op("fxenorm_own::project", mutates_args=())
@@ -127,6 +128,15 @@ def test_a_rescaled_parameter_that_counts_in_no_norm_is_named() -> None:
     _, plan, said = analysed()
     assert not said and plan.num_scales == 8, "this one says that it is meant"
     assert "no counted weight" in str(plan.held[0])
+
+
+@pytest.mark.parametrize(("count", "more"), [(10, ""), (12, " and 2 more")])
+def test_ten_uncounted_parameters_are_named_and_the_others_counted(count: int, more: str) -> None:
+    unsaid = {f"w{k}": ("lib::op", "w") for k in range(count)}
+    with pytest.warns(FxenormWarning) as said:
+        warn_of_uncounted(unsaid, [*unsaid, "moved by another rule"], dict.fromkeys(unsaid, "other"))
+    listed = str(said[0].message).partition("what it uses them: ")[2].partition(". Say")[0]
+    assert listed == "; ".join(f"w{k} ('w' of lib::op)" for k in range(10)) + more
 
 
 def stopped(call: Any) -> Any:

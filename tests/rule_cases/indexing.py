@@ -23,6 +23,13 @@ CASES = (
     ),
     Case("aten::index_select", lambda x: torch.index_select(x, 1, I), (X,)),
     Case("aten::gather", lambda x: torch.gather(x, 1, torch.tensor([[2, 0, 1, 1], [0, 1, 2, 2]])[:, None]), (X,)),
+    Case(
+        "aten::gather",
+        lambda x: x * (1 + torch.gather((x > 0).long(), 1, torch.tensor([[2, 0, 1], [1, 1, 0]]))),
+        ((2, 3),),
+        "integers that say where x is positive",
+        dimension=6,
+    ),
     Case("aten::gather", lambda x: torch.gather(x, 1, torch.tensor([[0, 2, 1]])), ((2, 3),), "smaller index"),
     Case("aten::take_along_dim", lambda x: torch.take_along_dim(x, torch.tensor([[2, 0], [1, 1]]), 1), ((2, 3),)),
     Case("aten::take_along_dim", lambda x: torch.take_along_dim(x, torch.tensor([5, 0])), ((2, 3),), "flat"),

@@ -16,6 +16,7 @@ PAIRS = torch.tensor([[0, 2], [1, 0]])
 MASK = torch.tensor([True, False, True])
 X, Y = (2, 3), (2, 2)
 PRODUCTS = "products are not followed: what is written is held"
+LOST = "tensors of no axis are not told from what is written over them"
 SAME_ROWS = "all rows of the positions that are not known carry one field"
 
 
@@ -102,6 +103,27 @@ KNOWN = (
     Case("aten::slice_scatter", lambda x, y: torch.slice_scatter(x, y, 1, 0, 4, 2), ((2, 5), (2, 2))),
     Case("aten::diagonal_scatter", lambda x, y: torch.diagonal_scatter(x, y), (X, (2,))),
     Case("aten::diagonal_scatter", lambda x, y: torch.diagonal_scatter(x, y, 1, 2, 0), ((2, 3, 4), (3, 1)), "off"),
+    Case("aten::index_add", lambda x, y: torch.index_add(x, 1, I, y, alpha=0), (X, Y), "nothing", dimension=10),
+    Case("aten::index_add", lambda x, y: torch.index_add(x, 0, I[:1] * 0, y), ((), ()), "one number"),
+    Case("aten::scatter", lambda x, y: torch.scatter(x, 0, I[0] * 0, y), ((), ()), "one number", misses=LOST),
+)
+
+
+def _of_signs(call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """x times 1 plus what an operator makes of the integers that say where x is positive."""
+    return lambda x: x * (1 + call((x > 0).long()))
+
+
+# Integers carry no scale, whatever is written among them.
+INTEGERS = tuple(
+    Case(f"aten::{name}", _of_signs(call), (X,), "integers", dimension=6)
+    for name, call in {
+        "index_put": lambda s: A.index_put(s, [None, I], s[:, :2]),
+        "scatter": lambda s: s.scatter(1, PAIRS, s[:, :2]),
+        "index_add": lambda s: s.index_add(1, I, s[:, :2]),
+        "slice_scatter": lambda s: torch.slice_scatter(s, s[:, :2], 1, 1, 3),
+        "masked_scatter": lambda s: torch.masked_scatter(s, MASK, s),
+    }.items()
 )
 
 # What is read of `z` is an order, which positive factors of all of z keep: z adds one dimension.
@@ -155,4 +177,4 @@ ANYWHERE = (
     ),
 )
 
-CASES = (*KNOWN, *ANYWHERE)
+CASES = (*KNOWN, *INTEGERS, *ANYWHERE)
