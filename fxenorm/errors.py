@@ -72,8 +72,11 @@ class FxenormWarning(UserWarning):
 
 
 def warn_user(message: str) -> None:
-    """Gives a `FxenormWarning` at the user's own line: the nearest one outside this package that led here."""
+    """Gives a `FxenormWarning` at the user's own line: the nearest one outside this package that led here.
+
+    Context managers of this package that decorate functions have lines of `contextlib` in between.
+    """
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith((_PACKAGE, "contextlib")):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, FxenormWarning, stacklevel=level)
