@@ -52,6 +52,9 @@ PAST_NAMES = ("past_key_values", "cache", "cache_params")
 _OTHER_CACHE_NAMES = ("mems", "state", "past_buckets_states")
 
 
+_STANDARD = frozenset({"builtins", "numpy", *sys.stdlib_module_names})
+
+
 class Unsearchable(Exception):
     """An object keeps its content where Python cannot look."""
 
@@ -125,7 +128,8 @@ def _class_data(kind: type) -> Parts:
 
 def _is_librarys(module: str | None) -> bool:
     """Whether code belongs to the standard library, torch or numpy."""
-    return (module or "").split(".")[0] in ("builtins", "torch", "numpy", *sys.stdlib_module_names) and module != "__main__"
+    home = (module or "").split(".")[0]
+    return (home == "torch" or home in _STANDARD) and module != "__main__"
 
 
 def _named(attributes: Mapping[str, Any]) -> Parts:
@@ -246,7 +250,7 @@ def _refuse_hidden(value: Any) -> None:
         raise Unsearchable("it holds raw memory")
     for kind in type(value).__mro__:
         home = (kind.__module__ or "builtins").split(".")[0]
-        if home not in ("builtins", "numpy", *sys.stdlib_module_names) and _is_compiled(kind):
+        if home not in _STANDARD and _is_compiled(kind):
             raise Unsearchable("it is of a compiled class")
 
 
