@@ -72,11 +72,8 @@ class FxenormWarning(UserWarning):
 
 
 def warn_user(message: str) -> None:
-    """Gives a `FxenormWarning` at the user's own line: the nearest one outside this package that led here.
-
-    Context managers of this package that decorate functions have lines of `contextlib` in between.
-    """
+    """Gives a `FxenormWarning` at the user's own line: the nearest one outside this package that led here."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith((_PACKAGE, "contextlib")):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, FxenormWarning, stacklevel=level)

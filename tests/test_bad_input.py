@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,3 +320,35 @@ def test_help_does_not_import_torch(tmp_path: Path) -> None:
     for arguments, code in ((["--help"], 0), (["--no-such-option"], 2), ([], 2)):
         answer = inspect(*arguments, cwd=tmp_path)
         assert answer.returncode == code and "was imported" not in answer.stderr
+
+
+class _EvalOnly(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise ValueError("no training")
+        return super().forward(x)
+
+
+class _Drawn(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = super().forward(x)
+        return y if random.random() < 0.5 else -y
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [
+        (nn.Linear(3, 2), {"exclude": "nothing"}, "exclude: no parameter"),
+        (nn.Linear(3, 2), {"p": float("inf"), "c": 2.0}, "c is ignored"),
+        (nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)), {"p": float("inf")}, "can be folded"),
+        (_EvalOnly(3, 2), {}, "could not be traced in train mode"),
+        (_Drawn(3, 2), {}, "not exact"),
+    ],
+    ids=["exclude", "ignored c", "folds", "one mode", "not exact"],
+)
+def test_a_warning_of_analyze_points_at_the_users_line(model: nn.Module, options: dict[str, Any], said: str) -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        fxenorm.analyze(model, **options)
+    places = [warning.filename for warning in seen if said in str(warning.message)]
+    assert places == [__file__]

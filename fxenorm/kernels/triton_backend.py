@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..errors import FxenormWarning, OptionError
+from ..errors import OptionError, warn_user
 from .backend import register_backend
 from .eager import EagerBackend
 from .program import ScaleTarget
@@ -54,11 +53,9 @@ class TritonBackend(EagerBackend):
         elsewhere = {target.tensor.device.type for target in targets} - {self._device_type}
         if elsewhere and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn_user(
                 f"backend='triton' runs on {self._device_type} tensors, and some of this model's are on "
-                f"{' and '.join(sorted(elsewhere))}: they are rescaled in plain PyTorch. backend='auto' takes what is fast there",
-                FxenormWarning,
-                stacklevel=2,
+                f"{' and '.join(sorted(elsewhere))}: they are rescaled in plain PyTorch. backend='auto' takes what is fast there"
             )
         return super().writes(targets, log_scales)
 

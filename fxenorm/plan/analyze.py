@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
+from ..collection import collection_paused
 from ..distributed.dtensors import refuse_flat_parameters
-from ..errors import ExampleInputsError, FxenormWarning, OptionError, TraceError
+from ..errors import ExampleInputsError, OptionError, TraceError, warn_user
 from ..symmetry.find import find_symmetry
 from ..symmetry.symmetry import Symmetry
 from ..trace import trace_model
@@ -143,16 +143,17 @@ def analyze(
             raise TraceError(f"{QUANTISED} ({error})") from error
         raise
     say("finding the scales")
-    symmetry = find_symmetry(
-        traced,
-        inner,
-        batchnorm=options.batchnorm,
-        biases=options.biases,
-        exclude=options.exclude,
-        approximate=options.approximate,
-        on_unknown=options.on_unknown,
-        outputs=options.outputs,
-    )
+    with collection_paused():
+        symmetry = find_symmetry(
+            traced,
+            inner,
+            batchnorm=options.batchnorm,
+            biases=options.biases,
+            exclude=options.exclude,
+            approximate=options.approximate,
+            on_unknown=options.on_unknown,
+            outputs=options.outputs,
+        )
     _warn(symmetry, options)
     say("building the plan")
     plan = Plan(symmetry, options, model, example=traced[0].inputs)
@@ -165,11 +166,9 @@ def _warn(symmetry: Symmetry, options: Options) -> None:
     if not math.isinf(options.p):
         return
     if options.batchnorm == "affine" and symmetry.folds:
-        warnings.warn(
+        warn_user(
             "p=inf with batchnorm='affine' equalises gamma with the next layer, not the weights that quantisation will see. "
-            f"{len(symmetry.folds)} BatchNorm layers can be folded: pass batchnorm='folded' for cross-layer equalisation",
-            FxenormWarning,
-            stacklevel=3,
+            f"{len(symmetry.folds)} BatchNorm layers can be folded: pass batchnorm='folded' for cross-layer equalisation"
         )
     if options.c != 1.0:
-        warnings.warn("layer weights play no part at p=inf: c is ignored", FxenormWarning, stacklevel=3)
+        warn_user("layer weights play no part at p=inf: c is ignored")

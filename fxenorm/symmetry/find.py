@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..collection import collection_paused
-from ..errors import FxenormWarning, UnsupportedOperatorError
+from ..errors import UnsupportedOperatorError, warn_user
 from ..field import NEVER, Equations, Ids, ParameterFields, ScaleField, Solution, Term, compress, merge_entries, solve
 from ..field.structure import select_positions, take_slice
 from ..rules import NO_RULE, RuleOptions, is_floating
@@ -39,7 +37,6 @@ _BY_BATCH = (
 _ROLE_ORDER: tuple[Role, ...] = ("weight", "gamma", "bias", "slope", "other")
 
 
-@collection_paused()
 def find_symmetry(
     traced: Sequence[TracedModel],
     model: nn.Module,
@@ -213,7 +210,7 @@ def _hold_parameters(
             held.add(name)
     if unmatched:
         text = ", ".join(repr(pattern) for pattern in sorted(unmatched))
-        warnings.warn(f"exclude: no parameter or module is named {text}", FxenormWarning, stacklevel=4)
+        warn_user(f"exclude: no parameter or module is named {text}")
     return held
 
 

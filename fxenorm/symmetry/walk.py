@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..errors import FxenormWarning, warn_user
+from ..errors import warn_user
 from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField
 from ..field.overlay import Patchwork, filled
 from ..field.picked import Picked
@@ -445,11 +444,9 @@ class _GraphWalk:
                 call.roles.clear()
                 warn_user(failure_of_own_rule(rule, call, error, where.node, where.source))
                 return barrier(call, f"its rule failed: {type(error).__name__}: {error}")
-            warnings.warn(
+            warn_user(
                 f"the scale rule of {where.operator} failed at {where.node} ({where.source or 'source unknown'}) and was "
-                f"replaced by a barrier, which holds what reaches it: {type(error).__name__}: {error}. Please report this",
-                FxenormWarning,
-                stacklevel=2,
+                f"replaced by a barrier, which holds what reaches it: {type(error).__name__}: {error}. Please report this"
             )
             return barrier(call, f"its rule failed: {type(error).__name__}: {error}")
 

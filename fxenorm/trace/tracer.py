@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from torch import nn
 from torch._ops import HigherOrderOperator
 from torch.nn.parameter import is_lazy
 
-from ..errors import ExampleInputsError, FxenormWarning, OptionError, TraceError
+from ..errors import ExampleInputsError, OptionError, TraceError, warn_user
 from .exported import trace_by_export
 from .guess import candidates, choose, further
 from .inputs import Inputs, given_inputs, is_meta
@@ -87,7 +86,7 @@ def trace_model(
         traced = _trace_modes(inner, example_inputs, example_kwargs, modes, report or (lambda stage: None))
     inexact = dict.fromkeys(reason for graph in traced for reason in graph.inexact)
     if inexact:
-        warnings.warn(f"The plan is not exact: {'; '.join(inexact)}.", FxenormWarning, stacklevel=3)
+        warn_user(f"The plan is not exact: {'; '.join(inexact)}.")
     return traced
 
 
@@ -124,11 +123,9 @@ def _trace_modes(
     try:
         return _finished(model, [traced, _along_paths(model, _in_train_mode(model, traced, inputs, say))])
     except (ExampleInputsError, TraceError) as error:
-        warnings.warn(
+        warn_user(
             f"The model could not be traced in train mode, so only eval mode is covered: {error} "
-            'Pass modes="eval" to silence this, or example inputs on which the model runs in train mode.',
-            FxenormWarning,
-            stacklevel=3,
+            'Pass modes="eval" to silence this, or example inputs on which the model runs in train mode.'
         )
         return _finished(model, [traced])
 
