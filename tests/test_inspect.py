@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from fxenorm.errors import ModelFileError
+from fxenorm.inspect.apart import answer_stream
 from fxenorm.inspect.cli import main
 from fxenorm.inspect.input_spec import DTYPES, parse_input
 from fxenorm.inspect.load import load
@@ -324,3 +326,22 @@ def test_a_model_of_torchvision(capsys):
     assert (answer["model"], answer["class"]) == ("torchvision:resnet18", "ResNet")
     assert answer["totals"]["free_channels"] == sum(group["channels"] for group in answer["groups"]) >= 2880
     assert ("layer1.0.bn1", "layer1.0.conv2") in {(pair["producer"], pair["consumer"]) for pair in answer["pairs"]}
+
+
+class Held(io.StringIO):
+    """A stream that is no stream of the process and shows nothing before it is flushed."""
+
+    shown = ""
+
+    def flush(self) -> None:
+        self.shown = self.getvalue()
+
+
+def test_the_answer_is_shown_also_where_stdout_is_no_stream_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, others = Held(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", held)
+    monkeypatch.setattr(sys, "stderr", others)
+    with answer_stream(lasting=False) as stream:
+        print("noise of the model's file")
+        stream.write("the answer")
+    assert held.shown == "the answer" and others.getvalue() == "noise of the model's file\n"
