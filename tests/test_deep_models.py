@@ -85,8 +85,10 @@ def test_matrices_that_are_taken_together_say_what_they_say_alone(name: str, p: 
         near(*totals)
 
 
+@pytest.mark.parametrize("spare", [0, 2])
 @pytest.mark.parametrize("shape", ["chain", "star"])
-def test_the_sparse_coarse_problem_is_the_dense_one(shape: str) -> None:
+def test_the_sparse_coarse_problem_is_the_dense_one(shape: str, spare: int) -> None:
+    """Also where `spare` groups have no entry: these stay."""
     count, entries = 30, 90
     generator = torch.Generator().manual_seed(3)
     logs = 4 * torch.randn(entries, generator=generator, dtype=torch.float64, device="cpu")
@@ -100,8 +102,8 @@ def test_the_sparse_coarse_problem_is_the_dense_one(shape: str) -> None:
         [torch.tensor([0, 1], device="cpu"), torch.tensor([0, 0], device="cpu"), torch.tensor([1, -1], device="cpu")]
     )
     exponents = torch.cat([exponents, alone], 1)
-    dense, sparse = (kind(logs, exponents, count, 2.0) for kind in (CoarseProblem, SparseCoarseProblem))
-    rows = torch.zeros(entries, count, dtype=torch.float64, device="cpu")
+    dense, sparse = (kind(logs, exponents, count + spare, 2.0) for kind in (CoarseProblem, SparseCoarseProblem))
+    rows = torch.zeros(entries, count + spare, dtype=torch.float64, device="cpu")
     rows.index_put_((exponents[0], exponents[1]), exponents[2].double(), accumulate=True)
 
     def value(scalars: Tensor) -> Tensor:
@@ -117,6 +119,8 @@ def test_the_sparse_coarse_problem_is_the_dense_one(shape: str) -> None:
     hessian = rows.T @ ((logs - logs.max()).exp()[:, None] * rows)
     torch.testing.assert_close(hessian @ solutions[1], hessian @ solutions[0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(hessian @ solutions[1], vector, rtol=1e-4, atol=1e-4)
+    for scalars in (sparse.minimise(), dense.minimise(), *solutions):
+        assert not scalars[count:].any()
 
 
 def test_a_chain_of_hundreds_of_layers_is_balanced_to_equal_norms_in_few_iterations() -> None:

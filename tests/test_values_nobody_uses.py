@@ -38,6 +38,7 @@ def _written_before_its_reader(h: torch.Tensor) -> torch.Tensor:
 UNUSED: dict[str, Callable[[torch.Tensor], torch.Tensor | None]] = {
     "a barrier": lambda h: h.sigmoid(),
     "a chain of operators": lambda h: (h.sigmoid() + 1).sum(),
+    "an operator of which one overload has a rule": lambda h: h.sigmoid().pow(2),
     "one of several results": lambda h: h.sigmoid().chunk(2, 1)[0],
     "a tie": lambda h: h @ h.mT + h.sum(),
     "a write": _written,

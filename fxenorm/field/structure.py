@@ -5,7 +5,6 @@ All functions act term by term on ids of size 1 along constant axes, and never e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -190,8 +189,3 @@ def _same_terms(a: Sequence[Term], b: Sequence[Term]) -> bool:
         ca == cb and (ia is ib or (ia.shape == ib.shape and np.array_equal(ia, ib)))
         for (ca, ia), (cb, ib) in zip(a, b, strict=True)
     )
-
-
-def entries(shape: Sequence[int]) -> int:
-    """Number of entries of a tensor of `shape`."""
-    return math.prod(shape)

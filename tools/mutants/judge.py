@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import os
 import shutil
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cache
 from pathlib import Path
 
 import pytest
 from forked import in_a_fork
 from mutants import statement_lines
-from reach import PYTEST, Reach, digest_of_tests, place_of
+from reach import PYTEST, Reach, digest_of_tests, place_of, same_lines
 from session import Drawn
 from table import IN_OTHER_PROCESSES, TESTS, WIDER
 
@@ -61,12 +59,6 @@ def row_of(path: str) -> list[str]:
     """The test files of the first row of the table that matches a source."""
     inside = path.removeprefix("fxenorm/")
     return next((tests for pattern, tests in TESTS.items() if fnmatch(inside, pattern)), [])
-
-
-@cache
-def _line_in_old(new: str, old: str) -> dict[int, int]:
-    matcher = difflib.SequenceMatcher(None, new.splitlines(), old.splitlines(), autojunk=False)
-    return {a + k + 1: b + k + 1 for a, b, size in matcher.get_matching_blocks() for k in range(size)}
 
 
 class Judge:
@@ -116,7 +108,7 @@ class Judge:
             return set(reach.seconds) - failed
         old = self.state / "reach" / "sources" / reach.sources.get(drawn.path, "")
         if old.is_file():
-            moved = _line_in_old(source, old.read_text(encoding="utf-8"))
+            moved = same_lines(source, old.read_text(encoding="utf-8"))
             wanted = {moved[line] for line in lines if line in moved}
             if len(wanted) == len(lines):
                 return {test for test, reached in by_test.items() if not wanted.isdisjoint(reached)} - failed

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,13 @@ PYTEST = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "-W",
 def digest(path: Path) -> str:
     """The content of a file as a short text."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+@cache
+def same_lines(one: str, other: str) -> dict[int, int]:
+    """By line of a source, the line of another version of it that says the same at the same place."""
+    matcher = difflib.SequenceMatcher(None, one.splitlines(), other.splitlines(), autojunk=False)
+    return {a + k + 1: b + k + 1 for a, b, size in matcher.get_matching_blocks() for k in range(size)}
 
 
 def place_of(name: str) -> str:
