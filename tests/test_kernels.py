@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fxenorm.errors import OptionError
 from fxenorm.kernels.backend import get_backend
+from fxenorm.kernels.channel_sums import power_matrix, resized
 from fxenorm.kernels.eager import EagerBackend, exact_exp2, log2_factors
 from fxenorm.kernels.program import Keep, ScaleTarget, build_program, term_tensors
 from fxenorm.kernels.terms import split_repeats
@@ -124,6 +125,16 @@ def test_factors_near_1_are_not_lost_beside_an_offset(dtype: torch.dtype) -> Non
         torch.testing.assert_close(change, (small if scales is small else 0 * small).expand(50), rtol=0, atol=1e-3 * eps)
 
 
+@pytest.mark.parametrize(("p", "other"), [(4.0, 1.0), (1.0, 3.0), (12.0, 2.0), (2.0, 12.0), (16.0, 8.0)])
+def test_a_matrix_is_had_for_another_exponent_too(p: float, other: float) -> None:
+    """Powers up to p = 4, logarithms beyond."""
+    ids = np.arange(3)[:, None]
+    block = build_program([((3, 4), [(1, ids)], 0.0)], 3, p).blocks[0]
+    weight = torch.tensor([[1.0, -2.0, 0.0, 0.5]] * 3, dtype=torch.float64)
+    wide = {exponent: power_matrix(exponent, replace(block, kernel_axes=()), weight, None) for exponent in (p, other)}
+    torch.testing.assert_close(resized(p, other, wide[p]), wide[other], rtol=1e-12, atol=0)
+
+
 def test_row_factors_weight_the_entries() -> None:
     weight, factor = torch.randn(3, 4, dtype=torch.float64), torch.rand(3, 1, dtype=torch.float64)
     ids = np.arange(3)[:, None]
@@ -225,6 +236,20 @@ def test_within_their_rooms_nothing_is_lost(case: Case, seed: int, size: float, 
             assert item.tensor.isfinite().all()
             if not item.offset:
                 assert not ((item.tensor == 0) & (before != 0)).any()
+
+
+def test_the_largest_of_a_column_keeps_its_digits_as_the_largest_of_a_row_does() -> None:
+    """Where the others of it are far below the largest of their rows: those may lose some."""
+    weight = torch.tensor([[1.0, 1e-36], [1.0, 2e-36]], dtype=torch.float32)
+    terms = [(1, np.array([[0], [1]])), (-1, np.array([[2, 3]]))]
+    targets = [replace(target(weight, terms, 4), keep=Keep.LARGEST)]
+    _, down = BACKEND.rooms(targets, 4, torch.device("cpu"))
+    normal = math.log(2e-36 / torch.finfo(torch.float32).smallest_normal)
+    assert float(down[1]) == pytest.approx(normal / 2, rel=1e-4) and float(down[0]) > normal
+    for row in (0, 1):
+        scales = torch.zeros(4, dtype=torch.float64)
+        scales[row] = -(normal + 1.0)
+        assert BACKEND.leaving(targets, scales).tolist() == [False, row == 1, False, False]
 
 
 def leaves_its_type(target: ScaleTarget, log_scales: np.ndarray, names: set[int]) -> None:

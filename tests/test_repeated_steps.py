@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -172,8 +173,16 @@ CHANGES: list[Callable[[Session], None]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("options", [{}, {"batchnorm": "folded", "backend": "eager"}], ids=str)
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+OPTIONS: list[dict[str, Any]] = [{}, {"batchnorm": "folded", "backend": "eager"}]
+# The statistics by which weights count when BatchNorms are folded change with every step of training.
+FOLDED = [(change, {"batchnorm": "folded"}) for change in (statistics, several_cycles)]
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [*itertools.product(CHANGES, OPTIONS), *FOLDED],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_a_plan_that_is_kept_does_what_a_new_one_does(change: Callable[[Session], None], options: dict[str, Any]) -> None:
     kept, anew = (Session(kept, **options) for kept in (True, False))
     for number in range(6):

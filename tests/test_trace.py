@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from fxenorm.errors import ExampleInputsError, FxenormWarning, OptionError, TraceError
 from fxenorm.trace import TracedModel, module_path, source_line, trace_model, unwrap
+from fxenorm.trace.names import overlapping
 
 from .process_state import assert_same_process, process_state, settings_of_a_user
 
@@ -300,6 +301,16 @@ def test_ties_go_by_the_first_name(data_dependent: bool) -> None:
     users = [node for node in traced.graph.nodes if parameters & {source.name for source in node.all_input_nodes}]
     assert [str(node.target) for node in users] == ["aten.embedding.default", "aten.linear.default"]
     assert {item.name for item in traced.placeholders.values() if item.kind == "parameter"} == {"embedding.weight"}
+
+
+def test_blocks_of_tensors_that_overlap() -> None:
+    """One that covers two others ties them together; what only touches does not overlap."""
+    memory = torch.zeros(40)
+    parts = {"wide": (0, 10), "first": (1, 3), "second": (5, 8), "beside": (10, 14), "apart": (20, 30), "over": (29, 35)}
+    named = [(name, memory[start:end]) for name, (start, end) in parts.items()]
+    named += [("other", torch.zeros(4)), ("empty", memory[3:3])]
+    assert set(overlapping(named)) == {("wide", "first", "second"), ("apart", "over")}
+    assert overlapping([*named[3:4], *named[6:]]) == ()
 
 
 def test_tensors_that_overlap_are_named() -> None:
