@@ -16,10 +16,7 @@ from fxenorm.field import (
     FIXED,
     NEVER,
     Equations,
-    ParameterFields,
-    ParameterView,
     ScaleField,
-    Step,
     align,
     compress,
     invert,
@@ -373,58 +370,3 @@ def test_of_equations_that_say_the_same_the_first_origin_is_kept() -> None:
     for origin, factor in ((9, 3), (4, 2), (6, 4)):
         equations.sums.append(((factor - 1, 1), np.zeros((2, 1), dtype=np.int64), origin))
     assert solve(equations).zero_origin.tolist() == [4, NEVER]
-
-
-# --- parameters ----------------------------------------------------------------------------------------------------------
-
-
-def _parameters(shape: tuple[int, ...]) -> tuple[Equations, ParameterFields]:
-    equations = Equations()
-    return equations, ParameterFields(equations, {"w": shape})
-
-
-def test_a_parameter_takes_the_form_of_its_first_use_through_views() -> None:
-    equations, parameters = _parameters((2, 3))
-    step = Step(lambda f: S.permute(f, (1, 0)), lambda f: S.permute(f, (1, 0)))
-    view = ParameterView("w", (2, 3)).then((3, 2), step)
-    wanted = equations.fresh((3, 2), [0])
-    parameters.give(view, wanted, origin=0)
-    assert parameters.fields["w"].terms[0][1].shape == (1, 3)
-    seen = parameters.look(view)
-    assert isinstance(seen, ScaleField) and seen.terms[0][1].shape == (3, 1)
-    assert not equations.ties and not equations.sums
-
-
-def test_a_second_use_becomes_equations() -> None:
-    equations, parameters = _parameters((3,))
-    first, second = equations.fresh((3,)), equations.fresh((3,))
-    parameters.give(ParameterView("w", (3,)), first, origin=0)
-    parameters.give(ParameterView("w", (3,)), second, origin=1)
-    assert solve(equations).matrix.shape[1] == 3
-
-
-def test_a_view_without_inverse_asks_for_the_whole_parameter() -> None:
-    equations, parameters = _parameters((4,))
-    view = ParameterView("w", (4,)).then((2,), Step(lambda f: S.take_slice(f, 0, slice(0, 2)), None))
-    parameters.give(view, ScaleField((2,)), origin=0)
-    assert parameters.fields["w"].terms[0][1].size == 4
-    assert solve(equations).matrix.shape[1] == 2
-
-
-def test_large_parameters_get_no_variable_an_entry() -> None:
-    equations, parameters = _parameters((1000, 2000))
-    field = parameters.form(ParameterView("w", (1000, 2000)), origin=0)
-    assert equations.count == 3000 and sorted(ids.shape for _, ids in field.terms) == [(1, 2000), (1000, 1)]
-    with pytest.raises(KeyError):
-        parameters.form(ParameterView("v", (2,)), origin=0)
-
-
-def test_a_factor_that_leaves_the_range_of_floats_is_not_known() -> None:
-    """A number that is added behind it then has no offset of its own."""
-    view = ParameterView("w", (2,))
-    added = view.multiplied(4.0).plus(2.0)
-    assert added is not None and (added.offset, added.factor) == (0.5, 4.0)
-    for factor in (1e200, 1e-200):
-        twice = view.multiplied(factor).multiplied(factor)
-        assert twice.factor is None and twice.plus(1.0) is None and twice.multiplied(2.0).factor is None
-    assert view.multiplied(1e-300).multiplied(1e-8).plus(1e8) is None, "an offset beyond the range"

@@ -209,9 +209,10 @@ def test_each_output_says_how_many_variables_it_was_the_first_to_fix(name: str, 
     assert symmetry.fixed_by_output == sum(expected.values())
 
 
-def test_the_first_tensor_that_a_variable_moves_it_enlarges() -> None:
+@pytest.mark.parametrize("name", ["attention_by_hand", "rotary_grouped_queries"])
+def test_the_first_tensor_that_a_variable_moves_it_enlarges(name: str) -> None:
     """Queries against keys: either could have the positive sign."""
-    build, shapes = NETWORKS["attention_by_hand"]
+    build, shapes = NETWORKS[name]
     x = torch.randn(*shapes[0], dtype=torch.float64)
     exponents = fxenorm.analyze(build().double(), x).exponents
     signs = {name: {c for c, ids in exponents[f"{name}.weight"] if ids.shape[0] > 1} for name in "qkv"}

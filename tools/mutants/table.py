@@ -30,7 +30,16 @@ TESTS: dict[str, list[str]] = {
         "test_second_size",
         "test_wrapped_models",
     ],
-    "field/*": ["test_field", "test_overlay", "test_picked", "test_express", "test_account", "test_experts", "test_groups"],
+    "field/*": [
+        "test_field",
+        "test_parameter_fields",
+        "test_overlay",
+        "test_picked",
+        "test_express",
+        "test_account",
+        "test_experts",
+        "test_groups",
+    ],
     "rules/*": ["test_rules", "test_unknown_operators", "test_own_rules", "test_offsets", "test_operators", "test_random_models"],
     "solve/*": [
         "test_solve",
