@@ -18,6 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fxenorm
+from tests.releases import complete_cpu_streams
+
+complete_cpu_streams()
 
 
 class ConvNet(nn.Module):

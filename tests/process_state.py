@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.backends.opt_einsum
 from torch.nn.modules import module as modules
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -30,18 +31,23 @@ def process_state() -> dict[str, Any]:
         "python's generator": python,
         "numpy's generator": (kind, keys.tolist(), *rest),
         "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()),
-        "defaults": (torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()),
+        "defaults": (torch.get_default_dtype(), torch.empty(0).device, torch.get_num_threads()),
         "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled()),
         "algorithms": (torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()),
         "backends": _backends(),
         "logging": (logging.root.manager.disable, logging.raiseExceptions, tuple(logging.root.handlers)),
         "loggers": loggers,
-        "warnings": (list(warnings.filters), warnings.showwarning),
+        "warnings": (_filters(), warnings.showwarning),
         "streams": (sys.stdout, sys.stderr, sys.excepthook),
         "global hooks": hooks,
         "modes": (len(_get_current_function_mode_stack()), len(_get_current_dispatch_mode_stack())),
         "interpreter": (os.getcwd(), gc.isenabled(), sys.getrecursionlimit(), np.geterr()),
     }
+
+
+def _filters() -> list[Any]:
+    """Those of Python's and our warnings: a library that torch loads late (sympy, pkg_resources) brings some for its own."""
+    return [item for item in warnings.filters if item[2].__module__.split(".")[0] in ("builtins", "fxenorm")]
 
 
 def _loggers() -> dict[str, logging.Logger]:

@@ -13,6 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 import fxenorm
 from fxenorm.kernels import channel_sums
 
+from .releases import RELEASE
+
 
 class Looped(nn.Module):
     """Layers that read and write one stream, so that the diagonal of each carries one channel twice."""
@@ -76,7 +78,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 def most_allocated(work: Callable[[], object]) -> int:
     """Bytes that some work has allocated at most at one time."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         work()
     sizes = []
     waiting = list(profiler.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
@@ -127,6 +129,8 @@ def test_balance_allocates_no_more_than_the_weights(
     weights = sum(parameter.numel() * max(4, parameter.element_size()) for parameter in model.parameters())
     # Parts that stay in cache and vectors over the channels do not grow with the weights.
     slack = 2 << 20
-    most = most_allocated(lambda: results.append(plan.balance(max_iterations=10)))
+    # The profiler of torch 2.6 holds ten kilobytes an event, and there are 30,000 in an iteration.
+    iterations = 10 if RELEASE >= (2, 7) else 3
+    most = most_allocated(lambda: results.append(plan.balance(max_iterations=iterations)))
     assert most <= weights + slack, f"{most / 1e6:.1f} MB for {weights / 1e6:.1f} MB of weights"
     assert results[0].iterations > 1

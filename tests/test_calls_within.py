@@ -14,6 +14,7 @@ from fxenorm.trace import higher_order
 
 from .completeness_harness import analysed, soundness
 from .completeness_operators import NETWORKS, in_plain_python
+from .releases import need, needs_flex_attention
 from .zoo_base import Net
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -43,6 +44,7 @@ SCORES = {
 }
 
 
+@needs_flex_attention
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", SCORES)
 def test_attention_with_a_score_of_its_own(name: str) -> None:
@@ -55,6 +57,7 @@ def test_attention_with_a_score_of_its_own(name: str) -> None:
     assert plan.verify(TOKENS)
 
 
+@needs_flex_attention
 @pytest.mark.filterwarnings("ignore")
 def test_shared_keys_in_attention_with_a_score_of_its_own() -> None:
     model = _attention(SCORES["by_distance"][0], enable_gqa=True)
@@ -75,6 +78,7 @@ def test_a_model_that_differentiates_inside_forward_is_left_as_it_was_and_verifi
 
 @pytest.mark.parametrize("name", ["cond_of_two_scales", "vmap", "scan", "sparse_mm"])
 def test_these_models_hold_at_a_second_size(name: str) -> None:
+    need(name)
     build, shapes = NETWORKS[name]
     plan = fxenorm.analyze(build(), tuple(torch.randn(shape) for shape in shapes))
     assert plan.exact and not plan.barriers
@@ -84,6 +88,7 @@ def test_these_models_hold_at_a_second_size(name: str) -> None:
 def test_a_loop_too_long_to_be_written_out_is_held_to_one_field_a_step(
     name: str, scales: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    need(name)
     monkeypatch.setattr(higher_order, "_LONGEST", 0)
     build, shapes = NETWORKS[name]
     inputs = tuple(torch.randn(shape, dtype=torch.float64) for shape in shapes)

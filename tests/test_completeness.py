@@ -17,6 +17,7 @@ from .completeness_cases import NETWORKS
 from .completeness_harness import Found, analysed, claimed_dimension, measure, soundness
 from .completeness_operators import in_plain_python
 from .helpers import TOLERANCE
+from .releases import need
 
 # Jumps, which a derivative does not see: (why, the true dimension).
 JUMPS = {
@@ -33,6 +34,7 @@ NOT_MEASURED = {"constant_added_in_place"}
 
 def _case(name: str) -> tuple[Callable[[], nn.Module], Callable[[int], tuple[Any, ...]]]:
     """The network and its inputs from a seed; integer inputs stay."""
+    need(name)
     if name in NETWORKS:
         build, shapes = NETWORKS[name]
         return build, lambda seed: tuple(_random(shape, seed + k) for k, shape in enumerate(shapes))

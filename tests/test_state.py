@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 import fxenorm
 
+from .releases import ASSIGNING
+
 ZERO = torch.zeros(4, 8)
 SHARED: dict[str, Any] = {"memory": ZERO, "table": {}, "calls": 0}
 
@@ -180,6 +182,9 @@ WAYS = [
     in_a_global, in_the_class, in_a_closure, in_a_function, only_later, buffer_rebound, buffer_in_place, counted, a_running_sum,
 ]  # fmt: skip
 
+ASSIGNS = (rebound, in_a_list, appended, in_a_dict, in_an_ordered_dict, in_a_deque, a_running_sum)
+"""The ways that assign a tensor to an attribute, or to what an attribute holds."""
+
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
@@ -227,7 +232,7 @@ def test_what_the_next_call_reads_is_held(way: Callable[..., Any], real: bool) -
 
     clear()
     plan = check_sound(lambda: Net(way() if way is in_a_closure else way, real), clear)
-    assert plan.tracer == ("make_fx" if real else "export") and plan.num_scales == 0
+    assert plan.tracer == ("make_fx" if real else ASSIGNING if way in ASSIGNS else "export") and plan.num_scales == 0
 
 
 def test_an_attribute_that_is_zero_at_analyze_may_be_filled_later() -> None:
@@ -352,6 +357,37 @@ def test_generators_and_arrays_are_as_before() -> None:
         assert states() == before
         assert torch.equal(model.generator.get_state(), torchs) and (model.array == 1).all()
         drawn(model)
+
+
+DRAWS: dict[str, Callable[[torch.Generator], Tensor]] = {
+    "rand": lambda generator: torch.rand(8, generator=generator),
+    "normal_": lambda generator: torch.empty(8).normal_(generator=generator),
+    "bernoulli": lambda generator: torch.bernoulli(torch.full((8,), 0.5), generator=generator),
+    "randperm": lambda generator: torch.randperm(8, generator=generator),
+    "init": lambda generator: nn.init.uniform_(torch.empty(8), generator=generator),
+}
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("draw", DRAWS)
+def test_forward_may_draw_from_a_generator(draw: str, real: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    plan = fxenorm.analyze(Net(lambda m, h: h * DRAWS[draw](generator), real), torch.randn(4, 6))
+    assert plan.tracer == ("make_fx" if real else "export") and plan.num_scales == (0 if real else 8)  # `real` reads the sum
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("other_way", [False, True])
+def test_a_path_that_a_generator_chooses_is_the_one_that_runs(other_way: bool) -> None:
+    drawn = torch.rand((), generator=torch.Generator().manual_seed(3)).item()
+    generator, limit = torch.Generator(), drawn + (-1e-4 if other_way else 1e-4)
+
+    def keep(model: Net, h: Tensor) -> Tensor:
+        return h if torch.rand((), generator=generator.manual_seed(3)) < limit else h.sigmoid()
+
+    plan = fxenorm.analyze(Net(keep), torch.randn(4, 6))
+    assert plan.tracer == "make_fx" and plan.num_scales == (0 if other_way else 8)
 
 
 class Factory(OrderedDict[str, Any]):

@@ -225,7 +225,7 @@ def test_a_step_needs_no_memory_of_the_size_of_the_weights() -> None:
     plan.step(optimizer)
     tracemalloc.start()
     try:
-        with torch.profiler.profile(profile_memory=True) as profile:
+        with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
             for _ in range(3):
                 plan.step(optimizer)
         numpy_peak = tracemalloc.get_traced_memory()[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +28,22 @@ from .triton_models import Launches, Tower, assert_same, trained
 
 EAGER = EagerBackend()
 HALF = (torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _numbers() -> Iterator[None]:
+    """Lets the interpreters of Triton 3.2 to 3.5 (torch 2.6 to 2.9) work with NumPy 2.4: its arrays are no numbers."""
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    patched = interpreter._patch_lang_tensor
+
+    def patch_once_more(tensor: Any, *scope: Any) -> None:
+        patched(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    with pytest.MonkeyPatch.context() as patch:
+        if len(inspect.signature(patched).parameters) == 1:  # later ones do it themselves
+            patch.setattr(interpreter, "_patch_lang_tensor", patch_once_more)
+        yield
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 KINDS = {
@@ -42,7 +43,11 @@ def main() -> None:
     kinds = {name: kind for kind, names in KINDS.items() for name in names.split()}
     for kernel, constants in variants(triton_kernels):
         signature = {name: "constexpr" if name in constants else kinds[name] for name in kernel.arg_names}
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        if "constexprs" in inspect.signature(ASTSource).parameters:
+            source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        else:  # Triton 3.2, of torch 2.6
+            plain = {name: kind for name, kind in signature.items() if kind != "constexpr"}
+            source = ASTSource(fn=kernel, signature=plain, constants=constants)
         options = {"num_warps": 4, "enable_fp_fusion": False}
         compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
         assert compiled.asm["cubin"]

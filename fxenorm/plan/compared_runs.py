@@ -274,8 +274,10 @@ def _shown(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> Iterator[No
     """Within it `tensors` show the memory of the others of the same names."""
     own = {id(tensor): (tensor, tensor.data) for tensor in tensors.values()}
     # A graph that was recorded before must not take what a run writes for a write into its tensors.
-    counted = tuple(tensor for tensor, _ in own.values() if not tensor.is_inference())
-    with _unsafe_preserve_version_counter(counted):
+    with contextlib.ExitStack() as counters:
+        for tensor, _ in own.values():
+            if not tensor.is_inference():
+                counters.enter_context(_unsafe_preserve_version_counter(tensor))
         try:
             _show(tensors, others)
             yield

@@ -47,8 +47,12 @@ def zeros(call: Call) -> Any:
 
 @scale_rule("aten::full", "aten::full_like", "aten::new_full", "aten::fill", family="constant")
 def full(call: Call) -> Any:
-    """0 and infinity carry any field, other constants none."""
+    """0 and infinity carry any field, other constants none; what is filled with a tensor carries the field of that."""
     value = call["value"] if call.operator == "aten::fill" else call["fill_value"]
+    if call.operator == "aten::fill" and isinstance(value, AnyField):
+        return AnyField(call.out_shape)
+    if call.operator == "aten::fill" and isinstance(value, (ScaleField, ParameterView)):
+        return expand_to(call.field("value"), call.out_shape)
     if isinstance(value, (ScaleField, AnyField, ParameterView)):
         call.zero(value)
     return AnyField(call.out_shape) if _carries_any(value) and is_floating(call.output) else ScaleField(call.out_shape)

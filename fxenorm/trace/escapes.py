@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from .hold import hold
+from .releases import run_recorded
 
 __all__ = ["ExportWatch", "RealRunWatch"]
 
@@ -47,9 +49,14 @@ _COPY = torch.Tensor.__deepcopy__
 def _taken(func: Callable[..., Any]) -> str | None:
     """The name of `func` where it hands out the memory of a tensor to code that is not torch's or ours."""
     name = _MEMORY.get(func)
-    if name is not None and func in _ALSO_ASKED_BY_TORCH and sys._getframe(2).f_code.co_filename.startswith(_OWN_FOLDERS):
-        return None
-    return name
+    return None if name is not None and func in _ALSO_ASKED_BY_TORCH and _asked_by_torch(sys._getframe(2)) else name
+
+
+def _asked_by_torch(frame: FrameType) -> bool:
+    """Whether code of torch or ours makes the call that `frame` hands on; modes of a tracer may hand it on too."""
+    while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code.co_filename.startswith(_OWN_FOLDERS)
 
 
 def _copied(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
@@ -86,7 +93,7 @@ class ExportWatch(TorchFunctionMode):
             raise RuntimeError(f"{name} takes a tensor out of the graph")
         if func in _READS:
             self.read.append(args[0].detach().clone())
-        return func(*args, **(kwargs or {}))
+        return run_recorded(func, args, kwargs or {})
 
 
 class RealRunWatch(TorchFunctionMode):
@@ -108,4 +115,4 @@ class RealRunWatch(TorchFunctionMode):
             for tensor in tree_leaves((args, kwargs)):
                 if isinstance(tensor, torch.Tensor):
                     hold(tensor, f"{name} hands out its memory")
-        return func(*args, **(kwargs or {}))
+        return run_recorded(func, args, kwargs or {})

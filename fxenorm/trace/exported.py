@@ -23,6 +23,7 @@ from .names import overlapping, tied_names
 from .outputs import Output, OutputWatch, graph_values
 from .preserve import prepared
 from .reachable import Leaf
+from .releases import refuse_computed_constants
 from .source import SourceLines, annotate, note_lines
 from .traced_model import Mode, Placeholder, TracedModel
 
@@ -60,6 +61,7 @@ def trace_by_export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | No
 
     graph = program.graph
     check_dtypes(graph, inputs)
+    refuse_computed_constants(model, program)
     values: dict[str, Any] = {**program.constants, **dict(model.named_buffers(remove_duplicate=False))}
     aliases = tied_names(model)
     placeholders: dict[str, Placeholder] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -52,9 +53,22 @@ def copy_body(graph: fx.Graph, body: fx.GraphModule, operands: Sequence[Any], li
             return fx.map_arg(inner.args[0], values.__getitem__)
         else:
             values[inner] = copy = graph.node_copy(inner, values.__getitem__)
+            if inner.op == "get_attr":
+                _bring(graph.owning_module, copy, functools.reduce(getattr, str(inner.target).split("."), body))
             if like is not None:
                 copy.meta = {**like.meta, "val": inner.meta.get("val")}
     return ()
+
+
+def _bring(owner: fx.GraphModule | None, node: fx.Node, value: Any) -> None:
+    """What a body holds itself (a tensor that its release of torch does not hand in, the body of a call in it) comes along."""
+    if owner is not None and getattr(owner, str(node.target), None) is not value:
+        name = f"_of_body_{len(vars(owner)) + len(owner._modules)}_{str(node.target).replace('.', '_')}"
+        if isinstance(value, fx.GraphModule):
+            owner.add_module(name, value)
+        else:
+            owner.__dict__[name] = value
+        node.target = name
 
 
 def _inline(graph: fx.Graph, node: fx.Node, body: fx.GraphModule, operands: list[Any]) -> None:

@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from .modes import set_mode
 from .names import storage_id
 from .randomness import Generators
-from .state import ReachableState, put_back
+from .releases import compiled_parts_inlined, registration_hooks
+from .state import ReachableState
 
 __all__ = ["Notes", "RunGuard", "prepared"]
 
@@ -49,7 +50,7 @@ def prepared(model: nn.Module, mode: str) -> Iterator[Notes]:
     Yields a list that holds, after the exit, what the user should know about the run.
     """
     notes = Notes()
-    with _preserved(model) as notes.state, _registration_hooks(), _random_state(notes), _quiet(model):
+    with _preserved(model) as notes.state, registration_hooks(), compiled_parts_inlined(), _random_state(notes), _quiet(model):
         if not notes.state.whole:
             notes.append(TOO_MANY_OBJECTS)
         set_mode(model, mode)
@@ -57,21 +58,6 @@ def prepared(model: nn.Module, mode: str) -> Iterator[Notes]:
             if getattr(module, "_compiled_call_impl", None) is not None:
                 module._compiled_call_impl = None  # of model.compile(): a trace wants the plain forward
         yield notes
-
-
-@contextlib.contextmanager
-def _registration_hooks() -> Iterator[None]:
-    """Restores torch's global registration hooks: some releases leave one behind when an export fails.
-
-    It would break ``self.n = self.n + 1`` on a buffer in every module of the process.
-    """
-    hooks = [getattr(torch.nn.modules.module, f"_global_{kind}_registration_hooks") for kind in ("buffer", "parameter", "module")]
-    before = [dict(known) for known in hooks]
-    try:
-        yield
-    finally:
-        for known, content in zip(hooks, before, strict=True):
-            put_back(known, content)
 
 
 @contextlib.contextmanager

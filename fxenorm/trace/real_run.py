@@ -73,9 +73,9 @@ def trace_by_real_run(
         drawn.generators.begin(seed)
         hold_what_is_kept(model, drawn.state)
         graph, outputs = _recorded(model, forward, tensors, inputs, RealRunWatch(), below=derivatives)
-    _refuse_lost_values(graph, guard.made)
     _share_fake_mode(graph)
     _take_apart(graph)
+    _refuse_lost_values(graph, guard.made)
     notes = (ONE_PATH.format(mode=mode, reason=reason), *drawn)
     traced = finish(model, graph, mode, "make_fx", _placeholders(model, graph), tied_names(model), notes, outputs)
     return with_state(dataclasses.replace(traced, drew=drawn.drew), drawn.state)
@@ -98,9 +98,9 @@ def trace_by_fake_run(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | 
         tensors: dict[str, torch.Tensor] = {name: fake.from_tensor(tensor) for name, tensor in named}
         arguments = inputs.map(fake.from_tensor)
         graph, outputs = _recorded(model, functools.partial(functional_call, model), tensors, arguments, ExportWatch())
-    _refuse_lost_values(graph, lambda tensor: isinstance(tensor, FakeTensor))
     check_dtypes(graph, inputs)
     _take_apart(graph)
+    _refuse_lost_values(graph, lambda tensor: isinstance(tensor, FakeTensor))
     traced = finish(model, graph, mode, "export", _placeholders(model, graph), tied_names(model), tuple(notes), outputs)
     return with_state(dataclasses.replace(traced, drew=notes.drew), notes.state)
 
@@ -179,7 +179,8 @@ def _record_module_paths(model: nn.Module) -> None:
         if mode is None:
             return
         root = mode.tracer.graph._root
-        node = last[0]._next if last else root._next
+        # A loop's body is recorded into a graph of its own, in between.
+        node = last[0]._next if last and last[0].graph is mode.tracer.graph else root._next
         while node is not root:
             node.meta.setdefault("module", running[-1] if running else "")
             node = node._next

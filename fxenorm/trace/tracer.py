@@ -23,6 +23,7 @@ from .overwritten import drop_holds_of_what_is_overwritten
 from .paths import with_paths
 from .real_run import trace_by_fake_run, trace_by_real_run
 from .reasons import needs_values, reason, runs_on
+from .releases import default_device
 from .second_size import with_second_size
 from .traced_model import Mode, TracedModel
 from .unused_parts import unused_note, unused_parts
@@ -92,7 +93,7 @@ def trace_model(
 
 def _ordinary_device(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
     """Inside ``with torch.device("meta")`` a forward pass would mix its weights with new tensors that have no values."""
-    if torch.get_default_device().type == "meta" and not is_meta(model):
+    if default_device().type == "meta" and not is_meta(model):
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         return device if isinstance(device, contextlib.AbstractContextManager) else contextlib.nullcontext()
     return contextlib.nullcontext()

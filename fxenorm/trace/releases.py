@@ -1,0 +1,94 @@
+"""Where releases of torch differ for the tracers: each difference is found by a look at torch itself, not at its number."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .state import put_back
+
+__all__ = [
+    "compiled_parts_inlined",
+    "default_device",
+    "refuse_computed_constants",
+    "registration_hooks",
+    "run_recorded",
+]
+
+# Up to 2.12 no graph can hold a generator of random numbers; from 2.13 or 2.14 on it is an object like others.
+_GRAPHS_HOLD_GENERATORS = type(torch.Generator) is not type
+
+
+def run_recorded(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Runs one function of a forward pass that is being traced.
+
+    Where no graph can hold the generator that it is given, it draws the same numbers without naming it.
+    """
+    generator = kwargs.get("generator")
+    if _GRAPHS_HOLD_GENERATORS or not isinstance(generator, torch.Generator):
+        return func(*args, **kwargs)
+    default = _default_generator(generator.device)
+    if default is None:
+        return func(*args, **kwargs)
+    before = default.get_state()
+    default.set_state(generator.get_state())
+    try:
+        return func(*args, **{**kwargs, "generator": None})
+    finally:
+        generator.set_state(default.get_state())
+        default.set_state(before)
+
+
+def _default_generator(device: torch.device) -> torch.Generator | None:
+    """The generator from which a call draws that names none; None on devices for which there is no way to it."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.default_generator if device.type == "cpu" else None
+
+
+def default_device() -> torch.device:
+    """Where a new tensor lies that names no device: torch 2.6 does not say it within ``with torch.device(...)``."""
+    return torch.empty(0, dtype=torch.float32).device  # the one tensor that must not name its device
+
+
+@contextlib.contextmanager
+def registration_hooks() -> Iterator[None]:
+    """Restores torch's global registration hooks: before 2.15 an export that fails leaves one behind.
+
+    It would break ``self.n = self.n + 1`` on a buffer in every module of the process.
+    """
+    hooks = [getattr(torch.nn.modules.module, f"_global_{kind}_registration_hooks") for kind in ("buffer", "parameter", "module")]
+    before = [dict(known) for known in hooks]
+    try:
+        yield
+    finally:
+        for known, content in zip(hooks, before, strict=True):
+            put_back(known, content)
+
+
+def compiled_parts_inlined() -> contextlib.AbstractContextManager[Any]:
+    """Within it a part that torch.compile wraps is traced through: before 2.12 torch raises there unless it is told."""
+    import torch._dynamo
+
+    patch: Callable[..., contextlib.AbstractContextManager[Any]] = torch._dynamo.config.patch
+    return patch(error_on_nested_fx_trace=False)
+
+
+def refuse_computed_constants(model: nn.Module, program: torch.export.ExportedProgram) -> None:
+    """Raises where a tensor that forward computed came back as a constant of the graph, which does not show what it depends on.
+
+    Later releases of `torch.export` refuse this themselves; 2.6 takes derivatives and vmap inside forward for constants.
+    """
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if any(isinstance(tensor, FakeTensor) for tensor in (*model.parameters(), *model.buffers())):
+        return
+    for name, value in program.constants.items():
+        if isinstance(value, torch.Tensor) and (
+            isinstance(value, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(value)
+        ):
+            raise RuntimeError(f"a computed tensor of shape {tuple(value.shape)} became the constant {name}")

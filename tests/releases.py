@@ -1,0 +1,41 @@
+"""How releases of torch differ for the tests: an expectation or a skip that depends on the release names it by one of these."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.torch_version import TorchVersion
+
+RELEASE = TorchVersion(torch.__version__)
+
+EXPORT_TAKES_ASSIGNMENTS = RELEASE >= (2, 12)
+"""`torch.export` follows a forward that assigns tensors to attributes; before 2.12 the second tracer takes over."""
+
+ASSIGNING = "export" if EXPORT_TAKES_ASSIGNMENTS else "make_fx"
+"""The tracer of a model that assigns tensors to attributes in forward."""
+
+needs_flex_attention = pytest.mark.skipif(RELEASE < (2, 7), reason="torch 2.6 cannot trace flex_attention on CPUs")
+
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+"""Whether `torch.export` is at work: before 2.7 only the wider question could be asked."""
+
+_SCAN = "the scan of torch 2.6 refuses a state that needs a gradient only after its first step"
+_LOOP = "the while_loop of torch 2.6 cannot be traced"
+_ROWS = "torch 2.6 traces no sparse tensor in compressed rows that forward makes"
+_LACKING = (
+    {"scan": _SCAN, "while_loop": _LOOP, "while_loop_from_zero": _LOOP, "sparse_of_a_layer": _ROWS} if RELEASE < (2, 7) else {}
+)
+"""Networks that this release cannot run, and why."""
+
+
+def need(network: str) -> None:
+    """Skips a test on a network that this release cannot run."""
+    if network in _LACKING:
+        pytest.skip(_LACKING[network])
+
+
+def complete_cpu_streams() -> None:
+    """Lets `fully_shard` run on CPUs in torch 2.6, which forgot two methods there; from 2.7 on they exist and do nothing."""
+    for name in ("record_event", "wait_event"):
+        if not hasattr(torch.cpu.Stream, name):
+            setattr(torch.cpu.Stream, name, lambda stream, event=None: None)
