@@ -36,6 +36,7 @@ def test_the_table_names_files_that_exist_and_each_as_one_thing() -> None:
     named = ASSIGNED | set(TABLE.NOT_FOR_MUTANTS)
     assert named - TEST_FILES == set()
     assert ASSIGNED.isdisjoint(TABLE.NOT_FOR_MUTANTS)
+    assert all(len(row) == len(set(row)) for row in TABLE.TESTS.values())
     assert set(TABLE.IN_OTHER_PROCESSES) <= ASSIGNED
 
 

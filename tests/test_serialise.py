@@ -153,6 +153,7 @@ def damage(path, value):
         damage(["symmetry", "exponents", "fc1.weight"], [[1.5, [0, [7, 1]]]]),
         damage(["symmetry", "exponents", "fc1.weight"], [[2**40, [0, [7, 1]]]]),
         damage(["symmetry", "exponents", "fc1.weight"], [[1, [0, [3]]]]),
+        damage(["symmetry", "exponents", "fc1.weight"], [[1, [0, [1, 7, 1]]]]),
         damage(["symmetry", "group_starts"], [0, [2]]),
         damage(["symmetry", "barriers"], [{"what": 1}]),
         damage(["symmetry", "sites"], [["fc1"]]),

@@ -65,9 +65,7 @@ def _merged(shape: tuple[int, ...], members: Sequence[Term]) -> list[Term]:
 
 
 def _summed(entries: Ids, ids: Ids, values: Ids) -> tuple[Ids, Ids, Ids]:
-    """Coefficients of one variable in one entry added up; what is left where they cancel is dropped."""
-    if not ids.size:
-        return entries, ids, values
+    """Coefficients of one variable in one entry added up; what is left where they cancel is dropped. There is one at least."""
     order = np.lexsort((ids, entries))
     entries, ids, values = entries[order], ids[order], values[order]
     begins = np.flatnonzero(np.append(True, (entries[1:] != entries[:-1]) | (ids[1:] != ids[:-1])))
