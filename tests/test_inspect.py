@@ -345,3 +345,9 @@ def test_the_answer_is_shown_also_where_stdout_is_no_stream_of_the_process(monke
         print("noise of the model's file")
         stream.write("the answer")
     assert held.shown == "the answer" and others.getvalue() == "noise of the model's file\n"
+
+
+def test_a_warning_of_fxenorm_is_one_line_in_the_form_of_its_errors(write, capsys):
+    assert main([write(NET), "--input", "2x4", "--exclude", "nobody.*"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "nobody" in line]
+    assert said == ["fxenorm-inspect: warning: exclude: no parameter or module is named 'nobody.*'"]

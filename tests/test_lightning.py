@@ -265,3 +265,17 @@ def test_lightning_backbone_that_is_unfrozen_later(tmp_path: Path, whole: bool) 
     assert [count for count, _ in held] == ([48, 48, 0] if whole else [0, 0, 0])
     assert float(callback.plan.imbalance()) < 0.1
     assert torch.equal(start, held[1][1]) and not torch.equal(start, held[2][1])
+
+
+def test_what_the_module_steps_when_training_has_ended_is_left_alone(tmp_path: Path) -> None:
+    (module, _), callback_class = lightning_parts()
+    hooks: list[int] = []
+
+    class Last(module):  # type: ignore[misc,valid-type]
+        """Looks at its optimizer once more."""
+
+        def on_train_end(self) -> None:
+            hooks.append(len(self.trainer.optimizers[0]._optimizer_step_post_hooks))
+
+    trainer(tmp_path, [callback_class("body")], max_steps=2).fit(Last(), loader())
+    assert hooks == [0]
