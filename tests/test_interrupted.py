@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import fxenorm
+from fxenorm.kernels.writes import signals_held_back
 
 from .helpers import generator, outputs, relative_difference
 
@@ -123,3 +124,28 @@ def test_training_goes_on_from_what_a_killed_process_left(tmp_path: Path, every:
     assert relative_difference(outputs(repaired.model, INPUTS), at_the_kill) < 1e-10
     repaired.go(STEPS)
     assert same_as_whole(repaired)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no such signals")
+def test_every_signal_that_comes_during_the_writes_is_handled_behind_them() -> None:
+    """In the order in which they came, by the program's own handlers, also where the writes raise."""
+    seen: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        seen.append(number)
+
+    numbers = (signal.SIGUSR2, signal.SIGUSR1)
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        with signals_held_back():
+            for number in (*numbers, numbers[0]):
+                signal.raise_signal(number)
+            assert not seen
+        assert seen == [*numbers, numbers[0]]
+        with pytest.raises(ValueError, match="in the middle"), signals_held_back():
+            signal.raise_signal(numbers[1])
+            raise ValueError("in the middle")
+        assert seen == [*numbers, *numbers] and all(signal.getsignal(number) is handler for number in numbers)
+    finally:
+        for number, old in zip(numbers, before, strict=True):
+            signal.signal(number, old)

@@ -107,6 +107,14 @@ def test_state_that_is_absent_or_none() -> None:
     assert other not in optimizer.state, "no state is made by looking"
 
 
+def test_the_count_of_steps_of_a_scalar_is_no_moment_of_it() -> None:
+    """A temperature or a gate has no axes, and neither has the count."""
+    scalar = nn.Parameter(torch.tensor(2.0))
+    optimizer = stepped(torch.optim.Adam([scalar]))
+    found = {item.key: item.power for item in state_tensors([optimizer], {"scale": scalar})}
+    assert found == {"exp_avg": -1, "exp_avg_sq": -2} and optimizer.state[scalar]["step"].shape == scalar.shape
+
+
 class Shampoo(torch.optim.Optimizer):
     """No rule knows it, whatever its keys are called."""
 
