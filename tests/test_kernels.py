@@ -16,6 +16,7 @@ from fxenorm.kernels.backend import get_backend
 from fxenorm.kernels.channel_sums import power_matrix, resized
 from fxenorm.kernels.eager import EagerBackend, exact_exp2, log2_factors
 from fxenorm.kernels.program import Keep, ScaleTarget, build_program, term_tensors
+from fxenorm.kernels.rooms import are_far_from_ends
 from fxenorm.kernels.terms import split_repeats
 
 from .random_plans import Case, cases
@@ -291,6 +292,20 @@ def test_net_growth_decides_for_given_scales() -> None:
     # Both factors are infinite, and the second one's inverse is 0: what they would make of 1 is no number.
     for find in (BACKEND.overflowing, BACKEND.leaving):
         assert find([target(weight, terms, 2)], torch.tensor([800.0, 800.0])).all()
+    assert not are_far_from_ends([target(weight, terms, 2)], torch.tensor([800.0, 800.0], dtype=torch.float64))
+    assert are_far_from_ends([target(weight, terms, 2)], torch.tensor([40.0, 40.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("keep", Keep)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_zeros_take_no_room(dtype: torch.dtype, keep: Keep) -> None:
+    """What is zero stays zero however far its channels move."""
+    terms, rooms = [(1, np.array([[0], [1]])), (-1, np.array([[2, 3]]))], []
+    for smallest in (0.0, 0.5):
+        weight = torch.tensor([[smallest, 0.5], [0.5, smallest]], dtype=dtype)
+        rooms.append(BACKEND.rooms([replace(target(weight, terms, 4), keep=keep)], 4, torch.device("cpu")))
+    torch.testing.assert_close(*rooms, rtol=0, atol=1e-9)
+    assert (rooms[0] > 2.0).all()
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
