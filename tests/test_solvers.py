@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from typing import Any
 
@@ -15,98 +14,16 @@ from hypothesis import strategies as st
 
 from fxenorm.errors import OptionError
 from fxenorm.kernels.curvature import Curvature
-from fxenorm.kernels.eager import EagerBackend
 from fxenorm.kernels.program import build_program
-from fxenorm.plan.attained import missing_equations
-from fxenorm.plan.channels import ChannelFields
-from fxenorm.plan.exponent_rows import exponent_rows
 from fxenorm.plan.iterate import solve
 from fxenorm.plan.problem import Problem
 from fxenorm.solve import get_solver, register_solver, solver_names
-from fxenorm.solve.coarse import coarse_correction, coarse_problem
 from fxenorm.solve.jacobi import solvable
-from fxenorm.solve.newton import conjugate_gradients
 
 from .random_plans import Case, cases
+from .solver_problems import BACKEND, by_definition, chain, gated, problem_of, ring
 
-BACKEND = EagerBackend()
 SOLVERS = solver_names()
-
-
-def problem_of(case: Case, groups: np.ndarray | None = None, held: np.ndarray | None = None) -> Problem:
-    """A case, read once, with a cap on its log-scales."""
-    program = case.program()
-    mask = torch.zeros(case.num_scales, dtype=torch.bool) if held is None else torch.from_numpy(held)
-    matrices = BACKEND.matrices(program, case.tensors, [None] * len(case.tensors))
-    limit = torch.full((case.num_scales,), 300.0, dtype=torch.float64)
-    return Problem(BACKEND, program, matrices, mask, limit, None if groups is None else torch.from_numpy(groups))
-
-
-def chain(depth: int, width: int, kind: str = "dense", p: float = 2.0, bad_start: float = 0.0, seed: int = 0) -> Problem:
-    """A fully connected chain; what has no finite optimum is held."""
-    random = np.random.default_rng(seed)
-    shapes, terms, tensors = [], [], []
-    for layer in range(depth):
-        out, into = (width if layer < depth - 1 else 7), (width if layer else 9)
-        weight = random.normal(size=(out, into))
-        if kind == "heavy":
-            weight = random.standard_t(1.5, size=(out, into)) * np.exp(2 * random.normal(size=(out, into)))
-        if kind == "sparse":
-            weight *= random.random((out, into)) < 0.03
-        weight *= np.exp(random.normal() + bad_start * random.normal(size=(out, 1)))
-        ids = np.arange(layer * width, (layer + 1) * width)
-        shapes.append((out, into))
-        terms.append(
-            [*([(1, ids[:, None])] if layer < depth - 1 else []), *([(-1, ids[None, :] - width)] if layer else [])],
-        )
-        tensors.append(torch.from_numpy(weight))
-    count = (depth - 1) * width
-    case = Case(count, p, shapes, terms, [0.0] * depth, tensors)
-    problem = problem_of(case, np.repeat(np.arange(depth - 1), width))
-    dead = ~solvable(*problem.log_sums()).numpy()
-    rows = exponent_rows(problem.program, problem.matrices).matrix(dead)
-    for form, _ in missing_equations(rows, dead, ChannelFields((), problem.program, None, dead)):
-        ((variable, _),) = form
-        dead[variable] = True
-    return dataclasses.replace(problem, held=torch.from_numpy(dead))
-
-
-def gated(p: float) -> Problem:
-    """Layers with a shared stream, a weight that both reads and writes it, three variables an entry, and exponents of 2."""
-    random, width = np.random.default_rng(3), 4
-    stream, inner, gate = (np.arange(start, start + width) for start in (0, width, 2 * width))
-    terms: list[list[tuple[int, np.ndarray]]] = [
-        [(1, stream[:, None])],
-        [(1, inner[:, None]), (-1, stream[None, :])],
-        [(1, gate[:, None]), (-1, stream[None, :])],
-        [(1, stream[:, None]), (-2, inner[None, :]), (-1, gate[None, :])],
-        [(1, stream[:, None]), (-1, stream[None, :])],
-        [(-1, stream[None, :])],
-    ]
-    tensors = [torch.from_numpy(random.normal(size=(width, width)) * np.exp(random.normal())) for _ in terms]
-    weights = [0.0, 0.5, -0.5, 0.0, 1.0, 0.0]
-    case = Case(3 * width, p, [(width, width)] * len(terms), terms, weights, tensors)
-    return problem_of(case, np.repeat(np.arange(3), width))
-
-
-def ring(weights: list[float], p: float) -> Problem:
-    """Scalar layers in a loop: layer i reads variable i and writes variable i + 1."""
-    count = len(weights)
-    ids = [np.array([[k]]) for k in range(count)]
-    terms = [[(1, ids[(k + 1) % count]), (-1, ids[k])] for k in range(count)]
-    tensors = [torch.full((1, 1), weight, dtype=torch.float64) for weight in weights]
-    return problem_of(Case(count, p, [(1, 1)] * count, terms, [0.0] * count, tensors))
-
-
-def by_definition(problem: Problem, log_scales: torch.Tensor, matrices: Any = None) -> torch.Tensor:
-    """F, entry by entry, for autograd."""
-    padded = torch.nn.functional.pad(log_scales, (0, 1))
-    total = log_scales.new_zeros(())
-    for block, matrix, log_weight in zip(problem.program.blocks, problem.matrices, problem.program.log_weights, strict=True):
-        power = matrix if problem.p <= 8 else matrix.exp()
-        exponent = sum((c * padded[ids] for c, ids in block.terms), torch.zeros(()))
-        total = total + log_weight.exp() * (power * (problem.p * exponent).exp()).sum()
-    return total
 
 
 @settings(deadline=None, max_examples=80)
@@ -222,74 +139,6 @@ def test_solvers_stay_within_their_limits_and_are_balanced_inside(name: str, cas
         assert float(torch.where(stopped, 0.0, imbalance).amax()) <= 1e-6
 
 
-@pytest.mark.parametrize("dense", [True, False])
-@pytest.mark.parametrize("limit", [None, 0.4])
-@pytest.mark.parametrize(
-    "make", [lambda: chain(6, 5, bad_start=1.0), lambda: chain(6, 5, "heavy"), lambda: gated(1.0), lambda: gated(2.0)]
-)
-def test_one_scalar_a_group_is_solved_for_exactly(
-    make: Any, limit: float | None, dense: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By definition: over each group, N and P have one sum; or a variable has come to its limit on the way there."""
-    monkeypatch.setattr("fxenorm.solve.coarse._MOST_DENSE", 1000 if dense else 0)
-    problem = make()
-    if limit is not None:
-        problem = dataclasses.replace(problem, limit=torch.full((2, problem.held.numel()), 300.0, dtype=torch.float64))
-        problem.limit[0, 1], problem.limit[1, 7] = limit, limit / 2
-    start = torch.zeros(problem.held.numel(), dtype=torch.float64)
-    if limit is not None:
-        start[~problem.held] = 0.1 * torch.randn(
-            int((~problem.held).sum()), dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-        )
-        start[1], start[7] = limit / 4, -limit / 4
-    free = solvable(*problem.log_sums(start), problem.held)
-    scales = coarse_correction(problem, start, free)
-    change = scales - start
-    assert float(problem.log_objective(scales)) < float(problem.log_objective(start)) and not change[~free].any()
-    for label in problem.labels.unique():
-        own = change[free & (problem.labels == label)]
-        assert (own - own[:1]).abs().max() <= 1e-12
-    touches = False
-    if limit is not None:
-        assert (scales <= problem.limit[0] + 1e-12).all() and (scales >= -problem.limit[1] - 1e-12).all()
-        stuck = [k for k, end in ((1, limit), (7, -limit / 2)) if abs(float(scales[k]) - end) < 1e-12]
-        touches = bool(stuck)
-        if touches:
-            again = coarse_correction(problem, scales, free)
-            assert torch.equal(again[stuck], scales[stuck]), "what has come to its limit stays there"
-            assert float(problem.log_objective(again)) < float(problem.log_objective(scales)), "and the others of its group go on"
-    if not touches:
-        negative, positive = (torch.where(free, sums.exp(), 0.0) for sums in problem.log_sums(scales))
-        for label in problem.labels.unique():
-            own = problem.labels == label
-            assert abs(float((positive - negative)[own].sum())) <= 1e-6 * float((positive + negative)[own].sum())
-
-
-@pytest.mark.parametrize("dense", [True, False])
-@pytest.mark.parametrize("make", [lambda: chain(6, 5, bad_start=1.0), lambda: chain(6, 5, "heavy"), lambda: gated(1.0)])
-def test_the_coarse_matrix_is_solved_whatever_holds_it(make: Any, dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the objective as a function of one scalar a group: second derivatives by autograd, times the solution."""
-    monkeypatch.setattr("fxenorm.solve.coarse._MOST_DENSE", 1000 if dense else 0)
-    problem = make()
-    count = int(problem.labels.max()) + 1
-    scales = 0.3 * torch.randn(problem.held.numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    scales[problem.held] = 0.0
-    labels = torch.where(problem.held, count, problem.labels)
-
-    def of_scalars(scalars: torch.Tensor) -> torch.Tensor:
-        """In units of the objective where the scalars are 0, over p^2."""
-        moved = scales + torch.nn.functional.pad(scalars, (0, 1))[labels]
-        return by_definition(problem, moved) / problem.log_objective(scales).exp() / problem.p**2
-
-    hessian = torch.autograd.functional.hessian(of_scalars, torch.zeros(count, dtype=torch.float64))
-    coarse = coarse_problem(problem, scales, labels, count)
-    assert coarse is not None
-    solve_coarse = coarse.preconditioner(problem.log_objective(scales))
-    assert solve_coarse is not None
-    wanted = torch.randn(count, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(hessian @ solve_coarse(wanted), wanted, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 4.0])
 @pytest.mark.parametrize(
     "make", [lambda p: chain(5, 8, p=p), lambda p: chain(4, 12, "heavy", p=p), gated], ids=["dense", "heavy", "gated"]
@@ -320,64 +169,6 @@ def test_newton_needs_few_iterations_at_any_depth(depth: int, kind: str, bad_sta
     objective.backward()
     assert scales.grad is not None
     assert scales.grad[~problem.held].abs().max() <= 1e-6 * problem.p * float(objective.detach())
-
-
-@pytest.mark.parametrize("p", [12.0, 64.0])
-def test_newton_needs_few_iterations_for_large_exponents_too(p: float) -> None:
-    """Whose walls are steep: it comes down the slopes of smaller exponents first."""
-    problem = chain(8, 10, "heavy", p=p)
-    solution = solve(problem, tol=1e-6, max_iterations=16, solver="newton")
-    assert solution.converged and solution.imbalance <= 1e-6 and solution.iterations <= (10 if p == 12.0 else 16)
-
-
-@pytest.mark.parametrize("conditioned", [False, True])
-def test_conjugate_gradients_solve_in_as_many_products_as_there_are_unknowns(conditioned: bool) -> None:
-    random, size = torch.Generator().manual_seed(3), 12
-    root = torch.randn(size, size, dtype=torch.float64, generator=random)
-    matrix = root @ root.T + 0.5 * torch.eye(size, dtype=torch.float64)
-    diagonal, labels = matrix.diagonal(), torch.arange(size) % 3
-    wanted = torch.randn(size, dtype=torch.float64, generator=random)
-    asked: list[torch.Tensor] = []
-
-    class Counted:
-        """The matrix, relative to its diagonal."""
-
-        def product(self, vector: torch.Tensor) -> torch.Tensor:
-            asked.append(vector)
-            return (matrix @ vector) / diagonal
-
-    by_group = torch.nn.functional.one_hot(labels, 3).to(torch.float64)
-    small = by_group.T @ matrix @ by_group / diagonal.max()
-    weights = diagonal / diagonal.max()
-    coarse = (lambda totals: torch.linalg.solve(small, totals)) if conditioned else None
-    found = conjugate_gradients(Counted(), wanted, weights, labels, 3, coarse, 1e-9, 100)
-    torch.testing.assert_close(matrix @ found / diagonal, wanted, rtol=0, atol=1e-8)
-    assert len(asked) <= size + 2
-    few = conjugate_gradients(Counted(), wanted, weights, labels, 3, coarse, 1e-9, 3)
-    assert len(asked) <= size + 5 and float((few * diagonal) @ wanted) > 0, "a direction of descent all the same"
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("kind", ["dense", "heavy"])
-def test_newton_needs_few_iterations_where_limits_stop_many(kind: str, seed: int) -> None:
-    """And none of them raises the objective or passes a limit."""
-    problem, random = chain(16, 12, kind, bad_start=1.0, seed=seed), torch.Generator().manual_seed(seed)
-    limit = torch.full((2, problem.held.numel()), 300.0, dtype=torch.float64)
-    some = torch.rand(limit.shape, dtype=torch.float64, generator=random) < 0.4
-    limit[some] = 0.3 * torch.rand(int(some.sum()), dtype=torch.float64, generator=random)
-    problem = dataclasses.replace(problem, limit=limit)
-    cycle, scales = get_solver("newton"), torch.zeros(problem.held.numel(), dtype=torch.float64)
-    worst, objectives = math.inf, [float(problem.log_objective(scales))]
-    while worst > 1e-6 and len(objectives) < 16:
-        scales = cycle(problem, scales, *problem.log_sums(scales))
-        assert (scales <= limit[0]).all() and (scales >= -limit[1]).all()
-        objectives.append(float(problem.log_objective(scales)))
-        negative, positive = problem.log_sums(scales)
-        gap = torch.where(problem.held, 0.0, negative - positive)
-        stopped = ((scales >= limit[0]) & (gap > 0)) | ((scales <= -limit[1]) & (gap < 0))
-        worst = float(torch.where(stopped, 0.0, gap / 2).abs().amax())
-    assert worst <= 1e-6 and stopped.sum() > 40
-    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(objectives))
 
 
 @pytest.mark.parametrize(
