@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import fxenorm
@@ -15,6 +16,7 @@ from .account_check import assert_adds_up
 from .completeness_experts import EXPERTS, HELD_BACK
 from .completeness_harness import analysed, soundness
 from .helpers import TOLERANCE, draw_log_scales, relative_difference
+from .zoo_base import Net
 
 
 def _inputs(shapes: tuple[tuple[int, ...], ...], seed: int = 5) -> tuple[torch.Tensor, ...]:
@@ -82,3 +84,34 @@ def test_control_writes_that_a_view_sees_are_not_calls_like_others(monkeypatch: 
     monkeypatch.setattr(picks, "_in_turn", lambda members, storage: True)
     build, shapes, _ = HELD_BACK["seen_through_a_view"]
     assert soundness(analysed(build, _inputs(shapes)), _inputs(shapes), "eval") > 1e-3
+
+
+def _two_indices(m: Net, x: torch.Tensor, how: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two rows of expert numbers, which are one or only look alike."""
+    scores = m.router(x)
+    if how == "computed twice":
+        return scores.argmax(-1), scores.argmax(-1)
+    if how == "largest and least":
+        return scores.argmax(-1), scores.argmin(-1)
+    if how == "drawn once":
+        drawn = torch.randint(0, 3, (9,), device=x.device)
+        return drawn, drawn
+    return torch.randint(0, 3, (9,), device=x.device), torch.randint(0, 3, (9,), device=x.device)
+
+
+# The router's scores may be scaled together, where something reads them.
+ONE_INDEX = {"computed twice": 3 * 5 + 1, "largest and least": 5 + 1, "drawn once": 3 * 5, "drawn twice": 5}
+
+
+@pytest.mark.parametrize("how", ONE_INDEX)
+def test_two_indices_are_one_only_if_they_are_sure_to_be_equal(how: str) -> None:
+    """Each expert has five channels of its own where both of its matrices are picked by one index."""
+
+    def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
+        first, second = _two_indices(m, x, how)
+        h = torch.einsum("bi,bhi->bh", x, m.up[first]).relu()
+        return torch.einsum("bh,boh->bo", h, m.down[second])
+
+    layers = {"up": torch.randn(3, 5, 4), "down": torch.randn(3, 2, 5)}
+    model = Net(forward, router=nn.Linear(4, 3), **{name: nn.Parameter(value) for name, value in layers.items()})
+    assert fxenorm.analyze(model, torch.randn(9, 4), modes="eval").num_scales == ONE_INDEX[how]
