@@ -42,6 +42,7 @@ TESTS: dict[str, list[str]] = {
     "rules/*": ["test_rules", "test_unknown_operators", "test_own_rules", "test_offsets", "test_operators", "test_random_models"],
     "solve/*": [
         "test_solve",
+        "test_newton",
         "test_solvers",
         "test_solver_options",
         "test_range_of_p",
