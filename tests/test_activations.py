@@ -95,6 +95,12 @@ def test_activations_move_as_their_sites_say_and_the_others_not_at_all(name: str
     assert all(id(site) in listed for site in plan.symmetry.sites if (site.variables >= 0).any())
 
 
+def test_what_a_module_hands_out_is_a_site_though_it_reads_it_too() -> None:
+    case = OWN["handed_out_and_read_inside"]
+    sites = fxenorm.analyze(case.build().double(), case.inputs()).symmetry.sites
+    assert {len(site.variables) for site in sites if (site.module, site.direction) == ("block", "output")} == {5}
+
+
 @pytest.mark.parametrize(
     ("name", "widths"),
     [

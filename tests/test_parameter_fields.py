@@ -58,3 +58,12 @@ def test_a_factor_that_leaves_the_range_of_floats_is_not_known() -> None:
         twice = view.multiplied(factor).multiplied(factor)
         assert twice.factor is None and twice.plus(1.0) is None and twice.multiplied(2.0).factor is None
     assert view.multiplied(1e-300).multiplied(1e-8).plus(1e8) is None, "an offset beyond the range"
+
+
+def test_a_parameter_that_is_met_with_two_offsets_is_held_from_its_first_use_on() -> None:
+    equations, parameters = _parameters((3,))
+    first, second = (ParameterView("w", (3,), offset=offset) for offset in (1.0, 2.0))
+    assert not parameters.form(first, origin=0).is_zero
+    parameters.use(second, origin=1)
+    assert solve(equations).zero_origin.tolist() == [1, 1, 1]
+    assert parameters.fields["w"].is_zero and parameters.form(second, origin=2).is_zero

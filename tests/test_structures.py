@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -264,6 +265,20 @@ def test_what_is_written_into_a_part_is_read_in_the_whole(cut: str) -> None:
     plan = fxenorm.analyze(model, inputs)
     assert plan.num_scales == 6 + 3
     assert soundness_error(model, plan, inputs) <= TOLERANCE
+
+
+def _written_places(h: torch.Tensor) -> torch.Tensor:
+    """The first place depends on the data."""
+    places = torch.arange(6)
+    places[:1] = (h[0, :1] > 0).long()
+    return h[:, places]
+
+
+@pytest.mark.parametrize("function", [lambda h: h[:, torch.randperm(6)], _written_places], ids=["drawn", "written"])
+def test_places_that_change_from_call_to_call_are_not_known(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Whatever they are at the analysis: all channels carry one scale."""
+    model = Net(lambda m, x: m.b(function(m.a(x))), a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+    assert fxenorm.analyze(model, torch.randn(9, 4)).num_scales == 1
 
 
 def _repeated(m: Net, x: torch.Tensor) -> torch.Tensor:

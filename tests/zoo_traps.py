@@ -63,6 +63,14 @@ TRAPS: dict[str, Case] = {
     "constant_added": Case(pair(lambda h: torch.relu(h) + 1), VECTOR, 0),
     "constant_added_in_place": Case(pair(lambda h: torch.relu(h).add_(0.5)), VECTOR, 0),
     "constant_zero_added": Case(pair(lambda h: torch.relu(h) + 0), VECTOR, 6),
+    "greater_than_minus_infinity": Case(
+        pair(lambda h: torch.maximum(h, torch.tensor([-torch.inf] * 6, dtype=h.dtype))), VECTOR, 6
+    ),
+    "greater_than_a_bound_in_two_channels": Case(
+        pair(lambda h: torch.maximum(h, torch.tensor([-torch.inf, 0.5, -torch.inf, -torch.inf, -0.5, 0.0], dtype=h.dtype))),
+        VECTOR,
+        4,
+    ),
     "mean_over_channels": Case(
         lambda: Net(lambda m, x: m.b(F.relu(m.a(x)).mean(1, keepdim=True)), a=nn.Linear(4, 6), b=nn.Linear(1, 3)), VECTOR, 1
     ),

@@ -11,6 +11,7 @@ TESTS: dict[str, list[str]] = {
         "test_values_nobody_uses",
         "test_overlay",
         "test_picked",
+        "test_replay",
         "test_groups",
         "test_activations",
         "test_kept_between_calls",
