@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 import time
 from fnmatch import fnmatch
 from pathlib import Path
@@ -152,10 +153,13 @@ def main() -> None:
 
     arguments = parser.parse_args()
     arguments.session = arguments.state / f"{arguments.session}.sqlite"
+    code = 0
     try:
         arguments.call(arguments)
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        code = 130
+    sys.stdout.flush()
+    os._exit(code)  # Triton, which torch imports, complains at an ordinary end
 
 
 if __name__ == "__main__":
