@@ -9,6 +9,7 @@ from __future__ import annotations
 TESTS: dict[str, list[str]] = {
     "symmetry/*": [
         "test_values_nobody_uses",
+        "test_express",
         "test_overlay",
         "test_picked",
         "test_replay",
