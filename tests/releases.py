@@ -21,10 +21,10 @@ is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compili
 
 _SCAN = "the scan of torch 2.6 refuses a state that needs a gradient only after its first step"
 _LOOP = "the while_loop of torch 2.6 cannot be traced"
-_ROWS = "torch 2.6 traces no sparse tensor in compressed rows that forward makes"
-_LACKING = (
-    {"scan": _SCAN, "while_loop": _LOOP, "while_loop_from_zero": _LOOP, "sparse_of_a_layer": _ROWS} if RELEASE < (2, 7) else {}
-)
+_ROWS = "torch before 2.15 traces no sparse tensor in compressed rows that forward makes"
+_LACKING = {"scan": _SCAN, "while_loop": _LOOP, "while_loop_from_zero": _LOOP} if RELEASE < (2, 7) else {}
+if RELEASE < (2, 15):
+    _LACKING["sparse_of_a_layer"] = _ROWS
 """Networks that this release cannot run, and why."""
 
 

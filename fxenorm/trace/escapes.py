@@ -44,6 +44,7 @@ _OWN_FOLDERS = tuple(
 )
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _COPY = torch.Tensor.__deepcopy__
+_WATCHED = frozenset({_DATA, _COPY, *_MEMORY, *_READS})
 
 
 def _taken(func: Callable[..., Any]) -> str | None:
@@ -84,6 +85,10 @@ class ExportWatch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Runs `func`, or what stands for it."""
+        if torch.compiler.is_dynamo_compiling():  # in the body of a loop: Dynamo refuses what leaves it, and cannot follow us
+            return func(*args, **(kwargs or {}))
+        if func not in _WATCHED:  # nearly always
+            return run_recorded(func, args, kwargs) if kwargs else func(*args)
         if func == _DATA:
             return args[0].detach()
         if func == _COPY:
@@ -93,7 +98,7 @@ class ExportWatch(TorchFunctionMode):
             raise RuntimeError(f"{name} takes a tensor out of the graph")
         if func in _READS:
             self.read.append(args[0].detach().clone())
-        return run_recorded(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
 class RealRunWatch(TorchFunctionMode):
