@@ -18,6 +18,7 @@ from fxenorm.plan.options import Options
 
 from .helpers import draw_log_scales
 from .output_cases import FEATURES, HIDDEN, IN, LEFT, NOT_LEFT, NUMBERS, OUT, RETURNED, UNSEARCHABLE, Leaving, generator
+from .releases import RELEASE
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -52,7 +53,8 @@ IN_A_REAL_RUN = ["dict.values", "map", "generator expression", "slots", "closure
 def test_what_is_returned_in_any_object_is_held(name: str, by_value: bool) -> None:
     model, x = leaving(RETURNED[name], by_value), torch.randn(5, IN)
     plan = fxenorm.analyze(model, x)
-    assert plan.tracer == ("make_fx" if by_value else "export")
+    followed = RELEASE >= (2, 7) or name != "weak reference"  # torch 2.6 cannot export it
+    assert plan.tracer == ("export" if followed and not by_value else "make_fx")
     check_held(model, plan, x)
 
 

@@ -52,7 +52,7 @@ def _default_generator(device: torch.device) -> torch.Generator | None:
 
 def default_device() -> torch.device:
     """Where a new tensor lies that names no device: torch 2.6 does not say it within ``with torch.device(...)``."""
-    return torch.empty(0, dtype=torch.float32).device  # the one tensor that must not name its device
+    return torch.empty(0, dtype=torch.float32, device=None).device
 
 
 @contextlib.contextmanager
@@ -71,10 +71,15 @@ def registration_hooks() -> Iterator[None]:
 
 
 def compiled_parts_inlined() -> contextlib.AbstractContextManager[Any]:
-    """Within it a part that torch.compile wraps is traced through: before 2.12 torch raises there unless it is told."""
-    import torch._dynamo
+    """Within it a part that torch.compile wraps is traced through: torch 2.6 raises there unless it is told.
 
-    patch: Callable[..., contextlib.AbstractContextManager[Any]] = torch._dynamo.config.patch
+    Later releases ask a narrower question first, which no tracer of ours answers with yes.
+    """
+    if hasattr(torch.fx._symbolic_trace, "is_fx_symbolic_tracing"):
+        return contextlib.nullcontext()
+    from torch._dynamo import config
+
+    patch: Callable[..., contextlib.AbstractContextManager[Any]] = config.patch
     return patch(error_on_nested_fx_trace=False)
 
 
