@@ -17,7 +17,6 @@ __all__ = ["Leaf", "Search"]
 _MOST_OBJECTS = 200_000
 _LONGEST_PATH = 200
 _NUMBERS = (bool, int, float, complex, torch.SymInt, torch.SymFloat, torch.SymBool, np.generic)
-_PLAIN = frozenset({bool, int, float, complex, str, type(None)})
 _NO_DATA = (types.ModuleType, types.FrameType, types.CodeType, types.TracebackType)
 
 
@@ -70,11 +69,6 @@ class Search:
 
     def leaves(self, path: str, root: Any) -> Iterator[Leaf]:
         """The leaves below `root` in order; an object that was visited before, from this root or another, is passed over."""
-        if type(root) in _PLAIN:  # nearly all attributes of modules; the whole search costs many times more
-            if root is not None and path not in self._paths:
-                self._paths.add(path)
-                yield Leaf(path, root, "text" if type(root) is str else "number", returned=self._returned)
-            return
         stack: list[tuple[str, Any, bool]] = [(path, root, False)]
         while stack:
             path, value, cache = stack.pop()

@@ -43,17 +43,17 @@ class SourceLines:
 
     def running(self, root: types.CodeType) -> str:
         """The line that runs now, chosen in the same way among the calls that `root` has made."""
-        frame: types.FrameType | None = sys._getframe(1)
-        found: list[types.FrameType | None] = [None, frame]
+        innermost = sys._getframe(1)
+        library: types.FrameType | None = None
+        frame: types.FrameType | None = innermost
         while frame is not None and frame.f_code is not root:
             depth = self._depth_of(frame)
             if depth == 0:
-                return _shown(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
-            if depth == 1 and found[0] is None:
-                found[0] = frame
+                return _line_of(frame)
+            if depth == 1 and library is None:
+                library = frame
             frame = frame.f_back
-        best = found[0] or found[1]
-        return "" if best is None else _shown(best.f_code.co_filename, best.f_lineno, best.f_code.co_name)
+        return _line_of(library or innermost)
 
     def _depth_of(self, frame: types.FrameType) -> int:
         """0 in a user's code, 1 in torchvision's, 2 in torch's and ours."""
@@ -77,6 +77,11 @@ class SourceLines:
 def _shown(file: str, number: str | int, function: str) -> str:
     """One line of code as text."""
     return f"{os.path.basename(file)}:{number}, in {function}"
+
+
+def _line_of(frame: types.FrameType) -> str:
+    """The line at which a frame stands."""
+    return _shown(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
 def note_lines(root: types.CodeType) -> None:
