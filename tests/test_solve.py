@@ -17,9 +17,10 @@ from fxenorm.plan.channels import ChannelFields
 from fxenorm.plan.exponent_rows import exponent_rows
 from fxenorm.plan.iterate import move, round_limit, solve, solve_rounded
 from fxenorm.plan.problem import Problem
-from fxenorm.solve import solver_names
+from fxenorm.solve import SOLVER_NAMES
 from fxenorm.solve.jacobi import imbalance, jacobi_step, round_to_powers_of_two, truncate_to_powers_of_two
 
+from .coarse_cycles import TEST_SOLVERS
 from .random_plans import Case, cases
 
 BACKEND = EagerBackend()
@@ -124,7 +125,7 @@ def test_a_variable_of_exponent_two_reaches_its_optimum_in_one_cycle() -> None:
         assert float(given_problem.log_objective(solution.log_scales).exp()) == pytest.approx(20.0003, abs=5e-5)
 
 
-@pytest.mark.parametrize("solver", solver_names())
+@pytest.mark.parametrize("solver", [*SOLVER_NAMES, *TEST_SOLVERS])
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize("exponents", [(2, -1), (1, -2), (2, -2, -1), (1, 2, -3), (-2, 2, 1, -1)])
 def test_every_solver_finds_the_minimum_whatever_the_exponents(exponents: tuple[int, ...], p: float, solver: str) -> None:

@@ -16,14 +16,17 @@ from fxenorm.errors import OptionError
 from fxenorm.kernels.curvature import Curvature
 from fxenorm.kernels.program import build_program
 from fxenorm.plan.iterate import solve
+from fxenorm.plan.options import Options
 from fxenorm.plan.problem import Problem
-from fxenorm.solve import get_solver, register_solver, solver_names
+from fxenorm.solve import SOLVER_NAMES, fastest_solver, get_solver, register_solver, solver_names
 from fxenorm.solve.jacobi import solvable
+from fxenorm.solve.registry import Solver
 
+from .coarse_cycles import TEST_SOLVERS
 from .random_plans import Case, cases
 from .solver_problems import BACKEND, by_definition, chain, gated, problem_of, ring
 
-SOLVERS = solver_names()
+SOLVERS = (*SOLVER_NAMES, *TEST_SOLVERS)
 
 
 @settings(deadline=None, max_examples=80)
@@ -93,7 +96,7 @@ def test_one_scalar_a_group_is_the_same_objective(case: Case, seed: int, data: s
 @pytest.mark.parametrize("name", SOLVERS)
 def test_no_cycle_ever_raises_the_objective(name: str, case: Case, data: st.DataObject) -> None:
     """Random integer systems, several variables a weight, exponents up to 2, some of them held."""
-    assume(name != "newton" or math.isfinite(case.p))
+    assume(name in solver_names(case.p))
     flags = st.lists(st.booleans(), min_size=case.num_scales, max_size=case.num_scales)
     held = np.array(data.draw(flags))
     problem = problem_of(case, np.array(data.draw(flags), dtype=np.int64), held)
@@ -115,7 +118,7 @@ def test_no_cycle_ever_raises_the_objective(name: str, case: Case, data: st.Data
 @pytest.mark.parametrize("name", SOLVERS)
 def test_solvers_stay_within_their_limits_and_are_balanced_inside(name: str, case: Case, data: st.DataObject) -> None:
     """Limits of a variable's own for each of the two ways; what the limit stops is said, and only that."""
-    assume(name != "newton" or math.isfinite(case.p))
+    assume(name in solver_names(case.p))
     draw = st.lists(st.sampled_from([0.0, 0.1, 0.7, 3.0, math.inf]), min_size=case.num_scales, max_size=case.num_scales)
     limit = torch.tensor([data.draw(draw), data.draw(draw)], dtype=torch.float64).clamp(max=300.0)
     flags = st.lists(st.booleans(), min_size=case.num_scales, max_size=case.num_scales)
@@ -263,8 +266,32 @@ def test_single_precision_weights_keep_matrices_no_larger_than_themselves() -> N
 
 
 def test_names_are_checked() -> None:
-    assert {"jacobi", "gauss-seidel", "newton"} <= set(SOLVERS)
     with pytest.raises(OptionError, match="newton"):
         get_solver("simplex")
     with pytest.raises(OptionError, match="already"):
-        register_solver("newton", get_solver)  # type: ignore[arg-type]
+        register_solver("newton", Solver(lambda: get_solver("newton")))
+
+
+def test_a_solver_gives_way_only_where_that_is_asked_for() -> None:
+    kept = get_solver("coarse-jacobi")
+    with pytest.raises(OptionError, match="already"):
+        register_solver("coarse-jacobi", Solver(lambda: get_solver("newton"), derivatives=True))
+    assert type(get_solver("coarse-jacobi")) is type(kept)
+    register_solver("coarse-jacobi", Solver(lambda: get_solver("newton"), derivatives=True), replace=True)
+    try:
+        assert type(get_solver("coarse-jacobi")) is type(get_solver("newton"))
+        assert "coarse-jacobi" in solver_names(2.0) and "coarse-jacobi" not in solver_names(math.inf)
+    finally:
+        register_solver("coarse-jacobi", TEST_SOLVERS["coarse-jacobi"], replace=True)
+
+
+def test_whoever_is_registered_can_be_chosen() -> None:
+    """By every name that `analyze` takes, and by no other; "auto" is one of them."""
+    assert set(SOLVER_NAMES) == set(solver_names()) - set(TEST_SOLVERS)
+    for name in SOLVER_NAMES:
+        assert Options(solver=name).solver == name
+    for p in (0.5, 2.0, 1000.0):
+        assert fastest_solver(p) == "newton"
+    assert fastest_solver(math.inf) == "gauss-seidel" and "newton" not in solver_names(math.inf)
+    with pytest.raises(OptionError, match="'auto', 'jacobi', 'gauss-seidel', 'newton'"):
+        Options(solver="coarse-jacobi")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.program import ScaleTarget
+from ..solve import fastest_solver
 from .describe import plural
 from .held import Held, held_by_group
 from .iterate import solve_rounded
@@ -168,9 +168,7 @@ def solver_for(options: Options) -> str:
 
     Newton's method needs derivatives, which p = inf has not; there Gauss-Seidel cycles equalise the ranges.
     """
-    if math.isinf(options.p) or options.solver == "gauss-seidel":
-        return "gauss-seidel"
-    return "newton"
+    return options.solver if options.solver == "gauss-seidel" else fastest_solver(options.p)
 
 
 def _floats(norms: Mapping[str, Tensor]) -> dict[str, float]:

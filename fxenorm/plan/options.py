@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import OptionError
 from ..rules import APPROXIMABLE
+from ..solve import SOLVER_NAMES
 
 __all__ = ["Options"]
 
@@ -20,7 +21,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "biases": ("scale", "count", "skip"),
         "modes": ("both", "train", "eval"),
         "on_unknown": ("barrier", "error"),
-        "solver": ("auto", "jacobi", "gauss-seidel", "newton"),
+        "solver": ("auto", *SOLVER_NAMES),
         "backend": ("auto", "compiled", "eager", "triton"),
         "scales": ("exact", "pow2", "auto"),
     }

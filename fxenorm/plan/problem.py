@@ -17,7 +17,7 @@ from ..kernels.eager import channel_sums
 from ..kernels.program import ReduceProgram
 from ..kernels.stacked import stacked
 from ..solve.jacobi import imbalance
-from ..solve.objective import Operator, Stage
+from ..solve.objective import GroupUpdate, Operator
 from .stages import GroupOrder, GroupSums, group_order
 
 __all__ = ["Problem"]
@@ -168,13 +168,13 @@ class Problem:
         return aggregate(self.program, self.matrices, log_scales, labels, count)
 
     @cached_property
-    def stages(self) -> tuple[Stage, ...]:
+    def group_updates(self) -> tuple[GroupUpdate, ...]:
         """What Gauss-Seidel needs of each group: only the tensors that carry one of its variables are read."""
-        return self.find_stages()
+        return self.find_updates()
 
-    def find_stages(self) -> tuple[Stage, ...]:
-        """`stages`, from this process's program."""
-        return tuple(self._stage(group) for group in self._order.groups)
+    def find_updates(self) -> tuple[GroupUpdate, ...]:
+        """`group_updates`, from this process's program."""
+        return tuple(self._update(group) for group in self._order.groups)
 
     @cached_property
     def _order(self) -> GroupOrder:
@@ -183,7 +183,7 @@ class Problem:
             return self.order(self.program)
         return group_order(self.program, self.labels.numpy())
 
-    def _stage(self, group: GroupSums) -> Stage:
+    def _update(self, group: GroupSums) -> GroupUpdate:
         """One group."""
         matrices = [self.matrices[number] for number in group.numbers]
 
@@ -192,4 +192,4 @@ class Problem:
             found = self.backend.sums(group.program, matrices, log_scales)
             return found.log_negative, found.log_positive
 
-        return Stage(group.variables, sums)
+        return GroupUpdate(group.variables, sums)

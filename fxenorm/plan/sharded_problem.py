@@ -18,7 +18,7 @@ from torch import Tensor
 from ..distributed.ranks import Ranks
 from ..kernels.curvature import Curvature, aggregate
 from ..kernels.program import ReduceProgram, float_dtype
-from ..solve.objective import Operator, Stage
+from ..solve.objective import GroupUpdate, Operator
 from .problem import Problem
 
 __all__ = ["Reducer", "ShardedProblem"]
@@ -180,14 +180,14 @@ class ShardedProblem(Problem):
         return torch.tensor(list(merged.values()), dtype=log_scales.dtype, device=log_scales.device), found
 
     @cached_property
-    def stages(self) -> tuple[Stage, ...]:
+    def group_updates(self) -> tuple[GroupUpdate, ...]:
         """What Gauss-Seidel needs of each group; sums are one collective a group."""
-        own = {int(self.labels[stage.variables[0]]): stage for stage in self.find_stages()}
+        own = {int(self.labels[update.variables[0]]): update for update in self.find_updates()}
         slots, count = self.whole_program.slots, self.whole_program.num_scales
         labels = torch.unique(self.labels[slots[slots < 2 * count] % max(count, 1)]).tolist()
-        return tuple(self._stage_of_all(label, own.get(label)) for label in labels)
+        return tuple(self._update_of_all(label, own.get(label)) for label in labels)
 
-    def _stage_of_all(self, label: int, own: Stage | None) -> Stage:
+    def _update_of_all(self, label: int, own: GroupUpdate | None) -> GroupUpdate:
         """One group, with the sums of all processes."""
         variables = (self.labels == label).nonzero().reshape(-1)
 
@@ -202,4 +202,4 @@ class ShardedProblem(Problem):
             negative, positive = found.chunk(2)
             return negative, positive
 
-        return Stage(variables, sums)
+        return GroupUpdate(variables, sums)

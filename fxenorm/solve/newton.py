@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .coarse import coarse_correction, coarse_labels, coarse_problem
 from .jacobi import at_limit, clamped, jacobi_step, solvable
-from .objective import Objective, Operator, register_solver
+from .objective import Objective, Operator
+from .registry import Solver, register_solver
 
 __all__ = ["Newton", "conjugate_gradients"]
 
@@ -168,4 +169,4 @@ def _line_search(objective: Objective, log_scales: Tensor, direction: Tensor, sl
     return log_scales
 
 
-register_solver("newton", Newton)
+register_solver("newton", Solver(Newton, derivatives=True))

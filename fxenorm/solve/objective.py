@@ -1,4 +1,4 @@
-"""What a solver sees of the objective, and the table of solvers."""
+"""The interface between solvers and the objective: sums, derivatives, groups, and one outer iteration of a solver."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..errors import OptionError
-
-__all__ = ["Cycle", "Objective", "Operator", "Stage", "get_solver", "register_solver", "solver_names"]
+__all__ = ["Cycle", "GroupUpdate", "Objective", "Operator"]
 
 
 class Operator(Protocol):
@@ -21,7 +19,7 @@ class Operator(Protocol):
 
 
 @dataclass(frozen=True)
-class Stage:
+class GroupUpdate:
     """Variables that Gauss-Seidel updates together.
 
     Attributes:
@@ -57,7 +55,7 @@ class Objective(Protocol):
         """(K,) int64: the group of each variable."""
 
     @property
-    def stages(self) -> Sequence[Stage]:
+    def group_updates(self) -> Sequence[GroupUpdate]:
         """The groups in the order of Gauss-Seidel."""
 
     def log_sums(self, log_scales: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,33 +85,3 @@ class Cycle(Protocol):
             log_scales: (K,) where.
             log_negative, log_positive: (K,) log N and log P there.
         """
-
-
-_SOLVERS: dict[str, Callable[[], Cycle]] = {}
-
-
-def register_solver(name: str, factory: Callable[[], Cycle]) -> None:
-    """Makes a solver known; called while its module is imported.
-
-    Raises:
-        OptionError: the name is taken.
-    """
-    if name in _SOLVERS:
-        raise OptionError(f"there is a solver {name!r} already")
-    _SOLVERS[name] = factory
-
-
-def solver_names() -> tuple[str, ...]:
-    """The names of all solvers."""
-    return tuple(sorted(_SOLVERS))
-
-
-def get_solver(name: str) -> Cycle:
-    """A fresh solver of that name.
-
-    Raises:
-        OptionError: there is none.
-    """
-    if name not in _SOLVERS:
-        raise OptionError(f"solver={name!r} is not a valid option: expected one of {solver_names()}")
-    return _SOLVERS[name]()

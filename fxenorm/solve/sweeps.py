@@ -1,4 +1,4 @@
-"""Coordinate descent as solvers: Jacobi and Gauss-Seidel cycles, each with or without a coarse correction in front."""
+"""Coordinate descent as solvers: Jacobi cycles, all variables at once, and Gauss-Seidel cycles, group after group."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 
 from torch import Tensor
 
-from .coarse import coarse_correction
-from .jacobi import clamped, imbalance, jacobi_step, solvable
-from .objective import Objective, register_solver
+from .jacobi import clamped, imbalance, jacobi_step
+from .objective import Objective
+from .registry import Solver, register_solver
 
 __all__ = ["GaussSeidel", "Jacobi", "gauss_seidel_sweep"]
 
@@ -19,21 +19,14 @@ class _Sweeps:
     On loops of even length a cycle can overshoot by exactly its own length and ring for ever; where a cycle points against
     the one before and the imbalance does not fall, half of it is taken, which ends the ringing at once. The objective is
     convex and does not rise over a whole cycle, so it does not over half of one.
-
-    Args:
-        coarse: whether one scalar a group is solved for exactly before each cycle.
     """
 
-    def __init__(self, coarse: bool = False) -> None:
-        self._coarse = coarse
+    def __init__(self) -> None:
         self._previous: Tensor | None = None
         self._imbalance = math.inf
 
     def __call__(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:
         """One cycle; never raises the objective."""
-        if self._coarse and math.isfinite(objective.p):
-            log_scales = coarse_correction(objective, log_scales, solvable(log_negative, log_positive, objective.held))
-            log_negative, log_positive = objective.log_sums(log_scales)
         ahead = self.sweep(objective, log_scales, log_negative, log_positive)
         step = ahead - log_scales
         worst = float(imbalance(log_negative, log_positive, objective.p, objective.held))
@@ -44,7 +37,7 @@ class _Sweeps:
         return ahead
 
     def sweep(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:
-        """One plain cycle."""
+        """Returns the (K,) log-scales after one plain cycle, within the limit."""
         raise NotImplementedError
 
 
@@ -52,7 +45,7 @@ class Jacobi(_Sweeps):
     """All variables at once, from the same sums: ENorm's cycle."""
 
     def sweep(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:
-        """One plain cycle."""
+        """Returns the (K,) log-scales after one plain cycle, within the limit."""
         step = jacobi_step(log_negative, log_positive, objective.degree, objective.p, objective.held)
         return clamped(log_scales + step, objective.limit)
 
@@ -61,7 +54,7 @@ class GaussSeidel(_Sweeps):
     """Group after group in the order of the pair graph, each from the sums that the groups before it left."""
 
     def sweep(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:
-        """One plain cycle."""
+        """Returns the (K,) log-scales after one plain cycle, within the limit."""
         return gauss_seidel_sweep(objective, log_scales)
 
 
@@ -72,15 +65,13 @@ def gauss_seidel_sweep(objective: Objective, log_scales: Tensor) -> Tensor:
     repeated sweeps is a balanced point, but which one depends on the order (Schulman and Sinclair, 2015).
     """
     current = log_scales
-    for stage in objective.stages:
-        own = stage.variables
-        log_negative, log_positive = stage.sums(current)
-        step = jacobi_step(log_negative, log_positive, objective.degree[own], objective.p, objective.held[own])
-        current = current.index_put((own,), clamped(current[own] + step, objective.limit[..., own]))
+    for group in objective.group_updates:
+        variables = group.variables
+        log_negative, log_positive = group.sums(current)
+        step = jacobi_step(log_negative, log_positive, objective.degree[variables], objective.p, objective.held[variables])
+        current = current.index_put((variables,), clamped(current[variables] + step, objective.limit[..., variables]))
     return current
 
 
-register_solver("jacobi", Jacobi)
-register_solver("gauss-seidel", GaussSeidel)
-register_solver("coarse-jacobi", lambda: Jacobi(coarse=True))
-register_solver("coarse-gauss-seidel", lambda: GaussSeidel(coarse=True))
+register_solver("jacobi", Solver(Jacobi))
+register_solver("gauss-seidel", Solver(GaussSeidel))
