@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 import fxenorm
 from fxenorm.errors import OptimizerError, OptionError
 from fxenorm.optim.adafactor import FactorPair, terms_of_factor
-from fxenorm.optim.registry import registered
+from fxenorm.optim.registry import register, registered, registered_names
 from fxenorm.optim.state import state_tensors
 
 from .helpers import generator
@@ -353,3 +353,15 @@ def test_what_is_no_rule_is_refused(cls: Any, rule: Any, contract: Any) -> None:
     with pytest.raises(OptionError, match="is not valid"):
         fxenorm.register_optimizer(cls, rule, contract=contract)
     assert registered() == before
+
+
+@pytest.mark.parametrize("name", ["Adam", "timm.optim.lion.Lion"])
+def test_a_second_rule_for_one_class_is_refused_unless_it_replaces_the_first(name: str) -> None:
+    """Both for classes of torch and for those that are known by name; `register_optimizer` always replaces."""
+    classes, names = registered(), registered_names()
+    first = names[name] if name in names else classes[torch.optim.Adam]
+    with pytest.raises(OptionError, match="already"):
+        register(name)(lambda state, group: {})
+    assert (registered(), registered_names()) == (classes, names)
+    register(name, contract=first.contract, replace=True)(first.follows)
+    assert (registered(), registered_names()) == (classes, names)

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import OptimizerError
-from .registry import Factor, Follows, power_of_present, register_named
+from .registry import Factor, Follows, power_of_present, register
 
 
-@register_named(
+@register(
     "timm.optim.adamp.AdamP", "timm.optim.adamw.AdamWLegacy", "timm.optim.lamb.Lamb", "timm.optim.nadam.NAdamLegacy",
     "timm.optim.nadamw.NAdamW", "timm.optim.radam.RAdamLegacy",
 )  # fmt: skip
@@ -23,37 +23,37 @@ def adam_by_another_name(state: Mapping[str, Any], group: Mapping[str, Any]) -> 
     return power_of_present(state, {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2})
 
 
-@register_named("timm.optim.adabelief.AdaBelief")
+@register("timm.optim.adabelief.AdaBelief")
 def adabelief_state(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Follows]:
     """The mean of gradients times 1 / D, their variance times 1 / D^2; exact up to eps, which is part of the variance."""
     return power_of_present(state, {"exp_avg": -1, "exp_avg_var": -2, "max_exp_avg_var": -2})
 
 
-@register_named("timm.optim.adan.Adan")
+@register("timm.optim.adan.Adan")
 def adan_state(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Follows]:
     """Means of gradients and of their differences, and the last gradient, times 1 / D; the squares times 1 / D^2."""
     return power_of_present(state, {"exp_avg": -1, "exp_avg_diff": -1, "neg_pre_grad": -1, "exp_avg_sq": -2})
 
 
-@register_named("timm.optim.adopt.Adopt", "timm.optim.laprop.LaProp")
+@register("timm.optim.adopt.Adopt", "timm.optim.laprop.LaProp")
 def mean_of_normalised_gradients(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Follows]:
     """Squares times 1 / D^2; the mean is of gradients over their own root mean square, which no rescaling changes."""
     return power_of_present(state, {"exp_avg": 0, "exp_avg_sq": -2})
 
 
-@register_named("timm.optim.lion.Lion")
+@register("timm.optim.lion.Lion")
 def lion_state(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Follows]:
     """The mean of gradients times 1 / D."""
     return power_of_present(state, {"exp_avg": -1})
 
 
-@register_named("timm.optim.sgdw.SGDW", "timm.optim.sgdp.SGDP")
+@register("timm.optim.sgdw.SGDW", "timm.optim.sgdp.SGDP")
 def sgd_by_another_name(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Follows]:
     """Momentum as SGD's."""
     return power_of_present(state, {"momentum_buffer": -1, "momentum": -1})
 
 
-@register_named("timm.optim.muon.Muon")
+@register("timm.optim.muon.Muon")
 def muon_state(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Follows]:
     """Momentum as SGD's where it orthogonalises, elsewhere as Adam's; ``algo="adamuon"`` is refused.
 
@@ -67,13 +67,13 @@ def muon_state(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, 
     return power_of_present(state, {"momentum_buffer": -1, "exp_avg": -1, "exp_avg_sq": -2})
 
 
-@register_named("timm.optim.rmsprop_tf.RMSpropTF", contract="by definition")
+@register("timm.optim.rmsprop_tf.RMSpropTF", contract="by definition")
 def rmsprop_state(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Follows]:
     """As RMSprop's, the mean square times 1 / D^2 together with the ones that it starts from."""
     return power_of_present(state, {"square_avg": -2, "grad_avg": -1, "momentum_buffer": 0})
 
 
-@register_named("transformers.optimization.Adafactor", contract="by definition")
+@register("transformers.optimization.Adafactor", contract="by definition")
 def adafactor_state(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Follows]:
     """The second moments that rows and columns stand for times 1 / D^2; the mean of the steps stays."""
     rows = Factor(-2, axis=-1, other="exp_avg_sq_col", drops_axis=True)
@@ -81,7 +81,7 @@ def adafactor_state(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[
     return power_of_present(state, {"exp_avg_sq_row": rows, "exp_avg_sq_col": columns, "exp_avg_sq": -2, "exp_avg": 0})
 
 
-@register_named(
+@register(
     "schedulefree.adamw_schedulefree.AdamWScheduleFree", "schedulefree.radam_schedulefree.RAdamScheduleFree",
     "schedulefree.sgd_schedulefree.SGDScheduleFree", "schedulefree.wrap_schedulefree.ScheduleFreeWrapper",
     contract="by definition",
@@ -91,7 +91,7 @@ def schedule_free_state(state: Mapping[str, Any], group: Mapping[str, Any]) -> d
     return power_of_present(state, {"z": 1, "exp_avg_sq": -2})
 
 
-@register_named(
+@register(
     "timm.optim.lookahead.Lookahead", "torch_optimizer.lookahead.Lookahead", "pytorch_optimizer.optimizer.lookahead.Lookahead",
     contract="by definition",
 )  # fmt: skip

@@ -24,7 +24,6 @@ __all__ = [
     "find_rule",
     "power_of_present",
     "register",
-    "register_named",
     "register_optimizer",
     "registered",
     "registered_names",
@@ -114,26 +113,37 @@ _METHODS_THAT_MATTER = ("step", "_init_group")
 """What decides which gradients enter the state, and how."""
 
 
-def register(name: str, contract: Contract = "re-expressed") -> Callable[[StateRule], StateRule]:
-    """Decorator: makes a function the rule of the class of that name in ``torch.optim``, if the installed torch has it."""
+def register(*names: str, contract: Contract = "re-expressed", replace: bool = False) -> Callable[[StateRule], StateRule]:
+    """Decorator: makes a function the rule of optimizer classes that are known by name.
+
+    Args:
+        names: "Adam" for a class of ``torch.optim``, passed over if the installed torch lacks it; module and name for a class
+            of a library that may not be installed, as "timm.optim.lion.Lion".
+        contract: the promise of the rule.
+        replace: whether a rule that one of the classes has already gives way.
+
+    Raises:
+        OptionError: one of the classes has a rule already and `replace` is False.
+    """
 
     def keep(rule: StateRule) -> StateRule:
-        cls = getattr(torch.optim, name, None)
-        if cls is not None:
-            _RULES[cls] = Rule(rule, contract)
+        for name in names:
+            key = name if "." in name else getattr(torch.optim, name, None)
+            if key is not None:
+                _add(key, Rule(rule, contract), replace)
         return rule
 
     return keep
 
 
-def register_named(*names: str, contract: Contract = "re-expressed") -> Callable[[StateRule], StateRule]:
-    """Decorator: makes a function the rule of classes that are known by module and name, "timm.optim.lion.Lion"."""
-
-    def keep(rule: StateRule) -> StateRule:
-        _NAMED.update((name, Rule(rule, contract)) for name in names)
-        return rule
-
-    return keep
+def _add(key: type[Optimizer] | str, rule: Rule, replace: bool) -> None:
+    """Puts a rule into the table of classes or, by name, into that of other libraries' classes."""
+    if not replace and (key in _NAMED or key in _RULES):
+        raise OptionError(f"there is a rule for {key if isinstance(key, str) else _named(key)} already")
+    if isinstance(key, str):
+        _NAMED[key] = rule
+    else:
+        _RULES[key] = rule
 
 
 def register_optimizer(
@@ -175,11 +185,12 @@ def register_optimizer(
         if not all(isinstance(key, str) and (type(power) is int or power == "steps") for key, power in rule.items()):
             raise OptionError(f"rule={rule!r} is not valid: expected state keys with integer powers, as {{'exp_avg': -1}}")
         powers: dict[str, Follows] = {key: power if isinstance(power, int) else Steps() for key, power in rule.items()}
-        _RULES[cls] = Rule(lambda state, group: power_of_present(state, powers), contract, frozenset(powers))
+        found = Rule(lambda state, group: power_of_present(state, powers), contract, frozenset(powers))
     elif callable(rule):
-        _RULES[cls] = Rule(rule, contract)
+        found = Rule(rule, contract)
     else:
         raise OptionError(f"rule={rule!r} is not valid: expected a dict of integer powers by state key, or a function")
+    _add(cls, found, replace=True)
 
 
 def registered() -> dict[type[Optimizer], Rule]:
