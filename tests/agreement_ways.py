@@ -123,7 +123,7 @@ def agree_every(session: Session, stack: ExitStack) -> dict[str, Any]:
 @way
 def out_of_memory(session: Session, stack: ExitStack) -> dict[str, Any]:
     failing = mock.Mock(side_effect=torch.OutOfMemoryError("none left"))
-    stack.enter_context(mock.patch("fxenorm.plan.snapshot.find_followers", failing))
+    stack.enter_context(mock.patch("fxenorm.weights.weights.find_followers", failing))
     session.plan._last_step = None  # else nothing is looked up
     return {}
 
@@ -131,7 +131,7 @@ def out_of_memory(session: Session, stack: ExitStack) -> dict[str, Any]:
 @way
 def interrupted(session: Session, stack: ExitStack) -> dict[str, Any]:
     failing = mock.Mock(side_effect=KeyboardInterrupt)
-    stack.enter_context(mock.patch("fxenorm.plan.snapshot.find_followers", failing))
+    stack.enter_context(mock.patch("fxenorm.weights.weights.find_followers", failing))
     session.plan._last_step = None
     return {}
 
@@ -271,7 +271,7 @@ def folded(folder: Path) -> dict[str, Any]:
             before = digest(parameter.to_local() for parameter in model.parameters())
             with ExitStack() as stack:
                 if second and name == "out_of_memory":
-                    stack.enter_context(mock.patch("fxenorm.plan.snapshot.find_followers", failing))
+                    stack.enter_context(mock.patch("fxenorm.weights.weights.find_followers", failing))
                 said = outcome(call)
             unchanged = digest(parameter.to_local() for parameter in model.parameters()) == before
             found[f"p={p} {name}"] = {"said": said, "unchanged": unchanged}

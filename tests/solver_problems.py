@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from fxenorm.analysis.attained.channel_fields import ChannelFields
+from fxenorm.analysis.attained.exponent_rows import exponent_rows
+from fxenorm.analysis.attained.missing_equations import missing_equations
 from fxenorm.kernels.eager import EagerBackend
-from fxenorm.plan.attained import missing_equations
-from fxenorm.plan.channels import ChannelFields
-from fxenorm.plan.exponent_rows import exponent_rows
-from fxenorm.plan.problem import Problem
 from fxenorm.solve.jacobi import solvable
+from fxenorm.weights.objective import Problem
 
 from .random_plans import Case
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import fxenorm
-from fxenorm.plan.problem import Problem
 from fxenorm.solve.coarse import CoarseProblem
 from fxenorm.solve.sparse_coarse import SparseCoarseProblem
+from fxenorm.weights.objective import Problem
 
 
 def chain(depth: int, width: int = 3) -> nn.Sequential:

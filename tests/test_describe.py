@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxenorm
-import fxenorm.plan.describe as plan_text
-from fxenorm.plan.describe import between
-from fxenorm.plan.text_table import Column, broken, table_lines
+import fxenorm.text.describe as plan_text
+from fxenorm.text.describe import between
+from fxenorm.text.table import Column, broken, table_lines
 
 
 def describe(model: nn.Module, *inputs: torch.Tensor, width: int = 100, **options) -> str:

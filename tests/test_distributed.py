@@ -20,9 +20,9 @@ import pytest
 import torch
 
 import fxenorm
-from fxenorm.plan.attained import missing_equations
-from fxenorm.plan.channels import ChannelFields
-from fxenorm.plan.exponent_rows import exponent_rows
+from fxenorm.analysis.attained.channel_fields import ChannelFields
+from fxenorm.analysis.attained.exponent_rows import exponent_rows
+from fxenorm.analysis.attained.missing_equations import missing_equations
 from tests.distributed_models import Residual, batch, build
 from tests.releases import RELEASE
 

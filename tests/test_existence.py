@@ -15,13 +15,13 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 import fxenorm
+from fxenorm.analysis.attained.basis import Basis
+from fxenorm.analysis.attained.channel_fields import ChannelFields
+from fxenorm.analysis.attained.exponent_rows import exponent_rows
+from fxenorm.analysis.attained.missing_equations import missing_equations
 from fxenorm.field import merge_entries
 from fxenorm.kernels.eager import EagerBackend
 from fxenorm.kernels.program import build_program
-from fxenorm.plan.attained import missing_equations
-from fxenorm.plan.channels import ChannelFields
-from fxenorm.plan.exponent_rows import exponent_rows
-from fxenorm.plan.subspace import Basis
 
 from .random_plans import Case, cases
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fxenorm.plan.graph import last_layers, layer_depths, pair_graph
-from fxenorm.plan.groups import Port, build_groups, layer_of, term_axis
-from fxenorm.plan.pairs import build_pairs
+from fxenorm.analysis.groups import Port, build_groups, layer_of, term_axis
+from fxenorm.analysis.pair_graph import last_layers, layer_depths, pair_graph
+from fxenorm.analysis.pairs import build_pairs
 from fxenorm.symmetry.symmetry import Site, Symmetry
 
 from .hand_made import Builder, attention, chain, residual

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from fxenorm.plan.iterate import solve
 from fxenorm.solve import get_solver
 from fxenorm.solve.coarse import coarse_correction, coarse_problem
+from fxenorm.solve.iterate import solve
 from fxenorm.solve.jacobi import solvable
 from fxenorm.solve.newton import conjugate_gradients
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import fxenorm
 from fxenorm.errors import FxenormWarning
-from fxenorm.plan.nothing import is_quantised
+from fxenorm.rescale.nothing import is_quantised
 
 X = torch.randn(3, 6)
 

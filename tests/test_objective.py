@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from fxenorm.analysis.counted import Objective, build_objective
+from fxenorm.analysis.options import Options
 from fxenorm.errors import OptionError
 from fxenorm.kernels.eager import EagerBackend
-from fxenorm.plan.objective import Objective, build_objective
-from fxenorm.plan.options import Options
-from fxenorm.plan.tensors import named_tensors
 from fxenorm.symmetry.symmetry import NormFold, Symmetry
+from fxenorm.weights.tensors import named_tensors
 
 from .hand_made import Builder, chain
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import fxenorm
+from fxenorm.analysis.options import Options
 from fxenorm.errors import OptionError
-from fxenorm.plan.options import Options
 
 from .helpers import draw_log_scales
 from .output_cases import FEATURES, HIDDEN, IN, LEFT, NOT_LEFT, NUMBERS, OUT, RETURNED, UNSEARCHABLE, Leaving, generator

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fxenorm
-from fxenorm.plan.pairs import build_pairs, short_operator
+from fxenorm.analysis.pairs import build_pairs, short_operator
 
 from .hand_made import Builder, attention, chain, residual
 

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxenorm.analysis.options import Options
 from fxenorm.errors import BindError, FxenormWarning, OptimizerError, OptionError, RescaleError
-from fxenorm.plan.options import Options
 from fxenorm.plan.plan import Plan
-from fxenorm.plan.snapshot import Snapshot
+from fxenorm.weights.weights import Snapshot
 
 from .hand_made import Builder, chain
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import fxenorm
+from fxenorm.analysis.options import Options
 from fxenorm.errors import OptionError
 from fxenorm.kernels.eager import EagerBackend
 from fxenorm.kernels.program import ScaleTarget
 from fxenorm.kernels.rooms import are_far_from_ends
-from fxenorm.plan.options import Options
 from fxenorm.plan.plan import Plan
 
 POWERS = (0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 8.0, 30.0, 1000.0, math.inf)

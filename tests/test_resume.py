@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 import fxenorm
 from fxenorm.optim.registry import registered
-from fxenorm.plan.attach import Attachment
+from fxenorm.rescale.attach import Attachment
 
 from .helpers import generator
 

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 import fxenorm
+from fxenorm.analysis.analysis import Core
+from fxenorm.analysis.groups import build_groups
+from fxenorm.analysis.options import Options
+from fxenorm.analysis.pair_graph import layer_depths, pair_graph
+from fxenorm.analysis.pairs import build_pairs
+from fxenorm.analysis.serialise import from_dict, to_dict
 from fxenorm.errors import BindError
-from fxenorm.plan.core import Core
-from fxenorm.plan.graph import layer_depths, pair_graph
-from fxenorm.plan.groups import build_groups
-from fxenorm.plan.options import Options
-from fxenorm.plan.pairs import build_pairs
-from fxenorm.plan.serialise import from_dict, to_dict
 from fxenorm.symmetry.symmetry import Barrier, NormFold, Symmetry
 
 from .hand_made import attention, chain, residual

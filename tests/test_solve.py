@@ -11,14 +11,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fxenorm.analysis.attained.channel_fields import ChannelFields
+from fxenorm.analysis.attained.exponent_rows import exponent_rows
+from fxenorm.analysis.attained.missing_equations import missing_equations
 from fxenorm.kernels.eager import EagerBackend, log2_factors
-from fxenorm.plan.attained import missing_equations
-from fxenorm.plan.channels import ChannelFields
-from fxenorm.plan.exponent_rows import exponent_rows
-from fxenorm.plan.iterate import move, round_limit, solve, solve_rounded
-from fxenorm.plan.problem import Problem
 from fxenorm.solve import SOLVER_NAMES
+from fxenorm.solve.iterate import move, round_limit, solve, solve_rounded
 from fxenorm.solve.jacobi import imbalance, jacobi_step, round_to_powers_of_two, truncate_to_powers_of_two
+from fxenorm.weights.objective import Problem
 
 from .coarse_cycles import TEST_SOLVERS
 from .random_plans import Case, cases

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import fxenorm
+from fxenorm.analysis.options import Options
 from fxenorm.kernels.eager import log2_factors
-from fxenorm.plan.options import Options
 from fxenorm.plan.plan import Plan
 
 from .helpers import outputs, relative_difference

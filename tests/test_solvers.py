@@ -12,15 +12,15 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fxenorm.analysis.options import Options
 from fxenorm.errors import OptionError
 from fxenorm.kernels.curvature import Curvature
 from fxenorm.kernels.program import build_program
-from fxenorm.plan.iterate import solve
-from fxenorm.plan.options import Options
-from fxenorm.plan.problem import Problem
 from fxenorm.solve import SOLVER_NAMES, fastest_solver, get_solver, register_solver, solver_names
+from fxenorm.solve.iterate import solve
 from fxenorm.solve.jacobi import solvable
 from fxenorm.solve.registry import Solver
+from fxenorm.weights.objective import Problem
 
 from .coarse_cycles import TEST_SOLVERS
 from .random_plans import Case, cases

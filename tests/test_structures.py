@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxenorm
-from fxenorm.plan.groups import term_axis
+from fxenorm.analysis.groups import term_axis
 from fxenorm.symmetry import find_symmetry
 from fxenorm.trace import trace_model
 

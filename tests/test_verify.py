@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import fxenorm
 from fxenorm.errors import ExampleInputsError, RescaleError
 from fxenorm.field import ScaleField
-from fxenorm.plan.compared_runs import Runs
 from fxenorm.rules import Call, Rule, registry
 from fxenorm.rules.laws import passes
+from fxenorm.verify.compared_runs import Runs
 
 from .verified_models import HARD, HELD_OTHERWISE, VECTORS, Two, plain
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.data import DataLoader, TensorDataset
 
-import fxenorm.plan.attach
+import fxenorm.rescale.attach
 
 __all__ = ["Timeline", "digits", "loader", "network"]
 
@@ -51,7 +51,7 @@ class Timeline:
         self._model = model
         self._seen = self._weights()
         model.register_forward_hook(self._forward)
-        real_step = fxenorm.plan.attach.step
+        real_step = fxenorm.rescale.attach.step
 
         def step(*arguments: Any, **options: Any) -> None:
             before = self._weights()
@@ -59,7 +59,7 @@ class Timeline:
             self.events.append("rescale")
             self.rescaled.append(float((self._weights()[0] / before[0] - 1).abs().max()))
 
-        monkeypatch.setattr(fxenorm.plan.attach, "step", step)
+        monkeypatch.setattr(fxenorm.rescale.attach, "step", step)
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
         """Notes the optimizer's steps from now on; to be called before anything is attached."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import fxenorm
-from fxenorm.plan.iterate import solve
+from fxenorm.solve.iterate import solve
 from fxenorm.trace import trace_model
 
 RELEASED = ("fc", "conv")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import fxenorm
-from fxenorm.plan.problem import Problem
+from fxenorm.weights.objective import Problem
 
 Made = tuple[nn.Module, Any]
 """A model and example inputs."""

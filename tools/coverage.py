@@ -103,7 +103,7 @@ def examine(zoo: str, name: str) -> Row:
 
 def _fill(zoo: str, row: Row) -> None:
     """Fills a row in; raises where the analysis does."""
-    from fxenorm.plan.options import Options
+    from fxenorm.analysis.options import Options
     from fxenorm.plan.plan import Plan
     from fxenorm.symmetry.find import find_symmetry
     from fxenorm.symmetry.symmetry import Symmetry

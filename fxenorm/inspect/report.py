@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..plan.describe import ends_of, layers_that_multiply
-from ..plan.groups import Group, Port
-from ..plan.held import Held
+from ..analysis.groups import Group, Port
+from ..analysis.held import Held
+from ..text.describe import ends_of, layers_that_multiply
 from ..version import __version__
 
 if TYPE_CHECKING:

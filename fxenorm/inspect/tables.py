@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..plan.describe import barrier_summaries, between, layer_list, mode_words, output_lines, plural, tracer_words
-from ..plan.text_table import Column, rich_table
 from ..symmetry.account import AccountRow, ChannelAccount
 from ..symmetry.symmetry import Barrier, OutputUse
+from ..text.describe import barrier_summaries, between, layer_list, mode_words, output_lines, plural, tracer_words
+from ..text.table import Column, rich_table
 from .report import Json
 
 if TYPE_CHECKING:

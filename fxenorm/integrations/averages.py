@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import BindError, OptionError
 from ..plan.plan import Plan
-from ..plan.track import Tracked
+from ..weights.tracked import Tracked
 
 __all__ = ["Averages"]
 

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 
 from ..errors import OptionError
 from ..plan.analyze import analyze
-from ..plan.attach import Attachment
 from ..plan.plan import Plan
+from ..rescale.attach import Attachment
 from .averages import Averages
 from .first_inputs import FirstInputs, fitted
 from .options import CallbackOptions, check_count

@@ -7,9 +7,9 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from ..analysis.options import Options
 from ..errors import OptionError
-from ..plan.attach import check_attach_options
-from ..plan.options import Options
+from ..rescale.attach import check_attach_options
 
 __all__ = ["CallbackOptions", "check_count"]
 

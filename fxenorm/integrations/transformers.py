@@ -9,8 +9,8 @@ from torch import nn
 
 from ..errors import OptionError
 from ..plan.analyze import analyze
-from ..plan.attach import Attachment
 from ..plan.plan import Plan
+from ..rescale.attach import Attachment
 from ..trace.unwrap import unwrap
 from .first_inputs import FirstInputs
 from .options import CallbackOptions, check_count

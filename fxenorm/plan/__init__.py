@@ -1,1 +1,6 @@
-"""What users hold: groups, pairs, the objective, and the `Plan` that rescales a model."""
+"""What users hold: `analyze`, `Plan` and `canonical`; a face, whose work is done in rescale and below.
+
+In: a module and the options of `fxenorm.analyze`.
+Out: a `Plan`.
+Imports: rescale, verify, text, symmetry, trace and what these import; never inspect or integrations.
+"""

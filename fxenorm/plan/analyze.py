@@ -9,15 +9,15 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
+from ..analysis.options import Options
 from ..collection import collection_paused
 from ..distributed.dtensors import refuse_flat_parameters
 from ..errors import ExampleInputsError, OptionError, TraceError, warn_user
+from ..rescale.nothing import QUANTISED, is_quantised
 from ..symmetry.find import find_symmetry
 from ..symmetry.symmetry import Symmetry
 from ..trace import trace_model
 from ..trace.unwrap import unwrap
-from .nothing import QUANTISED, is_quantised
-from .options import Options
 from .plan import Plan
 
 __all__ = ["analyze"]

@@ -12,43 +12,43 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..analysis.analysis import Core
+from ..analysis.groups import Group
+from ..analysis.held import Held, held_by_group
+from ..analysis.options import Options
+from ..analysis.pair_graph import pair_graph
+from ..analysis.pairs import Pair
+from ..analysis.restore import core_from_dict
+from ..analysis.serialise import to_dict
 from ..distributed.agreement import ELSEWHERE, LateAnswers
 from ..distributed.dtensors import reshard
 from ..distributed.ranks import Ranks, ranks_of
 from ..errors import OptionError, RescaleError
 from ..kernels.program import ScaleTarget
 from ..optim.state import OptimizerLike, StateChoice, check_choice, unwrap_optimizers
+from ..rescale.agreeing import Looked, Replicas, look_up_together
+from ..rescale.attach import Attachment
+from ..rescale.balance import BalanceResult, balance
+from ..rescale.left_gradients import LeftGradients
+from ..rescale.nothing import say_if_nothing_moves
+from ..rescale.one_at_a_time import OneAtATime
+from ..rescale.prepared_step import PreparedStep
+from ..rescale.step import Call, step
+from ..rescale.warn_once import WarnOnce
 from ..solve.jacobi import imbalance
 from ..symmetry.account import ChannelAccount
 from ..symmetry.symmetry import Barrier, Symmetry
+from ..text.describe import describe
 from ..trace import Inputs, resolve_inputs, unwrap
 from ..trace.unwrap import replica_group
-from .agreeing import Looked, Replicas, look_up_together
-from .attach import Attachment
-from .balance import BalanceResult, balance
-from .bind import check_fits
-from .core import Core
-from .describe import describe
-from .fast_step import PreparedStep
-from .graph import pair_graph
-from .groups import Group
-from .held import Held, held_by_group
-from .journal import Journal
-from .left_gradients import LeftGradients
-from .log_scales import checked_log_scales
-from .nothing import say_if_nothing_moves
-from .one_at_a_time import OneAtATime
-from .open_snapshot import open_snapshot
-from .options import Options
-from .pairs import Pair
-from .restore import core_from_dict
-from .serialise import to_dict
-from .snapshot import Snapshot
-from .stepping import Call, step
-from .tensors import named_tensors
-from .track import Tracked
-from .verify import Verification, verify
-from .warn_once import WarnOnce
+from ..verify.verification import Verification, verify
+from ..weights.bind import check_fits
+from ..weights.journal import Journal
+from ..weights.log_scales import checked_log_scales
+from ..weights.open_snapshot import open_snapshot
+from ..weights.tensors import named_tensors
+from ..weights.tracked import Tracked
+from ..weights.weights import Snapshot
 
 if TYPE_CHECKING:
     import networkx

@@ -1,0 +1,6 @@
+"""What was found of a model, apart from any module: groups, pairs, what is counted, and the plan as JSON.
+
+In: a `Symmetry` and the options of `fxenorm.analyze`.
+Out: `Analysis`, plain data that every plan of the same symmetry and options shares.
+Imports: symmetry, kernels (programs and index tensors), distributed, optim and what these import; never weights.
+"""

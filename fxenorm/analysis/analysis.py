@@ -1,0 +1,274 @@
+"""The part of a plan that does not depend on the module: shared by every plan that `bind` makes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..distributed.ranks import LINEAR_UP_TO
+from ..distributed.replicas import is_one_of_many
+from ..kernels.backend import Backend
+from ..kernels.choice import ExecutorChoice
+from ..kernels.program import ReduceProgram, TermTensors, as_float, term_tensors
+from ..kernels.terms import collisions, degrees, normalise
+from ..symmetry.symmetry import Symmetry
+from .attained.basis import Basis
+from .attained.exponent_rows import exponent_rows
+from .attained.movable import Left, free_variables, with_minimum
+from .counted import Objective, build_objective
+from .group_order import GroupOrder, group_order
+from .groups import Group, build_groups, layer_of
+from .held import Mask
+from .options import Options
+from .pair_graph import last_layers, layer_depths, pair_graph
+from .pairs import Pair, build_pairs
+
+__all__ = ["Core"]
+
+_REMEMBERED = 12
+"""Sets of flags, and bases, that are kept."""
+
+
+class Core:
+    """Symmetry, options and what follows from the two; index tensors are made once a device.
+
+    Args:
+        symmetry: the graph half's answer.
+        options: the options of `analyze`.
+        groups, pairs: where they are known already (a stored plan).
+    """
+
+    def __init__(
+        self,
+        symmetry: Symmetry,
+        options: Options,
+        groups: tuple[Group, ...] | None = None,
+        pairs: tuple[Pair, ...] | None = None,
+    ) -> None:
+        self.symmetry = symmetry
+        self.options = options
+        self.pairs = build_pairs(symmetry) if pairs is None else pairs
+        self.groups = build_groups(symmetry, self.depths) if groups is None else groups
+        self.executor = ExecutorChoice(options.backend)
+        self._terms: dict[tuple[str, torch.device], TermTensors] = {}
+        self._orders: dict[torch.device, GroupOrder] = {}
+        self._arrays: dict[tuple[str, bytes, torch.device], Tensor] = {}
+        self._lefts: dict[tuple[Any, ...], Any] = {}
+        self.basis: Basis | None = None
+        """Where the variables are places of a basis of another plan's."""
+        self.parts: dict[Any, Any] = {}
+        """What depends on which part of the model a process holds; see `fxenorm.weights.shards`."""
+
+    @property
+    def backend(self) -> Backend:
+        """The executor to use now; among processes that do not tell one another, the compiler is waited for."""
+        return self.executor.current(wait=is_one_of_many())
+
+    @cached_property
+    def depths(self) -> dict[str, int]:
+        """By layer, its depth in the pair graph."""
+        return layer_depths(pair_graph(self.symmetry, self.pairs))
+
+    @cached_property
+    def objective(self) -> Objective:
+        """What is counted."""
+        return build_objective(self.symmetry, self.options, self.depths)
+
+    @cached_property
+    def least_message(self) -> int:
+        """How many numbers processes send at least, when they begin to speak of a call.
+
+        Two for each channel of each tensor: this does not depend on the options, so that plans which differ understand one
+        another. A variable has at least two channels, and four numbers.
+        """
+        return max(2 * sum(sum(shape, start=1) for shape in self.symmetry.shapes.values()), 4 * self.symmetry.num_scales)
+
+    @property
+    def asks_apart(self) -> bool:
+        """Whether processes agree in a collective of its own: sums may travel in two ways, and folded BatchNorms first in one."""
+        return bool(self.objective.folded_names) and LINEAR_UP_TO < self.options.p < math.inf
+
+    @cached_property
+    def variables_of(self) -> dict[str, NDArray[np.int64]]:
+        """By tensor name, the variables that it carries."""
+        found = {}
+        for name, given in self.symmetry.exponents.items():
+            terms = normalise(given, len(self.symmetry.shapes[name]))
+            ids = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *(ids.reshape(-1) for _, ids in terms)]))
+            found[name] = ids[ids >= 0]
+        return found
+
+    @cached_property
+    def reach(self) -> NDArray[np.int64]:
+        """(K,) the largest sum of |exponents| among all entries, counted or not, that carry a variable; at least 2."""
+        reach = np.full(self.symmetry.num_scales, 2, dtype=np.int64)
+        for name, given in self.symmetry.exponents.items():
+            ndim = len(self.symmetry.shapes[name])
+            terms = normalise(given, ndim)
+            if sum(abs(coefficient) for coefficient, _ in terms) > 2:
+                degrees(terms, ndim, collisions(terms, ndim), reach)
+        return reach
+
+    @cached_property
+    def feeding_last(self) -> Mask:
+        """(K,) the variables that ``balance_last=False`` holds."""
+        none = np.zeros(self.symmetry.num_scales, dtype=bool)
+        return none if self.options.balance_last else self._feeding_last()
+
+    def free(self, frozen: frozenset[str], rounded: frozenset[str] = frozenset()) -> Left:
+        """What frozen tensors leave of the variables; worked out once for each set of flags that is in use.
+
+        Args:
+            frozen: their names.
+            rounded: names of others that stay, for powers of two would round them.
+        """
+        found: Left = self._kept(("free", frozen, rounded), lambda: free_variables(self, frozen, rounded))
+        return found
+
+    def left(self, frozen: frozenset[str], rounded: frozenset[str] = frozenset()) -> Left:
+        """What `step` moves: `free`, without what keeps the objective from having a minimum if no weight is zero."""
+
+        def make() -> Left:
+            """By the exponents alone."""
+            free = self.free(frozen, rounded)
+            return with_minimum(self, free, exponent_rows(free.core.objective.program))
+
+        found: Left = self._kept(("left", frozen, rounded), make)
+        return found
+
+    def in_basis(self, basis: Basis) -> Core:
+        """The plan with the places of a basis as its variables; one that was made for the same basis is found again."""
+        matrix = basis.matrix
+        key = ("basis", matrix.indptr.tobytes(), matrix.indices.tobytes(), matrix.data.tobytes())
+        found: Core = self._kept(key, lambda: self._in_basis(basis))
+        return found
+
+    def _in_basis(self, basis: Basis) -> Core:
+        """See `in_basis`."""
+        symmetry = self.symmetry
+        terms = {name: basis.terms(given) for name, given in symmetry.exponents.items()}
+        exponents = {name: found for name, found in terms.items() if found}
+        offsets = {name: offset for name, offset in symmetry.offsets.items() if name in exponents}
+        moved = dataclasses.replace(symmetry, exponents=exponents, offsets=offsets, channels=())
+        core = Core(moved, self.options, self.groups, self.pairs)
+        core.basis = basis
+        core.__dict__["least_message"] = self.least_message
+        core.__dict__["objective"] = self.objective.in_basis(basis, symmetry.num_scales, self.options.p)
+        return core
+
+    def _kept(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What was made for a key; the oldest of many is forgotten."""
+        known = self._lefts.pop(key, None)
+        self._lefts[key] = found = make() if known is None else known
+        while len(self._lefts) > _REMEMBERED:
+            del self._lefts[next(iter(self._lefts))]
+        return found
+
+    @property
+    def most_log_scale(self) -> float | None:
+        """`max_log_scale` for the variables of this plan's basis, so that those of the plan itself stay within it."""
+        most = self.options.max_log_scale
+        return most if most is None or self.basis is None else most / self.basis.growth
+
+    def to_plan(self, log_scales: Tensor) -> Tensor:
+        """(K,) log-scales in the plan's own basis."""
+        return log_scales if self.basis is None else self.basis.to_plan(log_scales)
+
+    @cached_property
+    def solver_groups(self) -> NDArray[np.int64]:
+        """(K,) by variable, the place of its group in the order of the pair graph."""
+        order = sorted(range(len(self.groups)), key=lambda index: (self.groups[index].depth, index))
+        places = np.zeros(self.symmetry.num_scales, dtype=np.int64)
+        for place, index in enumerate(order):
+            places[self.groups[index].variables.start : self.groups[index].variables.stop] = place
+        return places
+
+    @cached_property
+    def _group_order(self) -> GroupOrder:
+        """The groups as Gauss-Seidel takes them, on the CPU."""
+        return group_order(self.objective.program, self.solver_groups)
+
+    def group_order(self, program: ReduceProgram) -> GroupOrder:
+        """The groups as Gauss-Seidel takes them, for a copy of the objective's program on its device; made once a device."""
+        device = program.slots.device
+        known = self._orders.get(device)
+        if known is None:
+            known = self._orders[device] = self._group_order.to(program)
+        return known
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the tensors' names, shapes and exponents and of the options."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps({name: list(shape) for name, shape in self.symmetry.shapes.items()}).encode())
+        for name, terms in self.symmetry.exponents.items():
+            for coefficient, ids in terms:
+                array = np.ascontiguousarray(ids, dtype="<i8")
+                digest.update(f"{name} {coefficient} {array.shape}".encode())
+                digest.update(array.tobytes())
+        if self.symmetry.offsets:
+            digest.update(json.dumps(dict(sorted(self.symmetry.offsets.items()))).encode())
+        options = dataclasses.asdict(self.options)
+        # Options that came later count where they are used: older checkpoints hold the fingerprint without them.
+        late = {key for key in ("outputs",) if options[key] is None}
+        values = sorted((key, repr(value)) for key, value in options.items() if key != "c" and key not in late)
+        c = self.options.c
+        digest.update(json.dumps([values, repr(sorted(c.items())) if isinstance(c, dict) else repr(c)]).encode())
+        return digest.hexdigest()
+
+    def terms(self, name: str, device: torch.device) -> TermTensors:
+        """Exponents of a tensor for the executors."""
+        known = self._terms.get((name, device))
+        if known is None:
+            terms = term_tensors(self.symmetry.exponents[name], len(self.symmetry.shapes[name]), self.symmetry.num_scales)
+            known = tuple((coefficient, ids.to(device)) for coefficient, ids in terms)
+            self._terms[name, device] = known
+        return known
+
+    def on_device(self, purpose: str, values: NDArray[np.bool_] | NDArray[np.int64], device: torch.device) -> Tensor:
+        """A (K,) array on a device, copied once for each of its values: masks follow flags that seldom change."""
+        key = (purpose, values.tobytes(), device)
+        known = self._arrays.get(key)
+        if known is None:
+            for old in [other for other in self._arrays if other[0] == purpose and other[2] == device]:
+                del self._arrays[old]
+            tensor = torch.from_numpy(values.copy())
+            known = tensor.to(device) if values.dtype == np.bool_ else as_float(tensor, device)
+            self._arrays[key] = known
+        return known
+
+    def mask_of(self, names: list[str]) -> Mask:
+        """(K,) the variables that any of the named tensors carries."""
+        mask = np.zeros(self.symmetry.num_scales, dtype=bool)
+        for name in names:
+            mask[self.variables_of[name]] = True
+        return mask
+
+    def group_mask(self, names: list[str]) -> Mask:
+        """(K,) the variables of every group that one of the named tensors carries."""
+        mask = self.mask_of(names)
+        for group in self.groups:
+            part = slice(group.variables.start, group.variables.stop)
+            mask[part] = mask[part].any()
+        return mask
+
+    def _feeding_last(self) -> Mask:
+        """The variables by whose negative powers a last layer's weight is multiplied."""
+        last = last_layers(self.symmetry)
+        mask = np.zeros(self.symmetry.num_scales, dtype=bool)
+        for name, terms in self.symmetry.exponents.items():
+            if layer_of(name) in last and self.symmetry.roles.get(name) == "weight":
+                for coefficient, ids in normalise(terms, len(self.symmetry.shapes[name])):
+                    if coefficient < 0:
+                        mask[ids[ids >= 0]] = True
+        return mask

@@ -1,0 +1,176 @@
+"""What `step` and `balance` may move: the variables without what is held, in one integer basis, and why the rest is held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...field.integer_kernel import integer_kernel
+from ..held import FROZEN, LAST, NOT_ATTAINED, ROUNDED, Mask, Sums, dead_reasons, one_sided_reasons
+from .basis import Basis, Equation, Form, basis_of
+from .channel_fields import ChannelFields
+from .exponent_rows import ExponentRows
+from .missing_equations import missing_equations
+
+if TYPE_CHECKING:
+    from ..analysis import Core
+
+__all__ = ["Left", "free_variables", "with_minimum"]
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left of a plan's variables.
+
+    Attributes:
+        core: the plan in a basis of what is left; the plan itself where that is some of its variables.
+        held: (K,) places of that basis that stay at 0.
+        reasons: (K,) masks of the plan's variables that stay at 0 one by one, with the reasons.
+        equations: the sums of them that do.
+    """
+
+    core: Core
+    held: Mask
+    reasons: tuple[tuple[Mask, str], ...]
+    equations: tuple[Equation, ...] = ()
+
+
+def free_variables(core: Core, frozen: frozenset[str], rounded: frozenset[str]) -> Left:
+    """What frozen tensors and the options leave free, whatever the objective is."""
+    last = core.feeding_last
+    still_names = frozen | rounded
+    if not still_names:
+        return Left(core, last, ((last, LAST),))
+    symmetry = core.symmetry
+    zero = [(tuple(symmetry.shapes[name]), symmetry.exponents[name]) for name in sorted(still_names)]
+    basis = basis_of(symmetry.num_scales, zero, (), np.flatnonzero(last))
+    still = np.diff(basis.matrix.indptr) == 0
+    by_flag = still & core.mask_of(sorted(frozen))
+    reasons = ((by_flag, FROZEN), (still & core.mask_of(sorted(rounded)), ROUNDED), (still & last, LAST))
+    if not basis.mixes:
+        return Left(core, basis.unused, reasons)
+    equations = tuple(Equation(form, FROZEN if frozen else ROUNDED) for form in _complement(basis))
+    return Left(core.in_basis(basis), basis.unused, reasons, equations)
+
+
+def with_minimum(core: Core, free: Left, rows: ExponentRows, sums: Sums | None = None) -> Left:
+    """What is left once the objective has a minimum.
+
+    Args:
+        core: the plan.
+        free: what may move.
+        rows: the counted entries' exponents in the basis of `free`.
+        sums: log N and log P of the current weights there; None: no weight is zero.
+    """
+    program = free.core.objective.program
+    reasons = one_sided_reasons(program.counted_negative.numpy(), program.counted_positive.numpy())
+    if sums is not None:
+        reasons = [*reasons, *dead_reasons(*sums)]
+    # Nothing can be solved for where a sum is not finite, and nothing falls where no weight follows.
+    silent = ~program.counted_negative.numpy() & ~program.counted_positive.numpy()
+    if sums is not None:
+        negative, positive = sums
+        silent |= (negative == -np.inf) & (positive == -np.inf)
+        silent |= ~(negative < np.inf) | ~(positive < np.inf)
+    silent &= ~free.held
+    fixed = free.held | silent
+    channels = ChannelFields(core.symmetry.channels, program, free.core.basis, fixed)
+    missing = missing_equations(rows.matrix(fixed), fixed, channels, free.core.basis is not None)
+    single = silent.copy()
+    single[[form[0][0] for form, _ in missing if len(form) == 1]] = True
+    why = _first_reason(reasons, single)
+    if free.core is core and len(missing) == int(single.sum() - silent.sum()):
+        masks = tuple((mask & single, reason) for mask, reason in why)
+        return Left(core, free.held | single, (*free.reasons, *masks))
+    if all(len(form) == 1 for form, _ in missing):
+        places = np.flatnonzero(single).tolist()
+        plain = {form[0][0]: form_of for form, form_of in missing}
+        found = [Equation(plain.get(place) or _of_place(free.core.basis, place), _reason_at(why, place)) for place in places]
+        return Left(free.core, free.held | single, free.reasons, (*free.equations, *found))
+    inner = basis_of(program.num_scales, (), [form for form, _ in missing], np.flatnonzero(free.held | single))
+    basis = inner if free.core.basis is None else free.core.basis.after(inner)
+    found = [
+        Equation(plain or (form if free.core.basis is None else _of_place(free.core.basis, form[0][0])), NOT_ATTAINED)
+        for form, plain in missing
+        if len(form) > 1 or free.core.basis is not None
+    ]
+    masks = tuple((mask & single, reason) for mask, reason in why) if free.core.basis is None else ()
+    return Left(core.in_basis(basis), basis.unused, (*free.reasons, *masks), (*free.equations, *found))
+
+
+def _first_reason(reasons: Sequence[tuple[Mask, str]], single: Mask) -> list[tuple[Mask, str]]:
+    """The reasons of single variables: what is known of each, else that the minimum is not attained."""
+    known = np.logical_or.reduce([mask for mask, _ in reasons])
+    return [*reasons, (single & ~known, NOT_ATTAINED)]
+
+
+def _reason_at(reasons: Iterable[tuple[Mask, str]], place: int) -> str:
+    """The first reason for one variable."""
+    return next((reason for mask, reason in reasons if mask[place]), NOT_ATTAINED)
+
+
+def _of_place(basis: Basis | None, place: int) -> Form:
+    """A form of the plan's variables that is a multiple of one place of a basis."""
+    if basis is None:
+        return ((place, 1),)
+    columns = basis.matrix.tocsc()
+    alone = np.diff(basis.matrix.indptr) == 1
+    rows = columns.indices[columns.indptr[place] : columns.indptr[place + 1]]
+    own = rows[alone[rows]]
+    if own.size:
+        return ((int(own[0]), 1),)
+    # Forms that are 0 on all other vectors; one of them is not 0 on this one.
+    touched = np.unique(basis.matrix[rows].indices)
+    members = np.unique(columns[:, touched].indices)
+    others = touched[touched != place]
+    forms = integer_kernel(basis.matrix[members][:, others].toarray().T) if others.size else np.eye(members.size, dtype=np.int64)
+    values = basis.matrix[members][:, [place]].toarray()[:, 0] @ forms
+    chosen = forms[:, int(np.flatnonzero(values)[0])]
+    return tuple((int(members[k]), int(chosen[k])) for k in np.flatnonzero(chosen))
+
+
+def _complement(basis: Basis) -> list[Form]:
+    """Independent forms that are 0 on the basis, beside those of single variables that do not move."""
+    matrix = basis.matrix
+    lengths = np.diff(matrix.indptr)
+    unit = np.zeros(matrix.shape[0], dtype=bool)
+    one = np.flatnonzero(lengths == 1)
+    at = matrix.indices[matrix.indptr[one]]
+    unit[one[(at == one) & (matrix.data[matrix.indptr[one]] == 1)]] = True
+    found: list[Form] = []
+    odd: list[int] = []
+    for variable in np.flatnonzero((lengths > 0) & ~unit).tolist():
+        row = slice(matrix.indptr[variable], matrix.indptr[variable + 1])
+        places = matrix.indices[row]
+        if unit[places].all():
+            pairs = [(variable, 1), *zip(places.tolist(), (-matrix.data[row]).tolist(), strict=True)]
+            found.append(_signed(sorted(pairs)))
+        else:
+            odd.append(variable)
+    if odd:
+        members = _with_neighbours(matrix, np.array(odd))
+        kernel = integer_kernel(matrix[members].toarray()[:, np.unique(matrix[members].indices)].T)
+        found = [form for form in found if not np.isin([variable for variable, _ in form], members).any()]
+        for column in kernel.T:
+            found.append(tuple((int(members[k]), int(column[k])) for k in np.flatnonzero(column)))
+    return found
+
+
+def _with_neighbours(matrix: Any, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Some rows and all that share columns with them, however far."""
+    columns = matrix.tocsc()
+    while True:
+        more = np.unique(columns[:, np.unique(matrix[rows].indices)].indices)
+        if more.size == rows.size:
+            return np.asarray(more, dtype=np.int64)
+        rows = more
+
+
+def _signed(form: Sequence[tuple[int, int]]) -> Form:
+    """The form with a positive first coefficient."""
+    sign = -1 if form[0][1] < 0 else 1
+    return tuple((variable, sign * value) for variable, value in form)

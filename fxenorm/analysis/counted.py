@@ -1,0 +1,298 @@
+"""What the norm is taken of: the counted tensors, their exponents and layer weights, as the executors' program."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import OptionError
+from ..kernels.program import ReduceProgram, as_float, build_program
+from ..kernels.terms import normalise, split_repeats
+from ..symmetry.symmetry import NormFold, Symmetry, Term
+from .attained.basis import Basis
+from .groups import layer_of
+from .options import Options
+
+__all__ = ["Counted", "Objective", "build_objective"]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One counted tensor: a parameter as it is, or what folding a BatchNorm would make of a layer's weight or bias.
+
+    Attributes:
+        parameter: the parameter's name; for a folded bias that the layer lacks, the norm's beta or gamma.
+        layer: its layer.
+        shape: the tensor's shape.
+        terms: the exponents of the counted tensor.
+        log_weight: log ω; 0 where p is infinite.
+        fold: the BatchNorm that is folded in, or None.
+        channels: for a folded weight, its output channel by entry, broadcastable to `shape`; None for a folded bias.
+        offset: what the model adds to the parameter: the norm is that of offset + w.
+    """
+
+    parameter: str
+    layer: str
+    shape: tuple[int, ...]
+    terms: tuple[Term, ...]
+    log_weight: float
+    fold: NormFold | None = None
+    channels: Tensor | None = None
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The objective of a plan.
+
+    Attributes:
+        counted: the counted tensors.
+        program: the same for the executors.
+    """
+
+    counted: tuple[Counted, ...]
+    program: ReduceProgram
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The counted layers, each once, in registration order."""
+        return tuple(dict.fromkeys(item.layer for item in self.counted))
+
+    @cached_property
+    def folded_names(self) -> frozenset[str]:
+        """The names of all tensors that folding BatchNorms reads."""
+        return frozenset(name for item in self.counted if item.fold for name in _names_of(item.fold))
+
+    @cached_property
+    def statistics(self) -> tuple[str, ...]:
+        """The names of the running statistics among them, in order."""
+        folds = [item.fold for item in self.counted if item.fold]
+        return tuple(dict.fromkeys(name for fold in folds for name in (fold.variance, fold.mean)))
+
+    @cached_property
+    def folds(self) -> bool:
+        """Whether anything counted is folded: its factors change from call to call."""
+        return any(item.fold is not None for item in self.counted)
+
+    @cached_property
+    def folds_biases(self) -> bool:
+        """Whether a folded bias is counted: a new tensor at each call."""
+        return any(item.fold is not None and item.channels is None for item in self.counted)
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """The counted tensors and the factors by which they are multiplied before their norm is taken.
+
+        Args:
+            tensors: the model's parameters and buffers by name.
+
+        Returns:
+            One tensor, viewed in the shape of its block, and one factor (None: 1) for each item of `counted`.
+        """
+        values, factors = self.gather_whole(tensors)
+        blocks = self.program.blocks
+        viewed = [_viewed(value, block.shape) for value, block in zip(values, blocks, strict=True)]
+        split = [
+            None if factor is None else _split_like(factor, item.shape, block.shape)
+            for factor, item, block in zip(factors, self.counted, blocks, strict=True)
+        ]
+        return viewed, split
+
+    def gather_whole(self, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """`gather`, with no axis split."""
+        values: list[Tensor] = []
+        factors: list[Tensor | None] = []
+        with torch.no_grad():
+            for position, item in enumerate(self.counted):
+                if item.fold is None:
+                    values.append(tensors[item.parameter])
+                    factors.append(None)
+                    continue
+                signed = _fold_factor(item.fold, tensors)
+                if item.channels is None:
+                    values.append(_folded_bias(item.fold, signed, tensors))
+                    factors.append(None)
+                else:
+                    values.append(tensors[item.parameter])
+                    # Copied to a device once: a copy at each step would have the host wait for it.
+                    known = self._channels.get((position, signed.device))
+                    if known is None:
+                        known = self._channels.setdefault((position, signed.device), item.channels.to(signed.device))
+                    factors.append(signed.abs()[known])
+        return values, factors
+
+    def in_basis(self, basis: Basis, num_scales: int, p: float) -> Objective:
+        """The same over the places of a basis, without what does not move."""
+        moved = [replace(item, terms=basis.terms(item.terms)) for item in self.counted]
+        return _assembled([item for item in moved if item.terms], num_scales, p)
+
+    @cached_property
+    def _channels(self) -> dict[tuple[int, torch.device], Tensor]:
+        """By position and device, the output channels of a folded weight."""
+        return {}
+
+
+def build_objective(symmetry: Symmetry, options: Options, depths: Mapping[str, int]) -> Objective:
+    """The objective for a symmetry under the options.
+
+    Counted are parameters that multiply and carry a variable; biases with ``biases="count"`` only. With
+    ``batchnorm="folded"`` a BatchNorm that can be folded is not counted itself but in the layer in front of it.
+
+    Args:
+        symmetry: the free variables and the parameters' exponents.
+        options: p, c, batchnorm and biases are used.
+        depths: by layer, its depth in the pair graph.
+
+    Returns:
+        The objective.
+
+    Raises:
+        OptionError: the dict `c` names a layer that is not counted.
+    """
+    items = [*_plain(symmetry, options), *_folded(symmetry, options)]
+    order = {name: position for position, name in enumerate(symmetry.shapes)}
+    items.sort(key=lambda item: order.get(item.parameter, len(order)))
+    _check_layer_weights(options.c, items)
+    return _assembled([_weighted(item, options, depths) for item in items], symmetry.num_scales, options.p)
+
+
+def _assembled(counted: Sequence[Counted], num_scales: int, p: float) -> Objective:
+    """The objective of some counted tensors."""
+    blocks = [(*split_repeats(item.shape, item.terms), item.log_weight) for item in counted]
+    program = build_program(blocks, num_scales, p, [item.offset for item in counted])
+    return Objective(tuple(counted), program)
+
+
+def _folds(symmetry: Symmetry, options: Options) -> tuple[NormFold, ...]:
+    """The BatchNorms that are folded; a layer in front of two of them cannot be."""
+    if options.batchnorm != "folded":
+        return ()
+    uses = Counter(fold.weight for fold in symmetry.folds) + Counter(fold.gamma for fold in symmetry.folds if fold.gamma)
+    return tuple(fold for fold in symmetry.folds if uses[fold.weight] == 1 and (fold.gamma is None or uses[fold.gamma] == 1))
+
+
+def _viewed(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor with some axes split in two."""
+    with torch.no_grad():
+        return tensor if tensor.shape == shape else tensor.view(shape)
+
+
+def _split_like(factor: Tensor, shape: tuple[int, ...], finer: tuple[int, ...]) -> Tensor:
+    """What broadcasts to `shape`, with the axes split that are split in `finer`."""
+    sizes: list[int] = []
+    left = list(finer)
+    for own, size in zip(factor.shape, shape, strict=True):
+        parts = [left.pop(0)]
+        while math.prod(parts) < size:
+            parts.append(left.pop(0))
+        sizes += parts if own > 1 else [1] * len(parts)
+    return factor.reshape(sizes)
+
+
+def _plain(symmetry: Symmetry, options: Options) -> list[Counted]:
+    """The parameters that are counted as they are."""
+    folded: set[str | None] = set()
+    for fold in _folds(symmetry, options):
+        folded |= {fold.weight, fold.gamma, fold.bias, fold.beta}
+    roles = ("weight", "gamma", "bias") if options.biases == "count" else ("weight", "gamma")
+    return [
+        Counted(name, layer_of(name), tuple(symmetry.shapes[name]), tuple(terms), 0.0, offset=symmetry.offsets.get(name, 0.0))
+        for name, terms in symmetry.exponents.items()
+        if symmetry.roles.get(name) in roles
+        and name not in folded
+        and name not in symmetry.buffers
+        and normalise(terms, len(symmetry.shapes[name]))  # terms may cancel
+    ]
+
+
+def _folded(symmetry: Symmetry, options: Options) -> list[Counted]:
+    """The weights, and with ``biases="count"`` the biases, that folding would give."""
+    items = []
+    for fold in _folds(symmetry, options):
+        shape = tuple(symmetry.shapes[fold.weight])
+        channels = _output_channels(fold, shape)
+        scale = tuple(symmetry.exponents.get(fold.gamma, ())) if fold.gamma else ()
+        on_output = tuple((coefficient, _per_channel(ids, channels)) for coefficient, ids in scale)
+        terms = (*symmetry.exponents.get(fold.weight, ()), *on_output)
+        if normalise(terms, len(shape)):
+            items.append(Counted(fold.weight, layer_of(fold.weight), shape, terms, 0.0, fold, torch.from_numpy(channels)))
+        if options.biases != "count":
+            continue
+        added = tuple(symmetry.exponents.get(fold.beta, ())) if fold.beta else ()
+        if not fold.beta:
+            # Without beta the folded bias is (bias - mean) * gamma / deviation.
+            added = (*symmetry.exponents.get(fold.mean, ()), *scale)
+        if added:
+            name = fold.beta or fold.bias or fold.gamma or fold.weight
+            size = int(channels.max()) + 1
+            items.append(Counted(name, layer_of(fold.weight), (size,), added, 0.0, fold))
+    return items
+
+
+def _output_channels(fold: NormFold, shape: Sequence[int]) -> NDArray[np.int64]:
+    """The output channel of each entry of a layer's weight, broadcastable to the weight."""
+    ones = [1] * len(shape)
+    if fold.transposed and fold.groups > 1:
+        block = np.arange(shape[0]) // (shape[0] // fold.groups)
+        channels = block[:, None] * shape[1] + np.arange(shape[1])[None, :]
+        return channels.reshape([shape[0], shape[1], *ones[2:]])
+    ones[fold.output_axis] = shape[fold.output_axis]
+    return np.arange(shape[fold.output_axis]).reshape(ones)
+
+
+def _per_channel(ids: NDArray[np.int64], channels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A norm's ids, laid out on the weight's output channels."""
+    flat = np.broadcast_to(ids.reshape(-1), (int(channels.max()) + 1,))
+    return flat[channels]
+
+
+def _fold_factor(fold: NormFold, tensors: Mapping[str, Tensor]) -> Tensor:
+    """(channels,) gamma / sqrt(running variance + eps), signed."""
+    variance = tensors[fold.variance]
+    factor = (as_float(variance, variance.device) + fold.eps).rsqrt()
+    return factor * tensors[fold.gamma] if fold.gamma else factor
+
+
+def _folded_bias(fold: NormFold, factor: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """(channels,) the bias that folding would give."""
+    mean = as_float(tensors[fold.mean], factor.device)
+    shifted = (tensors[fold.bias] - mean if fold.bias else -mean) * factor
+    return shifted + tensors[fold.beta] if fold.beta else shifted
+
+
+def _names_of(fold: NormFold) -> list[str]:
+    """The names of all tensors that folding a BatchNorm reads."""
+    names = (fold.weight, fold.bias, fold.gamma, fold.beta, fold.mean, fold.variance)
+    return [name for name in names if name is not None]
+
+
+def _check_layer_weights(c: float | str | Mapping[str, float], items: Sequence[Counted]) -> None:
+    """Raises where a dict names layers that are not there."""
+    if not isinstance(c, Mapping):
+        return
+    layers = sorted({item.layer for item in items})
+    unknown = sorted(set(c) - set(layers))
+    if unknown:
+        shown = ", ".join(layers[:20]) + (", ..." if len(layers) > 20 else "")
+        raise OptionError(f"c names layers that are not counted: {', '.join(unknown)}; the counted layers are: {shown}")
+
+
+def _weighted(item: Counted, options: Options, depths: Mapping[str, int]) -> Counted:
+    """The item with its layer weight."""
+    c = options.c
+    if math.isinf(options.p):
+        log_weight = 0.0
+    elif isinstance(c, Mapping):
+        log_weight = math.log(c.get(item.layer, 1.0))
+    elif isinstance(c, str):
+        log_weight = -math.log(max(1, math.prod(item.shape)))
+    else:
+        log_weight = -options.p * depths.get(item.layer, 0) * math.log(c)
+    return replace(item, log_weight=log_weight)

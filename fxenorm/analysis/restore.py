@@ -1,0 +1,29 @@
+"""From a stored plan to what it was made of, checked against the fingerprint that it carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import BindError
+from .analysis import Core
+from .serialise import from_dict
+
+__all__ = ["core_from_dict"]
+
+
+def core_from_dict(stored: Mapping[str, Any]) -> Core:
+    """The plan without its module.
+
+    Raises:
+        BindError: `stored` is damaged or of another format, or is not what its fingerprint says.
+    """
+    symmetry, options, groups, pairs = from_dict(stored)
+    core = Core(symmetry, options, groups, pairs)
+    known = stored.get("fingerprint")  # plans that were stored by earlier versions have none
+    if known is not None and known != core.fingerprint:
+        raise BindError(
+            "the stored plan is damaged (its names, shapes, exponents or options are not those of its fingerprint): run "
+            "fxenorm.analyze again"
+        )
+    return core

@@ -1,0 +1,251 @@
+"""`Plan.attach`: rescaling from the optimizer's own step hook, so that every trainer and wrapper that steps it works."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..errors import BindError, FxenormError, OptimizerError, OptionError
+from ..optim.state import OptimizerLike, StateChoice, check_choice, owned_by, unwrap_optimizers
+from ..optim.wrappers import held_by
+from .agreeing import Looked, look_up_together
+from .nothing import say_if_nothing_moves
+from .step import Call, step
+
+if TYPE_CHECKING:
+    from ..plan.plan import Plan
+
+__all__ = ["Attachment", "check_attach_options"]
+
+
+class Attachment:
+    """The handle that `Plan.attach` returns; as a context manager, it is removed at the end of the block.
+
+    A step counts when every optimizer that holds a moved parameter has stepped once more. Steps that a GradScaler skips do
+    not count: it calls the hooks of fused optimizers all the same, but then says on the device whether it skipped, so from
+    there on the count lives on the device too, and log-scales are multiplied by 0 or 1 there.
+
+    Args:
+        plan: what rescales.
+        optimizer: one, a sequence, or a wrapper with ``.optimizer``.
+        every, start, stop, cycles, grads, state: see `Plan.attach`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        optimizer: OptimizerLike,
+        *,
+        every: int = 1,
+        start: int = 0,
+        stop: int | None = None,
+        cycles: int = 1,
+        grads: bool = False,
+        state: StateChoice = "reexpress",
+        agree_every: int = 1,
+    ) -> None:
+        self._plan = plan
+        self._every, self._start, self._stop = every, start, stop
+        self._cycles, self._grads, self._state, self._agree_every = cycles, grads, state, agree_every
+        options: dict[str, Any] = {"every": every, "start": start, "stop": stop, "cycles": cycles, "agree_every": agree_every}
+
+        def look() -> Looked:
+            """What would go wrong in the hook goes wrong here."""
+            check_attach_options(**options, grads=grads, state=state)
+            followed = unwrap_optimizers(optimizer)
+            optimizers = _hooked(followed)
+            if not optimizers:
+                raise OptimizerError("attach needs an optimizer, or a sequence of them: there is no step to hook into otherwise")
+            _refuse_steps_in_backward(optimizers)
+            # A model that is frozen as a whole for now is looked at once it is trained.
+            if self._is_trained():
+                say_if_nothing_moves(plan, "attach")
+            return Looked(*plan._prepared(followed, state=state)) if self._is_trained() else Looked(plan._snapshot(), [])
+
+        said = ("attach", *(f"{name}={value!r}" for name, value in {**options, "grads": grads, "state": state}.items()))
+        look_up_together(plan, said, look, optimizer)
+        self._followed = unwrap_optimizers(optimizer)
+        self._optimizers = _hooked(self._followed)
+        self._rounds = 0
+        self._skipped: Tensor | None = None
+        self._stepped: set[int] = set()
+        # Of the round that is going on: False once a real step happened, else the product of the scaler's flags.
+        self._idle: Tensor | bool = True
+        # A compiled optimizer step would trace the hook too. Torch loads its compiler with the first optimizer, so this is free.
+        hook: Any = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
+        self._hooks = [one.register_step_post_hook(hook) for one in self._optimizers]
+
+    def __enter__(self) -> Attachment:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Removes it."""
+        self.remove()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps counted so far; waits for the device where a GradScaler drives a fused optimizer."""
+        return self._rounds - (0 if self._skipped is None else int(self._skipped))
+
+    def remove(self) -> None:
+        """Takes the hooks off the optimizers; a second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs: the count, who has stepped since, and the plan's fingerprint; see `steps` for the wait.
+
+        Of those who have stepped it says too whether a GradScaler has skipped all of these steps.
+        """
+        members = [number for number, optimizer in enumerate(self._optimizers) if id(optimizer) in self._stepped]
+        return {"fingerprint": self._plan.fingerprint, "steps": self.steps, "stepped": members, "idle": bool(self._idle)}
+
+    def load_state_dict(self, stored: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint.
+
+        Args:
+            stored: what `state_dict` returned.
+
+        Raises:
+            BindError: it belongs to a plan with other parameters, exponents or options, or is no such state.
+        """
+        steps, members = stored.get("steps"), stored.get("stepped", [])
+        if type(steps) is not int or steps < 0 or any(number not in range(len(self._optimizers)) for number in members):
+            raise BindError("this is no state of an attached plan with these optimizers: expected what state_dict() returned")
+        if stored.get("fingerprint") != self._plan.fingerprint:
+            raise BindError(
+                "the checkpoint was written with another plan: the model's graph, its parameters or the options of "
+                "fxenorm.analyze have changed since. Analyse the same model with the same options, or attach without this state"
+            )
+        self._rounds, self._skipped, self._idle = steps, None, bool(stored.get("idle", not members))
+        self._stepped = {id(self._optimizers[number]) for number in members}
+
+    # ---------------------------------------------------------------- the hook
+
+    def _after_step(self, optimizer: Optimizer, *_: object) -> None:
+        """Counts, and rescales when it is time."""
+        if _is_within_another_step(optimizer):
+            return
+        if _captures():
+            raise OptimizerError(
+                "optimizer.step() is being captured in a CUDA graph, and replaying it calls no hooks: take the plan off with "
+                "handle.remove() and call plan.step(optimizer) after each replay"
+            )
+        flag = getattr(optimizer, "found_inf", None)
+        if not isinstance(flag, Tensor):
+            self._idle = False
+        elif self._idle is not False:
+            skipped = (flag != 0).reshape(())
+            self._idle = skipped if self._idle is True else self._idle.to(skipped.device) & skipped
+        self._stepped.add(id(optimizer))
+        owners = self._owners()
+        if not owners <= self._stepped:
+            return
+        idle, self._idle, self._stepped = self._idle, True, set()
+        self._rounds += 1
+        if isinstance(idle, Tensor):
+            # Added to a tensor that is made where the flag is: copying a zero there would wait for the device.
+            earlier = torch.zeros((), dtype=torch.int64, device=idle.device) if self._skipped is None else self._skipped
+            self._skipped = earlier.to(idle.device) + idle
+        # With several optimizers, one may still hold gradients of the weights as they were: one that the scaler skipped last.
+        grads = self._grads or len(owners) > 1
+        if self._skipped is None:
+            if self._is_due(self._rounds):
+                self._step(grads, None)
+            return
+        gate = self._is_due_on_device(self._rounds - self._skipped)
+        self._step(grads, gate & ~idle.to(gate.device) if isinstance(idle, Tensor) else gate)
+
+    def _step(self, grads: bool, gate: Tensor | None) -> None:
+        """Rescales; a model that is frozen as a whole for now is no inference model here, and is left as it is."""
+        rests = not self._is_trained()
+        call = Call(self._followed, self._cycles, grads, self._state, self._agree_every, in_hook=True, rests=rests)
+        if not rests or self._plan._many() is not None or self._plan._ranks() is not None:
+            step(self._plan, call, gate)
+
+    def _is_trained(self) -> bool:
+        """Whether any parameter requires a gradient."""
+        return any(parameter.requires_grad for parameter in self._plan.model.parameters())
+
+    def _owners(self) -> set[int]:
+        """ids of the optimizers without whose step a round is not over: those that hold a parameter of the model."""
+        if len(self._optimizers) == 1:
+            return {id(self._optimizers[0])}
+        try:
+            moved = self._plan._snapshot().moved_ids()
+        except FxenormError:
+            # The step meets the same, and tells other processes of it.
+            return {id(optimizer) for optimizer in self._optimizers}
+        owners = {id(optimizer) for optimizer in self._optimizers if owned_by([optimizer]) & moved}
+        return owners or {id(optimizer) for optimizer in self._optimizers}
+
+    def _is_due(self, count: int) -> bool:
+        """Whether the count-th step is followed by a rescaling."""
+        after = count - self._start
+        return after > 0 and after % self._every == 0 and (self._stop is None or count <= self._stop)
+
+    def _is_due_on_device(self, count: Tensor) -> Tensor:
+        """`_is_due` of a 0-d tensor, without reading it."""
+        after = count - self._start
+        due = (after > 0) & (after % self._every == 0)
+        return due if self._stop is None else due & (count <= self._stop)
+
+
+def _hooked(followed: Sequence[Optimizer]) -> tuple[Optimizer, ...]:
+    """The optimizers that are hooked into: wrappers call those in them, whose hooks are enough."""
+    return tuple(one for one in followed if held_by(one) is None)
+
+
+def check_attach_options(*, grads: Any = False, state: Any = "reexpress", **counts: Any) -> None:
+    """Raises an OptionError where an option of `Plan.attach` is not valid.
+
+    Args:
+        grads, state: of `Plan.step`.
+        counts: `every`, `start`, `stop`, `cycles`, `agree_every`.
+    """
+    for name, value in counts.items():
+        least = 0 if name in ("start", "stop") else 1
+        if not ((value is None and name == "stop") or (type(value) is int and value >= least)):
+            raise OptionError(f"{name}={value!r} is not valid: expected an integer >= {least}")
+    if type(grads) is not bool:
+        raise OptionError(f"grads={grads!r} is not valid: expected True or False")
+    check_choice(state)
+
+
+def _is_within_another_step(optimizer: Optimizer) -> bool:
+    """Whether a step of this optimizer that has just ended was called by another one, as by ``super().step()``.
+
+    Torch calls the hooks at the end of both.
+    """
+    found, frame, file = 0, sys._getframe(), Optimizer.profile_hook_step.__code__.co_filename
+    while frame.f_back is not None and found < 2:
+        frame = frame.f_back
+        # What torch puts around the step of every class.
+        if frame.f_code.co_name == "wrapper" and frame.f_code.co_filename == file:
+            found += frame.f_locals.get("self") is optimizer
+    return found == 2
+
+
+def _captures() -> bool:
+    """Whether a CUDA graph is being captured."""
+    ready: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return ready and torch.cuda.is_current_stream_capturing()
+
+
+def _refuse_steps_in_backward(optimizers: Sequence[Optimizer]) -> None:
+    """Raises where optimizers are stepped parameter by parameter during the backward pass."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if getattr(parameter, "_post_accumulate_grad_hooks", None):
+                    raise OptimizerError(
+                        f"a parameter of shape {tuple(parameter.shape)} has a post-accumulate-grad hook: an optimizer that steps "
+                        "during the backward pass would be followed by a rescaling before that pass is over. Step after it"
+                    )

@@ -1,0 +1,176 @@
+"""`balance`: to the least norm at once, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..analysis.held import Held, held_by_group
+from ..analysis.options import Options
+from ..kernels.program import ScaleTarget
+from ..solve import fastest_solver
+from ..solve.iterate import solve_rounded
+from ..text.describe import plural
+from ..weights.weights import Snapshot, Solved
+from .progress import progress
+
+__all__ = ["BalanceResult", "balance"]
+
+_ROOM = "not attained: beyond it an entry of a tensor that follows would overflow, or be lost to underflow"
+_AT_LIMIT = "not attained: it reached max_log_scale"
+_AT_CAP = "not attained: the norm still falls where its factor leaves the range of numbers"
+_CAP = 300.0
+"""The largest |log-scale| without max_log_scale: two of them together still fit into a float64."""
+
+_MOST_ROUNDS = 6
+"""Solutions before all variables are kept to their rooms."""
+
+_AT_ENDS = 300
+"""Newton's iterations at most where variables are kept to their rooms: between many ends it may creep."""
+
+
+@dataclass(frozen=True)
+class BalanceResult:
+    """What `Plan.balance` did; print it to see before and after, since the model's outputs do not change.
+
+    Attributes:
+        converged: whether the imbalance over all variables that are not held fell to the tolerance.
+        solver: what found the solution.
+        iterations: its outer iterations: cycles, or Newton steps.
+        passes: how often all weights were read or written.
+        log_scales: (num_scales,) float64 on the CPU, natural logarithms; ``plan.rescale(-result.log_scales)`` undoes it.
+        norm_before, norm_after: `Plan.norm`.
+        imbalance_before, imbalance_after: `Plan.imbalance`; after: of the solution, before it is rounded to the weights' type.
+        layer_norms_before, layer_norms_after: `Plan.layer_norms`.
+        held: the variables left at 0 or stopped on their way, with the reasons.
+        rounded: how many entries powers of two have rounded: in float16 those that are smaller than 2 ** -11 of the largest of
+            their row may lose digits. Where it is 0, powers of two have left the outputs bit-identical.
+    """
+
+    converged: bool
+    solver: str
+    iterations: int
+    passes: int
+    log_scales: Tensor
+    norm_before: float
+    norm_after: float
+    imbalance_before: float
+    imbalance_after: float
+    layer_norms_before: Mapping[str, float]
+    layer_norms_after: Mapping[str, float]
+    held: tuple[Held, ...]
+    rounded: int = 0
+
+    def __str__(self) -> str:
+        """Before and after, in a few lines."""
+        ending = "converged" if self.converged else "NOT converged"
+        lines = [
+            f"balance: {ending} after {plural(self.iterations, 'iteration')} of {self.solver} "
+            f"({self.passes} passes over the weights)",
+            f"  norm         {self.norm_before:.6g} -> {self.norm_after:.6g}",
+            f"  imbalance    {self.imbalance_before:.3g} -> {self.imbalance_after:.3g}",
+        ]
+        if self.layer_norms_before:
+            spans = []
+            for norms in (self.layer_norms_before, self.layer_norms_after):
+                spans.append(f"{min(norms.values()):.4g} ... {max(norms.values()):.4g}")
+            lines.append(f"  layer norms  {spans[0]} -> {spans[1]}")
+        if self.rounded:
+            lines.append(f"  rounded      {self.rounded:,} of the smallest entries, so outputs may differ in their last bits")
+        count = sum(item.count for item in self.held)
+        if count:
+            lines.append(f"  held         {count:,} of {self.log_scales.numel():,} scales")
+            lines += [f"    {item}" for item in self.held[:8]]
+            if len(self.held) > 8:
+                lines.append(f"    and {len(self.held) - 8} more")
+        return "\n".join(lines)
+
+
+def balance(
+    whole: Snapshot, targets_of: Callable[[Snapshot], Sequence[ScaleTarget]], *, tol: float, max_iterations: int
+) -> BalanceResult:
+    """Solves for the least norm, writes the targets once, and reports.
+
+    Where entries would leave the range of their types, what moves them there goes only as far as they all have room, and the rest
+    is solved again: so nothing is lost.
+    """
+    targets: Sequence[ScaleTarget] = ()
+
+    def solve() -> Solved[BalanceResult]:
+        """All that comes before the writes."""
+        nonlocal targets
+        found, targets = _solved(whole, targets_of, tol=tol, max_iterations=max_iterations)
+        return found
+
+    agreed = whole.agreed_scales(solve)
+    log_scales = agreed.snapshot.core.to_plan(agreed.log_scales).to("cpu", torch.float64, copy=True)
+    if bool(log_scales.any()):
+        agreed.snapshot.apply_told(targets, agreed.log_scales)
+    return replace(agreed.result, log_scales=log_scales)
+
+
+def _solved(
+    whole: Snapshot, targets_of: Callable[[Snapshot], Sequence[ScaleTarget]], *, tol: float, max_iterations: int
+) -> tuple[Solved[BalanceResult], Sequence[ScaleTarget]]:
+    """What is to be written, what the report says, and the targets."""
+    snapshot, problem, left = whole.within_now()
+    core = snapshot.core
+    targets = targets_of(snapshot)
+    powers_of_two = snapshot.powers_of_two()
+    limit = problem.limit.clamp(max=_CAP / (1.0 if core.basis is None else core.basis.growth)).expand(2, -1)
+    problem = replace(problem, limit=limit)
+    solver = solver_for(core.options)
+    by_tensor, problem = problem, problem if "gauss-seidel" in solver else problem.stacked()
+    passes, confined = 2, torch.zeros_like(problem.held)
+    most = max_iterations
+    rooms: Tensor | None = None
+    while True:
+        with progress(tol) as report:
+            solution = solve_rounded(problem, powers_of_two, tol=tol, max_iterations=most, solver=solver, report=report)
+        flagged = snapshot.leaving(targets, solution.log_scales) & ~confined
+        passes += 1
+        if not bool(flagged.any()):
+            break
+        confined = confined | flagged if passes < _MOST_ROUNDS else torch.ones_like(confined)
+        rooms = snapshot.rooms(targets) if rooms is None else rooms
+        most = min(max_iterations, _AT_ENDS) if solver == "newton" else max_iterations
+        problem = replace(problem, limit=torch.where(confined, torch.minimum(limit, rooms), limit))
+    at_limit = _AT_CAP if core.options.max_log_scale is None else _AT_LIMIT
+    stopped = [
+        ((solution.at_limit & confined).cpu().numpy(), _ROOM),
+        ((solution.at_limit & ~confined).cpu().numpy(), at_limit),
+    ]
+    log_scales = core.to_plan(solution.log_scales)
+    everything = by_tensor if core is whole.core else whole.problem()
+    result = BalanceResult(
+        solver=solver,
+        converged=solution.converged,
+        iterations=solution.iterations,
+        passes=passes if solution.iterations else passes - 1,
+        log_scales=log_scales.to("cpu", torch.float64, copy=True),
+        norm_before=float((problem if everything is by_tensor else everything).norm()),
+        norm_after=float((problem if everything is by_tensor else everything).norm(log_scales)),
+        imbalance_before=problem.imbalance(),
+        imbalance_after=problem.imbalance(solution.log_scales),
+        layer_norms_before=_floats(whole.layer_norms(everything)),
+        layer_norms_after=_floats(whole.layer_norms(everything, log_scales)),
+        held=held_by_group(core.groups, [*left.reasons, *stopped], core.symmetry.num_scales, left.equations, whole.frozen),
+        rounded=snapshot.rounded(targets, solution.log_scales) if powers_of_two is not None else 0,
+    )
+    return Solved(snapshot, solution.log_scales, result), targets
+
+
+def solver_for(options: Options) -> str:
+    """The solver of `balance`: the one that is named where that says more than how a step's cycle works, else the fastest.
+
+    Newton's method needs derivatives, which p = inf has not; there Gauss-Seidel cycles equalise the ranges.
+    """
+    return options.solver if options.solver == "gauss-seidel" else fastest_solver(options.p)
+
+
+def _floats(norms: Mapping[str, Tensor]) -> dict[str, float]:
+    """0-d tensors as numbers, in one transfer."""
+    return dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True)) if norms else {}

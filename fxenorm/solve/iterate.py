@@ -1,0 +1,174 @@
+"""A solver's cycles on the matrices of |W|^p, read once, until every variable is balanced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..weights.objective import Problem
+from . import get_solver
+from .jacobi import (
+    at_limit,
+    clamped,
+    imbalance,
+    jacobi_step,
+    round_to_powers_of_two,
+    solvable,
+    truncate_to_powers_of_two,
+)
+
+__all__ = ["Problem", "Solution", "move", "round_limit", "solve", "solve_rounded"]
+
+_ROUNDED_CYCLES = 100
+
+_SQUARED, _LEAST = 0.01, 1e-9
+
+_TIE = 1e-9
+"""For p = inf, half an octave (but for this share) stays: a whole one would swap the sides, and the next cycle swap them back."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The end of an iteration.
+
+    Attributes:
+        log_scales: (K,) the sum of all cycles.
+        iterations: how many there were.
+        converged: whether the imbalance fell to the tolerance without a variable at its limit.
+        imbalance: over the variables that are not held.
+        at_limit: (K,) bool: variables that the limit stopped.
+    """
+
+    log_scales: Tensor
+    iterations: int
+    converged: bool
+    imbalance: float
+    at_limit: Tensor
+
+
+def solve(
+    problem: Problem,
+    *,
+    tol: float,
+    max_iterations: int,
+    start: Tensor | None = None,
+    powers_of_two: Tensor | None = None,
+    solver: str = "jacobi",
+    report: Callable[[int, float], None] | None = None,
+) -> Solution:
+    """Repeats a solver's cycles until the imbalance is at most `tol`; none of them raises the objective.
+
+    Args:
+        problem: the objective and what is held.
+        tol: the imbalance to reach.
+        max_iterations: cycles at most.
+        start: log-scales to start from; None: 0.
+        powers_of_two: variables that move by powers of two only, by Jacobi cycles; the iteration then ends when none moves.
+        solver: a name from `fxenorm.solve.solver_names`.
+        report: called before each cycle with its number and the imbalance.
+
+    Returns:
+        The log-scales reached; nothing is written.
+    """
+    program, p = problem.program, problem.p
+    total = torch.zeros_like(program.degree) if start is None else start.clone()
+    cycle, held, first = get_solver(solver), problem.held, None
+    # Deep networks have directions in which an imbalance of tol is some more in the weights. One more of Newton's iterations,
+    # which squares what is left, makes up for it.
+    squares = solver == "newton" and powers_of_two is None and tol >= _LEAST
+    for iteration in range(max_iterations + 1):
+        log_negative, log_positive = problem.log_sums(total)
+        alive = solvable(log_negative, log_positive, held)
+        first = alive if first is None else first
+        stopped = at_limit(total, torch.where(alive, log_negative - log_positive, 0.0), problem.limit)
+        current = imbalance(log_negative, log_positive, p, held)
+        inside = imbalance(log_negative, log_positive, p, held | stopped)
+        worst, worst_inside, lost = torch.stack([current, inside, (first & ~alive).any().to(current.dtype)]).tolist()
+        if lost or iteration == max_iterations:
+            break
+        if worst_inside <= tol:
+            if not squares or iteration == 0 or worst_inside <= _SQUARED * tol:
+                break
+            squares = False
+        if report is not None:
+            report(iteration, worst_inside)
+        if powers_of_two is None:
+            ahead = cycle(problem, total, log_negative, log_positive)
+        else:
+            ahead = move(problem, total, jacobi_step(log_negative, log_positive, program.degree, p, held), powers_of_two)
+        if torch.equal(ahead, total):
+            break
+        total = ahead
+    return Solution(total, iteration, worst <= tol and not lost, worst, stopped)
+
+
+def move(problem: Problem, total: Tensor, step: Tensor, powers_of_two: Tensor | None) -> Tensor:
+    """(K,) log-scales after a cycle, within the limit, in powers of two where asked for; never raises the objective.
+
+    A cycle is as long as it can be without ever raising the objective, so anything from 0 to it is safe, but the nearest power
+    of two may lie beyond it. It is taken if the objective agrees, else the one towards 0, else that of half the cycle.
+    """
+
+    def within(change: Tensor) -> Tensor:
+        """`total` and a change of it, cut at the limit."""
+        return clamped(total + change, problem.limit)
+
+    if powers_of_two is None or problem.is_empty:
+        return within(step)
+    finite = not math.isinf(problem.program.p)
+    candidates = [
+        within(truncate_to_powers_of_two(torch.where(powers_of_two, step / 2, step), powers_of_two)),
+        within(truncate_to_powers_of_two(step, powers_of_two)),
+        within(round_to_powers_of_two(step if finite else step * (1 - _TIE), powers_of_two)),
+    ]
+    before, *reached = problem.log_objectives([total, *candidates])
+    # The largest entry alone says little about p = inf: there it only must not rise.
+    allowed = before - 1e-12 * before.abs() if finite else before
+    chosen = within(truncate_to_powers_of_two(torch.where(powers_of_two & finite, 0.0, step), powers_of_two))
+    for ahead, objective in zip(candidates, reached, strict=True):
+        chosen = torch.where(objective <= allowed, ahead, chosen)
+    # Sums of whole octaves in natural logarithms drift by rounding errors.
+    return round_to_powers_of_two(chosen, powers_of_two)
+
+
+def solve_rounded(
+    problem: Problem,
+    powers_of_two: Tensor | None,
+    *,
+    tol: float,
+    max_iterations: int,
+    solver: str = "jacobi",
+    report: Callable[[int, float], None] | None = None,
+) -> Solution:
+    """`solve`, and then the masked variables rounded to powers of two; `tol` refers to the solution before rounding.
+
+    Rounding many variables together may raise the objective, so cycles in powers of two follow, which cannot: from the
+    rounded solution, or from 0 where that is better.
+    """
+    solution = solve(problem, tol=tol, max_iterations=max_iterations, solver=solver, report=report)
+    # Rounded cycles settle within a few; p = inf alone could go on for ever between solutions of one norm.
+    rounds = min(max_iterations, _ROUNDED_CYCLES)
+    if powers_of_two is None or problem.is_empty:
+        return solution
+    limit = round_limit(problem.limit, powers_of_two)
+    start = round_to_powers_of_two(solution.log_scales, powers_of_two)
+    start = clamped(start, limit)
+    if bool(problem.log_objective(start) > problem.log_objective()):
+        start = torch.zeros_like(start)
+    within = replace(problem, limit=limit)
+    rounded = solve(within, tol=tol, max_iterations=rounds, start=start, powers_of_two=powers_of_two)
+    return replace(
+        rounded,
+        iterations=solution.iterations + rounded.iterations,
+        converged=solution.converged,
+        at_limit=solution.at_limit,
+    )
+
+
+def round_limit(limit: Tensor, powers_of_two: Tensor) -> Tensor:
+    """A limit on log-scales, lowered to a whole number of octaves in the masked places."""
+    return torch.where(powers_of_two, (limit * math.log2(math.e) * (1 + 1e-12)).floor() * math.log(2.0), limit)

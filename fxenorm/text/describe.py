@@ -1,0 +1,280 @@
+"""What ``print(plan)`` shows, and the wording that ``fxenorm-inspect`` shares with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..analysis.counted import Objective
+from ..analysis.groups import Group, layer_of, layers_of, multiplies
+from ..analysis.held import frozen_names, held_by_group
+from ..analysis.options import Options
+from ..analysis.pairs import short_operator
+from ..symmetry.output_ends import CACHE, CONSTANT
+from ..symmetry.symmetry import Barrier, OutputUse, Symmetry
+from ..trace.outputs import WHOLE
+from .table import Column, table_lines
+
+if TYPE_CHECKING:
+    from ..plan.plan import Plan
+
+__all__ = [
+    "BarrierSummary",
+    "barrier_summaries",
+    "between",
+    "changed_options",
+    "counted",
+    "describe",
+    "ends_of",
+    "layer_list",
+    "layers_that_multiply",
+    "mode_words",
+    "output_lines",
+    "plural",
+    "tracer_words",
+]
+
+_MOST_GROUPS = 24
+_MOST_LAYERS = 4
+_MOST_BARRIERS = 8
+_MOST_OUTPUTS = 8
+
+
+def describe(plan: Plan, width: int | None = None) -> str:
+    """A plan in words and tables, without reading a weight.
+
+    Args:
+        plan: the plan.
+        width: of the text, in characters; None: the terminal's, 100 where there is none.
+
+    Returns:
+        Plain text of several lines.
+    """
+    width = width or shutil.get_terminal_size((100, 24)).columns
+    symmetry, options, groups = plan.symmetry, plan.options, plan.groups
+    lines = [
+        f"fxenorm plan of {type(plan.model).__name__}: {plural(symmetry.num_scales, 'scale')} in {plural(len(groups), 'group')}, "
+        f"{plural(len(layers_that_multiply(symmetry)), 'layer')}, {mode_words(symmetry.modes)}, "
+        f"traced by {tracer_words(symmetry.tracer)}{', exact' if plan.exact else ''}",
+        *(f"not exact: {reason}" for reason in plan.inexact_reasons),
+        f"counted: {counted(plan._core.objective, symmetry, options)}",
+    ]
+    changed = changed_options(options)
+    if changed:
+        lines.append(f"options: {changed}")
+    if plan.offsets:
+        numbers = ", ".join(f"{offset:g}" for offset in sorted(set(plan.offsets.values())))
+        lines.append(f"offsets: {plural(len(plan.offsets), 'tensor')} move as a number plus themselves (plan.offsets): {numbers}")
+    if groups:
+        lines += ["", *_group_table(groups, symmetry, width, held_words(plan))]
+    else:
+        lines += ["", "no group: every channel is held at its scale"]
+    lines += ["", *_held_lines(symmetry)]
+    if symmetry.account is not None:
+        lines += symmetry.account.lines()
+    lines += [f"note: {note}" for note in symmetry.notes]
+    return "\n".join(lines)
+
+
+def held_words(plan: Plan) -> dict[str, str]:
+    """By name of a group, how many channels `step` leaves alone and why: by the graph and the flags, without any weight."""
+    counts: dict[str, Counter[str]] = {}
+    frozen = frozen_names(plan.model, plan.symmetry)
+    left = plan._core.left(frozen)
+    for item in held_by_group(plan.groups, left.reasons, plan.num_scales, left.equations, frozen):
+        kind = item.reason.partition(":")[0]
+        for name in item.group.split(", "):
+            counts.setdefault(name, Counter())[f"{kind}{' (in sums)' if item.coefficients else ''}"] += item.count
+    return {name: ", ".join(f"{count:,} {kind}" for kind, count in found.items()) for name, found in counts.items()}
+
+
+def _group_table(groups: Sequence[Group], symmetry: Symmetry, width: int, held: Mapping[str, str]) -> list[str]:
+    """The groups, the middle of a long list left out; what is held has a column of its own where there is any."""
+    shown: list[Group | None] = list(groups)
+    if len(groups) > _MOST_GROUPS:
+        shown = [*groups[: _MOST_GROUPS - 4], None, *groups[-3:]]
+    rows = []
+    for group in shown:
+        if group is None:
+            rows.append(["...", "", "", f"and {len(groups) - _MOST_GROUPS + 1} more", "", ""])
+            continue
+        ends = [layer_list(ends_of(group, symmetry, side), _MOST_LAYERS) for side in ("producers", "consumers")]
+        rows.append([group.name, group.kind, f"{len(group.variables):,}", *ends, held.get(group.name, "")])
+    columns = [
+        Column("group"),
+        Column("kind"),
+        Column("channels", "right"),
+        Column("producers", "text"),
+        Column("consumers", "text"),
+        Column("held", "text"),
+    ]
+    if not held:
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    lines = table_lines(columns, rows, width)
+    return [*lines, "(fxenorm-inspect prints all groups and their pairs)"] if len(groups) > _MOST_GROUPS else lines
+
+
+def _held_lines(symmetry: Symmetry) -> list[str]:
+    """What holds the other channels, by operator."""
+    lines = output_lines(symmetry.fixed_by_output, symmetry.outputs)
+    summaries = barrier_summaries(symmetry.barriers)
+    for summary in summaries[:_MOST_BARRIERS]:
+        unknown = "" if summary.known else ", which has no scale rule"
+        held, places = plural(summary.variables, "channel"), plural(len(summary.barriers), "node")
+        lines.append(f"held by {summary.operator}{unknown}: {held} at {places}")
+    if len(summaries) > _MOST_BARRIERS:
+        lines.append(f"... and {len(summaries) - _MOST_BARRIERS} more operators (fxenorm-inspect prints all)")
+    return lines
+
+
+def output_lines(fixed: int, outputs: Sequence[OutputUse]) -> list[str]:
+    """Which outputs hold how many channels, and which are not held."""
+    holding: dict[str, int] = {}
+    left_out: dict[str, dict[str, None]] = {}
+    for use in outputs:
+        if use.held and use.variables:
+            holding[use.name] = holding.get(use.name, 0) + use.variables
+    for use in outputs:
+        if not use.held and use.reason != CONSTANT:
+            left_out.setdefault(use.reason, {})[use.name] = None
+    lines = [f"held by the model's outputs: {plural(fixed, 'channel')}"]
+    if holding and list(holding) != [WHOLE]:
+        lines[0] += f" ({_names([f'{name} {count:,}' for name, count in holding.items()])})"
+    if len(holding) > 1:
+        lines.append(f"to leave one out, name the others: fxenorm.analyze(..., outputs={next(iter(holding))!r})")
+    if CACHE in left_out:
+        names = _names(list(left_out.pop(CACHE)))
+        lines.append(f'not held: {names}, {CACHE} (fxenorm.analyze(..., outputs="*") holds it too)')
+    lines += [f"not held, {reason}: {_names(list(names))}" for reason, names in left_out.items()]
+    return lines
+
+
+def _names(names: Sequence[str]) -> str:
+    """Names joined by commas, the end of a long list counted."""
+    return ", ".join(names[:_MOST_OUTPUTS]) + (f" and {len(names) - _MOST_OUTPUTS} more" if len(names) > _MOST_OUTPUTS else "")
+
+
+def ends_of(group: Group, symmetry: Symmetry, side: str) -> tuple[str, ...]:
+    """The layers on one side of a group; where no layer is, whatever parameters are."""
+    ports = getattr(group, side)
+    return layers_of(ports, symmetry) or tuple(dict.fromkeys(layer_of(port.parameter) for port in ports))
+
+
+def layers_that_multiply(symmetry: Symmetry) -> tuple[str, ...]:
+    """The model's layers: every one with a weight or a gamma, in registration order."""
+    return tuple(dict.fromkeys(layer_of(name) for name in symmetry.shapes if multiplies(symmetry, name)))
+
+
+def plural(count: int, noun: str, ending: str = "s") -> str:
+    """ "1 group", "2,880 scales"."""
+    return f"{count:,} {noun}{'' if count == 1 else ending}"
+
+
+def mode_words(modes: Sequence[str]) -> str:
+    """ "eval mode" or "train and eval mode"."""
+    return f"{' and '.join(sorted(modes, reverse=True))} mode"
+
+
+def tracer_words(tracer: str) -> str:
+    """The tracer's full name, and what its graph covers."""
+    return "torch.export" if tracer == "export" else "make_fx (one path of the example inputs)"
+
+
+def layer_list(layers: Sequence[str], most: int | None = None) -> str:
+    """Names joined by commas; more than `most` of them end in a count."""
+    if most is None or len(layers) <= most:
+        return ", ".join(layers) or "-"
+    return f"{', '.join(layers[: most - 1])}, +{len(layers) - most + 1}"
+
+
+def between(operators: Sequence[str]) -> str:
+    """Operators joined by commas, repetitions counted: "(add, relu) ×3".
+
+    Example:
+        >>> between(["relu", "add", "relu", "add", "relu", "view"])
+        '(relu, add) ×2, relu, view'
+    """
+    words, position = [], 0
+    while position < len(operators):
+        period, repeats = _repetition(operators, position)
+        chunk = ", ".join(operators[position : position + period])
+        words.append(chunk if repeats == 1 else f"({chunk}) ×{repeats}" if period > 1 else f"{chunk} ×{repeats}")
+        position += period * repeats
+    return ", ".join(words)
+
+
+def _repetition(operators: Sequence[str], start: int) -> tuple[int, int]:
+    """(length, times) of what repeats from `start` on; (1, 1) where nothing does."""
+    for period in range(1, min(12, (len(operators) - start) // 2) + 1):
+        chunk, repeats = tuple(operators[start : start + period]), 1
+        while tuple(operators[start + repeats * period : start + (repeats + 1) * period]) == chunk:
+            repeats += 1
+        if repeats > 1:
+            return period, repeats
+    return 1, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class BarrierSummary:
+    """Barriers of one operator with one reason.
+
+    Attributes:
+        operator: its short name.
+        reason: why it holds its inputs.
+        known: whether there is a rule for it.
+        variables: number of variables that these barriers were the first to hold.
+        barriers: the barriers themselves.
+    """
+
+    operator: str
+    reason: str
+    known: bool
+    variables: int
+    barriers: tuple[Barrier, ...]
+
+
+def barrier_summaries(barriers: Iterable[Barrier]) -> tuple[BarrierSummary, ...]:
+    """Barriers put together by operator and reason: those without a rule first, then those that hold most."""
+    found: dict[tuple[str, str, bool], list[Barrier]] = {}
+    for barrier in barriers:
+        found.setdefault((short_operator(barrier.operator), barrier.reason, barrier.known), []).append(barrier)
+    summaries = (BarrierSummary(*key, sum(b.variables for b in members), tuple(members)) for key, members in found.items())
+    return tuple(sorted(summaries, key=lambda summary: (summary.known, -summary.variables)))
+
+
+def counted(objective: Objective, symmetry: Symmetry, options: Options) -> str:
+    """Which parameters the norm is taken of."""
+    folded = sum(item.channels is not None for item in objective.counted)
+    roles = Counter(symmetry.roles.get(item.parameter, "") for item in objective.counted if item.channels is None)
+    weights = plural(roles["weight"] + folded, "weight tensor") + (
+        f", {folded:,} of them with a BatchNorm folded in" if folded else ""
+    )
+    gammas = plural(roles["gamma"], "normalisation weight") if roles["gamma"] else ""
+    added = {"count": plural(roles["bias"], "bias", "es"), "scale": "biases follow", "skip": "biases are left alone"}[
+        options.biases
+    ]
+    return "; ".join(filter(None, [weights, gammas, added]))
+
+
+def changed_options(options: Options) -> str:
+    """The options that differ from the defaults, p always."""
+    default = Options()
+    parts = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name == "p" or value != getattr(default, field.name):
+            parts.append(f"{field.name}={_option(value)}")
+    return ", ".join(parts)
+
+
+def _option(value: Any) -> str:
+    """An option's value as one would type it."""
+    if isinstance(value, float):
+        return "inf" if math.isinf(value) else f"{value:g}"
+    if isinstance(value, dict):
+        return f"{{{len(value)} layers}}"
+    return repr(value)

@@ -1,0 +1,307 @@
+"""Runs of a plan's model before and after a rescaling, whose outputs are compared; the model is left as it was."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_map
+
+from ..errors import RescaleError
+from ..trace.inputs import Inputs
+from ..trace.modes import set_mode
+from ..trace.outputs import OutputWatch
+from ..trace.preserve import prepared
+from ..trace.reachable import Leaf
+from ..weights.tensors import named_tensors, tie_again
+from .compared import compared_leaves, numbers_of
+from .down_casts import DownCasts, coarsest, tolerance_of
+
+if TYPE_CHECKING:
+    from ..plan.plan import Plan
+
+__all__ = ["KINDS", "Runs"]
+
+
+class Runs(abc.ABC):
+    """Runs of a plan's model in one mode on one set of inputs.
+
+    Args:
+        plan: the plan.
+        inputs: the arguments of forward.
+        mode: "eval" or "train".
+        seed: of the model's own randomness, the same in every run.
+
+    Attributes:
+        tolerance: the largest relative difference that rounding explains, by the coarsest type that the run rounds to.
+
+    Raises:
+        RescaleError: the model does not run in this way.
+    """
+
+    dtype: str
+    """The type of the weights, in words."""
+
+    def __init__(self, plan: Plan, inputs: Inputs, mode: str, seed: int) -> None:
+        self._plan, self._mode, self._seed = plan, mode, seed
+        self._inputs = inputs.map(self._as_argument)
+        casts = DownCasts()
+        first = self._numbers(casts=casts)
+        # A time of day or a count of calls is no function of the weights.
+        again = {path: value for path, _, value in (self._numbers() if any(kind != "tensor" for _, kind, _ in first) else [])}
+        self._unsteady = frozenset(path for path, kind, value in first if kind != "tensor" and not _alike(value, again.get(path)))
+        self._expected = self._steady(first)
+        self.tolerance = tolerance_of(coarsest({*casts.found, *self._own_types()}))
+
+    # ---------------------------------------------------------------- what the kinds differ in
+
+    @abc.abstractmethod
+    def _model(self, log_scales: Tensor | None) -> contextlib.AbstractContextManager[nn.Module]:
+        """Within it the model is in the mode, rescaled by `log_scales`."""
+
+    def _as_argument(self, tensor: Tensor) -> Tensor:
+        """An argument in the type of the weights."""
+        return _in_float64(tensor.detach())
+
+    def _own_types(self) -> set[torch.dtype]:
+        """The types that the weights are rounded to before a run begins."""
+        return {torch.float64}
+
+    # ---------------------------------------------------------------- runs
+
+    def _leaves(self, model: nn.Module) -> list[Leaf]:
+        """What the plan holds of what leaves one call."""
+        devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None})
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self._seed)
+            try:
+                # Tensors are cloned, since a model may write to its inputs.
+                arguments = self._inputs.map(torch.clone)
+                watch = OutputWatch(model)
+                watch.before(arguments.args, arguments.kwargs)
+                outputs = self._called(model, arguments)
+                leaves = watch.after(arguments.args, arguments.kwargs, outputs)
+            except Exception as error:  # a model may raise anything
+                raise RescaleError(
+                    f"the model does not run in {self.dtype} on the inputs {self._inputs} in {self._mode} mode: "
+                    f"{type(error).__name__}: {error}. Pass inputs that it runs on: plan.verify(inputs)"
+                ) from error
+        held = compared_leaves(self._plan, leaves)
+        if self._plan.options.outputs is None:
+            held += [Leaf(f"inputs.{position}", tensor, "tensor") for position, tensor in enumerate(arguments.tensors())]
+        return held
+
+    def _called(self, model: nn.Module, arguments: Inputs) -> Any:
+        """The model's outputs; with gradients where it differentiates inside forward."""
+        try:
+            return model(*arguments.args, **arguments.kwargs)
+        except RuntimeError as error:
+            if torch.is_grad_enabled() or "does not require grad" not in str(error):
+                raise
+        arguments = self._inputs.map(torch.clone)
+        with torch.enable_grad():
+            outputs = model(*arguments.args, **arguments.kwargs)
+        return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, outputs)
+
+    def _numbers(self, log_scales: Tensor | None = None, casts: DownCasts | None = None) -> list[tuple[str, str, Tensor]]:
+        """(path, kind, values in float64) of what the plan holds; copied, for an output may be a part of the model."""
+        with self._model(log_scales) as model, torch.no_grad(), casts or contextlib.nullcontext():
+            return [(leaf.path, leaf.kind, numbers_of(leaf).double().clone()) for leaf in self._leaves(model)]
+
+    def _steady(self, numbers: Sequence[tuple[str, str, Tensor]]) -> list[Tensor]:
+        """The values without those that two equal runs give other values."""
+        return [value for path, kind, value in numbers if kind == "tensor" or path not in self._unsteady]
+
+    def difference(self, log_scales: Tensor) -> float:
+        """The largest change of an output under a rescaling, relative to its largest entry; infinite where its shape changes."""
+        found = self._steady(self._numbers(log_scales))
+        if [t.shape for t in found] != [t.shape for t in self._expected]:
+            return float("inf")
+        worst = 0.0
+        for before, after in zip(self._expected, found, strict=True):
+            if not before.numel() or torch.equal(before, after):
+                continue
+            # Entries that are not finite must stay what they are.
+            finite = before.isfinite()
+            if not torch.equal(finite, after.isfinite()):
+                return float("inf")
+            change = (before - after)[finite].abs().amax() if finite.any() else before.new_zeros(())
+            size = before[finite].abs().amax() if finite.any() else before.new_ones(())
+            worst = max(worst, float(change / size if size > 0 else change))
+        return worst
+
+    # ---------------------------------------------------------------- one backward pass
+
+    def slopes(self) -> tuple[Tensor, Tensor] | None:
+        """By variable, the slope of a random function of the outputs by one backward pass, and the sum of its addends' sizes.
+
+        The slope along variable k is the sum of a_ek (o + w_e) dL/dw_e over all entries e. None: the model has no derivative.
+        """
+        try:
+            with self._model(None) as model, torch.enable_grad():
+                tensors = named_tensors(model)
+                moved = {name: tensors[name] for name in self._plan.exponents}
+                for tensor in moved.values():
+                    tensor.requires_grad_(True)
+                loss = self._loss([numbers_of(leaf) for leaf in self._leaves(model) if leaf.kind == "tensor"])
+                gradients = torch.autograd.grad(loss, list(moved.values()), allow_unused=True)
+                return self._along_variables(moved, gradients)
+        except (RuntimeError, RescaleError):
+            # In-place writes, custom functions or what has no gradient at all forbid a backward pass.
+            return None
+
+    def loss(self, log_scales: Tensor) -> float:
+        """The function of the outputs that `slopes` differentiates, after a rescaling."""
+        return float(self._loss([value for _, kind, value in self._numbers(log_scales) if kind == "tensor"]))
+
+    def _loss(self, outputs: Sequence[Tensor]) -> Tensor:
+        """A random linear function of the tensors among the outputs."""
+        generator = torch.Generator().manual_seed(self._seed + 1)
+        total = torch.zeros((), dtype=torch.float64, device="cpu")
+        for tensor in outputs:
+            draw = torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu").to(tensor.device)
+            total = total + (tensor.double() * draw).nan_to_num(0.0, 0.0, 0.0).sum().cpu()
+        return total
+
+    def _along_variables(self, moved: dict[str, Tensor], gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+        """Entries' derivatives summed along the variables, with signs and without."""
+        count = self._plan.num_scales
+        total = torch.zeros(count + 1, dtype=torch.float64, device="cpu")
+        size = total.clone()
+        for (name, terms), gradient in zip(self._plan.exponents.items(), gradients, strict=True):
+            if gradient is None:
+                continue
+            share = ((self._plan.offsets.get(name, 0.0) + moved[name].detach()) * gradient).double().cpu()
+            for coefficient, ids in terms:
+                places = torch.where(ids < 0, count, ids).expand(share.shape).reshape(-1)
+                total.index_add_(0, places, coefficient * share.reshape(-1))
+                size.index_add_(0, places, abs(coefficient) * share.reshape(-1).abs())
+        return total[:-1], size[:-1]
+
+
+class _InPlace(Runs):
+    """Runs of the model itself: whatever holds its tensors, under whatever name, sees the rescaled ones.
+
+    Each tensor of the model shows other memory for the time of a run, and is given its own memory back afterwards: nothing is
+    ever written into that.
+    """
+
+    dtype = "float64"
+
+    @contextlib.contextmanager
+    def _model(self, log_scales: Tensor | None) -> Iterator[nn.Module]:
+        """The model with other memory behind its tensors; at exit all that forward can reach is as it was."""
+        model = self._plan.model
+        shell = self._shell()
+        if log_scales is not None:
+            self._plan.bind(shell).rescale(log_scales)
+        with prepared(model, self._mode), _shown(named_tensors(model), named_tensors(shell)):
+            yield model
+
+    def _converted(self, tensor: Tensor) -> Tensor:
+        """A copy of a tensor in the type that is computed in."""
+        return _in_float64(tensor.detach()).clone()
+
+    def _shell(self) -> nn.Module:
+        """A tree of modules with copies of the model's tensors under the same names, and nothing else."""
+        shell = nn.Module()
+        parameters = {name for name, _ in self._plan.model.named_parameters(remove_duplicate=False)}
+        made: dict[int, Tensor] = {}
+        for name, tensor in named_tensors(self._plan.model).items():
+            if is_traceable_wrapper_subclass(tensor):
+                raise RescaleError(f"{name!r} is a {type(tensor).__name__}, whose memory cannot be exchanged for a check")
+            *path, leaf = name.split(".")
+            owner = shell
+            for part in path:
+                owner = owner._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+            if id(tensor) not in made:
+                made[id(tensor)] = self._converted(tensor)
+                if name in parameters:
+                    made[id(tensor)] = nn.Parameter(made[id(tensor)], requires_grad=False)
+            held: dict[str, Any] = owner._parameters if isinstance(made[id(tensor)], nn.Parameter) else owner._buffers
+            held[leaf] = made[id(tensor)]
+        tie_again(shell, self._plan.symmetry.aliases)
+        return shell
+
+
+class _InPlaceAsItIs(_InPlace):
+    """The same in the model's own types: for models that do not run in float64."""
+
+    dtype = "its own dtype"
+
+    def _converted(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().clone()
+
+    def _as_argument(self, tensor: Tensor) -> Tensor:
+        return tensor.detach()
+
+    def _own_types(self) -> set[torch.dtype]:
+        return {tensor.dtype for tensor in self._plan.model.parameters()}
+
+
+class _OnCopy(Runs):
+    """Runs of float64 copies: for tensors whose memory cannot be exchanged."""
+
+    dtype = "float64"
+
+    @contextlib.contextmanager
+    def _model(self, log_scales: Tensor | None) -> Iterator[nn.Module]:
+        """A rescaled float64 copy in the mode."""
+        try:
+            model = copy.deepcopy(self._plan.model).double()
+            tie_again(model, self._plan.symmetry.aliases)
+            set_mode(model, self._mode)
+        except Exception as error:  # modules may hold anything, and refuse anything
+            raise RescaleError(f"the model cannot be copied to float64 for a check: {type(error).__name__}: {error}") from error
+        if log_scales is not None:
+            self._plan.bind(model).rescale(log_scales)
+        yield model
+
+
+KINDS: tuple[type[Runs], ...] = (_InPlace, _InPlaceAsItIs, _OnCopy)
+"""The ways to run a model, the one that says most first; the next is for models that do not run like that."""
+
+
+@contextlib.contextmanager
+def _shown(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> Iterator[None]:
+    """Within it `tensors` show the memory of the others of the same names."""
+    own = {id(tensor): (tensor, tensor.data) for tensor in tensors.values()}
+    # A graph that was recorded before must not take what a run writes for a write into its tensors.
+    with contextlib.ExitStack() as counters:
+        for tensor, _ in own.values():
+            if not tensor.is_inference():
+                counters.enter_context(_unsafe_preserve_version_counter(tensor))
+        try:
+            _show(tensors, others)
+            yield
+        finally:
+            for tensor, data in own.values():
+                tensor.data = data
+
+
+def _show(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> None:
+    """Has tensors show the memory of the others of the same names."""
+    try:
+        for name, tensor in tensors.items():
+            tensor.data = others[name].data
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise RescaleError(f"the model's tensors cannot show other values for a check: {error}") from error
+
+
+def _in_float64(tensor: Tensor) -> Tensor:
+    """A floating-point or complex tensor in 64 bits a number; others as they are."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _alike(value: Tensor, other: Tensor | None) -> bool:
+    """Whether two values are the same bit for bit; NaN is like NaN."""
+    return other is not None and value.shape == other.shape and torch.equal(value.nan_to_num(), other.nan_to_num())
