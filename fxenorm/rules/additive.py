@@ -10,25 +10,9 @@ from typing import Any
 from ..field import AnyField, ParameterView, ScaleField
 from .call import Call, Field, is_floating
 from .laws import barrier, reduce, same_field
+from .multiplicative import quotient_field
+from .operands import operand, plain_number
 from .registry import scale_rule
-
-__all__ = ["operand", "plain_number"]
-
-
-def operand(call: Call, name: str) -> Field:
-    """The field of an argument that may be a Python number or an integer tensor."""
-    value = call[name]
-    if isinstance(value, (ScaleField, AnyField, ParameterView)):
-        return value if is_floating(call.fakes[name]) else ScaleField(call.shape(name))
-    return AnyField(()) if value == 0 else ScaleField(())
-
-
-def plain_number(call: Call, name: str) -> float | None:
-    """The number that an argument is, as Python's number or in every entry of a tensor; None where that is not known."""
-    value = call[name]
-    if isinstance(value, (int, float)):
-        return float(value)
-    return call.numbers(name) if isinstance(value, (ScaleField, AnyField)) else None
 
 
 def _affine_image(call: Call) -> ParameterView | None:
@@ -79,8 +63,6 @@ def add(call: Call) -> Any:
 @scale_rule("aten::addcmul", "aten::addcdiv", family="additive")
 def addcmul(call: Call) -> Any:
     """x + v a b (or a / b): the field of x is that of the product."""
-    from .multiplicative import quotient_field
-
     value = quotient_field(call, "tensor1", "tensor2", 1 if call.operator == "aten::addcmul" else -1, call.out_shape)
     call.roles["self"] = "bias"
     return same_field(call, [operand(call, "self"), value], call.out_shape)

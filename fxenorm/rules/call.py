@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField, product
+from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField
 
 __all__ = ["APPROXIMABLE", "ROLES", "Call", "Field", "Made", "RuleOptions", "is_floating"]
 
@@ -204,13 +204,6 @@ class Call:
         if self.parameters.disagrees(view):
             known = self.parameters.offsets[view.name]
             self.barrier = f"{view.name} moves as {_affine(known)} elsewhere and as {_affine(view.offset)} here, so it is held"
-
-    def scaled_by(self, value: ScaleField, name: str, role: str, shape: tuple[int, ...]) -> ScaleField:
-        """Field of value * argument `name`, which may be None or a parameter without a field (it gets a new one)."""
-        if self[name] is None:
-            return ScaleField(shape, value.terms)
-        self.roles[name] = role
-        return product(shape, value, self.field(name))
 
 
 def _affine(offset: float) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 
 from ..field import AnyField, ParameterView, ScaleField, Step, product
 from ..field.structure import reshape
-from .additive import operand
 from .call import Call, Field
 from .einsum_letters import contract_all, diagonal_field, read_equation
 from .laws import contract, reduce, same_field, take_as_is
+from .operands import operand
 from .registry import scale_rule
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from ..field import AnyField, ParameterView, ScaleField, Step, align, invert, product, simplify, times
 from ..field.structure import broadcast, reshape
-from .additive import plain_number
 from .call import Call, Field, is_floating
 from .laws import barrier
+from .operands import plain_number
 from .registry import scale_rule
 
 __all__ = ["power", "quotient_field"]

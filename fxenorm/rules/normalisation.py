@@ -6,10 +6,10 @@ from typing import Any
 
 from ..field import ParameterView, ScaleField, invert, product
 from ..field.structure import reshape
-from .additive import operand
 from .call import Call, Field
 from .contraction import add_bias
 from .laws import same_field
+from .operands import operand
 from .registry import scale_rule
 
 

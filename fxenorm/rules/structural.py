@@ -8,16 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..field import AnyField, ParameterView, ScaleField
-from ..field.structure import broadcast, concatenate, flip, index, permute, repeat, reshape, roll, select_positions, take_slice
+from ..field.structure import broadcast, concatenate, flip, index, permute, repeat, reshape, roll, select_positions
 from .call import Call, Field
 from .laws import barrier, move, positions_of, zero_field
+from .operands import axis_of
 from .registry import family, scale_rule
-
-
-def _axis(call: Call, value: int, rank: int | None = None) -> int:
-    """A possibly negative axis as a position."""
-    rank = len(call.shape("self")) if rank is None else rank
-    return value % max(rank, 1)
 
 
 def reshaped(call: Call) -> Any:
@@ -56,7 +51,7 @@ def _permuted(call: Call, value: Field, order: Sequence[int]) -> Field:
 @scale_rule("aten::permute", family="structural")
 def permute_rule(call: Call) -> Field:
     """y[i, j, ...] = x[permuted]."""
-    return _permuted(call, call["self"], [_axis(call, axis) for axis in call["dims"]])
+    return _permuted(call, call["self"], [axis_of(call, axis) for axis in call["dims"]])
 
 
 @scale_rule(
@@ -77,7 +72,7 @@ def transpose(call: Call) -> Field:
         return _permuted(call, call["self"], order[::-1])
     pair = [call[name] for name in ("dim0", "dim1", "axis0", "axis1") if call[name] is not None] or [-2, -1]
     if rank >= 2:
-        first, second = (_axis(call, axis) for axis in pair)
+        first, second = (axis_of(call, axis) for axis in pair)
         order[first], order[second] = order[second], order[first]
     return _permuted(call, call["self"], order)
 
@@ -89,7 +84,7 @@ def movedim(call: Call) -> Field:
     source = [source] if isinstance(source, int) else source
     target = [target] if isinstance(target, int) else target
     rank = len(call.shape("self"))
-    places = {_axis(call, t): _axis(call, s) for s, t in zip(source, target, strict=True)}
+    places = {axis_of(call, t): axis_of(call, s) for s, t in zip(source, target, strict=True)}
     rest = iter(axis for axis in range(rank) if axis not in places.values())
     return _permuted(call, call["self"], [places[k] if k in places else next(rest) for k in range(rank)])
 
@@ -131,7 +126,7 @@ def meshgrid(call: Call) -> list[Field]:
 def rot90(call: Call) -> Field:
     """A turn in the plane of two axes: flips and a transposition."""
     shape, turns = call.shape("self"), call["k"] % 4
-    first, second = (_axis(call, axis) for axis in call["dims"])
+    first, second = (axis_of(call, axis) for axis in call["dims"])
     order = list(range(len(shape)))
     order[first], order[second] = second, first
 
@@ -149,7 +144,7 @@ def diagonal(call: Call) -> Field:
     names = [name for name in ("dim1", "dim2", "axis1", "axis2") if name in call.arguments]
     embedded = call.operator == "aten::diag_embed"
     rank = len(call.out_shape if embedded else call.shape("self"))
-    first, second = (_axis(call, call[name], rank) for name in names)
+    first, second = (axis_of(call, call[name], rank) for name in names)
     offset, new = call["offset"] or 0, call.out_shape
     rest = [axis for axis in range(rank) if axis not in (first, second)]
     if embedded:
@@ -225,7 +220,7 @@ def cat(call: Call) -> Field:
         axis = 1 if call.operator == "aten::hstack" and len(shape) > 1 else 0
         stacked = call.operator == "aten::vstack" and len(fakes[0].shape) == 1
     else:
-        axis = _axis(call, call["dim"] or 0, len(shape))
+        axis = axis_of(call, call["dim"] or 0, len(shape))
     kept = [(v, tuple(f.shape)) for v, f in zip(values, fakes, strict=True) if stacked or tuple(f.shape) != (0,)]
     if all(isinstance(value, AnyField) for value, _ in kept):
         return AnyField(shape)
@@ -253,99 +248,11 @@ def _neighbour(call: Call, field: ScaleField, view: ParameterView, axis: int) ->
     return call.constant(field, [k for k, size in enumerate(view.shape) if size == 1])
 
 
-def _somewhere(call: Call, axis: int, shape: tuple[int, ...], squeeze: bool = False) -> Field:
-    """Positions of an axis that depend on the data: the field is constant along it. `squeeze`: one position, its axis dropped."""
-    old = call.shape("self")
-
-    def forward(f: ScaleField) -> ScaleField:
-        terms = call.constant(f, [axis]).terms
-        return ScaleField(shape, tuple((c, ids.squeeze(axis)) for c, ids in terms) if squeeze else terms)
-
-    def backward(wanted: ScaleField) -> ScaleField:
-        if squeeze:
-            return ScaleField(old, tuple((c, np.expand_dims(ids, axis)) for c, ids in wanted.terms))
-        return ScaleField(old, call.constant(wanted, [axis]).terms)
-
-    return move(call, call["self"], shape, forward, backward)
-
-
-@scale_rule("aten::select", family="structural")
-def select(call: Call) -> Field:
-    """One position of an axis."""
-    axis, new = _axis(call, call["dim"]), call.out_shape
-    if "index" in call.unknown:
-        return _somewhere(call, axis, new, squeeze=True)
-    position = call["index"] % call.shape("self")[axis]
-    return move(call, call["self"], new, lambda f: reshape(take_slice(f, axis, slice(position, position + 1)), new))
-
-
-@scale_rule("aten::slice", family="structural")
-def slice_rule(call: Call) -> Field:
-    """A range of positions of an axis."""
-    axis, new = _axis(call, call["dim"] or 0), call.out_shape
-    if call.unknown:
-        return _somewhere(call, axis, new)
-    selection = slice(call["start"], call["end"], call["step"])
-    if new == call.shape("self"):
-        return call["self"]  # type: ignore[no-any-return]
-    return move(call, call["self"], new, lambda f: take_slice(f, axis, selection))
-
-
-@scale_rule("aten::narrow", family="structural")
-def narrow(call: Call) -> Field:
-    """A range of positions of an axis, by start and length."""
-    axis, new = _axis(call, call["dim"]), call.out_shape
-    start = call["start"]
-    if not isinstance(start, int):
-        value = call.constants("start", None)
-        start = None if value is None else int(value)
-    if start is None or call.unknown:
-        return _somewhere(call, axis, new)
-    start %= max(call.shape("self")[axis], 1)
-    return move(call, call["self"], new, lambda f: take_slice(f, axis, slice(start, start + call["length"])))
-
-
-def _cut(call: Call, axis: int, shapes: Sequence[tuple[int, ...]], squeeze: bool = False) -> list[Field]:
-    """Consecutive ranges of an axis, of the given shapes (without the axis where it is squeezed)."""
-    parts, start = [], 0
-    for shape in shapes:
-        length = 1 if squeeze else shape[axis]
-        selection = slice(start, start + length)
-
-        def forward(f: ScaleField, selection: slice = selection, shape: tuple[int, ...] = shape) -> ScaleField:
-            return reshape(take_slice(f, axis, selection), shape)
-
-        parts.append(move(call, call["self"], shape, forward))
-        start += length
-    return parts
-
-
-@scale_rule(
-    "aten::split",
-    "aten::split_with_sizes",
-    "aten::chunk",
-    "aten::tensor_split",
-    "aten::unsafe_chunk",
-    "aten::unsafe_split",
-    family="structural",
-)
-def split(call: Call) -> list[Field]:
-    """The tensor in consecutive parts along an axis."""
-    axis, shapes = _axis(call, call["dim"] or 0), [tuple(part.shape) for part in call.output]
-    return [_somewhere(call, axis, shape) for shape in shapes] if call.unknown else _cut(call, axis, shapes)
-
-
-@scale_rule("aten::unbind", family="structural")
-def unbind(call: Call) -> list[Field]:
-    """Every position of an axis as a tensor of its own."""
-    return _cut(call, _axis(call, call["dim"] or 0), [tuple(part.shape) for part in call.output], squeeze=True)
-
-
 @scale_rule("aten::flip", "aten::fliplr", "aten::flipud", family="structural")
 def flip_rule(call: Call) -> Field:
     """The order along axes is reversed."""
     default = {"aten::fliplr": [1], "aten::flipud": [0]}
-    axes = [_axis(call, axis) for axis in (call["dims"] or default[call.operator])]
+    axes = [axis_of(call, axis) for axis in (call["dims"] or default[call.operator])]
     return move(call, call["self"], call.out_shape, lambda f: flip(f, axes), lambda f: flip(f, axes))
 
 
@@ -358,7 +265,7 @@ def roll_rule(call: Call) -> Field:
     def shifted(sign: int) -> Callable[[ScaleField], ScaleField]:
         moves = [sign * shift for shift in shifts]
         if axes:
-            return lambda f: roll(f, moves, [_axis(call, axis) for axis in axes])
+            return lambda f: roll(f, moves, [axis_of(call, axis) for axis in axes])
         return lambda f: reshape(roll(reshape(f, (total,)), moves, [0]), shape)
 
     return move(call, call["self"], shape, shifted(1), shifted(-1))
