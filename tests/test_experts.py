@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 import fxenorm
 from fxenorm.field import ScaleField
 from fxenorm.rules import position_axes
-from fxenorm.symmetry import picks
+from fxenorm.symmetry import index_names, picks
 
 from .account_check import assert_adds_up
 from .completeness_experts import EXPERTS, HELD_BACK
@@ -61,7 +61,7 @@ def test_each_expert_has_its_own_group_of_rows() -> None:
 
 
 def test_control_two_indices_taken_for_one_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picks.Picks, "_index", lambda self, kind, node: (kind, 0))
+    monkeypatch.setattr(index_names.IndexNames, "name", lambda self, kind, node: (kind, 0))
     _assert_wrong("two_indices")
 
 
@@ -81,7 +81,7 @@ def _assert_wrong(name: str) -> None:
 
 
 def test_control_writes_that_a_view_sees_are_not_calls_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picks, "_in_turn", lambda members, storage: True)
+    monkeypatch.setattr(picks, "is_in_turn", lambda members, storage: True)
     build, shapes, _ = HELD_BACK["seen_through_a_view"]
     assert soundness(analysed(build, _inputs(shapes)), _inputs(shapes), "eval") > 1e-3
 

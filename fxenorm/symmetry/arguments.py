@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["bound_arguments", "flat", "nodes_in", "operator_name", "replaced"]
+__all__ = ["bound_arguments", "flat", "is_item", "nodes_in", "operator_name", "replaced"]
 
 
 def operator_name(node: fx.Node) -> str:
@@ -51,3 +51,8 @@ def flat(value: Any) -> Iterator[Any]:
             yield from flat(item)
     elif value is not None:
         yield value
+
+
+def is_item(node: fx.Node) -> bool:
+    """Returns whether the node takes one output of a call that has several."""
+    return getattr(node.target, "__name__", "") == "getitem"

@@ -20,11 +20,12 @@ from ..field.picked import Picked, axes_numbered, narrowed, numbered_positions, 
 from ..rules import Call, Rule, is_floating
 from ..rules.outside_operators import grouped_by_expert
 from ..rules.position_axes import MOVING, axes_of_call
-from ..trace.hold import HOLD
 from .arguments import bound_arguments, flat, nodes_in, operator_name
+from .index_names import IndexNames
 from .known_values import KnownValues
 from .sizes import Sizes, is_symbolic
 from .storage import Storage, written_arguments
+from .written_memory import is_in_turn, written_pieces
 
 __all__ = ["PickedCall", "Picks"]
 
@@ -33,20 +34,6 @@ LARGEST = 1024
 
 _PICKING = frozenset({"aten::index", "aten::index_select"})
 _GROUPED = frozenset({"aten::_grouped_mm", "transformers::grouped_mm_fallback"})
-_SAME_ORDER = frozenset(
-    {
-        "aten::view", "aten::reshape", "aten::_unsafe_view", "aten::flatten", "aten::unflatten", "aten::unsqueeze",
-        "aten::squeeze", "aten::alias", "aten::clone", "aten::contiguous", "aten::detach", "aten::ravel",
-    }
-)  # fmt: skip
-"""Operators whose result has the same entries in the same order."""
-
-_DETERMINED = _SAME_ORDER | {
-    "aten::select", "aten::slice", "aten::transpose", "aten::permute", "aten::t", "aten::expand", "aten::split", "aten::chunk",
-    "aten::unbind", "aten::argmax", "aten::argmin", "aten::topk", "aten::sort", "aten::argsort", "aten::to", "aten::add",
-    "aten::sub", "aten::mul", "aten::floor_divide", "aten::remainder", "aten::clamp", "aten::cumsum",
-}  # fmt: skip
-"""Operators whose result is the same at every call with the same arguments."""
 
 
 @dataclass(frozen=True)
@@ -89,43 +76,17 @@ class Picks:
         probe: Callable[[fx.Node, Mapping[str, Any], int], Any],
     ) -> None:
         self._sizes, self._known, self._probe = sizes, known, probe
-        self._numbers: dict[fx.Node, int] = {}
         self._written: set[fx.Node] = set()
         # Memory whose writes follow one another, each read through its own result only: they are calls like others.
         self._in_turn: dict[fx.Node, int] = {}
         self._carrying: set[int] = set()
         self.possible = any(operator_name(node) in _PICKING | _GROUPED for node in graph.nodes)
         if self.possible:
-            for position, members in enumerate(_written(graph, storage)):
+            for position, members in enumerate(written_pieces(graph, storage)):
                 self._written |= members
-                if _in_turn(members, storage):
+                if is_in_turn(members, storage):
                     self._in_turn |= dict.fromkeys(members, position)
-            self._number(graph)
-
-    def _number(self, graph: fx.Graph) -> None:
-        """Give nodes that are sure to have the same value the same number."""
-        table: dict[Any, int] = {}
-        for position, node in enumerate(graph.nodes):
-            key: Any = node
-            # Memory that is written to holds one value now and another later.
-            constant = self._written.isdisjoint([node, *node.all_input_nodes])
-            if constant and (operator_name(node) in _DETERMINED or _is_item(node)):
-                key = (str(node.target), self._key(node.args), self._key(tuple(sorted(node.kwargs.items()))))
-            self._numbers[node] = table.setdefault(key, position)
-
-    def _key(self, value: Any) -> Any:
-        """An argument in a form that can be compared."""
-        if isinstance(value, fx.Node):
-            return ("node", self._numbers[value])
-        if isinstance(value, (list, tuple)):
-            return tuple(self._key(item) for item in value)
-        return (type(value).__name__, str(value))
-
-    def _index(self, kind: str, node: fx.Node) -> tuple[str, int] | None:
-        """The name of an index; None where it is written to somewhere."""
-        while node not in self._written and operator_name(node) in _SAME_ORDER and isinstance(node.args[0], fx.Node):
-            node = node.args[0]
-        return None if node in self._written else (kind, self._numbers[node])
+            self._names = IndexNames(graph, self._written)
 
     def follow(self, node: fx.Node, result: Any) -> None:
         """Note a result: what is written to the memory of slices is followed through the results of the writes."""
@@ -183,7 +144,7 @@ class Picks:
         axis, index = named[0]
         value, fake = values[stack], self._sizes.of(index)
         known = self._known.value(index) is not None or fake.dtype not in (torch.int32, torch.int64)
-        name = None if known else self._index("index", index)
+        name = None if known else self._names.name("index", index)
         if name is None or fake.ndim < 1 or fake.numel() < 2 or not isinstance(value, (ScaleField, ParameterView)):
             return None
         if not 2 <= value.shape[axis] <= LARGEST or (isinstance(value, ScaleField) and not value.varies_along(axis)):
@@ -209,7 +170,7 @@ class Picks:
         fakes = {name: self._sizes.of(bound[name]) for name in (first, second)}
         if not isinstance(offsets, fx.Node) or rest or (fakes[first].ndim, fakes[second].ndim) != (2, 3):
             return None
-        name, value, weight = self._index("offsets", offsets), values[tokens], values[stack]
+        name, value, weight = self._names.name("offsets", offsets), values[tokens], values[stack]
         count, rows = fakes[second].shape[0], fakes[first].shape[0]
         if name is None or not isinstance(weight, (ScaleField, ParameterView)) or not 2 <= count <= LARGEST or rows < 2:
             return None
@@ -329,55 +290,10 @@ class Picks:
         return PickedCall(arguments, fakes, new if many else new[0], lambda rule: rule, wrap)
 
 
-def _written(graph: fx.Graph, storage: Storage) -> list[set[fx.Node]]:
-    """Nodes that share memory which is written to somewhere. The outputs of a call that makes several tensors share none."""
-    pieces: dict[Any, list[Any]] = {}
-
-    def piece(key: Any) -> list[Any]:
-        return pieces.setdefault(key, [key])
-
-    for node in graph.nodes if storage.written else ():
-        for source in storage.sources(node):
-            mine = piece(node)
-            other = piece((source, node.args[1]) if _is_item(node) and _makes_all(source) else source)
-            if mine is not other:
-                other += mine
-                pieces.update((key, other) for key in mine)
-    targets = (target for node in graph.nodes for target, _ in written_arguments(node))
-    found = {id(members): members for members in map(piece, targets)}
-    return [{member for member in members if isinstance(member, fx.Node)} for members in found.values()]
-
-
-def _in_turn(members: set[fx.Node], storage: Storage) -> bool:
-    """Whether nothing that was made before a write to a piece of memory is read behind it, but for the write's result."""
-    order = storage.order
-    for node in members:
-        name = operator_name(node)
-        if node.op != "call_function" or name == HOLD or any(word in name for word in ("strided", "set_", "resize")):
-            return False
-    writes = [node for node in members if written_arguments(node)]
-    for write in writes:
-        if len(written_arguments(write)) > 1:
-            return False
-        before = (other for other in members if order[other] < order[write])
-        if any(order[user] > order[write] for other in before for user in other.users):
-            return False
-    targets = {user for node in members for user in node.users if any(target is node for target, _ in written_arguments(user))}
-    return targets <= set(writes)
-
-
 def _name(node: fx.Node) -> str:
     """The operator's name, without the mark of one that works in place."""
     name = operator_name(node)
     return name.removesuffix("_") if written_arguments(node) else name
-
-
-def _makes_all(node: fx.Node) -> bool:
-    """Whether all outputs of a call are new."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    schema = node.target._schema
-    return node.op == "call_function" and len(schema.returns) > 1 and all(part.alias_info is None for part in schema.returns)
 
 
 def _wrapped(picked: Picked) -> Picked | ScaleField:
@@ -396,8 +312,3 @@ def _with(bound: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]
 def _fake(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """A fake tensor of another shape."""
     return torch.empty(tuple(shape), dtype=like.dtype, device="meta")
-
-
-def _is_item(node: fx.Node) -> bool:
-    """Whether the node takes one output of a call."""
-    return getattr(node.target, "__name__", "") == "getitem"

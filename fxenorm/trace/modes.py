@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from .contents import all_code
 from .readable import home, imported_modules, is_plain, is_trusted
 
 __all__ = ["depends_on_mode", "set_mode"]
@@ -113,7 +114,7 @@ class _Search:
         """Whether `function` or what it calls reads the flag."""
         if not self._is_new(function):
             return False
-        if any(_names_flag(code) for code in _all_code(function.__code__)):
+        if any(_names_flag(code) for code in all_code(function.__code__)):
             return True
         if home(function) == "torch":
             return False  # torch's functions take the flag as an argument; its modules are searched as classes
@@ -154,17 +155,9 @@ def _names_flag(code: types.CodeType) -> bool:
     )
 
 
-def _all_code(code: types.CodeType) -> Iterator[types.CodeType]:
-    """`code` and the code nested in it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _all_code(constant)
-
-
 def _callees(function: types.FunctionType) -> Iterator[Any]:
     """What the names in `function`'s code lead to: globals, members of imported modules, defaults and closures."""
-    for code in _all_code(function.__code__):
+    for code in all_code(function.__code__):
         for name in code.co_names:
             value = function.__globals__.get(name)
             if isinstance(value, types.ModuleType):

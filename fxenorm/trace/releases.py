@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .state import put_back
+from .contents import put_back
 
 __all__ = [
     "compiled_parts_inlined",

@@ -10,14 +10,14 @@ import contextlib
 import dis
 import functools
 import types
-from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections import deque
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from .contents import BUILTINS, MISSING, all_code, content_of, put_back, set_attribute, set_cell, set_class
 from .randomness import is_generator
 
 __all__ = ["Kept", "ReachableState"]
@@ -84,6 +84,12 @@ class ReachableState:
         self.rebound: dict[int, torch.Tensor] = {}
         self.overwritten: list[int | None] = []
         self._queue: deque[Any] = deque()
+        self.whole = self._search(model)
+
+    # --- the search ------------------------------------------------------------------------------------------------------
+
+    def _search(self, model: nn.Module) -> bool:
+        """Notes all that the model reaches, the nearest first; returns whether nothing is left to look at."""
         for tensor in (*model.parameters(), *model.buffers()):
             self._seen[id(tensor)] = tensor
         # Every module first, however many there are: a tracer hangs its hooks on each.
@@ -94,10 +100,9 @@ class ReachableState:
         most = len(self._seen) + _MOST_OBJECTS
         while self._queue and len(self._seen) < most:
             self._enter(self._queue.popleft())
-        self.whole = not self._queue
+        whole = not self._queue
         self._queue.clear()
-
-    # --- the search ------------------------------------------------------------------------------------------------------
+        return whole
 
     def _visit(self, value: Any) -> None:
         """Puts `value` in the queue if it may hold or be state."""
@@ -150,7 +155,7 @@ class ReachableState:
     def _container(self, value: Any) -> None:
         """A dict, list, set or deque."""
         try:
-            self._containers.append((value, _content(value)))
+            self._containers.append((value, content_of(value)))
         except Exception:  # a subclass that refuses to be copied, or that another thread is writing to
             return
         content = self._containers[-1][1]
@@ -181,7 +186,7 @@ class ReachableState:
 
     def _name(self, owner: dict[str, Any], name: str, code: types.CodeType) -> None:
         """A global that code names, or a member of a module that it names."""
-        value = owner.get(name, _MISSING)
+        value = owner.get(name, MISSING)
         if isinstance(value, types.ModuleType):
             if value.__name__.split(".")[0] not in _NOT_ENTERED:
                 members = vars(value)
@@ -189,21 +194,21 @@ class ReachableState:
                     if part in members and not isinstance(members[part], types.ModuleType):
                         self._global(members, part, members[part])
             return
-        if value is not _MISSING or name not in _BUILTINS:
+        if value is not MISSING or name not in BUILTINS:
             self._global(owner, name, value)
 
     def _global(self, owner: dict[str, Any], name: str, value: Any) -> None:
         self._globals.append((owner, name, value))
-        if value is not _MISSING:
+        if value is not MISSING:
             self._visit(value)
 
     def _cell(self, cell: types.CellType) -> None:
         try:
             content = cell.cell_contents
         except ValueError:  # empty
-            content = _MISSING
+            content = MISSING
         self._cells.append((cell, content))
-        if content is not _MISSING:
+        if content is not MISSING:
             self._visit(content)
 
     def _class(self, kind: type) -> None:
@@ -247,9 +252,9 @@ class ReachableState:
             slots = vars(base).get("__slots__", ())
             for name in (slots,) if isinstance(slots, str) else slots:
                 if name not in ("__dict__", "__weakref__"):
-                    inner = getattr(value, name, _MISSING)
+                    inner = getattr(value, name, MISSING)
                     self._slots.append((value, name, inner))
-                    if inner is not _MISSING:
+                    if inner is not MISSING:
                         self._visit(inner)
         self._visit(type(value))
 
@@ -257,14 +262,14 @@ class ReachableState:
 
     def begin(self) -> None:
         """Notes what is there when forward begins, where a tracer has put stand-ins."""
-        self._start = [(container, _content(container)) for container, _ in self._containers]
+        self._start = [(container, content_of(container)) for container, _ in self._containers]
 
     def kept(self) -> list[Kept]:
         """The tensors that forward has put in a place that it can reach again, and what was there before."""
         found = []
         for container, before in self._start or self._containers:
             if isinstance(container, dict):
-                for key, value in _content(container).items():
+                for key, value in content_of(container).items():
                     if isinstance(value, torch.Tensor) and value is not before.get(key):
                         found.append(Kept(value, before.get(key), key, self._loads(key)))
             elif isinstance(container, (list, deque)):
@@ -307,18 +312,18 @@ class ReachableState:
         for container, before in self._containers:
             put_back(container, before)
         for owner, name, before in self._slots:
-            if getattr(owner, name, _MISSING) is not before:
-                _set_attribute(owner, name, before)
+            if getattr(owner, name, MISSING) is not before:
+                set_attribute(owner, name, before)
         for cell, before in self._cells:
-            _set_cell(cell, before)
+            set_cell(cell, before)
         for held, name, before in self._globals:
-            if held.get(name, _MISSING) is not before:
-                if before is _MISSING:
+            if held.get(name, MISSING) is not before:
+                if before is MISSING:
                     del held[name]
                 else:
                     held[name] = before
         for kind, members in self._classes:
-            _set_class(kind, members)
+            set_class(kind, members)
         for cache, info in self._caches:
             if cache.cache_info().misses != info.misses:
                 cache.cache_clear()
@@ -328,87 +333,3 @@ class ReachableState:
                     tensor.copy_(value)
         for array, values in self._arrays:
             np.copyto(array, values)
-
-
-_MISSING = object()
-_BUILTINS = frozenset(dir(__builtins__) if isinstance(__builtins__, types.ModuleType) else __builtins__)
-
-
-def all_code(code: types.CodeType) -> Iterator[types.CodeType]:
-    """`code` and the code nested in it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from all_code(constant)
-
-
-def _content(container: Any) -> Any:
-    """A plain copy of a container; subclasses (an OrderedDict, a defaultdict) are copied as what they hold.
-
-    A subclass may answer a look-up with something else than what it holds, so it is not asked.
-    """
-    if isinstance(container, dict):
-        return dict(_dict_type(container).items(container))
-    return set(container) if isinstance(container, set) else list(container)
-
-
-def _dict_type(container: dict[Any, Any]) -> type[dict[Any, Any]]:
-    """The built-in type whose methods read and write what a dict really holds."""
-    return OrderedDict if isinstance(container, OrderedDict) else dict
-
-
-def put_back(container: Any, before: Any) -> None:
-    """Gives a container its former content; compares by identity, as == on tensors is no truth value."""
-    if isinstance(container, dict):
-        same = len(container) == len(before) and all(
-            key is old_key and value is old_value
-            for (key, value), (old_key, old_value) in zip(_content(container).items(), before.items(), strict=True)
-        )
-    elif isinstance(container, set):
-        same = len(container) == len(before) and {id(item) for item in container} == {id(item) for item in before}
-    else:
-        same = len(container) == len(before) and all(new is old for new, old in zip(container, before, strict=True))
-    if same:
-        return
-    if isinstance(container, dict):
-        kind = _dict_type(container)
-        kind.clear(container)
-        for key, value in before.items():
-            kind.__setitem__(container, key, value)
-        return
-    container.clear()
-    if isinstance(container, set):
-        container.update(before)
-    else:
-        container.extend(before)
-
-
-def _set_attribute(owner: Any, name: str, before: Any) -> None:
-    """An attribute in a slot."""
-    with contextlib.suppress(AttributeError, TypeError):
-        if before is _MISSING:
-            object.__delattr__(owner, name)
-        else:
-            object.__setattr__(owner, name, before)
-
-
-def _set_cell(cell: types.CellType, before: Any) -> None:
-    """A variable of a closure."""
-    try:
-        now = cell.cell_contents
-    except ValueError:
-        now = _MISSING
-    if now is not before:
-        if before is _MISSING:
-            del cell.cell_contents
-        else:
-            cell.cell_contents = before
-
-
-def _set_class(kind: type, members: dict[str, Any]) -> None:
-    """Attributes of a class."""
-    for name, value in members.items():
-        if vars(kind).get(name, _MISSING) is not value:
-            setattr(kind, name, value)
-    for name in [name for name in vars(kind) if name not in members and not name.startswith("__")]:
-        delattr(kind, name)

@@ -1,0 +1,94 @@
+"""Containers, slots, closures and classes: their content read without asking subclasses, and put back."""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["BUILTINS", "MISSING", "all_code", "content_of", "put_back", "set_attribute", "set_cell", "set_class"]
+
+MISSING = object()
+BUILTINS = frozenset(dir(__builtins__) if isinstance(__builtins__, types.ModuleType) else __builtins__)
+
+
+def all_code(code: types.CodeType) -> Iterator[types.CodeType]:
+    """`code` and the code nested in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from all_code(constant)
+
+
+def content_of(container: Any) -> Any:
+    """A plain copy of a container; subclasses (an OrderedDict, a defaultdict) are copied as what they hold.
+
+    A subclass may answer a look-up with something else than what it holds, so it is not asked.
+    """
+    if isinstance(container, dict):
+        return dict(_dict_type(container).items(container))
+    return set(container) if isinstance(container, set) else list(container)
+
+
+def _dict_type(container: dict[Any, Any]) -> type[dict[Any, Any]]:
+    """The built-in type whose methods read and write what a dict really holds."""
+    return OrderedDict if isinstance(container, OrderedDict) else dict
+
+
+def put_back(container: Any, before: Any) -> None:
+    """Gives a container its former content; compares by identity, as == on tensors is no truth value."""
+    if isinstance(container, dict):
+        same = len(container) == len(before) and all(
+            key is old_key and value is old_value
+            for (key, value), (old_key, old_value) in zip(content_of(container).items(), before.items(), strict=True)
+        )
+    elif isinstance(container, set):
+        same = len(container) == len(before) and {id(item) for item in container} == {id(item) for item in before}
+    else:
+        same = len(container) == len(before) and all(new is old for new, old in zip(container, before, strict=True))
+    if same:
+        return
+    if isinstance(container, dict):
+        kind = _dict_type(container)
+        kind.clear(container)
+        for key, value in before.items():
+            kind.__setitem__(container, key, value)
+        return
+    container.clear()
+    if isinstance(container, set):
+        container.update(before)
+    else:
+        container.extend(before)
+
+
+def set_attribute(owner: Any, name: str, before: Any) -> None:
+    """An attribute in a slot."""
+    with contextlib.suppress(AttributeError, TypeError):
+        if before is MISSING:
+            object.__delattr__(owner, name)
+        else:
+            object.__setattr__(owner, name, before)
+
+
+def set_cell(cell: types.CellType, before: Any) -> None:
+    """A variable of a closure."""
+    try:
+        now = cell.cell_contents
+    except ValueError:
+        now = MISSING
+    if now is not before:
+        if before is MISSING:
+            del cell.cell_contents
+        else:
+            cell.cell_contents = before
+
+
+def set_class(kind: type, members: dict[str, Any]) -> None:
+    """Attributes of a class."""
+    for name, value in members.items():
+        if vars(kind).get(name, MISSING) is not value:
+            setattr(kind, name, value)
+    for name in [name for name in vars(kind) if name not in members and not name.startswith("__")]:
+        delattr(kind, name)
