@@ -28,6 +28,7 @@ class OutputEnds:
 
     Args:
         traced: the graph.
+        storage: its shared memory.
         patterns: which outputs are held; None: all but caches.
 
     Attributes:
@@ -37,7 +38,7 @@ class OutputEnds:
         live: the nodes that lead to held outputs or do more than compute; the others impose nothing.
     """
 
-    def __init__(self, traced: TracedModel, patterns: Sequence[str] | None) -> None:
+    def __init__(self, traced: TracedModel, storage: Storage, patterns: Sequence[str] | None) -> None:
         end = traced.graph.output_node()
         values = list(end.args[0]) if isinstance(end.args[0], (tuple, list)) else [end.args[0]]
         outputs = traced.outputs or tuple(Output(str(position), "tensor", position) for position in range(len(values)))
@@ -57,7 +58,7 @@ class OutputEnds:
                 self.unsearched.append(f"{output.path!r} of what forward returns cannot be searched for tensors: {output.reason}")
             else:
                 self.held += [(output, node) for node in nodes]
-        self.live = _live(traced, {node for _, node in self.held})
+        self.live = _live(traced, storage, {node for _, node in self.held})
 
 
 def _active(traced: TracedModel) -> set[fx.Node]:
@@ -70,9 +71,8 @@ def _active(traced: TracedModel) -> set[fx.Node]:
     return active
 
 
-def _live(traced: TracedModel, held: set[fx.Node]) -> set[fx.Node]:
+def _live(traced: TracedModel, storage: Storage, held: set[fx.Node]) -> set[fx.Node]:
     """The nodes that lead to held outputs or do more than compute, from the end on: a write knows who reads behind it."""
-    storage = Storage(traced.graph)
     live: set[fx.Node] = set()
     for node in reversed(traced.graph.nodes):
         if node.op != "output" and (node in live or node in held or _does_more(node, traced.tracer, storage, live | held)):

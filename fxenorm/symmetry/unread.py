@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,11 @@ import torch
 from torch import fx
 
 from ..field import Equations, Ids, ParameterFields, ScaleField
-from ..rules import Call, RuleOptions, find_rule, is_floating
+from ..rules import RuleOptions, find_rule, is_floating
 from ..trace.traced_model import TracedModel
-from .arguments import bound_arguments, flat, nodes_in, operator_name, replaced
-from .known_values import KnownValues
-from .sizes import Sizes
-from .storage import Storage
+from .arguments import bound_arguments, flat, operator_name, replaced
+from .calls import Calls
+from .graph_facts import GraphFacts
 
 __all__ = ["unread_positions"]
 
@@ -55,10 +54,16 @@ class _Reads(Equations):
         return super().require_constant(fields, axes, origin)
 
 
-def unread_positions(traced: Sequence[TracedModel]) -> dict[str, list[Ids]]:
+def unread_positions(
+    traced: Sequence[TracedModel], facts_of: Callable[[TracedModel], GraphFacts] = GraphFacts.of
+) -> dict[str, list[Ids]]:
     """By parameter name, for each axis the positions at which no trace read any entry; only parameters that have such positions.
 
     Every axis of a parameter is followed through the operators that move entries, on numbers in place of scales.
+
+    Args:
+        traced: the graphs.
+        facts_of: gives the facts about one of them.
     """
     read: dict[str, list[np.ndarray[Any, np.dtype[np.bool_]]]] = {}
     whole: set[str] = set()
@@ -70,7 +75,7 @@ def unread_positions(traced: Sequence[TracedModel]) -> dict[str, list[Ids]]:
                 whole.add(known.name)
         if not chosen:
             continue
-        follower = _Follower(graph, list(chosen))
+        follower = _Follower(facts_of(graph), list(chosen))
         for node, name in chosen.items():
             masks = follower.masks(node)
             old = read.setdefault(name, masks)
@@ -110,17 +115,17 @@ def _moves(node: fx.Node) -> bool:
 class _Follower:
     """Runs the structural rules of one graph on fields that number the positions of each axis of some parameters."""
 
-    def __init__(self, traced: TracedModel, parameters: Sequence[fx.Node]) -> None:
+    def __init__(self, facts: GraphFacts, parameters: Sequence[fx.Node]) -> None:
         self.reads = _Reads()
-        self.known = KnownValues(traced, Storage(traced.graph))
-        self.sizes = Sizes(self.known)
+        self.sizes = facts.sizes
+        self.calls = Calls(facts, ParameterFields(self.reads, {}), RuleOptions())
         self.numbers: dict[fx.Node, list[ScaleField]] = {}
         values: dict[fx.Node, Any] = {}
         for node in parameters:
             shape = tuple(node.meta["val"].shape)
             self.numbers[node] = [self.reads.fresh(shape, [axis]) for axis in range(len(shape))]
             values[node] = ScaleField(shape, tuple(term for axis in self.numbers[node] for term in axis.terms))
-        for node in traced.graph.nodes:
+        for node in facts.traced.graph.nodes:
             if node.op in ("call_function", "output") and any(source in values for source in node.all_input_nodes):
                 result = self._step(node, values)
                 if result is not None:
@@ -140,12 +145,6 @@ class _Follower:
 
     def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """One structural rule."""
-        bound = bound_arguments(node)
-        fakes = {key: replaced(value, self.sizes.of) for key, value in bound.items()}
-
-        def constants(argument: str, position: int | None) -> torch.Tensor | None:
-            source = bound[argument] if position is None else bound[argument][position]
-            return self.known.value(source) if isinstance(source, fx.Node) else None
 
         def of(source: fx.Node) -> Any:
             if source in values:
@@ -153,20 +152,8 @@ class _Follower:
             fake = self.sizes.of(source)
             return ScaleField(tuple(fake.shape)) if isinstance(fake, torch.Tensor) else fake
 
-        rule = find_rule(operator_name(node), node.target._overloadname or "default")  # type: ignore[union-attr]
-        call = Call(
-            operator=rule.operator.split(".")[0],  # type: ignore[union-attr]
-            arguments={key: replaced(value, of) for key, value in bound.items()},
-            fakes=fakes,
-            output=self.sizes.of(node),
-            equations=self.reads,
-            parameters=ParameterFields(self.reads, {}),
-            origin=0,
-            options=RuleOptions(),
-            constants=constants,
-            active={},
-            unknown=frozenset(key for key, value in bound.items() if any(map(self.sizes.unknown, nodes_in(value)))),
-        )
+        arguments = {key: replaced(value, of) for key, value in bound_arguments(node).items()}
+        rule, call = self.calls.of(node, arguments, self.reads, 0)
         return rule.function(call)  # type: ignore[union-attr]
 
     def masks(self, node: fx.Node) -> list[np.ndarray[Any, np.dtype[np.bool_]]]:

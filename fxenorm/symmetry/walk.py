@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,25 +13,27 @@ from ..errors import warn_user
 from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField
 from ..field.overlay import Patchwork, filled
 from ..field.picked import Picked
-from ..rules import NO_RULE, Call, Rule, RuleOptions, barrier, find_rule, is_floating
-from ..rules.call import Made
+from ..rules import NO_RULE, Call, Rule, RuleOptions, barrier, is_floating
 from ..rules.laws import zero_field
 from ..trace.hold import HOLD
 from ..trace.outputs import Output
-from ..trace.traced_model import TracedModel, module_path, source_line
+from ..trace.traced_model import Placeholder, TracedModel, module_path, source_line
 from .arguments import bound_arguments, flat, nodes_in, operator_name, replaced
+from .calls import Calls
 from .causes import Causes
-from .known_values import KnownValues, known_zeros
+from .events import Event, Origin
+from .graph_facts import GraphFacts
+from .known_values import known_zeros
 from .memory import Memory
 from .output_ends import OutputEnds
 from .own_rules import check_roles, failure_of_own_rule
-from .picks import Picks
-from .sizes import Sizes, is_symbolic
-from .storage import Storage, written_arguments
+from .picks import PickedCall, Picks
+from .sizes import is_symbolic
+from .storage import written_arguments
 from .writes import Writes
 from .zero_sources import NOBODY, ZeroSources
 
-__all__ = ["Event", "Origin", "Walk"]
+__all__ = ["Origin", "Walk"]
 
 
 _GATHERS = frozenset({"aten::index", "aten::index_select"})
@@ -40,43 +42,6 @@ _MOVES = frozenset({"aten::transpose", "aten::permute", "aten::view", "aten::res
 
 # Operators that overwrite a tensor without a look at what was there.
 _OVERWRITE = frozenset({"aten::copy_", "aten::fill_", "aten::zero_"})
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where equations come from: a node of a graph, or an option.
-
-    Attributes:
-        operator, node, module, source: where.
-        reason: why the inputs are held, "" where the operator only ties fields together.
-        known: False for an operator without a rule.
-    """
-
-    operator: str
-    node: str
-    module: str
-    source: str
-    reason: str = ""
-    known: bool = True
-
-
-@dataclass
-class Event:
-    """One operator call, as pairs and sites need it.
-
-    Attributes:
-        origin: the call.
-        inputs: positions of the events whose outputs it reads.
-        outputs: the fields of its outputs (kept as they are: ids of size 1 along constant axes).
-        picked: the fields, by slice, of outputs that show slices picked by an index which depends on the data.
-        roles: by parameter name, how the call uses it.
-    """
-
-    origin: Origin
-    inputs: tuple[int, ...]
-    outputs: tuple[ScaleField, ...]
-    roles: tuple[tuple[str, str], ...]
-    picked: tuple[ScaleField, ...] = ()
 
 
 @dataclass
@@ -97,6 +62,7 @@ class Walk:
         outputs: the outputs' fields, kept where they are not held.
         unsaid: by parameter name, the operator and the argument of a user's rule that does not say as what it uses it.
         causes: who made fields zero that no equation makes so, and which origins belong to which graph.
+        facts: by identity of a graph, the facts about it; kept for who follows the graph once more.
     """
 
     equations: Equations
@@ -113,11 +79,18 @@ class Walk:
     outputs: list[Any] = field(default_factory=list)
     unsaid: dict[str, tuple[str, str]] = field(default_factory=dict)
     causes: Causes = field(default_factory=Causes)
+    facts: dict[int, GraphFacts] = field(default_factory=dict)
 
     def origin(self, origin: Origin) -> int:
         """Number a new origin."""
         self.origins.append(origin)
         return len(self.origins) - 1
+
+    def facts_of(self, traced: TracedModel) -> GraphFacts:
+        """Returns the facts about a graph, which are built when they are first asked for."""
+        if id(traced) not in self.facts:
+            self.facts[id(traced)] = GraphFacts.of(traced)
+        return self.facts[id(traced)]
 
     def run(self, traced: TracedModel, events: str | None = None) -> None:
         """Walk one graph and keep its calls under `events` (default: its mode); "" keeps none."""
@@ -132,9 +105,8 @@ class _GraphWalk:
     def __init__(self, walk: Walk, traced: TracedModel, events: list[Event]) -> None:
         self.walk = walk
         self.traced = traced
-        self.storage = Storage(traced.graph)
-        self.known = KnownValues(traced, self.storage)
-        self.sizes = Sizes(self.known)
+        facts = walk.facts_of(traced)
+        self.storage, self.known, self.sizes = facts.storage, facts.known, facts.sizes
         # Their memory may be written without an operator.
         self.handed_out: set[fx.Node] = set()
         self.memory = Memory(traced.graph, self.storage, self.sizes)
@@ -149,9 +121,10 @@ class _GraphWalk:
         self.made_of: dict[fx.Node, frozenset[str]] = {}
         # The parameter of which a node shows entries and nothing else.
         self.part_of: dict[fx.Node, str] = {}
+        self.calls = Calls(facts, walk.parameters, walk.options, self.active, self.part_of, self.writes.without_values)
         self.event_of: dict[fx.Node, int] = {}
         self.events = events
-        self.ends = OutputEnds(traced, walk.held_outputs)
+        self.ends = OutputEnds(traced, self.storage, walk.held_outputs)
         # Fields are dropped after their last user; events keep what sites need.
         users = [node for node in traced.graph.nodes if node.op == "output" or node in self.ends.live]
         self.last_use = {source: node for node in users for source in node.all_input_nodes}
@@ -304,48 +277,6 @@ class _GraphWalk:
             if self.last_use.get(source) is node and len(self.storage.members(source)) == 1:
                 self.values.pop(source, None)
 
-    def _prepare(
-        self, node: fx.Node, origin: int, equations: Equations, arguments: Mapping[str, Any]
-    ) -> tuple[Rule | None, Call]:
-        """The rule of a node and its call."""
-        name, overload = node.target._schema.name, node.target._overloadname  # type: ignore[union-attr]
-        bound = bound_arguments(node)
-        rule = find_rule(name, overload or "default")
-
-        def constants(argument: str, position: int | None) -> torch.Tensor | None:
-            source = bound[argument] if position is None else bound[argument][position]
-            return self.known.value(source) if isinstance(source, fx.Node) else None
-
-        def numbers(argument: str) -> float | None:
-            source = bound[argument]
-            return self.known.number(source) if isinstance(source, fx.Node) else None
-
-        return rule, Call(
-            operator=name if rule is None else rule.operator.split(".")[0],
-            arguments=arguments,
-            fakes={key: replaced(value, self.sizes.of) for key, value in bound.items()},
-            output=self.sizes.of(node),
-            equations=equations,
-            parameters=self.walk.parameters,
-            origin=origin,
-            options=self.walk.options,
-            constants=constants,
-            active={key: any(source in self.active for source in nodes_in(value)) for key, value in bound.items()},
-            unknown=frozenset(key for key, value in bound.items() if any(map(self.sizes.unknown, nodes_in(value)))),
-            numbers=numbers,
-            own=rule is not None and rule.own,
-            unwritten=lambda argument: any(map(self.writes.without_values, nodes_in(bound[argument]))),
-            weights=dict(self._made(bound, arguments)),
-        )
-
-    def _made(self, bound: Mapping[str, Any], arguments: Mapping[str, Any]) -> Iterator[tuple[int, Made]]:
-        """By identity, the values of a call that are a parameter or a part of one."""
-        for key, value in arguments.items():
-            for source, item in zip(flat(bound[key]), flat(value), strict=False):
-                name = self.part_of.get(source) if isinstance(source, fx.Node) else None
-                if name is not None and isinstance(item, (ScaleField, ParameterView)):
-                    yield id(item), Made(item, name, source in self.active)
-
     def _again(self, node: fx.Node, source: Any, equations: Equations) -> Any:
         """The value of a view once more, from the value of what it is a view of."""
         if not isinstance(node.target, torch._ops.OpOverload):
@@ -357,7 +288,7 @@ class _GraphWalk:
             key: replaced(value, lambda other: source if other is viewed else self._current(other))
             for key, value in bound_arguments(node).items()
         }
-        rule, call = self._prepare(node, self.origin_of[node], equations, arguments)
+        rule, call = self.calls.of(node, arguments, equations, self.origin_of[node])
         if rule is None:
             return zero_field(call)
         return self._apply_open(rule, call, node) if self._is_open(node) else self._apply(rule, call)
@@ -365,7 +296,7 @@ class _GraphWalk:
     def _probe(self, node: fx.Node, arguments: Mapping[str, Any], count: int) -> Any:
         """What the rule of a call makes of other fields, which have `count` variables at most; None where it imposes anything."""
         equations = Equations(count)
-        rule, call = self._prepare(node, self.origin_of[node], equations, arguments)
+        rule, call = self.calls.of(node, arguments, equations, self.origin_of[node])
         if rule is None or rule.own:
             return None
         try:
@@ -380,56 +311,71 @@ class _GraphWalk:
         return is_symbolic([node.meta.get("val"), *(source.meta.get("val") for source in node.all_input_nodes)])
 
     def _call(self, node: fx.Node) -> Any:
-        name, overload = node.target._schema.name, node.target._overloadname  # type: ignore[union-attr]
-        bound = bound_arguments(node)
-        origin = self.walk.origin(Origin(f"{name.split('::')[-1]}.{overload}", node.name, module_path(node), source_line(node)))
-        self.origin_of[node] = origin
-        read = self._reader(node)
-        picked = None if self.writes.written(node) else self.picks.call(node, self._kept, read, origin)
-        if picked is None:
-            arguments = {key: replaced(value, read) for key, value in bound.items() if key not in _unread(node)}
-        else:
-            arguments = picked.arguments
-        rule, call = self._prepare(node, origin, self.walk.equations, arguments)
-        if picked is not None and rule is not None:
-            rule, call = picked.on_slices(rule, call)
-        if name == HOLD:
-            result = barrier(call, bound["reason"])
-            self.handed_out.add(node)
-        elif rule is not None and self._is_open(node):
-            result = self._apply_open(rule, call, node)
-        elif rule is not None:
-            result = self._apply(rule, call)
-        elif all(isinstance(value, ScaleField) and value.is_zero for _, value in call.tensors()):
-            # Harmless here, yet a model with other parameters in front would be stopped: it is listed.
-            call.barrier = NO_RULE if node in self.active and call.tensors() else None
-            result = zero_field(call)
-        else:
-            result = barrier(call, NO_RULE)
+        """Returns the value of an ATen call: bind its arguments, ask its rule, write where it writes, record it."""
+        origin = self._numbered(node)
+        rule, call, picked = self._bind(node, origin)
+        result = self._ask(node, rule, call)
+        self._note_reasons(node, rule, call)
         if rule is None or rule.family != "constant":
             _note_uses(call, result)
-        if call.barrier:
-            where = self.walk.origins[origin]
-            known = rule is not None or name == HOLD
-            self.walk.origins[origin] = Origin(where.operator, where.node, where.module, where.source, call.barrier, known)
-        self.walk.inexact.update(dict.fromkeys(call.inexact))
         if picked is not None:
             result = picked.wrap(result)
             self.picks.follow(node, result)
-        for written, position in written_arguments(node):
-            value = result[position] if isinstance(result, (list, tuple)) and position is not None else result
-            result_of_write = self._write(written, value, node, origin)
-            if not isinstance(result, (list, tuple)):
-                result = result_of_write
+        result = self._written(node, result, origin)
         self.values[node] = result
+        self._note_part(node, rule)
+        self._follow_zeros(node, origin, any(map(_may_move, (value for _, value in call.tensors()))))
+        self._record(node, self.walk.origins[origin].operator, tuple(self._uses(node, call)), origin)
+        return result
+
+    def _numbered(self, node: fx.Node) -> int:
+        """Numbers the call as an origin of equations."""
+        name, overload = node.target._schema.name, node.target._overloadname  # type: ignore[union-attr]
+        origin = self.walk.origin(Origin(f"{name.split('::')[-1]}.{overload}", node.name, module_path(node), source_line(node)))
+        self.origin_of[node] = origin
+        return origin
+
+    def _bind(self, node: fx.Node, origin: int) -> tuple[Rule | None, Call, PickedCall | None]:
+        """Returns the rule, the call with the fields of its arguments, and how it is followed slice by slice, if it is."""
+        read = self._reader(node)
+        picked = None if self.writes.written(node) else self.picks.call(node, self._kept, read, origin)
+        if picked is None:
+            bound = bound_arguments(node)
+            arguments = {key: replaced(value, read) for key, value in bound.items() if key not in _unread(node)}
+        else:
+            arguments = picked.arguments
+        rule, call = self.calls.of(node, arguments, self.walk.equations, origin)
+        if picked is not None and rule is not None:
+            rule, call = picked.on_slices(rule, call)
+        return rule, call, picked
+
+    def _ask(self, node: fx.Node, rule: Rule | None, call: Call) -> Any:
+        """Returns the fields of the call's outputs: by its rule, or as a barrier."""
+        if operator_name(node) == HOLD:
+            self.handed_out.add(node)
+            return barrier(call, bound_arguments(node)["reason"])
+        if rule is not None:
+            return self._apply_open(rule, call, node) if self._is_open(node) else self._apply(rule, call)
+        if all(isinstance(value, ScaleField) and value.is_zero for _, value in call.tensors()):
+            # Harmless here, yet a model with other parameters in front would be stopped: it is listed.
+            call.barrier = NO_RULE if node in self.active and call.tensors() else None
+            return zero_field(call)
+        return barrier(call, NO_RULE)
+
+    def _note_reasons(self, node: fx.Node, rule: Rule | None, call: Call) -> None:
+        """Notes why the call holds its arguments, and what its rule gave up."""
+        if call.barrier:
+            known = rule is not None or operator_name(node) == HOLD
+            self.walk.origins[call.origin] = replace(self.walk.origins[call.origin], reason=call.barrier, known=known)
+        self.walk.inexact.update(dict.fromkeys(call.inexact))
+        if call.inexact and rule is not None and rule.family == "normalising":
+            self.walk.causes.by_option.add(call.origin)
+
+    def _note_part(self, node: fx.Node, rule: Rule | None) -> None:
+        """Notes the parameter of which the result shows entries and nothing else."""
         parts = {self.part_of.get(source) for source in node.all_input_nodes if is_floating(self.sizes.of(source))}
         if rule is not None and rule.family == "structural" and len(parts) == 1 and None not in parts:
             self.part_of[node] = parts.pop()  # type: ignore[assignment]
-        if call.inexact and rule is not None and rule.family == "normalising":
-            self.walk.causes.by_option.add(origin)
-        self._follow_zeros(node, origin, any(map(_may_move, (value for _, value in call.tensors()))))
-        self._record(node, self.walk.origins[origin].operator, tuple(self._uses(bound, call)), origin)
-        return result
 
     def _apply(self, rule: Rule, call: Call) -> Any:
         """The rule's answer; a rule that fails on arguments that it did not foresee becomes a barrier, with a warning."""
@@ -466,9 +412,9 @@ class _GraphWalk:
         axes = self.sizes.unknown_axes(fake)
         return call.constant(value, axes) if axes and isinstance(value, ScaleField) else value
 
-    def _uses(self, bound: Mapping[str, Any], call: Call) -> Iterator[tuple[str, str]]:
-        """(parameter name, role) for every parameter that the call reads."""
-        for key, value in bound.items():
+    def _uses(self, node: fx.Node, call: Call) -> Iterator[tuple[str, str]]:
+        """Gives (parameter name, role) for every parameter that the call reads."""
+        for key, value in bound_arguments(node).items():
             for position, source in enumerate(nodes_in(value)):
                 # Weights and biases may stand in one list: a rule names their roles one by one.
                 said = call.roles.get(f"{key}[{position}]", call.roles.get(key))
@@ -508,7 +454,7 @@ class _GraphWalk:
             return self.zeros.as_field(source, value.shape) if isinstance(value, ScaleField) else value
 
         arguments = {key: replaced(value, shown) for key, value in bound_arguments(node).items()}
-        rule, call = self._prepare(node, origin, Equations(NOBODY + 1), arguments)
+        rule, call = self.calls.of(node, arguments, Equations(NOBODY + 1), origin)
         if rule is None or rule.own or rule.family not in ("structural", "reduction", "homogeneous") or self._is_open(node):
             return None
         try:
@@ -541,33 +487,25 @@ class _GraphWalk:
 
     # --- writes --------------------------------------------------------------------------------------------------
 
+    def _written(self, node: fx.Node, result: Any, origin: int) -> Any:
+        """Writes the results of a call to the arguments that it writes to; returns the result as later readers see it."""
+        for target, position in written_arguments(node):
+            value = result[position] if isinstance(result, (list, tuple)) and position is not None else result
+            seen = self._write(target, value, node, origin)
+            if not isinstance(result, (list, tuple)):
+                result = seen
+        return result
+
     def _write(self, target: fx.Node, new: Any, node: fx.Node, origin: int) -> Any:
         """`node` writes a tensor of field `new` into `target`; returns the field that later readers of the memory see."""
-        fake = self.sizes.of(target)
         if self.picks.follows(target):
             return new
-        if (
-            not isinstance(fake, torch.Tensor)
-            or not is_floating(fake)
-            or not isinstance(new, (ScaleField, AnyField, ParameterView))
-        ):
+        fake = self.sizes.of(target)
+        if not is_floating(fake) or not isinstance(new, (ScaleField, AnyField, ParameterView)):
             return new
-        owners = [
-            self.traced.placeholders[member.name]
-            for member in self.storage.members(target)
-            if member.op in ("placeholder", "get_attr") and member.name in self.traced.placeholders
-        ]
-        kept = [owner for owner in owners if owner.kind in ("parameter", "buffer", "state", "input")]
+        kept = self._outlives(target)
         if kept:
-            # What the model keeps from one call to the next, or hands back to the caller, must not depend on the scales.
-            reader = "the caller" if kept[0].kind == "input" else "the next call"
-            self._reason(origin, f"writes to the {kept[0].kind} {kept[0].name}, which {reader} reads")
-            self._force(new, origin)
-            for owner in kept:
-                if owner.name in self.walk.parameters.shapes:
-                    view = self.walk.parameters.look(ParameterView(owner.name, self.walk.parameters.shapes[owner.name]))
-                    self._force(view, origin)
-            return ScaleField(tuple(fake.shape))
+            return self._write_to_kept(target, kept, new, origin)
         if self.handed_out and not self.handed_out.isdisjoint(self.storage.members(target)):
             self._force(new, origin)
             new = ScaleField(tuple(fake.shape))
@@ -575,18 +513,37 @@ class _GraphWalk:
             target, new, lambda base: self._settled(base, origin), origin
         ):
             return new
-        shared = self.storage.read_later(target, node)
-        shared = [member for member in shared if member in self.values]
+        shared = [member for member in self.storage.read_later(target, node) if member in self.values]
         if not shared:
             self.values[target] = new
             return new
+        return self._write_to_shared(target, shared, new, origin)
+
+    def _outlives(self, target: fx.Node) -> list[Placeholder]:
+        """The parameters, buffers, attributes and inputs that lie in the memory of a node."""
+        members = (member for member in self.storage.members(target) if member.op in ("placeholder", "get_attr"))
+        owners = [self.traced.placeholders[member.name] for member in members if member.name in self.traced.placeholders]
+        return [owner for owner in owners if owner.kind in ("parameter", "buffer", "state", "input")]
+
+    def _write_to_kept(self, target: fx.Node, kept: Sequence[Placeholder], new: Any, origin: int) -> ScaleField:
+        """Holds a write to memory that the model keeps from one call to the next, or hands back to the caller."""
+        reader = "the caller" if kept[0].kind == "input" else "the next call"
+        self._reason(origin, f"writes to the {kept[0].kind} {kept[0].name}, which {reader} reads")
+        self._force(new, origin)
+        for owner in kept:
+            if owner.name in self.walk.parameters.shapes:
+                view = self.walk.parameters.look(ParameterView(owner.name, self.walk.parameters.shapes[owner.name]))
+                self._force(view, origin)
+        return ScaleField(tuple(self.sizes.of(target).shape))
+
+    def _write_to_shared(self, target: fx.Node, shared: Sequence[fx.Node], new: Any, origin: int) -> Any:
+        """Writes to memory that is read later through other nodes, where it is not known which part of it each sees."""
         old = self._current(target)
         if self.writes.written(target):
-            # It is not known which part of the memory is written: all of it is held.
             self._reason(origin, "writes through a view")
             self._force(new, origin)
             self.writes.hold(target, origin)
-            return ScaleField(tuple(fake.shape))
+            return ScaleField(tuple(self.sizes.of(target).shape))
         if isinstance(new, AnyField):
             # Zeros carry whatever the memory carries.
             return old
@@ -597,7 +554,7 @@ class _GraphWalk:
         self._force(new, origin)
         for member in [target, *shared]:
             self.values[member] = _zeros_like(self.values[member])
-        return ScaleField(tuple(fake.shape))
+        return ScaleField(tuple(self.sizes.of(target).shape))
 
     def _settled(self, node: fx.Node, origin: int) -> Any:
         """The field of a node, where a parameter gets one."""
@@ -605,8 +562,9 @@ class _GraphWalk:
         return self.walk.parameters.form(value, origin) if isinstance(value, ParameterView) else value
 
     def _reason(self, origin: int, reason: str) -> None:
+        """Notes why the origin holds what reaches it, unless a reason is there."""
         where = self.walk.origins[origin]
-        self.walk.origins[origin] = Origin(where.operator, where.node, where.module, where.source, where.reason or reason)
+        self.walk.origins[origin] = replace(where, reason=where.reason or reason, known=True)
 
     # --- events --------------------------------------------------------------------------------------------------
 

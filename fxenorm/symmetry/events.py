@@ -1,0 +1,46 @@
+"""What a walk notes: where equations come from, and which calls carry which fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..field import ScaleField
+
+__all__ = ["Event", "Origin"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where equations come from: a node of a graph, or an option.
+
+    Attributes:
+        operator, node, module, source: where.
+        reason: why the inputs are held, "" where the operator only ties fields together.
+        known: False for an operator without a rule.
+    """
+
+    operator: str
+    node: str
+    module: str
+    source: str
+    reason: str = ""
+    known: bool = True
+
+
+@dataclass
+class Event:
+    """One operator call, as pairs and sites need it.
+
+    Attributes:
+        origin: the call.
+        inputs: positions of the events whose outputs it reads.
+        outputs: the fields of its outputs (kept as they are: ids of size 1 along constant axes).
+        picked: the fields, by slice, of outputs that show slices picked by an index which depends on the data.
+        roles: by parameter name, how the call uses it.
+    """
+
+    origin: Origin
+    inputs: tuple[int, ...]
+    outputs: tuple[ScaleField, ...]
+    roles: tuple[tuple[str, str], ...]
+    picked: tuple[ScaleField, ...] = ()
