@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import fxenorm
-from fxenorm.kernels import channel_sums
+from fxenorm.kernels import parts
 
 from .releases import RELEASE
 
@@ -114,7 +114,7 @@ def test_balance_allocates_no_more_than_the_weights(
     name: str, p: float, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Small parts for small models: what is taken at a time is no part of the question.
-    monkeypatch.setattr(channel_sums, "_PART_ON_CPU", 1 << 14)
+    monkeypatch.setattr(parts, "_PART_ON_CPU", 1 << 14)
     build, shape = MODELS[name]
     torch.manual_seed(0)
     model = build()

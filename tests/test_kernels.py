@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fxenorm.errors import OptionError
+from fxenorm.kernels import backend
 from fxenorm.kernels.backend import get_backend
 from fxenorm.kernels.channel_sums import power_matrix, resized
-from fxenorm.kernels.eager import EagerBackend, exact_exp2, log2_factors
+from fxenorm.kernels.eager import EagerBackend
+from fxenorm.kernels.factors import exact_exp2, log2_factors
 from fxenorm.kernels.program import Keep, ScaleTarget, build_program, term_tensors
 from fxenorm.kernels.rooms import are_far_from_ends
 from fxenorm.kernels.terms import split_repeats
@@ -311,7 +313,7 @@ def test_zeros_take_no_room(dtype: torch.dtype, keep: Keep) -> None:
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases(offsets=True), seed=st.integers(0, 2**32 - 1))
 def test_large_tensors_are_read_and_scaled_in_parts(case: Case, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxenorm.kernels.channel_sums._PART_ON_CPU", 5)
+    monkeypatch.setattr("fxenorm.kernels.parts._PART_ON_CPU", 5)
     program, none, oracle = case.program(), [None] * len(case.tensors), case.oracle()
     matrices = BACKEND.matrices(program, case.tensors, none)
     for sums in (BACKEND.reduce(program, case.tensors, none), BACKEND.sums(program, matrices)):
@@ -329,3 +331,12 @@ def test_backends_by_name() -> None:
     assert get_backend("eager").name == "eager"
     with pytest.raises(OptionError, match="cuda"):
         get_backend("cuda")
+
+
+def test_a_name_of_an_executor_that_is_taken_is_replaced_only_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_BACKENDS", {"eager": EagerBackend})
+    with pytest.raises(OptionError, match="there is an executor 'eager' already"):
+        backend.register_backend("eager", EagerBackend)
+    other = EagerBackend()
+    backend.register_backend("eager", lambda: other, replace=True)
+    assert get_backend("eager") is other

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fxenorm
 from fxenorm.analysis.options import Options
-from fxenorm.kernels.eager import log2_factors
+from fxenorm.kernels.factors import log2_factors
 from fxenorm.plan.plan import Plan
 
 from .helpers import outputs, relative_difference

@@ -64,8 +64,19 @@ class Backend(Protocol):
 _BACKENDS: dict[str, Callable[[], Backend]] = {}
 
 
-def register_backend(name: str, factory: Callable[[], Backend]) -> None:
-    """Makes an executor known; called while its module is imported."""
+def register_backend(name: str, factory: Callable[[], Backend], *, replace: bool = False) -> None:
+    """Makes an executor known; called while its module is imported.
+
+    Args:
+        name: as `get_backend` takes it.
+        factory: returns the executor, or raises an OptionError where it does not work here.
+        replace: whether it may take the place of another of that name.
+
+    Raises:
+        OptionError: the name is taken.
+    """
+    if name in _BACKENDS and not replace:
+        raise OptionError(f"there is an executor {name!r} already")
     _BACKENDS[name] = factory
 
 
@@ -83,8 +94,6 @@ def get_backend(name: str) -> Backend:
         >>> get_backend("eager").name
         'eager'
     """
-    from . import compiled, eager, triton_backend  # noqa: F401  (register themselves)
-
     factory = _BACKENDS.get(name)
     if factory is None:
         raise OptionError(f"backend={name!r} is not a valid option: expected one of {sorted(_BACKENDS)}")

@@ -10,17 +10,17 @@ its size is ever added to it.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from .program import Block, float_dtype
+from .parts import Index, part_of, parts_of, rows_of
+from .program import Block, ChannelSums, ReduceProgram, float_dtype
 
 __all__ = [
-    "Index",
+    "channel_sums",
     "contributions",
     "energy",
     "expanded",
@@ -29,11 +29,8 @@ __all__ = [
     "is_linear",
     "is_narrow",
     "is_zero",
-    "part_of",
-    "parts_of",
     "power_matrix",
     "resized",
-    "rows_of",
     "shifted_parts",
     "shifts_of",
     "sides_of",
@@ -49,44 +46,6 @@ _SMALL = 1 << 12
 
 _LITTLE = 1 << 16
 """Up to this many entries room does not matter."""
-
-_PART_ON_CPU, _PART_ELSEWHERE = 1 << 17, 1 << 26
-"""Entries at a time: on a CPU what its second-level cache holds in float64, elsewhere a bound on the temporaries."""
-
-
-Index = tuple[slice, ...]
-"""Which part of a tensor: slices of its first axes."""
-
-
-def parts_of(tensor: Tensor) -> Iterator[Index]:
-    """Parts of few enough entries each that together are a tensor, each of them without gaps in the order of its axes."""
-    most = _most(tensor)
-    if tensor.numel() <= most:
-        yield ()
-        return
-    sizes = [math.prod(tensor.shape[axis + 1 :]) for axis in range(tensor.ndim)]
-    axis = next(axis for axis, size in enumerate(sizes) if size <= most)
-    step = most // sizes[axis]
-    for before in itertools.product(*(range(size) for size in tensor.shape[:axis])):
-        for start in range(0, tensor.shape[axis], step):
-            yield (*(slice(place, place + 1) for place in before), slice(start, start + step))
-
-
-def part_of(tensor: Tensor, index: Index) -> Tensor:
-    """The part of something that broadcasts to a tensor which belongs to a part of the tensor."""
-    return tensor[tuple(slice(None) if size == 1 else part for size, part in zip(tensor.shape, index, strict=False))]
-
-
-def rows_of(table: Tensor) -> Iterator[slice]:
-    """Slices of the rows of a table of few enough entries each."""
-    step = max(1, _most(table) // max(1, table.shape[1]))
-    for start in range(0, table.shape[0], step):
-        yield slice(start, start + step)
-
-
-def _most(tensor: Tensor) -> int:
-    """Entries at a time."""
-    return _PART_ON_CPU if tensor.device.type == "cpu" else _PART_ELSEWHERE
 
 
 def power_matrix(p: float, block: Block, tensor: Tensor, factor: Tensor | None) -> Tensor:
@@ -349,3 +308,24 @@ def _two_sides(p: float, block: Block, matrix: Tensor, shifts: Sequence[Tensor])
     above, below = table_products(p, table_of(block, matrix), (other - most_other).exp(), (own - most_own).exp())
     yield (own + (above.log() + most_other)).reshape(-1)
     yield (other + (below.log() + most_own)).reshape(-1)
+
+
+def channel_sums(program: ReduceProgram, logs: Tensor) -> ChannelSums:
+    """All contributions, as `Backend.contributions` returns them, gathered by variable and sign."""
+    count = program.num_scales
+    totals = _combine(program, logs)
+    return ChannelSums(totals[:count], totals[count : 2 * count])
+
+
+def _combine(program: ReduceProgram, logs: Tensor) -> Tensor:
+    """(2 K + 1,) log of what arrives in each slot; the largest is taken out first, so that no power leaves float64."""
+    totals = logs.new_full((2 * program.num_scales + 1,), -math.inf)
+    weighted = logs + program.offsets
+    largest = totals.scatter_reduce(0, program.slots, weighted, "amax")
+    if math.isinf(program.p):
+        return largest
+    reference = torch.where(largest.isfinite(), largest, 0.0)
+    parts = (weighted - reference[program.slots]).exp()
+    # index_put_ rather than index_add_: on GPUs it adds in a fixed order, so every run gives the same bits.
+    sums = torch.zeros_like(totals).index_put_((program.slots,), parts, accumulate=True)
+    return reference + sums.log()

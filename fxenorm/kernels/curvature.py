@@ -19,14 +19,13 @@ from .channel_sums import (
     has_two_sides,
     is_full,
     is_linear,
-    part_of,
-    rows_of,
     shifted_parts,
     shifts_of,
     sides_of,
     table_of,
     table_products,
 )
+from .parts import part_of, rows_of
 from .program import Block, ReduceProgram
 
 __all__ = ["Curvature", "aggregate"]

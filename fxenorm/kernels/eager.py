@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from .backend import register_backend
-from .channel_sums import Index, contributions, energy, part_of, parts_of, power_matrix, streamed_contributions
+from .channel_sums import channel_sums, contributions, energy, power_matrix, streamed_contributions
+from .factors import MOST_GROWTH, exact_exp2, log2_factors
+from .parts import Index, part_of, parts_of
 from .program import ChannelSums, ReduceProgram, ScaleTarget, as_float, float_dtype
-from .rooms import MOST_GROWTH, leaving, rooms, rounded
+from .rooms import leaving, rooms, rounded
 from .writes import Write, carry_out
 
-__all__ = ["EagerBackend", "channel_sums", "exact_exp2", "log2_factors"]
+__all__ = ["EagerBackend"]
 
 
 class EagerBackend:
@@ -223,47 +225,6 @@ def _by_device(log_scales: Tensor) -> Callable[[torch.device], Tensor]:
         return known[device]
 
     return on
-
-
-def log2_factors(log_scales: Tensor) -> Tensor:
-    """(K + 1,) base-2 log-scales, 0 for "fixed" at the end; what only a rounding error keeps from an integer becomes it."""
-    log2_scales = as_float(log_scales, log_scales.device) * math.log2(math.e)
-    whole = log2_scales.round()
-    slack = 4 * torch.finfo(log2_scales.dtype).eps
-    snapped = torch.where((log2_scales - whole).abs() <= slack * whole.abs().clamp(min=1.0), whole, log2_scales)
-    return torch.nn.functional.pad(snapped, (0, 1))
-
-
-def exact_exp2(exponent: Tensor) -> Tensor:
-    """2 ** exponent, exact for integers, whatever the device's exp2 does."""
-    if exponent.dtype == torch.float64:
-        bias, width, kind = 1023, 52, torch.int64
-    else:
-        bias, width, kind = 127, 23, torch.int32
-    whole = exponent.round().clamp(1 - bias, bias)
-    power = ((whole.to(kind) + bias) << width).view(exponent.dtype)
-    return torch.exp2(exponent - whole) * power
-
-
-def channel_sums(program: ReduceProgram, logs: Tensor) -> ChannelSums:
-    """All contributions, as `Backend.contributions` returns them, gathered by variable and sign."""
-    count = program.num_scales
-    totals = _combine(program, logs)
-    return ChannelSums(totals[:count], totals[count : 2 * count])
-
-
-def _combine(program: ReduceProgram, logs: Tensor) -> Tensor:
-    """(2 K + 1,) log of what arrives in each slot; the largest is taken out first, so that no power leaves float64."""
-    totals = logs.new_full((2 * program.num_scales + 1,), -math.inf)
-    weighted = logs + program.offsets
-    largest = totals.scatter_reduce(0, program.slots, weighted, "amax")
-    if math.isinf(program.p):
-        return largest
-    reference = torch.where(largest.isfinite(), largest, 0.0)
-    parts = (weighted - reference[program.slots]).exp()
-    # index_put_ rather than index_add_: on GPUs it adds in a fixed order, so every run gives the same bits.
-    sums = torch.zeros_like(totals).index_put_((program.slots,), parts, accumulate=True)
-    return reference + sums.log()
 
 
 register_backend("eager", EagerBackend)

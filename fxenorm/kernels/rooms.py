@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .channel_sums import Index, part_of, parts_of
+from .factors import MOST_GROWTH
+from .parts import Index, part_of, parts_of
 from .program import Keep, ScaleTarget, as_float, float_dtype
 
-__all__ = ["MOST_GROWTH", "SLACK", "are_far_from_ends", "ends_of", "leaving", "reach_of", "rooms", "rounded"]
-
-MOST_GROWTH = 690.0
-"""Largest natural logarithm of a factor: the exponents of a float64 end at 1022 log 2 = 708."""
+__all__ = ["SLACK", "are_far_from_ends", "ends_of", "leaving", "reach_of", "rooms", "rounded"]
 
 _KEPT = 0.75
 """In units of the smallest number of a type: what a product must not fall below, which half of it would be rounded to zero."""

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .eager import exact_exp2, log2_factors
+from .factors import exact_exp2, log2_factors
 from .layout import MatrixForm, cut, matrix_form
 from .memory import has_plain_memory
 from .program import Block, Keep, ReduceProgram, ScaleTarget

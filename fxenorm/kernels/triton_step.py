@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .eager import EagerBackend
+from .factors import MOST_GROWTH
 from .layout import MatrixForm
 from .program import Keep, ReduceProgram, ScaleTarget
-from .rooms import MOST_GROWTH, SLACK, ends_of, reach_of
+from .rooms import SLACK, ends_of, reach_of
 from .tables import announce, written
 from .triton_tables import COLUMNS, FactorPlaces, SumPlaces, counted_form, form_of, tiles_of, usable
 

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ..analysis.group_order import GroupOrder, GroupSums, group_order
 from ..kernels.backend import Backend
-from ..kernels.channel_sums import is_full, is_narrow, resized
+from ..kernels.channel_sums import channel_sums, is_full, is_narrow, resized
 from ..kernels.curvature import Curvature, aggregate
-from ..kernels.eager import channel_sums
 from ..kernels.program import ReduceProgram
 from ..kernels.stacked import stacked
 from ..solve.jacobi import imbalance

@@ -21,8 +21,9 @@ from ..analysis.attained.movable import Left, with_minimum
 from ..analysis.held import Mask
 from ..errors import OptimizerError
 from ..kernels.backend import Backend
+from ..kernels.factors import MOST_GROWTH
 from ..kernels.program import ChannelSums, Keep, ReduceProgram, ScaleTarget, float_dtype
-from ..kernels.rooms import MOST_GROWTH, are_far_from_ends
+from ..kernels.rooms import are_far_from_ends
 from ..optim.state import StateChoice, owned_by
 from ..solve.iterate import move, round_limit
 from ..solve.jacobi import jacobi_step
