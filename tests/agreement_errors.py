@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 import fxenorm
-from fxenorm.kernels import build, choice
+from fxenorm.kernels import choice
+from fxenorm.kernels.cpu import build
 from tests.agreement_session import KINDS, Session, alike, close, outcome
 from tests.agreement_ways import WAYS
 from tests.distributed_models import Collectives, digest
@@ -134,7 +135,7 @@ def in_the_middle(folder: Path) -> dict[str, Any]:
         session = Session("fsdp")
         expected = session.outputs()
         calls = [0]
-        kept = fxenorm.kernels.eager.EagerBackend.contributions
+        kept = fxenorm.kernels.reference.executor.EagerBackend.contributions
 
         def failing(self: Any, *arguments: Any, calls: list[int] = calls, kept: Any = kept) -> Tensor:
             calls[0] += 1
@@ -144,7 +145,7 @@ def in_the_middle(folder: Path) -> dict[str, Any]:
 
         with ExitStack() as stack:
             if dist.get_rank() == 1:
-                stack.enter_context(mock.patch.object(fxenorm.kernels.eager.EagerBackend, "contributions", failing))
+                stack.enter_context(mock.patch.object(fxenorm.kernels.reference.executor.EagerBackend, "contributions", failing))
             said = outcome(lambda call=call, session=session: call(session))
         found[name] = {"said": said, "whole": close([session.outputs()], [expected])}
     return found

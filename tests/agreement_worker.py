@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fxenorm.kernels import build
+from fxenorm.kernels.cpu import build
 from tests import agreement_errors as errors
 from tests import agreement_ways as ways
 

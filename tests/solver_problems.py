@@ -11,7 +11,7 @@ import torch
 from fxenorm.analysis.attained.channel_fields import ChannelFields
 from fxenorm.analysis.attained.exponent_rows import exponent_rows
 from fxenorm.analysis.attained.missing_equations import missing_equations
-from fxenorm.kernels.eager import EagerBackend
+from fxenorm.kernels.reference.executor import EagerBackend
 from fxenorm.solve.jacobi import solvable
 from fxenorm.weights.objective import Problem
 

@@ -15,11 +15,11 @@ from torch import nn
 
 import fxenorm
 from fxenorm.errors import FxenormWarning
-from fxenorm.kernels import build
-from fxenorm.kernels.compiled import CompiledBackend
-from fxenorm.kernels.eager import EagerBackend
+from fxenorm.kernels.cpu import build
+from fxenorm.kernels.cpu.executor import CompiledBackend
 from fxenorm.kernels.layout import matrix_form
 from fxenorm.kernels.program import ChannelSums, ScaleTarget, build_program, term_tensors
+from fxenorm.kernels.reference.executor import EagerBackend
 
 from .random_plans import Case, cases
 

@@ -20,8 +20,8 @@ from fxenorm.analysis.attained.channel_fields import ChannelFields
 from fxenorm.analysis.attained.exponent_rows import exponent_rows
 from fxenorm.analysis.attained.missing_equations import missing_equations
 from fxenorm.field import merge_entries
-from fxenorm.kernels.eager import EagerBackend
 from fxenorm.kernels.program import build_program
+from fxenorm.kernels.reference.executor import EagerBackend
 
 from .random_plans import Case, cases
 

@@ -20,9 +20,10 @@ from torch import nn
 
 import fxenorm
 from fxenorm.errors import FxenormWarning, OptionError
-from fxenorm.kernels import build, choice, compilers
+from fxenorm.kernels import choice
 from fxenorm.kernels.backend import get_backend
-from fxenorm.kernels.build import BuildError, Kernels
+from fxenorm.kernels.cpu import build, compilers
+from fxenorm.kernels.cpu.build import BuildError, Kernels
 
 try:
     REAL = Path(build.library()._name)
@@ -435,13 +436,13 @@ def test_a_failure_is_remembered_by_the_process(monkeypatch: pytest.MonkeyPatch,
 
 # --- processes -------------------------------------------------------------------------------------------------------
 
-TWO_AT_ONCE = "from fxenorm.kernels.build import library; print(library()._name)"
+TWO_AT_ONCE = "from fxenorm.kernels.cpu.build import library; print(library()._name)"
 
-LEAVES_EARLY = "from fxenorm.kernels.build import kernels; assert not kernels().is_decided"
+LEAVES_EARLY = "from fxenorm.kernels.cpu.build import kernels; assert not kernels().is_decided"
 
 FORKS = """
 import os, sys, time
-from fxenorm.kernels.build import kernels
+from fxenorm.kernels.cpu.build import kernels
 assert not kernels().is_decided
 child = os.fork()
 if child == 0:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from fxenorm.errors import OptionError
 from fxenorm.kernels import backend
 from fxenorm.kernels.backend import get_backend
-from fxenorm.kernels.channel_sums import power_matrix, resized
-from fxenorm.kernels.eager import EagerBackend
 from fxenorm.kernels.factors import exact_exp2, log2_factors
 from fxenorm.kernels.program import Keep, ScaleTarget, build_program, term_tensors
+from fxenorm.kernels.reference.channel_sums import power_matrix, resized
+from fxenorm.kernels.reference.executor import EagerBackend
 from fxenorm.kernels.rooms import are_far_from_ends
 from fxenorm.kernels.terms import split_repeats
 

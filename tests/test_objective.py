@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fxenorm.analysis.counted import Objective, build_objective
 from fxenorm.analysis.options import Options
 from fxenorm.errors import OptionError
-from fxenorm.kernels.eager import EagerBackend
+from fxenorm.kernels.reference.executor import EagerBackend
 from fxenorm.symmetry.symmetry import NormFold, Symmetry
 from fxenorm.weights.tensors import named_tensors
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import fxenorm
 from fxenorm.analysis.options import Options
 from fxenorm.errors import OptionError
-from fxenorm.kernels.eager import EagerBackend
 from fxenorm.kernels.program import ScaleTarget
+from fxenorm.kernels.reference.executor import EagerBackend
 from fxenorm.kernels.rooms import are_far_from_ends
 from fxenorm.plan.plan import Plan
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from fxenorm.analysis.attained.channel_fields import ChannelFields
 from fxenorm.analysis.attained.exponent_rows import exponent_rows
 from fxenorm.analysis.attained.missing_equations import missing_equations
-from fxenorm.kernels.eager import EagerBackend
 from fxenorm.kernels.factors import log2_factors
+from fxenorm.kernels.reference.executor import EagerBackend
 from fxenorm.solve import SOLVER_NAMES
 from fxenorm.solve.iterate import move, round_limit, solve, solve_rounded
 from fxenorm.solve.jacobi import imbalance, jacobi_step, round_to_powers_of_two, truncate_to_powers_of_two

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from fxenorm.analysis.options import Options
 from fxenorm.errors import OptionError
-from fxenorm.kernels.curvature import Curvature
 from fxenorm.kernels.program import build_program
+from fxenorm.kernels.reference.curvature import Curvature
 from fxenorm.solve import SOLVER_NAMES, fastest_solver, get_solver, register_solver, solver_names
 from fxenorm.solve.iterate import solve
 from fxenorm.solve.jacobi import solvable

@@ -13,7 +13,7 @@ import torch
 
 import fxenorm
 from fxenorm.errors import FxenormWarning, OptionError
-from fxenorm.kernels.triton_backend import TritonBackend
+from fxenorm.kernels.gpu.executor import TritonBackend
 
 from .triton_models import Launches, assert_same, trained
 
@@ -69,7 +69,7 @@ def test_without_triton_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatc
 def test_other_backends_do_not_import_the_kernels() -> None:
     program = (
         "import sys, torch, fxenorm; plan = fxenorm.analyze(torch.nn.Linear(2, 2), torch.ones(2, 2)); plan.step();"
-        "print('fxenorm.kernels.triton_kernels' in sys.modules)"
+        "print('fxenorm.kernels.gpu.kernels' in sys.modules)"
     )
     assert "False" in in_a_process("-c", program, interpreted=False)
 

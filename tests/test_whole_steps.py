@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxenorm
-from fxenorm.kernels import build
-from fxenorm.kernels.compiled import CompiledBackend
-from fxenorm.kernels.cycles_table import CyclesTable
-from fxenorm.kernels.eager import EagerBackend
+from fxenorm.kernels.cpu import build
+from fxenorm.kernels.cpu.cycles_table import CyclesTable
+from fxenorm.kernels.cpu.executor import CompiledBackend
+from fxenorm.kernels.cpu.step_table import StepTable
 from fxenorm.kernels.program import ScaleTarget, term_tensors
-from fxenorm.kernels.step_table import StepTable
+from fxenorm.kernels.reference.executor import EagerBackend
 from fxenorm.solve.jacobi import jacobi_step
 
 from .random_plans import Case, cases

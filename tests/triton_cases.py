@@ -17,10 +17,10 @@ from torch import nn
 
 import fxenorm
 from fxenorm.errors import FxenormWarning
-from fxenorm.kernels import triton_step, triton_tables
-from fxenorm.kernels.eager import EagerBackend
+from fxenorm.kernels.gpu import step, tables
+from fxenorm.kernels.gpu.step import TritonStep
 from fxenorm.kernels.program import ScaleTarget, term_tensors
-from fxenorm.kernels.triton_step import TritonStep
+from fxenorm.kernels.reference.executor import EagerBackend
 from fxenorm.solve.jacobi import jacobi_step
 
 from .random_plans import Case, cases
@@ -51,8 +51,8 @@ def small_tiles() -> Iterator[None]:
     """Even tiny tensors take several tiles, segments and programs."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in (
-            *((triton_tables, "COLUMNS", 4), (triton_step, "COLUMNS", 4), (triton_step, "_AT_ONCE", 2)),
-            *((triton_tables, "_ROWS", 2), (triton_tables, "_SEGMENT", 3), (triton_tables, "_FILLED", 5)),
+            *((tables, "COLUMNS", 4), (step, "COLUMNS", 4), (step, "_AT_ONCE", 2)),
+            *((tables, "_ROWS", 2), (tables, "_SEGMENT", 3), (tables, "_FILLED", 5)),
         ):
             patch.setattr(module, name, value)
         yield
@@ -303,7 +303,7 @@ def test_autograd_knows_what_was_written() -> None:
 
 
 def test_the_interpreter_does_not_serve_gpus() -> None:
-    backend = fxenorm.kernels.triton_backend.TritonBackend()
+    backend = fxenorm.kernels.gpu.executor.TritonBackend()
     assert backend.serves(torch.device("cpu")) and not backend.serves(torch.device("cuda"))
 
 

@@ -38,10 +38,10 @@ def main() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from fxenorm.kernels import triton_kernels
+    from fxenorm.kernels.gpu import kernels
 
     kinds = {name: kind for kind, names in KINDS.items() for name in names.split()}
-    for kernel, constants in variants(triton_kernels):
+    for kernel, constants in variants(kernels):
         signature = {name: "constexpr" if name in constants else kinds[name] for name in kernel.arg_names}
         if "constexprs" in inspect.signature(ASTSource).parameters:
             source = ASTSource(fn=kernel, signature=signature, constexprs=constants)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxenorm
-from fxenorm.kernels import triton_step
+from fxenorm.kernels.gpu import step
 
 __all__ = ["Launches", "Tower", "assert_same", "trained"]
 
@@ -95,7 +95,7 @@ class Launches(TorchDispatchMode):
         super().__init__()
         self.names: list[str] = []
         self.operators: list[str] = []
-        launch = triton_step.launch
+        launch = step.launch
 
         def counted(kernel: Any, grid: int, *arguments: Any, **constants: Any) -> None:
             """One of them."""
@@ -104,7 +104,7 @@ class Launches(TorchDispatchMode):
             with torch.utils._python_dispatch._disable_current_modes():
                 launch(kernel, grid, *arguments, **constants)
 
-        monkeypatch.setattr(triton_step, "launch", counted)
+        monkeypatch.setattr(step, "launch", counted)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Notes operators; views launch nothing."""

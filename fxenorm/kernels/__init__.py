@@ -1,6 +1,8 @@
 """Executors: |W|^p to channel sums, and log-scales into weights and state."""
 
-from . import compiled, eager, triton_backend  # the executors register themselves
 from .backend import get_backend, register_backend
+from .cpu import executor as cpu  # the executors register themselves
+from .gpu import executor as gpu
+from .reference import executor as reference
 
-__all__ = ["compiled", "eager", "get_backend", "register_backend", "triton_backend"]
+__all__ = ["cpu", "get_backend", "gpu", "reference", "register_backend"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .build import kernels
+from .cpu.build import kernels
 
 __all__ = ["main"]
 

@@ -6,7 +6,7 @@ import torch
 
 from ..errors import warn_user
 from .backend import Backend, get_backend
-from .build import kernels
+from .cpu.build import kernels
 
 __all__ = ["HERE", "NEVER", "NOT_YET", "ExecutorChoice"]
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..distributed.agreement import Statement
-from ..kernels.compiled import CompiledBackend
-from ..kernels.cycles_table import CyclesTable
+from ..kernels.cpu.cycles_table import CyclesTable
+from ..kernels.cpu.executor import CompiledBackend
+from ..kernels.cpu.step_table import StepTable
+from ..kernels.gpu.executor import TritonBackend
+from ..kernels.gpu.step import TritonStep
 from ..kernels.memory import has_plain_memory
 from ..kernels.program import ScaleTarget
-from ..kernels.step_table import StepTable
-from ..kernels.triton_backend import TritonBackend
-from ..kernels.triton_step import TritonStep
 from ..solve.jacobi import jacobi_step
 from ..weights.tracked import Tracked
 from ..weights.weights import Snapshot

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..analysis.group_order import GroupOrder, GroupSums, group_order
 from ..kernels.backend import Backend
-from ..kernels.channel_sums import channel_sums, is_full, is_narrow, resized
-from ..kernels.curvature import Curvature, aggregate
 from ..kernels.program import ReduceProgram
-from ..kernels.stacked import stacked
+from ..kernels.reference.channel_sums import channel_sums, is_full, is_narrow, resized
+from ..kernels.reference.curvature import Curvature, aggregate
+from ..kernels.reference.stacked import stacked
 from ..solve.jacobi import imbalance
 from ..solve.objective import GroupUpdate, Operator
 
@@ -163,7 +163,7 @@ class Problem:
         return replace(self, program=program, matrices=matrices, order=None, _recent=_Recent())
 
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The objective as a function of one scalar a label; see `fxenorm.kernels.curvature.aggregate`."""
+        """The objective as a function of one scalar a label; see `fxenorm.kernels.reference.curvature.aggregate`."""
         return aggregate(self.program, self.matrices, log_scales, labels, count)
 
     @cached_property

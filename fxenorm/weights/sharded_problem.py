@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..distributed.ranks import Ranks
-from ..kernels.curvature import Curvature, aggregate
 from ..kernels.program import ReduceProgram, float_dtype
+from ..kernels.reference.curvature import Curvature, aggregate
 from ..solve.objective import GroupUpdate, Operator
 from .objective import Problem
 

@@ -78,8 +78,8 @@ TESTS: dict[str, list[str]] = {
         "test_deep_models",
         "test_balance_models",
     ],
-    "kernels/triton*": ["test_triton"],
-    "kernels/native/*": ["test_whole_steps", "test_compiled", "test_range_of_p", "test_momentum"],
+    "kernels/gpu/*": ["test_triton"],
+    "kernels/cpu/native/*": ["test_whole_steps", "test_compiled", "test_range_of_p", "test_momentum"],
     "kernels/*": [
         "test_kernels",
         "test_compiled",

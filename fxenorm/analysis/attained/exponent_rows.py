@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...kernels.channel_sums import is_zero
 from ...kernels.program import Block, ReduceProgram
+from ...kernels.reference.channel_sums import is_zero
 from ..held import Mask
 
 __all__ = ["ExponentRows", "exponent_rows", "term_sides"]

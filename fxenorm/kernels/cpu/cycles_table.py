@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .compiled import CompiledBackend
-from .layout import MatrixForm
-from .program import ReduceProgram
+from ..layout import MatrixForm
+from ..program import ReduceProgram
+from .executor import CompiledBackend
 from .step_table import StepTable, fields
 from .tables import ReduceTable, reduce_signature, row_factors
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import OptionError
-from .backend import register_backend
+from ...errors import OptionError
+from ..backend import register_backend
+from ..program import ChannelSums, ReduceProgram, ScaleTarget
+from ..reference.executor import EagerBackend
+from ..writes import Write, carry_out
 from .build import BuildError, library
-from .eager import EagerBackend
-from .program import ChannelSums, ReduceProgram, ScaleTarget
 from .tables import ReduceTable, ScaleTable, reduce_signature
-from .writes import Write, carry_out
 
 __all__ = ["CompiledBackend"]
 

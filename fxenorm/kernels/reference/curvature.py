@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..parts import part_of, rows_of
+from ..program import Block, ReduceProgram
 from .channel_sums import (
     expanded,
     has_two_sides,
@@ -25,8 +27,6 @@ from .channel_sums import (
     table_of,
     table_products,
 )
-from .parts import part_of, rows_of
-from .program import Block, ReduceProgram
 
 __all__ = ["Curvature", "aggregate"]
 

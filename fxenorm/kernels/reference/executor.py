@@ -9,13 +9,13 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from .backend import register_backend
+from ..backend import register_backend
+from ..factors import MOST_GROWTH, exact_exp2, log2_factors
+from ..parts import Index, part_of, parts_of
+from ..program import ChannelSums, ReduceProgram, ScaleTarget, as_float, float_dtype
+from ..rooms import leaving, rooms, rounded
+from ..writes import Write, carry_out
 from .channel_sums import channel_sums, contributions, energy, power_matrix, streamed_contributions
-from .factors import MOST_GROWTH, exact_exp2, log2_factors
-from .parts import Index, part_of, parts_of
-from .program import ChannelSums, ReduceProgram, ScaleTarget, as_float, float_dtype
-from .rooms import leaving, rooms, rounded
-from .writes import Write, carry_out
 
 __all__ = ["EagerBackend"]
 

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .factors import exact_exp2, log2_factors
-from .layout import MatrixForm, cut, matrix_form
-from .memory import has_plain_memory
-from .program import Block, Keep, ReduceProgram, ScaleTarget
-from .rooms import ends_of
+from ..factors import exact_exp2, log2_factors
+from ..layout import MatrixForm, cut, matrix_form
+from ..memory import has_plain_memory
+from ..program import Block, Keep, ReduceProgram, ScaleTarget
+from ..rooms import ends_of
 
 __all__ = ["ReduceTable", "ScaleTable", "announce", "reduce_signature", "row_factors", "written"]
 

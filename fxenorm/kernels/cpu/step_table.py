@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .compiled import CompiledBackend
-from .program import ReduceProgram, ScaleTarget
+from ..program import ReduceProgram, ScaleTarget
+from .executor import CompiledBackend
 from .tables import ReduceTable, ScaleTable, announce, reduce_signature, written
 
 __all__ = ["StepArguments", "StepTable", "fields"]

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .layout import MatrixForm, matrix_form
-from .memory import has_plain_memory
-from .program import Block, TermTensors
+from ..layout import MatrixForm, matrix_form
+from ..memory import has_plain_memory
+from ..program import Block, TermTensors
 
 __all__ = ["COLUMNS", "FactorPlaces", "SumPlaces", "form_of", "tiles_of", "usable"]
 

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .parts import Index, part_of, parts_of, rows_of
-from .program import Block, ChannelSums, ReduceProgram, float_dtype
+from ..parts import Index, part_of, parts_of, rows_of
+from ..program import Block, ChannelSums, ReduceProgram, float_dtype
 
 __all__ = [
     "channel_sums",

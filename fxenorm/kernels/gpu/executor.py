@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import OptionError, warn_user
-from .backend import register_backend
-from .eager import EagerBackend
-from .program import ScaleTarget
-from .writes import Write
+from ...errors import OptionError, warn_user
+from ..backend import register_backend
+from ..program import ScaleTarget
+from ..reference.executor import EagerBackend
+from ..writes import Write
 
 __all__ = ["TritonBackend"]
 
@@ -33,13 +33,13 @@ class TritonBackend(EagerBackend):
         try:
             import triton
 
-            from . import triton_kernels
+            from . import kernels
         except ImportError as error:
             raise OptionError(
                 f"backend='triton' needs Triton, which cannot be imported ({error}): `pip install triton`, or take backend='auto'"
             ) from error
         # Under TRITON_INTERPRET=1 the kernels run on the host, and addresses must be the host's.
-        compiled = isinstance(triton_kernels.settle, triton.JITFunction)
+        compiled = isinstance(kernels.settle, triton.JITFunction)
         self._device_type = "cuda" if compiled else "cpu"
         self._warned = False
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..program import Block, ReduceProgram
 from .channel_sums import has_two_sides, is_linear, is_narrow
-from .program import Block, ReduceProgram
 
 __all__ = ["stacked"]
 

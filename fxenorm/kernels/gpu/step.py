@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .eager import EagerBackend
-from .factors import MOST_GROWTH
-from .layout import MatrixForm
-from .program import Keep, ReduceProgram, ScaleTarget
-from .rooms import SLACK, ends_of, reach_of
-from .tables import announce, written
-from .triton_tables import COLUMNS, FactorPlaces, SumPlaces, counted_form, form_of, tiles_of, usable
+from ..cpu.tables import announce, written
+from ..factors import MOST_GROWTH
+from ..layout import MatrixForm
+from ..program import Keep, ReduceProgram, ScaleTarget
+from ..reference.executor import EagerBackend
+from ..rooms import SLACK, ends_of, reach_of
+from .tables import COLUMNS, FactorPlaces, SumPlaces, counted_form, form_of, tiles_of, usable
 
 __all__ = ["TritonStep"]
 
@@ -66,9 +66,9 @@ class TritonStep:
         held: Tensor,
         limit: float,
     ) -> None:
-        from . import triton_kernels
+        from . import kernels
 
-        self._kernels: Any = triton_kernels
+        self._kernels: Any = kernels
         self._device = held.device
         self._program, self._tensors = program.to(self._device), list(tensors)
         self._places = FactorPlaces()
