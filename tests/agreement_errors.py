@@ -85,7 +85,7 @@ def injected(folder: Path) -> dict[str, Any]:
                     where = f"{place} {times}"
                     local = [parameter.detach() for parameter in session.net.parameters()] if kind == "ddp" else []
                     whole = not local or close([session.outputs()], [expected])
-                    if not whole and not session.plan._journal.is_open:
+                    if not whole and not session.plan.rescaler.journal.is_open:
                         torn.broken.append(f"{where} torn")
                     session.plan.repair()
                     if not close(session.tensors(), reached):
@@ -225,7 +225,7 @@ def executors(folder: Path) -> dict[str, Any]:
             now[0] = step
             session.train(step)
             session.plan.step(session.optimizer)
-            names.append(session.plan._snapshot().backend.name)
+            names.append(session.plan.rescaler.open().backend.name)
             bits.append(alike(session))
         found["late"] = {"names": names, "alike": all(bits)}
     failing = copy.copy(build.kernels())
@@ -239,6 +239,6 @@ def executors(folder: Path) -> dict[str, Any]:
             session.train(step)
             session.plan.step(session.optimizer)
             bits.append(alike(session))
-        found["never"] = {"name": session.plan._snapshot().backend.name, "alike": all(bits)}
+        found["never"] = {"name": session.plan.rescaler.open().backend.name, "alike": all(bits)}
         found["never"]["warned"] = [str(item.message) for item in caught if item.category is fxenorm.FxenormWarning]
     return found

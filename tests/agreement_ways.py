@@ -124,7 +124,7 @@ def agree_every(session: Session, stack: ExitStack) -> dict[str, Any]:
 def out_of_memory(session: Session, stack: ExitStack) -> dict[str, Any]:
     failing = mock.Mock(side_effect=torch.OutOfMemoryError("none left"))
     stack.enter_context(mock.patch("fxenorm.weights.weights.find_followers", failing))
-    session.plan._last_step = None  # else nothing is looked up
+    session.plan.rescaler.last_step.prepared = None  # else nothing is looked up
     return {}
 
 
@@ -132,7 +132,7 @@ def out_of_memory(session: Session, stack: ExitStack) -> dict[str, Any]:
 def interrupted(session: Session, stack: ExitStack) -> dict[str, Any]:
     failing = mock.Mock(side_effect=KeyboardInterrupt)
     stack.enter_context(mock.patch("fxenorm.weights.weights.find_followers", failing))
-    session.plan._last_step = None
+    session.plan.rescaler.last_step.prepared = None
     return {}
 
 

@@ -261,7 +261,7 @@ def test_a_step_that_is_gated_on_the_device_moves_where_all_agree(backend: str) 
     model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
     plan = fxenorm.analyze(model, torch.ones(2, 4), backend=backend)  # type: ignore[arg-type]
     plan.step()
-    prepared = plan._last_step
+    prepared = plan.rescaler.last_step.prepared
     assert prepared is not None
     with torch.no_grad():
         model[0].weight *= 3

@@ -117,7 +117,7 @@ def test_lightning_averages_are_in_one_gauge(kind: str, with_forward: bool, firs
     for found in (module, average_of(average, module)):
         torch.testing.assert_close(found.net(X).detach(), before, rtol=0, atol=1e-5 * float(before.abs().max()))
     assert not torch.allclose(module.net[0].weight, weight, rtol=0.1), "control: the weights were moved"
-    assert not ours.plan._tracked, "nothing follows when the training is over"
+    assert not ours.plan.rescaler.tracked, "nothing follows when the training is over"
 
 
 def test_without_following_the_average_is_another_function() -> None:

@@ -49,7 +49,7 @@ def problem_of(name: str, p: float) -> Problem:
     """The objective of a model, read."""
     make, shape = MODELS[name]
     plan = fxenorm.analyze(make(), torch.randn(shape, dtype=torch.float64, device="cpu"), p=p)
-    return plan._snapshot().problem()
+    return plan.rescaler.open().problem()
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])

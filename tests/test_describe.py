@@ -14,12 +14,15 @@ from torch import nn
 
 import fxenorm
 import fxenorm.text.describe as plan_text
+from fxenorm.analysis.held import frozen_names
 from fxenorm.text.describe import between
 from fxenorm.text.table import Column, broken, table_lines
 
 
 def describe(model: nn.Module, *inputs: torch.Tensor, width: int = 100, **options) -> str:
-    return plan_text.describe(fxenorm.analyze(model, inputs or None, **options), width)
+    plan = fxenorm.analyze(model, inputs or None, **options)
+    frozen = frozen_names(model, plan.symmetry)
+    return plan_text.describe(plan.rescaler.analysis, type(model).__name__, frozen, width)
 
 
 def mlp(*widths: int) -> nn.Sequential:

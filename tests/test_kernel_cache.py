@@ -354,7 +354,7 @@ def small() -> nn.Module:
 
 def executor_of(plan: fxenorm.Plan) -> str:
     """The name of the executor that the plan uses now."""
-    return str(plan._core.backend.name)
+    return str(plan.rescaler.analysis.backend.name)
 
 
 def test_without_a_compiler_one_warning_stands_at_the_users_first_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def test_a_pickle_names_public_names_only() -> None:
 
 def test_a_half_rescaled_model_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = fxenorm.analyze(network(), X)
-    monkeypatch.setattr(type(plan._journal), "is_open", True)
+    monkeypatch.setattr(type(plan.rescaler.journal), "is_open", True)
     for way in (copy.deepcopy, pickle.dumps):
         with pytest.raises(RescaleError, match=r"plan\.repair\(\)"):
             way(plan)
@@ -197,7 +197,7 @@ plan = fxenorm.analyze(model, torch.randn(2, 1024), backend=sys.argv[1])
 plan.step(); plan.step(cycles=2)
 inside = threading.Event()
 def hold():
-    with plan._one_at_a_time:
+    with plan.rescaler.lock:
         inside.set()
         threading.Event().wait()
 threading.Thread(target=hold, daemon=True).start()

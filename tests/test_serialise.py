@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import fxenorm
-from fxenorm.analysis.analysis import Core
+from fxenorm.analysis.analysis import Analysis
 from fxenorm.analysis.groups import build_groups
 from fxenorm.analysis.options import Options
 from fxenorm.analysis.pair_graph import layer_depths, pair_graph
@@ -101,10 +101,10 @@ def test_a_checkpoint_of_an_older_version_is_known_by_its_fingerprint():
     """Attached plans resume by it: a new option at its default, or another order of the work, must not change it."""
     written = "1e4527863df5894e9118756d645c773714ae04db039daf879ad831f86faea397"
     symmetry = chain([5, 7, 8, 6, 4], bias=True)
-    assert Core(symmetry, Options()).fingerprint == written
+    assert Analysis(symmetry, Options()).fingerprint == written
     others = [Options(p=1.0), Options(c=2.0), Options(c={"fc1": 2.0}), Options(outputs=("fc1",)), Options(balance_last=False)]
     moved = dataclasses.replace(symmetry, offsets={"fc1.weight": 1.0})
-    found = {Core(symmetry, options).fingerprint for options in others} | {Core(moved, Options()).fingerprint}
+    found = {Analysis(symmetry, options).fingerprint for options in others} | {Analysis(moved, Options()).fingerprint}
     assert len(found) == len(others) + 1 and written not in found
 
 

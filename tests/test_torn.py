@@ -135,7 +135,7 @@ def test_an_error_at_any_write_leaves_all_or_nothing(backend: str, call: str, op
     def start_again() -> None:
         for part, state in zip((session.model, session.optimizer, session.average), saved, strict=True):
             part.load_state_dict(copy.deepcopy(state))
-        session.plan._last_step = session.plan._last_step if call == "later step" else None
+        session.plan.rescaler.last_step.prepared = session.plan.rescaler.last_step.prepared if call == "later step" else None
 
     with stopping(10**9, "before", 1) as count:
         CALLS[call](session)
@@ -147,7 +147,7 @@ def test_an_error_at_any_write_leaves_all_or_nothing(backend: str, call: str, op
                 CALLS[call](session)
             if times == 1:
                 assert session.is_whole(), (place, moment)
-                assert not session.plan._journal.is_open
+                assert not session.plan.rescaler.journal.is_open
             session.plan.repair()
             assert session.is_whole(), (place, moment, times)
     start_again()
@@ -185,7 +185,7 @@ def test_finishing_that_fails_again_is_told_and_kept() -> None:
     def out_of_memory(self: Any) -> None:
         raise MemoryError("none left")
 
-    kind = type(session.plan._journal._left[-1])  # type: ignore[index]
+    kind = type(session.plan.rescaler.journal._left[-1])  # type: ignore[index]
     forward = kind.forward
     kind.forward = out_of_memory  # type: ignore[method-assign]
     try:

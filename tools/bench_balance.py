@@ -152,7 +152,7 @@ def random_rescaling(plan: fxenorm.Plan, size: float, seed: int = 0) -> None:
 
 def problem_of(plan: fxenorm.Plan) -> tuple[Problem, Tensor]:
     """The objective at the current weights, and which variables it holds."""
-    _, problem, left = plan._snapshot().within_now()
+    _, problem, left = plan.rescaler.open().within_now()
     return problem, torch.from_numpy(left.held)
 
 

@@ -23,8 +23,6 @@ from ..kernels.program import ReduceProgram, TermTensors, as_float, term_tensors
 from ..kernels.terms import collisions, degrees, normalise
 from ..symmetry.symmetry import Symmetry
 from .attained.basis import Basis
-from .attained.exponent_rows import exponent_rows
-from .attained.movable import Left, free_variables, with_minimum
 from .counted import Objective, build_objective
 from .group_order import GroupOrder, group_order
 from .groups import Group, build_groups, layer_of
@@ -33,13 +31,13 @@ from .options import Options
 from .pair_graph import last_layers, layer_depths, pair_graph
 from .pairs import Pair, build_pairs
 
-__all__ = ["Core"]
+__all__ = ["Analysis"]
 
 _REMEMBERED = 12
 """Sets of flags, and bases, that are kept."""
 
 
-class Core:
+class Analysis:
     """Symmetry, options and what follows from the two; index tensors are made once a device.
 
     Args:
@@ -63,7 +61,7 @@ class Core:
         self._terms: dict[tuple[str, torch.device], TermTensors] = {}
         self._orders: dict[torch.device, GroupOrder] = {}
         self._arrays: dict[tuple[str, bytes, torch.device], Tensor] = {}
-        self._lefts: dict[tuple[Any, ...], Any] = {}
+        self._remembered: dict[tuple[Any, ...], Any] = {}
         self.basis: Basis | None = None
         """Where the variables are places of a basis of another plan's."""
         self.parts: dict[Any, Any] = {}
@@ -73,6 +71,14 @@ class Core:
     def backend(self) -> Backend:
         """The executor to use now; among processes that do not tell one another, the compiler is waited for."""
         return self.executor.current(wait=is_one_of_many())
+
+    @cached_property
+    def exponents(self) -> dict[str, list[tuple[int, Tensor]]]:
+        """By parameter and moved buffer: (coefficient, ids), ids broadcastable to the tensor, -1 = fixed."""
+        return {
+            name: [(coefficient, torch.from_numpy(np.array(ids, dtype=np.int64))) for coefficient, ids in terms]
+            for name, terms in self.symmetry.exponents.items()
+        }
 
     @cached_property
     def depths(self) -> dict[str, int]:
@@ -125,53 +131,32 @@ class Core:
         none = np.zeros(self.symmetry.num_scales, dtype=bool)
         return none if self.options.balance_last else self._feeding_last()
 
-    def free(self, frozen: frozenset[str], rounded: frozenset[str] = frozenset()) -> Left:
-        """What frozen tensors leave of the variables; worked out once for each set of flags that is in use.
-
-        Args:
-            frozen: their names.
-            rounded: names of others that stay, for powers of two would round them.
-        """
-        found: Left = self._kept(("free", frozen, rounded), lambda: free_variables(self, frozen, rounded))
-        return found
-
-    def left(self, frozen: frozenset[str], rounded: frozenset[str] = frozenset()) -> Left:
-        """What `step` moves: `free`, without what keeps the objective from having a minimum if no weight is zero."""
-
-        def make() -> Left:
-            """By the exponents alone."""
-            free = self.free(frozen, rounded)
-            return with_minimum(self, free, exponent_rows(free.core.objective.program))
-
-        found: Left = self._kept(("left", frozen, rounded), make)
-        return found
-
-    def in_basis(self, basis: Basis) -> Core:
+    def in_basis(self, basis: Basis) -> Analysis:
         """The plan with the places of a basis as its variables; one that was made for the same basis is found again."""
         matrix = basis.matrix
         key = ("basis", matrix.indptr.tobytes(), matrix.indices.tobytes(), matrix.data.tobytes())
-        found: Core = self._kept(key, lambda: self._in_basis(basis))
+        found: Analysis = self.remembered(key, lambda: self._in_basis(basis))
         return found
 
-    def _in_basis(self, basis: Basis) -> Core:
+    def _in_basis(self, basis: Basis) -> Analysis:
         """See `in_basis`."""
         symmetry = self.symmetry
         terms = {name: basis.terms(given) for name, given in symmetry.exponents.items()}
         exponents = {name: found for name, found in terms.items() if found}
         offsets = {name: offset for name, offset in symmetry.offsets.items() if name in exponents}
         moved = dataclasses.replace(symmetry, exponents=exponents, offsets=offsets, channels=())
-        core = Core(moved, self.options, self.groups, self.pairs)
-        core.basis = basis
-        core.__dict__["least_message"] = self.least_message
-        core.__dict__["objective"] = self.objective.in_basis(basis, symmetry.num_scales, self.options.p)
-        return core
+        analysis = Analysis(moved, self.options, self.groups, self.pairs)
+        analysis.basis = basis
+        analysis.__dict__["least_message"] = self.least_message
+        analysis.__dict__["objective"] = self.objective.in_basis(basis, symmetry.num_scales, self.options.p)
+        return analysis
 
-    def _kept(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """What was made for a key; the oldest of many is forgotten."""
-        known = self._lefts.pop(key, None)
-        self._lefts[key] = found = make() if known is None else known
-        while len(self._lefts) > _REMEMBERED:
-            del self._lefts[next(iter(self._lefts))]
+    def remembered(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """Returns what was made for a key, and makes it once; the oldest of many is forgotten."""
+        known = self._remembered.pop(key, None)
+        self._remembered[key] = found = make() if known is None else known
+        while len(self._remembered) > _REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
         return found
 
     @property

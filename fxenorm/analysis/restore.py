@@ -6,24 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import BindError
-from .analysis import Core
+from .analysis import Analysis
 from .serialise import from_dict
 
-__all__ = ["core_from_dict"]
+__all__ = ["analysis_from_dict"]
 
 
-def core_from_dict(stored: Mapping[str, Any]) -> Core:
+def analysis_from_dict(stored: Mapping[str, Any]) -> Analysis:
     """The plan without its module.
 
     Raises:
         BindError: `stored` is damaged or of another format, or is not what its fingerprint says.
     """
     symmetry, options, groups, pairs = from_dict(stored)
-    core = Core(symmetry, options, groups, pairs)
+    analysis = Analysis(symmetry, options, groups, pairs)
     known = stored.get("fingerprint")  # plans that were stored by earlier versions have none
-    if known is not None and known != core.fingerprint:
+    if known is not None and known != analysis.fingerprint:
         raise BindError(
             "the stored plan is damaged (its names, shapes, exponents or options are not those of its fingerprint): run "
             "fxenorm.analyze again"
         )
-    return core
+    return analysis

@@ -5,50 +5,37 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from ..analysis.analysis import Core
+from ..analysis.analysis import Analysis
 from ..analysis.groups import Group
-from ..analysis.held import Held, held_by_group
+from ..analysis.held import Held, frozen_names, held_by_group
 from ..analysis.options import Options
 from ..analysis.pair_graph import pair_graph
 from ..analysis.pairs import Pair
-from ..analysis.restore import core_from_dict
+from ..analysis.restore import analysis_from_dict
 from ..analysis.serialise import to_dict
-from ..distributed.agreement import ELSEWHERE, LateAnswers
-from ..distributed.dtensors import reshard
-from ..distributed.ranks import Ranks, ranks_of
 from ..errors import OptionError, RescaleError
-from ..kernels.program import ScaleTarget
-from ..optim.state import OptimizerLike, StateChoice, check_choice, unwrap_optimizers
-from ..rescale.agreeing import Looked, Replicas, look_up_together
+from ..optim.state import OptimizerLike, StateChoice
+from ..rescale.agreeing import Looked
 from ..rescale.attach import Attachment
 from ..rescale.balance import BalanceResult, balance
-from ..rescale.left_gradients import LeftGradients
-from ..rescale.nothing import say_if_nothing_moves
-from ..rescale.one_at_a_time import OneAtATime
-from ..rescale.prepared_step import PreparedStep
-from ..rescale.step import Call, step
-from ..rescale.warn_once import WarnOnce
+from ..rescale.request import StepRequest
+from ..rescale.rescaler import Rescaler
+from ..rescale.step import step
 from ..solve.jacobi import imbalance
 from ..symmetry.account import ChannelAccount
 from ..symmetry.symmetry import Barrier, Symmetry
 from ..text.describe import describe
 from ..trace import Inputs, resolve_inputs, unwrap
 from ..trace.unwrap import replica_group
+from ..verify.subject import Subject
 from ..verify.verification import Verification, verify
 from ..weights.bind import check_fits
-from ..weights.journal import Journal
 from ..weights.log_scales import checked_log_scales
-from ..weights.open_snapshot import open_snapshot
-from ..weights.tensors import named_tensors
 from ..weights.tracked import Tracked
-from ..weights.weights import Snapshot
 
 if TYPE_CHECKING:
     import networkx
@@ -70,33 +57,24 @@ class Plan:
         symmetry: the free scale variables and each parameter's exponents.
         options: the options of `fxenorm.analyze`.
         model: the module; wrappers are looked through.
-        core: what a plan on another module has derived from the same symmetry and options.
+        analysis: what a plan on another module has derived from the same symmetry and options.
         example: inputs on which the model runs; None: guessed where they are needed.
     """
 
+    _stored: Analysis
+
     def __init__(
-        self, symmetry: Symmetry, options: Options, model: nn.Module, *, core: Core | None = None, example: Inputs | None = None
+        self,
+        symmetry: Symmetry,
+        options: Options,
+        model: nn.Module,
+        *,
+        analysis: Analysis | None = None,
+        example: Inputs | None = None,
     ) -> None:
-        self._core = Core(symmetry, options) if core is None else core
-        self._tracked: list[Tracked] = []
-        self._begin(model, example)
-
-    def _begin(self, model: nn.Module, example: Inputs | None) -> None:
-        """What belongs to one module and one process."""
-        self._model = unwrap(model)
+        found = Analysis(symmetry, options) if analysis is None else analysis
+        self._rescaler = Rescaler(found, unwrap(model), replica_group(model))
         self._example = example
-        self._one_at_a_time = OneAtATime()
-        self._warnings = WarnOnce()
-        self._left_gradients = LeftGradients()
-        self._last_step: PreparedStep | None = None
-        self._last_states: list[Any] = []
-        self._know_replicas(replica_group(model))
-        self._late_answers = LateAnswers()
-        self._journal = Journal()
-
-    def _know_replicas(self, group: Any) -> None:
-        """From now on the processes of a group have a copy each of the model; None: nobody is known to have one."""
-        self._replicas = None if group is None else Replicas(group, self._core.executor, self._warnings)
 
     def prepare(self) -> None:
         """Works out now what the first step needs and what checks the options against the model; else it waits until then.
@@ -104,40 +82,42 @@ class Plan:
         Raises:
             OptionError: the dict `c` names a layer that is not counted.
         """
-        _ = self._core.objective
+        _ = self.rescaler.analysis.objective
 
     # ---------------------------------------------------------------- what was found
 
     @property
+    def rescaler(self) -> Rescaler:
+        """This plan at work on its model; for tests and tools of this package."""
+        return self._rescaler
+
+    @property
     def symmetry(self) -> Symmetry:
         """The graph half's answer, as plain data."""
-        return self._core.symmetry
+        return self.rescaler.analysis.symmetry
 
     @property
     def options(self) -> Options:
         """The options of `fxenorm.analyze`."""
-        return self._core.options
+        return self.rescaler.analysis.options
 
     @property
     def model(self) -> nn.Module:
         """The module that this plan rescales, without wrappers."""
-        return self._model
+        return self.rescaler.model
 
     @property
     def num_scales(self) -> int:
         """Dimension of the group of rescalings under the options: the length of ``log_scales``."""
         return self.symmetry.num_scales
 
-    @cached_property
+    @property
     def exponents(self) -> dict[str, list[tuple[int, Tensor]]]:
         """By parameter and moved buffer: (coefficient, ids), ids broadcastable to the tensor, -1 = fixed.
 
         Entry e of a tensor is multiplied by exp(sum of coefficient * log_scales[id]); where `offsets` names it, see there.
         """
-        return {
-            name: [(coefficient, torch.from_numpy(np.array(ids, dtype=np.int64))) for coefficient, ids in terms]
-            for name, terms in self.symmetry.exponents.items()
-        }
+        return self.rescaler.analysis.exponents
 
     @property
     def offsets(self) -> dict[str, float]:
@@ -151,12 +131,12 @@ class Plan:
     @property
     def groups(self) -> tuple[Group, ...]:
         """Variables with the same producers and consumers, in graph order; every variable is in exactly one."""
-        return self._core.groups
+        return self.rescaler.analysis.groups
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
         """Producer and consumer layers joined by a path that meets no other layer of the group."""
-        return self._core.pairs
+        return self.rescaler.analysis.pairs
 
     @property
     def barriers(self) -> tuple[Barrier, ...]:
@@ -179,8 +159,8 @@ class Plan:
         """
         if not self.num_scales:
             return ()
-        with self._one_at_a_time:
-            snapshot = self._read_together()
+        with self.rescaler.lock:
+            snapshot = self.rescaler.open_together()
             _, _, left = snapshot.within_now()
             return held_by_group(self.groups, left.reasons, self.num_scales, left.equations, snapshot.frozen)
 
@@ -207,7 +187,7 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """A hash of names, shapes, exponents and options: equal fingerprints mean equal ``log_scales``."""
-        return self._core.fingerprint
+        return self.rescaler.analysis.fingerprint
 
     # ---------------------------------------------------------------- what the weights are like
 
@@ -217,8 +197,8 @@ class Plan:
         Returns:
             A 0-d tensor on the weights' device; nothing waits for it.
         """
-        with self._one_at_a_time:
-            return self._read_together().problem().norm()
+        with self.rescaler.lock:
+            return self.rescaler.open_together().problem().norm()
 
     def layer_norms(self) -> dict[str, Tensor]:
         """By layer, the p-norm of its counted tensors, without layer weights.
@@ -226,8 +206,8 @@ class Plan:
         Returns:
             0-d tensors on the weights' device; nothing waits for them.
         """
-        with self._one_at_a_time:
-            snapshot = self._read_together()
+        with self.rescaler.lock:
+            snapshot = self.rescaler.open_together()
             return snapshot.layer_norms(snapshot.problem())
 
     def imbalance(self) -> Tensor:
@@ -236,8 +216,8 @@ class Plan:
         Returns:
             A 0-d tensor on the weights' device; nothing waits for it.
         """
-        with self._one_at_a_time:
-            snapshot = self._read_together().within()
+        with self.rescaler.lock:
+            snapshot = self.rescaler.open_together().within()
             sums = snapshot.sums()
             return imbalance(sums.log_negative, sums.log_positive, self.options.p, snapshot.held_mask())
 
@@ -247,8 +227,8 @@ class Plan:
         Returns:
             (num_scales,) on the weights' device, held variables included; not finite where N or P is zero.
         """
-        with self._one_at_a_time:
-            sums = self._read_together().sums()
+        with self.rescaler.lock:
+            sums = self.rescaler.open_together().sums()
         return (sums.log_negative - sums.log_positive) / (1.0 if math.isinf(self.options.p) else self.options.p)
 
     # ---------------------------------------------------------------- what rescales
@@ -300,7 +280,7 @@ class Plan:
                 was written.
             OptionError: `cycles` or `agree_every` is not a positive integer, or `state` is unknown.
         """
-        step(self, Call(optimizer, cycles, grads, state, agree_every))
+        step(self.rescaler, StepRequest(optimizer, cycles, grads, state, agree_every))
 
     def balance(
         self,
@@ -336,28 +316,8 @@ class Plan:
             raise OptionError(f"tol={tol!r} is not valid: expected a number > 0")
         if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
             raise OptionError(f"max_iterations={max_iterations!r} is not valid: expected an integer >= 1")
-        with self._one_at_a_time:
-            return self._balance(optimizer, float(tol), max_iterations, state)
-
-    def _balance(self, optimizer: OptimizerLike, tol: float, max_iterations: int, state: StateChoice) -> BalanceResult:
-        """`balance` with checked options."""
-
-        def look() -> Looked:
-            """What follows, in the plan's own basis."""
-            return Looked(*self._prepared(optimizer, state=state, within=False))
-
-        said = ("balance", f"tol={tol!r}", f"max_iterations={max_iterations!r}", f"state={state!r}")
-        snapshot, targets, _ = look_up_together(self, said, look, optimizer)
-        optimizers = unwrap_optimizers(optimizer)
-
-        def targets_of(other: Snapshot) -> list[ScaleTarget]:
-            """What follows, in the basis of a snapshot."""
-            return targets if other.core is snapshot.core else other.targets(optimizers, frozen=False, state=state)
-
-        result = balance(snapshot, targets_of, tol=tol, max_iterations=max_iterations)
-        say_if_nothing_moves(self, "balance")
-        self._warnings.nothing_moves("balance", result.held, self.num_scales)
-        return result
+        with self.rescaler.lock:
+            return balance(self.rescaler, optimizer, tol=float(tol), max_iterations=max_iterations, state=state)
 
     def rescale(
         self, log_scales: Tensor | Sequence[float], optimizer: OptimizerLike = None, *, state: StateChoice = "reexpress"
@@ -376,13 +336,13 @@ class Plan:
         def look() -> Looked:
             """What follows, and by what; raises where that would overflow."""
             given = checked_log_scales(log_scales, self.num_scales)
-            snapshot, targets = self._prepared(optimizer, frozen=True, state=state)
+            snapshot, targets = self.rescaler.targets(optimizer, frozen=True, state=state)
             scales = snapshot.checked_scales(given)
             snapshot.refuse_overflow(targets, scales)
             return Looked(snapshot, targets, scales)
 
-        with self._one_at_a_time:
-            snapshot, targets, scales = look_up_together(self, ("rescale", f"state={state!r}"), look, optimizer)
+        with self.rescaler.lock:
+            snapshot, targets, scales = self.rescaler.look_up(("rescale", f"state={state!r}"), look, optimizer)
             if scales is not None:
                 snapshot.apply_told(targets, scales)
 
@@ -401,9 +361,7 @@ class Plan:
             >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
             >>> fxenorm.analyze(model).repair()
         """
-        with self._one_at_a_time:
-            if self._journal.is_open:
-                self._journal.repair(named_tensors(self._model))
+        self.rescaler.repair()
 
     def attach(
         self, optimizer: OptimizerLike, every: int = 1, start: int = 0, stop: int | None = None, **options: Any
@@ -427,7 +385,7 @@ class Plan:
         Raises:
             OptimizerError, OptionError: as `step`; in the hook, OptimizerError where a CUDA graph is being captured.
         """
-        return Attachment(self, optimizer, every=every, start=start, stop=stop, **options)
+        return Attachment(self.rescaler, optimizer, every=every, start=start, stop=stop, **options)
 
     def track(self, copy: Any, *, master: bool = False) -> Tracked:
         """Has a copy of the weights follow every later rescaling, in the same call.
@@ -443,8 +401,9 @@ class Plan:
         Raises:
             BindError, OptionError: names or shapes differ from the model's, or `copy` is none of these.
         """
-        self._tracked.append(Tracked(copy, self._model, self.symmetry, master=master, forget=self._tracked.remove))
-        return self._tracked[-1]
+        tracked = self.rescaler.tracked
+        tracked.append(Tracked(copy, self.model, self.symmetry, master=master, forget=tracked.remove))
+        return tracked[-1]
 
     def verify(self, inputs: Any = None, *, seed: int = 0) -> Verification:
         """Checks on the model itself that rescaling leaves its outputs as they are; the model is left as it was.
@@ -467,10 +426,11 @@ class Plan:
         """
         example = self._example if inputs is None else None
         if example is None or any(tensor.is_meta for tensor in example.tensors()):
-            example = resolve_inputs(self._model, inputs)
-        with self._one_at_a_time:
+            example = resolve_inputs(self.model, inputs)
+        with self.rescaler.lock:
             self.repair()
-            return verify(self, example, seed=seed)
+            subject = Subject(self.rescaler.analysis, self.model, lambda module, scales: self.bind(module).rescale(scales))
+            return verify(subject, example, seed=seed)
 
     # ---------------------------------------------------------------- other models, storage, pictures
 
@@ -487,7 +447,7 @@ class Plan:
             BindError: names or shapes differ; the differences are listed.
         """
         check_fits(model, self.symmetry)
-        return Plan(self.symmetry, self.options, model, core=self._core, example=self._example)
+        return Plan(self.symmetry, self.options, model, analysis=self.rescaler.analysis, example=self._example)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as a JSON-compatible dict, without any weights; see `from_dict`."""
@@ -504,9 +464,9 @@ class Plan:
         Raises:
             BindError: `stored` is damaged or of another format, or the module does not fit.
         """
-        core = core_from_dict(stored)
-        check_fits(model, core.symmetry)
-        return cls(core.symmetry, core.options, model, core=core)
+        analysis = analysis_from_dict(stored)
+        check_fits(model, analysis.symmetry)
+        return cls(analysis.symmetry, analysis.options, model, analysis=analysis)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         """The same plan on a deep copy of the model, and of what is tracked; a copy of a model takes its plan along.
@@ -516,16 +476,13 @@ class Plan:
         """
         made = Plan.__new__(Plan)
         memo[id(self)] = made
-        made._core = self._core
-        made._set_state(copy.deepcopy(self._state(), memo))
+        made._begin(self.rescaler.analysis, copy.deepcopy(self._state(), memo))
         return made
 
     def __copy__(self) -> Plan:
         """The same plan on the same model; the copy tracks what this one does, and knows of the same replicas."""
         made = Plan.__new__(Plan)
-        made._core = self._core
-        made._set_state(self._state())
-        made._know_replicas(None if self._replicas is None else self._replicas.group)
+        made._begin(self.rescaler.analysis, self._state(), self.rescaler.group)
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -538,26 +495,28 @@ class Plan:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """What `_state` gave."""
-        self._set_state(state)
+        self._begin(self._stored, state)
+        del self._stored
 
     def _state(self) -> dict[str, Any]:
         """What a copy of this plan has beside its stored form."""
-        if self._journal.is_open:
+        if self.rescaler.journal.is_open:
             raise RescaleError("the model is half rescaled after an interruption: call plan.repair() before the plan is copied")
         example = self._example
         return {
-            "model": self._model,
+            "model": self.model,
             "example": None if example is None else (example.args, dict(example.kwargs), example.guessed),
-            "tracked": [(tracked.copy, tracked.master) for tracked in self._tracked],
+            "tracked": [(tracked.copy, tracked.master) for tracked in self.rescaler.tracked],
         }
 
-    def _set_state(self, state: dict[str, Any]) -> None:
+    def _begin(self, analysis: Analysis, state: dict[str, Any], group: Any = None) -> None:
         """Begins anew with what `_state` gave. The model may be empty as yet: it is being copied or loaded itself."""
         example = state["example"]
-        self._tracked = []
-        self._begin(state["model"], None if example is None else Inputs(*example))
+        self._example = None if example is None else Inputs(*example)
+        self._rescaler = Rescaler(analysis, unwrap(state["model"]), replica_group(state["model"]) if group is None else group)
+        tracked = self._rescaler.tracked
         for given, master in state["tracked"]:
-            self._tracked.append(Tracked.again(given, self.symmetry, master=master, forget=self._tracked.remove))
+            tracked.append(Tracked.again(given, analysis.symmetry, master=master, forget=tracked.remove))
 
     def to_networkx(self) -> networkx.MultiDiGraph[Any]:
         """The pair graph: layers as nodes, pairs as edges with ``group``, ``channels`` and ``operators``."""
@@ -565,69 +524,11 @@ class Plan:
 
     def __str__(self) -> str:
         """The groups with their producers and consumers, and what holds the other channels."""
-        return describe(self)
+        return describe(self.rescaler.analysis, type(self.model).__name__, frozen_names(self.model, self.symmetry))
 
     def __repr__(self) -> str:
         """One line."""
-        return f"<fxenorm.Plan of {type(self._model).__name__}: {self.num_scales} scales in {len(self.groups)} groups>"
-
-    def _snapshot(self) -> Snapshot:
-        """The model's tensors now, once what an interrupted call may have left is finished."""
-        self.repair()
-        snapshot = open_snapshot(self._core, self._model, self._tracked, self._many())
-        snapshot.journal = self._journal
-        return snapshot
-
-    def _read_together(self) -> Snapshot:
-        """`_snapshot`, for what is read of the whole model: where one of several processes cannot, all raise.
-
-        But for models on a device, for which nothing waits.
-        """
-        ranks = self._ranks()
-        if ranks is None or ranks.device.type != "cpu":
-            return self._snapshot()
-        error: BaseException | None = None
-        try:
-            snapshot = self._snapshot()
-        except BaseException as raised:  # whatever it is, the others wait
-            error = raised
-        ranks.tell(error, f"{ELSEWHERE}; its own message says why (rank {{}})")
-        return snapshot
-
-    def _ranks(self) -> Ranks | None:
-        """The processes over which the model is spread now; None: this one holds all of it."""
-        reshard(self._model)
-        return ranks_of(self._model.parameters())
-
-    def _many(self) -> Replicas | None:
-        """The processes that have a copy each of the model; None: there are no others."""
-        return self._replicas if self._replicas is not None and self._replicas.is_many else None
-
-    def _device(self) -> torch.device:
-        """Where the model is, or its first parameter."""
-        first = next(self._model.parameters(), None)
-        return torch.device("cpu") if first is None else first.device
-
-    def _prepared(
-        self,
-        optimizer: OptimizerLike,
-        *,
-        frozen: bool = False,
-        grads: bool = False,
-        state: StateChoice = "reexpress",
-        within: bool = True,
-    ) -> tuple[Snapshot, list[ScaleTarget]]:
-        """The model's tensors now and everything that follows a rescaling; raises before anything is written.
-
-        Without frozen tensors this is in the basis of what is left of the variables, unless `within` is False.
-        """
-        check_choice(state)
-        optimizers = unwrap_optimizers(optimizer)
-        snapshot = self._snapshot() if frozen or not within else self._snapshot().within()
-        targets = snapshot.targets(optimizers, frozen=frozen, grads=grads, state=state)
-        if optimizers:
-            self._warnings.unowned(snapshot.unowned(optimizers))
-        return snapshot, targets
+        return f"<fxenorm.Plan of {type(self.model).__name__}: {self.num_scales} scales in {len(self.groups)} groups>"
 
 
 def plan_from_dict(stored: Mapping[str, Any]) -> Plan:
@@ -640,7 +541,7 @@ def plan_from_dict(stored: Mapping[str, Any]) -> Plan:
         BindError: `stored` is damaged or of another format.
     """
     made = Plan.__new__(Plan)
-    made._core = core_from_dict(stored)
+    made._stored = analysis_from_dict(stored)
     return made
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,11 @@ from torch.optim import Optimizer
 from ..errors import BindError, FxenormError, OptimizerError, OptionError
 from ..optim.state import OptimizerLike, StateChoice, check_choice, owned_by, unwrap_optimizers
 from ..optim.wrappers import held_by
-from .agreeing import Looked, look_up_together
+from .agreeing import Looked
 from .nothing import say_if_nothing_moves
-from .step import Call, step
-
-if TYPE_CHECKING:
-    from ..plan.plan import Plan
+from .request import StepRequest
+from .rescaler import Rescaler
+from .step import step
 
 __all__ = ["Attachment", "check_attach_options"]
 
@@ -31,14 +30,14 @@ class Attachment:
     there on the count lives on the device too, and log-scales are multiplied by 0 or 1 there.
 
     Args:
-        plan: what rescales.
+        rescaler: what rescales.
         optimizer: one, a sequence, or a wrapper with ``.optimizer``.
         every, start, stop, cycles, grads, state: see `Plan.attach`.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        rescaler: Rescaler,
         optimizer: OptimizerLike,
         *,
         every: int = 1,
@@ -49,7 +48,7 @@ class Attachment:
         state: StateChoice = "reexpress",
         agree_every: int = 1,
     ) -> None:
-        self._plan = plan
+        self._rescaler = rescaler
         self._every, self._start, self._stop = every, start, stop
         self._cycles, self._grads, self._state, self._agree_every = cycles, grads, state, agree_every
         options: dict[str, Any] = {"every": every, "start": start, "stop": stop, "cycles": cycles, "agree_every": agree_every}
@@ -64,11 +63,11 @@ class Attachment:
             _refuse_steps_in_backward(optimizers)
             # A model that is frozen as a whole for now is looked at once it is trained.
             if self._is_trained():
-                say_if_nothing_moves(plan, "attach")
-            return Looked(*plan._prepared(followed, state=state)) if self._is_trained() else Looked(plan._snapshot(), [])
+                say_if_nothing_moves(rescaler, "attach")
+            return Looked(*rescaler.targets(followed, state=state)) if self._is_trained() else Looked(rescaler.open(), [])
 
         said = ("attach", *(f"{name}={value!r}" for name, value in {**options, "grads": grads, "state": state}.items()))
-        look_up_together(plan, said, look, optimizer)
+        rescaler.look_up(said, look, optimizer)
         self._followed = unwrap_optimizers(optimizer)
         self._optimizers = _hooked(self._followed)
         self._rounds = 0
@@ -105,7 +104,12 @@ class Attachment:
         Of those who have stepped it says too whether a GradScaler has skipped all of these steps.
         """
         members = [number for number, optimizer in enumerate(self._optimizers) if id(optimizer) in self._stepped]
-        return {"fingerprint": self._plan.fingerprint, "steps": self.steps, "stepped": members, "idle": bool(self._idle)}
+        return {
+            "fingerprint": self._rescaler.analysis.fingerprint,
+            "steps": self.steps,
+            "stepped": members,
+            "idle": bool(self._idle),
+        }
 
     def load_state_dict(self, stored: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint.
@@ -119,7 +123,7 @@ class Attachment:
         steps, members = stored.get("steps"), stored.get("stepped", [])
         if type(steps) is not int or steps < 0 or any(number not in range(len(self._optimizers)) for number in members):
             raise BindError("this is no state of an attached plan with these optimizers: expected what state_dict() returned")
-        if stored.get("fingerprint") != self._plan.fingerprint:
+        if stored.get("fingerprint") != self._rescaler.analysis.fingerprint:
             raise BindError(
                 "the checkpoint was written with another plan: the model's graph, its parameters or the options of "
                 "fxenorm.analyze have changed since. Analyse the same model with the same options, or attach without this state"
@@ -166,20 +170,20 @@ class Attachment:
     def _step(self, grads: bool, gate: Tensor | None) -> None:
         """Rescales; a model that is frozen as a whole for now is no inference model here, and is left as it is."""
         rests = not self._is_trained()
-        call = Call(self._followed, self._cycles, grads, self._state, self._agree_every, in_hook=True, rests=rests)
-        if not rests or self._plan._many() is not None or self._plan._ranks() is not None:
-            step(self._plan, call, gate)
+        request = StepRequest(self._followed, self._cycles, grads, self._state, self._agree_every, in_hook=True, rests=rests)
+        if not rests or self._rescaler.replicas() is not None or self._rescaler.ranks() is not None:
+            step(self._rescaler, request, gate)
 
     def _is_trained(self) -> bool:
         """Whether any parameter requires a gradient."""
-        return any(parameter.requires_grad for parameter in self._plan.model.parameters())
+        return any(parameter.requires_grad for parameter in self._rescaler.model.parameters())
 
     def _owners(self) -> set[int]:
         """ids of the optimizers without whose step a round is not over: those that hold a parameter of the model."""
         if len(self._optimizers) == 1:
             return {id(self._optimizers[0])}
         try:
-            moved = self._plan._snapshot().moved_ids()
+            moved = self._rescaler.open().moved_ids()
         except FxenormError:
             # The step meets the same, and tells other processes of it.
             return {id(optimizer) for optimizer in self._optimizers}

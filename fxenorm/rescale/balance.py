@@ -11,11 +11,15 @@ from torch import Tensor
 from ..analysis.held import Held, held_by_group
 from ..analysis.options import Options
 from ..kernels.program import ScaleTarget
+from ..optim.state import OptimizerLike, StateChoice, unwrap_optimizers
 from ..solve import fastest_solver
 from ..solve.iterate import solve_rounded
 from ..text.describe import plural
 from ..weights.weights import Snapshot, Solved
+from .agreeing import Looked
+from .nothing import say_if_nothing_moves
 from .progress import progress
+from .rescaler import Rescaler
 
 __all__ = ["BalanceResult", "balance"]
 
@@ -90,6 +94,29 @@ class BalanceResult:
 
 
 def balance(
+    rescaler: Rescaler, optimizer: OptimizerLike, *, tol: float, max_iterations: int, state: StateChoice
+) -> BalanceResult:
+    """`Plan.balance` with checked options."""
+
+    def look() -> Looked:
+        """Finds what follows, in the plan's own basis."""
+        return Looked(*rescaler.targets(optimizer, state=state, within=False))
+
+    words = ("balance", f"tol={tol!r}", f"max_iterations={max_iterations!r}", f"state={state!r}")
+    whole, targets, _ = rescaler.look_up(words, look, optimizer)
+    optimizers = unwrap_optimizers(optimizer)
+
+    def targets_of(other: Snapshot) -> Sequence[ScaleTarget]:
+        """Finds what follows, in the basis of a snapshot."""
+        return targets if other.analysis is whole.analysis else other.targets(optimizers, frozen=False, state=state)
+
+    result = _balanced(whole, targets_of, tol=tol, max_iterations=max_iterations)
+    say_if_nothing_moves(rescaler, "balance")
+    rescaler.warnings.nothing_moves("balance", result.held, rescaler.num_scales)
+    return result
+
+
+def _balanced(
     whole: Snapshot, targets_of: Callable[[Snapshot], Sequence[ScaleTarget]], *, tol: float, max_iterations: int
 ) -> BalanceResult:
     """Solves for the least norm, writes the targets once, and reports.
@@ -106,7 +133,7 @@ def balance(
         return found
 
     agreed = whole.agreed_scales(solve)
-    log_scales = agreed.snapshot.core.to_plan(agreed.log_scales).to("cpu", torch.float64, copy=True)
+    log_scales = agreed.snapshot.analysis.to_plan(agreed.log_scales).to("cpu", torch.float64, copy=True)
     if bool(log_scales.any()):
         agreed.snapshot.apply_told(targets, agreed.log_scales)
     return replace(agreed.result, log_scales=log_scales)
@@ -117,12 +144,12 @@ def _solved(
 ) -> tuple[Solved[BalanceResult], Sequence[ScaleTarget]]:
     """What is to be written, what the report says, and the targets."""
     snapshot, problem, left = whole.within_now()
-    core = snapshot.core
+    analysis = snapshot.analysis
     targets = targets_of(snapshot)
     powers_of_two = snapshot.powers_of_two()
-    limit = problem.limit.clamp(max=_CAP / (1.0 if core.basis is None else core.basis.growth)).expand(2, -1)
+    limit = problem.limit.clamp(max=_CAP / (1.0 if analysis.basis is None else analysis.basis.growth)).expand(2, -1)
     problem = replace(problem, limit=limit)
-    solver = solver_for(core.options)
+    solver = solver_for(analysis.options)
     by_tensor, problem = problem, problem if "gauss-seidel" in solver else problem.stacked()
     passes, confined = 2, torch.zeros_like(problem.held)
     most = max_iterations
@@ -138,13 +165,13 @@ def _solved(
         rooms = snapshot.rooms(targets) if rooms is None else rooms
         most = min(max_iterations, _AT_ENDS) if solver == "newton" else max_iterations
         problem = replace(problem, limit=torch.where(confined, torch.minimum(limit, rooms), limit))
-    at_limit = _AT_CAP if core.options.max_log_scale is None else _AT_LIMIT
+    at_limit = _AT_CAP if analysis.options.max_log_scale is None else _AT_LIMIT
     stopped = [
         ((solution.at_limit & confined).cpu().numpy(), _ROOM),
         ((solution.at_limit & ~confined).cpu().numpy(), at_limit),
     ]
-    log_scales = core.to_plan(solution.log_scales)
-    everything = by_tensor if core is whole.core else whole.problem()
+    log_scales = analysis.to_plan(solution.log_scales)
+    everything = by_tensor if analysis is whole.analysis else whole.problem()
     result = BalanceResult(
         solver=solver,
         converged=solution.converged,
@@ -157,7 +184,9 @@ def _solved(
         imbalance_after=problem.imbalance(solution.log_scales),
         layer_norms_before=_floats(whole.layer_norms(everything)),
         layer_norms_after=_floats(whole.layer_norms(everything, log_scales)),
-        held=held_by_group(core.groups, [*left.reasons, *stopped], core.symmetry.num_scales, left.equations, whole.frozen),
+        held=held_by_group(
+            analysis.groups, [*left.reasons, *stopped], analysis.symmetry.num_scales, left.equations, whole.frozen
+        ),
         rounded=snapshot.rounded(targets, solution.log_scales) if powers_of_two is not None else 0,
     )
     return Solved(snapshot, solution.log_scales, result), targets

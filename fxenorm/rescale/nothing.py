@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from ..analysis.held import held_by_group
 from ..symmetry.symmetry import Symmetry
 from ..text.describe import barrier_summaries, output_lines, plural
-
-if TYPE_CHECKING:
-    from ..plan.plan import Plan
+from .rescaler import Rescaler
 
 __all__ = ["QUANTISED", "is_quantised", "say_if_nothing_moves", "why_no_scale"]
 
@@ -25,19 +23,20 @@ _OPERATORS = ("quantize_per", "dequantize_per", "choose_qparams", "fake_quantize
 _MOST = 4
 
 
-def say_if_nothing_moves(plan: Plan, call: str) -> None:
+def say_if_nothing_moves(rescaler: Rescaler, call: str) -> None:
     """Warns at a plan's first call, once, where its graph and its flags leave nothing to move; reads no weight."""
-    if plan._warnings.looked:
+    warnings, analysis = rescaler.warnings, rescaler.analysis
+    if warnings.looked:
         return
-    plan._warnings.looked = True
-    if not plan.num_scales:
-        plan._warnings.nothing(call, why_no_scale(plan.model, plan.symmetry))
+    warnings.looked = True
+    if not rescaler.num_scales:
+        warnings.nothing(call, why_no_scale(rescaler.model, analysis.symmetry))
         return
-    snapshot = plan._snapshot()
-    left = plan._core.left(snapshot.frozen, snapshot._rounded())
+    snapshot = rescaler.open()
+    left = snapshot.movable()
     if left.held.all():
-        held = held_by_group(plan.groups, left.reasons, plan.num_scales, left.equations, snapshot.frozen)
-        plan._warnings.nothing_moves(call, held, plan.num_scales)
+        held = held_by_group(analysis.groups, left.reasons, rescaler.num_scales, left.equations, snapshot.frozen)
+        warnings.nothing_moves(call, held, rescaler.num_scales)
 
 
 def why_no_scale(model: nn.Module, symmetry: Symmetry) -> str:

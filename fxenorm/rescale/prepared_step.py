@@ -57,13 +57,13 @@ class PreparedStep:
         self.snapshot, self.targets = snapshot, targets
         self._tracked = tuple(tracked)
         self._optimizers = tuple(optimizers)
-        core = snapshot.core
-        counted = {item.parameter for item in core.objective.counted}
+        analysis = snapshot.analysis
+        counted = {item.parameter for item in analysis.objective.counted}
         self._counted = frozenset(target.name for target in targets if target.name in counted)
-        self._reach = float(core.reach.max(initial=2))
+        self._reach = float(analysis.reach.max(initial=2))
         self._held = snapshot.held_mask()
         self._moves_by_powers = snapshot.powers_of_two() is not None
-        limit = core.most_log_scale
+        limit = analysis.most_log_scale
         self._most = math.inf if limit is None else limit
         self._table: StepTable | None = None
         self._cycles_table: CyclesTable | None = None
@@ -128,8 +128,8 @@ class PreparedStep:
             cycles: how many.
             gate: 0-d bool on the device: nothing moves where it is False.
         """
-        core, backend = self.snapshot.core, self.snapshot.backend
-        jacobi = not core.options.solver.endswith("gauss-seidel")
+        analysis, backend = self.snapshot.analysis, self.snapshot.backend
+        jacobi = not analysis.options.solver.endswith("gauss-seidel")
         plain = jacobi and not self._moves_by_powers
         on_cpu = self.snapshot.device.type == "cpu"
         if plain and on_cpu and gate is None and isinstance(backend, CompiledBackend) and self._run_compiled(backend, cycles):
@@ -141,7 +141,7 @@ class PreparedStep:
 
     def _run_compiled(self, backend: CompiledBackend, cycles: int) -> bool:
         """In one call, or one cycle in two, if no entry leaves its type's range; else nothing changes and the answer is False."""
-        table = None if self.snapshot.core.objective.folds_biases else self._whole_table()
+        table = None if self.snapshot.analysis.objective.folds_biases else self._whole_table()
         if table is None or not table.complete:
             return cycles == 1 and self._run_in_two(backend)
         if cycles == 1:
@@ -153,12 +153,12 @@ class PreparedStep:
     def _run_triton(self, backend: TritonBackend, cycles: int, gate: Tensor | None) -> bool:
         """In a handful of launches, if the kernels serve the device; else nothing is changed and the answer is False."""
         snapshot = self.snapshot
-        if not backend.serves(snapshot.device) or snapshot.core.objective.folds_biases:
+        if not backend.serves(snapshot.device) or snapshot.analysis.objective.folds_biases:
             return False
         if self._triton_step is None:
             tensors, self._factors = snapshot.gather()
             self._triton_step = TritonStep(
-                *(snapshot.core.objective.program, tensors, self._factors, self.targets),
+                *(snapshot.analysis.objective.program, tensors, self._factors, self.targets),
                 own=len(snapshot.tensors),
                 held=self._held,
                 limit=self._most,
@@ -181,7 +181,7 @@ class PreparedStep:
 
     def _row_factors(self) -> list[Tensor | None]:
         """The factors of folded BatchNorms as they are now."""
-        return self.snapshot.gather()[1] if self.snapshot.core.objective.folds else self._factors
+        return self.snapshot.gather()[1] if self.snapshot.analysis.objective.folds else self._factors
 
     def _run_in_two(self, backend: CompiledBackend) -> bool:
         """One cycle in two calls, if no entry leaves its type's range; else nothing is changed and the answer is False."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,16 +20,19 @@ from ..solve.sweeps import gauss_seidel_sweep
 from ..weights.sharded_problem import ShardedProblem
 from ..weights.sharded_snapshot import ShardedSnapshot
 from .agreeing import Looked, meeting_of, statement_of
-
-if TYPE_CHECKING:
-    from ..plan.plan import Plan
-    from .step import Call
+from .request import StepRequest
+from .rescaler import Rescaler
 
 __all__ = ["step_together"]
 
 
 def step_together(
-    plan: Plan, ranks: Ranks, call: Call, optimizers: Sequence[Optimizer], gate: Tensor | None, error: BaseException | None
+    rescaler: Rescaler,
+    ranks: Ranks,
+    request: StepRequest,
+    optimizers: Sequence[Optimizer],
+    gate: Tensor | None,
+    error: BaseException | None,
 ) -> None:
     """See `fxenorm.rescale.step.step`.
 
@@ -38,7 +40,7 @@ def step_together(
     device, for which nothing waits, in a later one.
 
     Args:
-        plan, call, gate: see there.
+        rescaler, request, gate: see there.
         ranks: the processes.
         optimizers: whose state follows.
         error: what is wrong with the call on this process; None: nothing so far.
@@ -47,16 +49,16 @@ def step_together(
         try:
             if error is not None:
                 raise error
-            plan._late_answers.raise_known()
-            step = _Step(plan, call, optimizers, gate)
+            rescaler.late_answers.raise_known()
+            step = _Step(rescaler, request, optimizers, gate)
         except BaseException as raised:  # whatever it is, the others wait
             statement = Statement(error=raised)
-            answer = meeting_of(plan._core, ranks).ask(statement)
+            answer = meeting_of(rescaler.analysis, ranks).ask(statement)
             if ranks.device.type == "cpu":
                 settle(ranks, answer, statement)
             raise
-        if plan._core.asks_apart:
-            answer, found = meeting_of(plan._core, ranks).tell(step.notes), None
+        if rescaler.analysis.asks_apart:
+            answer, found = meeting_of(rescaler.analysis, ranks).tell(step.notes), None
         else:
             answer, found = step.snapshot.exchange(step.notes, step.own_logs, step.own_rooms)
         if ranks.device.type == "cpu":
@@ -64,35 +66,35 @@ def step_together(
             if not answer.moves:
                 return
         else:
-            plan._late_answers.note(answer, ranks)
-        if call.rests or not plan.num_scales:
+            rescaler.late_answers.note(answer, ranks)
+        if request.rests or not rescaler.num_scales:
             return
         step.move(answer, found)
-        plan._left_gradients.note()
+        rescaler.left_gradients.note()
 
 
 class _Step:
     """What one step has looked up and read before the first collective.
 
     Args:
-        plan, call, optimizers, gate: see `step_together`.
+        rescaler, request, optimizers, gate: see `step_together`.
     """
 
-    def __init__(self, plan: Plan, call: Call, optimizers: Sequence[Optimizer], gate: Tensor | None) -> None:
-        snapshot, self.targets = plan._prepared(optimizers, grads=call.grads, state=call.state)
+    def __init__(self, rescaler: Rescaler, request: StepRequest, optimizers: Sequence[Optimizer], gate: Tensor | None) -> None:
+        snapshot, self.targets = rescaler.targets(optimizers, grads=request.grads, state=request.state)
         if not isinstance(snapshot, ShardedSnapshot):
             raise RescaleError("the model's tensors were replaced while they were looked up")
-        if not optimizers and call.state != "keep" and not call.grads:
-            plan._warnings.unseen(snapshot.a_gradient())
-        if not call.in_hook and plan._left_gradients.are_left(optimizers, snapshot, follow=call.grads):
-            plan._warnings.accumulating()
-        self.snapshot, self._cycles = snapshot, call.cycles
+        if not optimizers and request.state != "keep" and not request.grads:
+            rescaler.warnings.unseen(snapshot.a_gradient())
+        if not request.in_hook and rescaler.left_gradients.are_left(optimizers, snapshot, follow=request.grads):
+            rescaler.warnings.accumulating()
+        self.snapshot, self._cycles = snapshot, request.cycles
         self._powers_of_two = snapshot.powers_of_two()
-        self._sweeps = plan.options.solver.endswith("gauss-seidel") and self._powers_of_two is None
+        self._sweeps = rescaler.analysis.options.solver.endswith("gauss-seidel") and self._powers_of_two is None
         self._problem: ShardedProblem | None = None
-        self._is_one = call.cycles == 1 and self._powers_of_two is None and not self._sweeps
+        self._is_one = request.cycles == 1 and self._powers_of_two is None and not self._sweeps
         self.own_rooms = snapshot.local_rooms(self.targets)
-        self.statement = statement_of(plan, call.said(), optimizers, Looked(snapshot, self.targets))
+        self.statement = statement_of(rescaler.analysis, request.words(), optimizers, Looked(snapshot, self.targets))
         self.notes = self.statement.notes(self.own_rooms, is_open=None if gate is None else local_part(gate))
         # What folded BatchNorms are put together from travels first; with it this process learns whether to go on.
         self.own_logs = None if snapshot.joins else self._read()
@@ -113,7 +115,7 @@ class _Step:
         """
         snapshot, targets = self.snapshot, self.targets
         if found is None:
-            own = snapshot.reducer.own(self._read, 2 * snapshot.core.symmetry.num_scales)
+            own = snapshot.reducer.own(self._read, 2 * snapshot.analysis.symmetry.num_scales)
             logs, rooms, _ = snapshot.reducer.with_rooms(own, self.own_rooms)
         else:
             logs, rooms = found
@@ -131,21 +133,21 @@ class _Step:
 
     def _limit(self, rooms: Tensor) -> Tensor:
         """(2, K) how far a variable may go up and down."""
-        most = self.snapshot.core.most_log_scale
+        most = self.snapshot.analysis.most_log_scale
         limit = rooms if most is None else rooms.clamp(max=most)
         return limit if self._powers_of_two is None else round_limit(limit, self._powers_of_two)
 
     def _one_cycle(self, answer: Answer, logs: Tensor, limit: Tensor) -> Tensor:
         """(K,) log-scales of one cycle, 0 where nothing is to move."""
         snapshot, (negative, positive) = self.snapshot, logs.chunk(2)
-        degree, p = snapshot.program.degree, snapshot.core.options.p
+        degree, p = snapshot.program.degree, snapshot.analysis.options.p
         found = jacobi_step(negative, positive, degree, p, snapshot.held_mask(), limit)
         return torch.where(answer.goes_on, found, 0.0)
 
     def _all_cycles(self, answer: Answer, logs: Tensor, limit: Tensor) -> Tensor:
         """(K,) log-scales of all cycles as `Snapshot.cycles` takes them, 0 where nothing is to move; one collective a cycle."""
         snapshot, held = self.snapshot, self.snapshot.held_mask()
-        degree, p = snapshot.program.degree, snapshot.core.options.p
+        degree, p = snapshot.program.degree, snapshot.analysis.options.p
         whole = snapshot.problem(held) if self._problem is None else self._problem
         problem = replace(whole, limit=limit)
         total = torch.zeros_like(degree)

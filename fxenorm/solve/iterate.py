@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..weights.objective import Problem
-from . import get_solver
 from .jacobi import (
     at_limit,
     clamped,
@@ -20,8 +18,10 @@ from .jacobi import (
     solvable,
     truncate_to_powers_of_two,
 )
+from .objective import Objective
+from .registry import get_solver
 
-__all__ = ["Problem", "Solution", "move", "round_limit", "solve", "solve_rounded"]
+__all__ = ["Solution", "move", "round_limit", "solve", "solve_rounded"]
 
 _ROUNDED_CYCLES = 100
 
@@ -51,7 +51,7 @@ class Solution:
 
 
 def solve(
-    problem: Problem,
+    problem: Objective,
     *,
     tol: float,
     max_iterations: int,
@@ -74,8 +74,8 @@ def solve(
     Returns:
         The log-scales reached; nothing is written.
     """
-    program, p = problem.program, problem.p
-    total = torch.zeros_like(program.degree) if start is None else start.clone()
+    degree, p = problem.degree, problem.p
+    total = torch.zeros_like(degree) if start is None else start.clone()
     cycle, held, first = get_solver(solver), problem.held, None
     # Deep networks have directions in which an imbalance of tol is some more in the weights. One more of Newton's iterations,
     # which squares what is left, makes up for it.
@@ -99,14 +99,14 @@ def solve(
         if powers_of_two is None:
             ahead = cycle(problem, total, log_negative, log_positive)
         else:
-            ahead = move(problem, total, jacobi_step(log_negative, log_positive, program.degree, p, held), powers_of_two)
+            ahead = move(problem, total, jacobi_step(log_negative, log_positive, degree, p, held), powers_of_two)
         if torch.equal(ahead, total):
             break
         total = ahead
     return Solution(total, iteration, worst <= tol and not lost, worst, stopped)
 
 
-def move(problem: Problem, total: Tensor, step: Tensor, powers_of_two: Tensor | None) -> Tensor:
+def move(problem: Objective, total: Tensor, step: Tensor, powers_of_two: Tensor | None) -> Tensor:
     """(K,) log-scales after a cycle, within the limit, in powers of two where asked for; never raises the objective.
 
     A cycle is as long as it can be without ever raising the objective, so anything from 0 to it is safe, but the nearest power
@@ -119,7 +119,7 @@ def move(problem: Problem, total: Tensor, step: Tensor, powers_of_two: Tensor | 
 
     if powers_of_two is None or problem.is_empty:
         return within(step)
-    finite = not math.isinf(problem.program.p)
+    finite = not math.isinf(problem.p)
     candidates = [
         within(truncate_to_powers_of_two(torch.where(powers_of_two, step / 2, step), powers_of_two)),
         within(truncate_to_powers_of_two(step, powers_of_two)),
@@ -136,7 +136,7 @@ def move(problem: Problem, total: Tensor, step: Tensor, powers_of_two: Tensor | 
 
 
 def solve_rounded(
-    problem: Problem,
+    problem: Objective,
     powers_of_two: Tensor | None,
     *,
     tol: float,
@@ -159,7 +159,7 @@ def solve_rounded(
     start = clamped(start, limit)
     if bool(problem.log_objective(start) > problem.log_objective()):
         start = torch.zeros_like(start)
-    within = replace(problem, limit=limit)
+    within = problem.within(limit)
     rounded = solve(within, tol=tol, max_iterations=rounds, start=start, powers_of_two=powers_of_two)
     return replace(
         rounded,

@@ -58,10 +58,20 @@ class Objective(Protocol):
     def group_updates(self) -> Sequence[GroupUpdate]:
         """The groups in the order of Gauss-Seidel."""
 
-    def log_sums(self, log_scales: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is counted."""
+
+    def within(self, limit: Tensor) -> Objective:
+        """The same within another limit."""
+
+    def log_sums(self, log_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(K,) log N and log P after a rescaling."""
 
-    def log_objective(self, log_scales: Tensor) -> Tensor:
+    def log_objectives(self, log_scales: Sequence[Tensor | None]) -> Sequence[Tensor]:
+        """0-d: log F after each of some rescalings; p = inf: the log of the largest entry."""
+
+    def log_objective(self, log_scales: Tensor | None = None) -> Tensor:
         """0-d: log F after a rescaling."""
 
     def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Operator:

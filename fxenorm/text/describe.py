@@ -7,20 +7,19 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..analysis.analysis import Analysis
+from ..analysis.attained.movable import movable
 from ..analysis.counted import Objective
 from ..analysis.groups import Group, layer_of, layers_of, multiplies
-from ..analysis.held import frozen_names, held_by_group
+from ..analysis.held import held_by_group
 from ..analysis.options import Options
 from ..analysis.pairs import short_operator
 from ..symmetry.output_ends import CACHE, CONSTANT
 from ..symmetry.symmetry import Barrier, OutputUse, Symmetry
 from ..trace.outputs import WHOLE
 from .table import Column, table_lines
-
-if TYPE_CHECKING:
-    from ..plan.plan import Plan
 
 __all__ = [
     "BarrierSummary",
@@ -44,33 +43,36 @@ _MOST_BARRIERS = 8
 _MOST_OUTPUTS = 8
 
 
-def describe(plan: Plan, width: int | None = None) -> str:
-    """A plan in words and tables, without reading a weight.
+def describe(analysis: Analysis, title: str, frozen: frozenset[str], width: int | None = None) -> str:
+    """Puts a plan into words and tables, without reading a weight.
 
     Args:
-        plan: the plan.
+        analysis: what was found.
+        title: the name of the model's class.
+        frozen: names of the parameters that are frozen.
         width: of the text, in characters; None: the terminal's, 100 where there is none.
 
     Returns:
         Plain text of several lines.
     """
     width = width or shutil.get_terminal_size((100, 24)).columns
-    symmetry, options, groups = plan.symmetry, plan.options, plan.groups
+    symmetry, options, groups = analysis.symmetry, analysis.options, analysis.groups
     lines = [
-        f"fxenorm plan of {type(plan.model).__name__}: {plural(symmetry.num_scales, 'scale')} in {plural(len(groups), 'group')}, "
+        f"fxenorm plan of {title}: {plural(symmetry.num_scales, 'scale')} in {plural(len(groups), 'group')}, "
         f"{plural(len(layers_that_multiply(symmetry)), 'layer')}, {mode_words(symmetry.modes)}, "
-        f"traced by {tracer_words(symmetry.tracer)}{', exact' if plan.exact else ''}",
-        *(f"not exact: {reason}" for reason in plan.inexact_reasons),
-        f"counted: {counted(plan._core.objective, symmetry, options)}",
+        f"traced by {tracer_words(symmetry.tracer)}{'' if symmetry.inexact_reasons else ', exact'}",
+        *(f"not exact: {reason}" for reason in symmetry.inexact_reasons),
+        f"counted: {counted(analysis.objective, symmetry, options)}",
     ]
     changed = changed_options(options)
     if changed:
         lines.append(f"options: {changed}")
-    if plan.offsets:
-        numbers = ", ".join(f"{offset:g}" for offset in sorted(set(plan.offsets.values())))
-        lines.append(f"offsets: {plural(len(plan.offsets), 'tensor')} move as a number plus themselves (plan.offsets): {numbers}")
+    offsets = symmetry.offsets
+    if offsets:
+        numbers = ", ".join(f"{offset:g}" for offset in sorted(set(offsets.values())))
+        lines.append(f"offsets: {plural(len(offsets), 'tensor')} move as a number plus themselves (plan.offsets): {numbers}")
     if groups:
-        lines += ["", *_group_table(groups, symmetry, width, held_words(plan))]
+        lines += ["", *_group_table(groups, symmetry, width, held_words(analysis, frozen))]
     else:
         lines += ["", "no group: every channel is held at its scale"]
     lines += ["", *_held_lines(symmetry)]
@@ -80,12 +82,11 @@ def describe(plan: Plan, width: int | None = None) -> str:
     return "\n".join(lines)
 
 
-def held_words(plan: Plan) -> dict[str, str]:
+def held_words(analysis: Analysis, frozen: frozenset[str]) -> dict[str, str]:
     """By name of a group, how many channels `step` leaves alone and why: by the graph and the flags, without any weight."""
     counts: dict[str, Counter[str]] = {}
-    frozen = frozen_names(plan.model, plan.symmetry)
-    left = plan._core.left(frozen)
-    for item in held_by_group(plan.groups, left.reasons, plan.num_scales, left.equations, frozen):
+    left = movable(analysis, frozen)
+    for item in held_by_group(analysis.groups, left.reasons, analysis.symmetry.num_scales, left.equations, frozen):
         kind = item.reason.partition(":")[0]
         for name in item.group.split(", "):
             counts.setdefault(name, Counter())[f"{kind}{' (in sums)' if item.coefficients else ''}"] += item.count

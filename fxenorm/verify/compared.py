@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..trace.outputs import chosen
 from ..trace.reachable import Leaf
-
-if TYPE_CHECKING:
-    from ..plan.plan import Plan
+from .subject import Subject
 
 __all__ = ["compared_leaves", "numbers_of"]
 
 _DECIMAL = re.compile(r"[-+]?\d+\.\d*(?:[eE][-+]?\d+)?")
 
 
-def compared_leaves(plan: Plan, leaves: Sequence[Leaf]) -> list[Leaf]:
+def compared_leaves(subject: Subject, leaves: Sequence[Leaf]) -> list[Leaf]:
     """The leaves of one call that the plan holds; of what was left in attributes and arguments only what it knows."""
-    known = {use.path for use in plan.symmetry.outputs if use.held}
-    held = chosen(leaves, plan.options.outputs)
-    named = plan.options.outputs is not None
+    known = {use.path for use in subject.symmetry.outputs if use.held}
+    held = chosen(leaves, subject.analysis.options.outputs)
+    named = subject.analysis.options.outputs is not None
     return [
         leaf
         for leaf, hold in zip(leaves, held, strict=True)

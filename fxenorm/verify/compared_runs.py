@@ -6,7 +6,7 @@ import abc
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,7 @@ from ..trace.reachable import Leaf
 from ..weights.tensors import named_tensors, tie_again
 from .compared import compared_leaves, numbers_of
 from .down_casts import DownCasts, coarsest, tolerance_of
-
-if TYPE_CHECKING:
-    from ..plan.plan import Plan
+from .subject import Subject
 
 __all__ = ["KINDS", "Runs"]
 
@@ -34,7 +32,7 @@ class Runs(abc.ABC):
     """Runs of a plan's model in one mode on one set of inputs.
 
     Args:
-        plan: the plan.
+        subject: the plan's analysis, its model, and how a copy is rescaled.
         inputs: the arguments of forward.
         mode: "eval" or "train".
         seed: of the model's own randomness, the same in every run.
@@ -49,8 +47,8 @@ class Runs(abc.ABC):
     dtype: str
     """The type of the weights, in words."""
 
-    def __init__(self, plan: Plan, inputs: Inputs, mode: str, seed: int) -> None:
-        self._plan, self._mode, self._seed = plan, mode, seed
+    def __init__(self, subject: Subject, inputs: Inputs, mode: str, seed: int) -> None:
+        self._subject, self._mode, self._seed = subject, mode, seed
         self._inputs = inputs.map(self._as_argument)
         casts = DownCasts()
         first = self._numbers(casts=casts)
@@ -93,8 +91,8 @@ class Runs(abc.ABC):
                     f"the model does not run in {self.dtype} on the inputs {self._inputs} in {self._mode} mode: "
                     f"{type(error).__name__}: {error}. Pass inputs that it runs on: plan.verify(inputs)"
                 ) from error
-        held = compared_leaves(self._plan, leaves)
-        if self._plan.options.outputs is None:
+        held = compared_leaves(self._subject, leaves)
+        if self._subject.analysis.options.outputs is None:
             held += [Leaf(f"inputs.{position}", tensor, "tensor") for position, tensor in enumerate(arguments.tensors())]
         return held
 
@@ -147,7 +145,7 @@ class Runs(abc.ABC):
         try:
             with self._model(None) as model, torch.enable_grad():
                 tensors = named_tensors(model)
-                moved = {name: tensors[name] for name in self._plan.exponents}
+                moved = {name: tensors[name] for name in self._subject.analysis.exponents}
                 for tensor in moved.values():
                     tensor.requires_grad_(True)
                 loss = self._loss([numbers_of(leaf) for leaf in self._leaves(model) if leaf.kind == "tensor"])
@@ -172,13 +170,13 @@ class Runs(abc.ABC):
 
     def _along_variables(self, moved: dict[str, Tensor], gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         """Entries' derivatives summed along the variables, with signs and without."""
-        count = self._plan.num_scales
+        count = self._subject.num_scales
         total = torch.zeros(count + 1, dtype=torch.float64, device="cpu")
         size = total.clone()
-        for (name, terms), gradient in zip(self._plan.exponents.items(), gradients, strict=True):
+        for (name, terms), gradient in zip(self._subject.analysis.exponents.items(), gradients, strict=True):
             if gradient is None:
                 continue
-            share = ((self._plan.offsets.get(name, 0.0) + moved[name].detach()) * gradient).double().cpu()
+            share = ((self._subject.symmetry.offsets.get(name, 0.0) + moved[name].detach()) * gradient).double().cpu()
             for coefficient, ids in terms:
                 places = torch.where(ids < 0, count, ids).expand(share.shape).reshape(-1)
                 total.index_add_(0, places, coefficient * share.reshape(-1))
@@ -198,10 +196,10 @@ class _InPlace(Runs):
     @contextlib.contextmanager
     def _model(self, log_scales: Tensor | None) -> Iterator[nn.Module]:
         """The model with other memory behind its tensors; at exit all that forward can reach is as it was."""
-        model = self._plan.model
+        model = self._subject.model
         shell = self._shell()
         if log_scales is not None:
-            self._plan.bind(shell).rescale(log_scales)
+            self._subject.rescale(shell, log_scales)
         with prepared(model, self._mode), _shown(named_tensors(model), named_tensors(shell)):
             yield model
 
@@ -212,9 +210,9 @@ class _InPlace(Runs):
     def _shell(self) -> nn.Module:
         """A tree of modules with copies of the model's tensors under the same names, and nothing else."""
         shell = nn.Module()
-        parameters = {name for name, _ in self._plan.model.named_parameters(remove_duplicate=False)}
+        parameters = {name for name, _ in self._subject.model.named_parameters(remove_duplicate=False)}
         made: dict[int, Tensor] = {}
-        for name, tensor in named_tensors(self._plan.model).items():
+        for name, tensor in named_tensors(self._subject.model).items():
             if is_traceable_wrapper_subclass(tensor):
                 raise RescaleError(f"{name!r} is a {type(tensor).__name__}, whose memory cannot be exchanged for a check")
             *path, leaf = name.split(".")
@@ -227,7 +225,7 @@ class _InPlace(Runs):
                     made[id(tensor)] = nn.Parameter(made[id(tensor)], requires_grad=False)
             held: dict[str, Any] = owner._parameters if isinstance(made[id(tensor)], nn.Parameter) else owner._buffers
             held[leaf] = made[id(tensor)]
-        tie_again(shell, self._plan.symmetry.aliases)
+        tie_again(shell, self._subject.symmetry.aliases)
         return shell
 
 
@@ -243,7 +241,7 @@ class _InPlaceAsItIs(_InPlace):
         return tensor.detach()
 
     def _own_types(self) -> set[torch.dtype]:
-        return {tensor.dtype for tensor in self._plan.model.parameters()}
+        return {tensor.dtype for tensor in self._subject.model.parameters()}
 
 
 class _OnCopy(Runs):
@@ -255,13 +253,13 @@ class _OnCopy(Runs):
     def _model(self, log_scales: Tensor | None) -> Iterator[nn.Module]:
         """A rescaled float64 copy in the mode."""
         try:
-            model = copy.deepcopy(self._plan.model).double()
-            tie_again(model, self._plan.symmetry.aliases)
+            model = copy.deepcopy(self._subject.model).double()
+            tie_again(model, self._subject.symmetry.aliases)
             set_mode(model, self._mode)
         except Exception as error:  # modules may hold anything, and refuse anything
             raise RescaleError(f"the model cannot be copied to float64 for a check: {type(error).__name__}: {error}") from error
         if log_scales is not None:
-            self._plan.bind(model).rescale(log_scales)
+            self._subject.rescale(model, log_scales)
         yield model
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,9 +14,7 @@ from ..errors import RescaleError
 from ..trace.inputs import Inputs, is_meta
 from .compared_runs import KINDS, Runs
 from .down_casts import tolerance_of
-
-if TYPE_CHECKING:
-    from ..plan.plan import Plan
+from .subject import Subject
 
 __all__ = ["Verification", "verify"]
 
@@ -68,63 +65,65 @@ class Verification:
         return "\n".join(lines)
 
 
-def verify(plan: Plan, inputs: Inputs, *, seed: int = 0) -> Verification:
+def verify(subject: Subject, inputs: Inputs, *, seed: int = 0) -> Verification:
     """Checks a plan on its model, in every mode that it covers and at a second size of the inputs where one is known.
 
     All variables at once, drawn from uniform(-1, 1), must leave the outputs as they are. Where they do not, the groups at
     fault are searched: by the slopes of one backward pass where these are true derivatives, else by rescaling groups by halves.
 
     Args:
-        plan: the plan.
+        subject: the plan's analysis, its model, and how a copy is rescaled.
         inputs: the arguments of forward.
         seed: of the log-scales, and of the model's own randomness, the same in both runs.
 
     Raises:
         RescaleError: the model is on the meta device, spread over processes, or does not run on the inputs.
     """
-    if any(is_distributed(tensor) for tensor in plan.model.parameters()):
+    if any(is_distributed(tensor) for tensor in subject.model.parameters()):
         raise RescaleError(
             "the model is spread over processes, and a check needs whole copies of it: verify a plan of the unsharded model, "
             "which has the same fingerprint"
         )
-    if is_meta(plan.model):
+    if is_meta(subject.model):
         raise RescaleError("a model on the meta device has no values to verify: bind the plan to one that has (plan.bind)")
     generator = torch.Generator().manual_seed(seed)
-    log_scales = 2 * torch.rand(plan.num_scales, generator=generator, dtype=torch.float64, device="cpu") - 1
+    log_scales = 2 * torch.rand(subject.num_scales, generator=generator, dtype=torch.float64, device="cpu") - 1
     differences: dict[str, float] = {}
     tolerances: dict[str, float] = {}
     dtypes: dict[str, str] = {}
     guilty: dict[str, None] = {}
     checked: dict[str, None] = {}
     unchecked: dict[str, None] = {}
-    for mode in plan.modes:
-        for runs in _all_runs(plan, inputs, mode, seed, checked, unchecked):
+    for mode in subject.symmetry.modes:
+        for runs in _all_runs(subject, inputs, mode, seed, checked, unchecked):
             difference = runs.difference(log_scales)
             if not difference <= runs.tolerance:
-                guilty.update(dict.fromkeys(group.name for group in _at_fault(plan, runs, log_scales)))
+                guilty.update(dict.fromkeys(group.name for group in _at_fault(subject, runs, log_scales)))
             # Of several sizes that one counts which comes out worst against its own tolerance.
             if mode not in differences or difference / runs.tolerance > differences[mode] / tolerances[mode]:
                 differences[mode], tolerances[mode], dtypes[mode] = difference, runs.tolerance, runs.dtype
-    return Verification(differences, tolerances, tuple(guilty), dtypes, tuple(checked), tuple(unchecked), plan.inexact_reasons)
+    return Verification(
+        differences, tolerances, tuple(guilty), dtypes, tuple(checked), tuple(unchecked), subject.symmetry.inexact_reasons
+    )
 
 
 # ---------------------------------------------------------------- runs
 
 
 def _all_runs(
-    plan: Plan, inputs: Inputs, mode: str, seed: int, checked: dict[str, None], unchecked: dict[str, None]
+    subject: Subject, inputs: Inputs, mode: str, seed: int, checked: dict[str, None], unchecked: dict[str, None]
 ) -> Iterator[Runs]:
     """Runs on the given inputs, and at a second size; notes what was checked on and what was not."""
-    runs = _first_that_runs(plan, inputs, mode, seed)
+    runs = _first_that_runs(subject, inputs, mode, seed)
     checked[str(inputs)] = None
     yield runs
-    others = list(_other_sizes(plan, inputs))
+    others = list(_other_sizes(subject, inputs))
     if not others:
         unchecked["a second size: the model was analysed at one size only, or on inputs of other axes"] = None
     refusal = None
     for other in others:
         try:
-            again = type(runs)(plan, other, mode, seed)
+            again = type(runs)(subject, other, mode, seed)
         except RescaleError as error:
             refusal = refusal or f"{other}: {error}"
             continue
@@ -135,7 +134,7 @@ def _all_runs(
         unchecked[refusal] = None
 
 
-def _first_that_runs(plan: Plan, inputs: Inputs, mode: str, seed: int) -> Runs:
+def _first_that_runs(subject: Subject, inputs: Inputs, mode: str, seed: int) -> Runs:
     """Runs of the first kind that the model allows.
 
     Raises:
@@ -144,15 +143,15 @@ def _first_that_runs(plan: Plan, inputs: Inputs, mode: str, seed: int) -> Runs:
     refusals = []
     for kind in KINDS:
         try:
-            return kind(plan, inputs, mode, seed)
+            return kind(subject, inputs, mode, seed)
         except RescaleError as error:
             refusals.append(error)
     raise refusals[0]
 
 
-def _other_sizes(plan: Plan, inputs: Inputs) -> Iterator[Inputs]:
+def _other_sizes(subject: Subject, inputs: Inputs) -> Iterator[Inputs]:
     """The given inputs at the second size of the analysis, and with the same axes grown, which keeps indices in them valid."""
-    known, tensors = plan.symmetry.second_sizes, inputs.tensors()
+    known, tensors = subject.symmetry.second_sizes, inputs.tensors()
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if [len(axes) for axes in known] != [len(shape) for shape in shapes] or any(t.layout is not torch.strided for t in tensors):
         return
@@ -174,18 +173,18 @@ def _other_sizes(plan: Plan, inputs: Inputs) -> Iterator[Inputs]:
 # ---------------------------------------------------------------- the groups at fault
 
 
-def _at_fault(plan: Plan, runs: Runs, log_scales: Tensor) -> list[Group]:
+def _at_fault(subject: Subject, runs: Runs, log_scales: Tensor) -> list[Group]:
     """The groups that change the outputs, given that all of them together do."""
-    known = _by_slopes(plan, runs) if runs.tolerance == _EXACT else []
+    known = _by_slopes(subject, runs) if runs.tolerance == _EXACT else []
     names = {group.name for group in known}
-    rest = [group for group in plan.groups if group.name not in names]
+    rest = [group for group in subject.analysis.groups if group.name not in names]
     return known + _bisect(runs, log_scales, rest)
 
 
-def _by_slopes(plan: Plan, runs: Runs) -> list[Group]:
+def _by_slopes(subject: Subject, runs: Runs) -> list[Group]:
     """The groups that have a slope; none where the slopes are no derivatives, as in models that detach."""
     found = runs.slopes()
-    if found is None or not plan.num_scales:
+    if found is None or not subject.num_scales:
         return []
     total, size = found
     wrong = total.abs() > _NOTED_SLOPE * (size + size.amax() * 1e-12)
@@ -196,7 +195,7 @@ def _by_slopes(plan: Plan, runs: Runs) -> list[Group]:
     measured = (runs.loss(step * along) - runs.loss(-step * along)) / (2 * step)
     if not abs(measured - float(total @ along)) <= 1e-4 * float(total.abs() @ along):
         return []
-    return [group for group in plan.groups if bool(wrong[group.variables.start : group.variables.stop].any())]
+    return [group for group in subject.analysis.groups if bool(wrong[group.variables.start : group.variables.stop].any())]
 
 
 def _bisect(runs: Runs, log_scales: Tensor, groups: Sequence[Group]) -> list[Group]:

@@ -85,6 +85,10 @@ class Problem:
         """(K,) A_k."""
         return self.program.degree
 
+    def within(self, limit: Tensor) -> Problem:
+        """The same within another limit."""
+        return replace(self, limit=limit)
+
     @cached_property
     def labels(self) -> Tensor:
         """(K,) the group of each variable."""

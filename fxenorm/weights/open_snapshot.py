@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from ..analysis.analysis import Core
+from ..analysis.analysis import Analysis
 from ..distributed.agreement import Statement
 from ..distributed.dtensors import is_distributed, reshard
 from ..distributed.ranks import ranks_of
@@ -16,7 +16,7 @@ from ..distributed.replicas import agreed_values
 from ..errors import RescaleError
 from ..kernels.backend import Backend
 from ..kernels.program import ScaleTarget
-from ..rescale.agreeing import Replicas
+from .replicas import Replicas
 from .sharded_snapshot import ShardedSnapshot
 from .told import apply_and_tell
 from .tracked import Tracked
@@ -34,12 +34,12 @@ class ReplicatedSnapshot(Snapshot):
     BatchNorms, the first one's are used by all.
 
     Args:
-        core, model, tracked: see `Snapshot`.
+        analysis, model, tracked: see `Snapshot`.
         replicas: the processes.
     """
 
-    def __init__(self, core: Core, model: nn.Module, tracked: Sequence[Tracked], replicas: Replicas) -> None:
-        super().__init__(core, model, tracked)
+    def __init__(self, analysis: Analysis, model: nn.Module, tracked: Sequence[Tracked], replicas: Replicas) -> None:
+        super().__init__(analysis, model, tracked)
         self._replicas = replicas
         self._statistics: dict[str, Tensor] | None = None
 
@@ -51,23 +51,23 @@ class ReplicatedSnapshot(Snapshot):
     @property
     def repeatable(self) -> bool:
         """False where statistics are read: they change at every forward pass."""
-        return super().repeatable and not self.core.objective.statistics
+        return super().repeatable and not self.analysis.objective.statistics
 
     def gather(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """The counted tensors and their factors, the same on every process; one broadcast where statistics are read."""
-        if not self.core.objective.statistics:
+        if not self.analysis.objective.statistics:
             return super().gather()
         if self._statistics is None:
-            own = {name: self._read[name] for name in self.core.objective.statistics}
+            own = {name: self._read[name] for name in self.analysis.objective.statistics}
             self._statistics = agreed_values(self._replicas.group, own)
-        return self.core.objective.gather({**self._read, **self._statistics})
+        return self.analysis.objective.gather({**self._read, **self._statistics})
 
     def agreed_scales(self, solve: Callable[[], Solved[T]]) -> Solved[T]:
         """Those of the first process, by one broadcast, once all have found some in the same basis."""
         try:
             found = solve()
             statement = Statement(
-                {"free scales": (f"{found.log_scales.numel()} in basis {found.snapshot.core.fingerprint[:8]}",)}
+                {"free scales": (f"{found.log_scales.numel()} in basis {found.snapshot.analysis.fingerprint[:8]}",)}
             )
         except BaseException as error:  # whatever it is, the others wait
             statement = Statement(error=error)
@@ -80,11 +80,11 @@ class ReplicatedSnapshot(Snapshot):
         apply_and_tell(self, self._replicas.ranks(self.device), targets, log_scales)
 
 
-def open_snapshot(core: Core, model: nn.Module, tracked: Sequence[Tracked], replicas: Replicas | None) -> Snapshot:
+def open_snapshot(analysis: Analysis, model: nn.Module, tracked: Sequence[Tracked], replicas: Replicas | None) -> Snapshot:
     """The model's tensors now.
 
     Args:
-        core: the plan without its module.
+        analysis: the plan without its module.
         model: the module, without wrappers.
         tracked: copies that follow.
         replicas: the processes of DistributedDataParallel; None: there are no others.
@@ -95,10 +95,10 @@ def open_snapshot(core: Core, model: nn.Module, tracked: Sequence[Tracked], repl
     reshard(model)
     ranks = ranks_of(model.parameters())
     if ranks is not None:
-        return ShardedSnapshot(core, model, tracked, ranks)
+        return ShardedSnapshot(analysis, model, tracked, ranks)
     for copy in tracked:
         if any(is_distributed(tensor) for tensor in copy.tensors(model).values()):
             raise RescaleError("a tracked copy is spread over processes and the model is not: shard both, or neither")
     if replicas is not None:
-        return ReplicatedSnapshot(core, model, tracked, replicas)
-    return Snapshot(core, model, tracked)
+        return ReplicatedSnapshot(analysis, model, tracked, replicas)
+    return Snapshot(analysis, model, tracked)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..analysis.analysis import Core
+from ..analysis.analysis import Analysis
 from ..analysis.attained.exponent_rows import ExponentRows, exponent_rows
 from ..analysis.group_order import group_order
 from ..distributed.agreement import ELSEWHERE, Answer
@@ -40,15 +40,15 @@ class ShardedSnapshot(Snapshot):
     """See `Snapshot`. Making one tells the other processes nothing.
 
     Args:
-        core, model, tracked: see `Snapshot`.
+        analysis, model, tracked: see `Snapshot`.
         ranks: the processes.
 
     Raises:
         RescaleError: a tensor is placed in a way that does not say which entries a process holds.
     """
 
-    def __init__(self, core: Core, model: nn.Module, tracked: Sequence[Tracked], ranks: Ranks) -> None:
-        super().__init__(core, model, tracked)
+    def __init__(self, analysis: Analysis, model: nn.Module, tracked: Sequence[Tracked], ranks: Ranks) -> None:
+        super().__init__(analysis, model, tracked)
         self.ranks = ranks
         self._eager = get_backend("eager")
         self.failures: list[BaseException] = []
@@ -56,10 +56,10 @@ class ShardedSnapshot(Snapshot):
 
     def _entered(self) -> None:
         """Works out this process's part of the objective."""
-        self._local = local_objective(self.core, self._read, self.ranks)
+        self._local = local_objective(self.analysis, self._read, self.ranks)
         self._vectors: dict[str, Tensor] | None = None
         reference = self._local.reference.to(self.device)
-        self.reducer = Reducer(self.ranks, self.core.options.p, reference, self.failures)
+        self.reducer = Reducer(self.ranks, self.analysis.options.p, reference, self.failures)
 
     @property
     def backend(self) -> Backend:
@@ -83,7 +83,7 @@ class ShardedSnapshot(Snapshot):
         if state == "reexpress":
             _refuse_joint_state(optimizers)
         found = super().targets(optimizers, frozen=frozen, grads=grads, state=state)
-        return [local_target(self.core, target, self.ranks) for target in found]
+        return [local_target(self.analysis, target, self.ranks) for target in found]
 
     @property
     def repeatable(self) -> bool:
@@ -92,7 +92,7 @@ class ShardedSnapshot(Snapshot):
 
     def gather(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """This process's parts of the counted tensors, and their factors."""
-        local, objective = self._local, self.core.objective
+        local, objective = self._local, self.analysis.objective
         positions = local.positions.tolist()
         if not objective.folded_names:
             return [local_part(self._read[objective.counted[position].parameter]) for position in positions], [None] * len(
@@ -110,7 +110,7 @@ class ShardedSnapshot(Snapshot):
     def _put_together(self, total: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The vectors of folded BatchNorms, put together once."""
         if self._vectors is None:
-            self._vectors = put_together(self.core, self._read, self._local, self.ranks, total)
+            self._vectors = put_together(self.analysis, self._read, self._local, self.ranks, total)
         return self._vectors
 
     @property
@@ -129,7 +129,7 @@ class ShardedSnapshot(Snapshot):
         Returns:
             What all say, and log N and log P of all with the rooms that all have, or None for these.
         """
-        least = self.core.least_message
+        least = self.analysis.least_message
         if logs is not None:
             found, common, board = self.reducer.with_rooms(logs, rooms, notes, least)
             return Answer(board), (found, common)
@@ -171,7 +171,7 @@ class ShardedSnapshot(Snapshot):
     def problem(self, held: Tensor | None = None) -> ShardedProblem:
         """The objective, with this process's matrices read."""
         own = super().problem(held)
-        whole = self.core.objective.program.to(self.device)
+        whole = self.analysis.objective.program.to(self.device)
         return ShardedProblem(
             own.backend,
             own.program,
@@ -179,7 +179,7 @@ class ShardedSnapshot(Snapshot):
             own.held,
             own.limit,
             own.groups,
-            lambda program: group_order(self._local.program, self.core.solver_groups).to(program),
+            lambda program: group_order(self._local.program, self.analysis.solver_groups).to(program),
             whole=whole,
             positions=self._local.positions,
             reducer=self.reducer,
@@ -192,7 +192,7 @@ class ShardedSnapshot(Snapshot):
 
     def rooms(self, targets: Sequence[ScaleTarget]) -> Tensor:
         """(2, K) how far each variable can go up and down before an entry leaves its room on any process."""
-        count = 2 * self.core.symmetry.num_scales
+        count = 2 * self.analysis.symmetry.num_scales
         own = self.reducer.own(lambda: self.local_rooms(targets).reshape(-1), count).nan_to_num(nan=0.0)
         return -self.ranks.largest(-own).reshape(2, -1)
 

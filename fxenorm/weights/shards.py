@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..analysis.analysis import Core
+from ..analysis.analysis import Analysis
 from ..analysis.counted import Counted
 from ..distributed.dtensors import is_distributed, local_part
 from ..distributed.layout import Layout, layout_of, placements_of, whole
@@ -41,35 +41,35 @@ class LocalObjective:
     reference: Tensor
 
 
-def local_objective(core: Core, tensors: Mapping[str, Tensor], ranks: Ranks) -> LocalObjective:
+def local_objective(analysis: Analysis, tensors: Mapping[str, Tensor], ranks: Ranks) -> LocalObjective:
     """The objective of this process's part of the counted tensors; made once for each way to spread them.
 
     Args:
-        core: the plan without its module.
+        analysis: the plan without its module.
         tensors: all that the objective reads, by name.
         ranks: the processes.
 
     Raises:
         RescaleError: see `layout_of`.
     """
-    read = sorted({item.parameter for item in core.objective.counted} | core.objective.folded_names)
+    read = sorted({item.parameter for item in analysis.objective.counted} | analysis.objective.folded_names)
     key = ("objective", ranks.rank, ranks.first_rank, tuple((name, placements_of(tensors[name])) for name in read))
-    known: LocalObjective | None = core.parts.get(key)
+    known: LocalObjective | None = analysis.parts.get(key)
     if known is None:
-        core.parts[key] = known = _build(core, tensors, ranks)
+        analysis.parts[key] = known = _build(analysis, tensors, ranks)
     return known
 
 
-def empty_objective(core: Core) -> LocalObjective:
+def empty_objective(analysis: Analysis) -> LocalObjective:
     """That of a process which has nothing to add."""
-    return _assembled(core, [], (), ())
+    return _assembled(analysis, [], (), ())
 
 
-def _build(core: Core, tensors: Mapping[str, Tensor], ranks: Ranks) -> LocalObjective:
+def _build(analysis: Analysis, tensors: Mapping[str, Tensor], ranks: Ranks) -> LocalObjective:
     """See `local_objective`."""
     members: list[tuple[int, Layout]] = []
     joined: dict[str, None] = {}
-    for position, item in enumerate(core.objective.counted):
+    for position, item in enumerate(analysis.objective.counted):
         name, vectors = _layout_name(item, tensors), _vectors(item)
         if not _is_aligned(item, tensors):
             joined.update(dict.fromkeys(vectors))
@@ -78,12 +78,14 @@ def _build(core: Core, tensors: Mapping[str, Tensor], ranks: Ranks) -> LocalObje
                 continue
         members.append((position, layout_of(name, tensors[name], ranks.first_rank, ranks.rank)))
     kept = [(position, layout) for position, layout in members if layout.counts and not layout.is_empty]
-    return _assembled(core, [position for position, _ in kept], tuple(layout for _, layout in kept), tuple(joined))
+    return _assembled(analysis, [position for position, _ in kept], tuple(layout for _, layout in kept), tuple(joined))
 
 
-def _assembled(core: Core, positions: Sequence[int], layouts: tuple[Layout, ...], joined: tuple[str, ...]) -> LocalObjective:
+def _assembled(
+    analysis: Analysis, positions: Sequence[int], layouts: tuple[Layout, ...], joined: tuple[str, ...]
+) -> LocalObjective:
     """The program for some parts of counted tensors."""
-    objective, count = core.objective, core.symmetry.num_scales
+    objective, count = analysis.objective, analysis.symmetry.num_scales
     counted = []
     for position, layout in zip(positions, layouts, strict=True):
         item = objective.counted[position]
@@ -92,7 +94,7 @@ def _assembled(core: Core, positions: Sequence[int], layouts: tuple[Layout, ...]
     whole_program = objective.program
     offsets = [objective.counted[position].offset for position in positions]
     program = replace(
-        build_program(counted, count, core.options.p, offsets),
+        build_program(counted, count, analysis.options.p, offsets),
         degree=whole_program.degree,
         counted_negative=whole_program.counted_negative,
         counted_positive=whole_program.counted_positive,
@@ -141,7 +143,7 @@ def _is_cut(tensor: Any) -> bool:
 
 
 def put_together(
-    core: Core, tensors: Mapping[str, Tensor], local: LocalObjective, ranks: Ranks, total: Callable[[Tensor], Tensor]
+    analysis: Analysis, tensors: Mapping[str, Tensor], local: LocalObjective, ranks: Ranks, total: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
     """The vectors of folded BatchNorms in full length, with zeros for what this process neither holds nor needs.
 
@@ -149,7 +151,7 @@ def put_together(
     """
     found: dict[str, Tensor] = {}
     shared: list[Tensor] = []
-    for name in sorted(core.objective.folded_names):
+    for name in sorted(analysis.objective.folded_names):
         tensor = tensors[name]
         if tensor.ndim > 1 or not is_distributed(tensor):
             found[name] = tensor
@@ -172,7 +174,7 @@ def put_together(
     return found
 
 
-def local_target(core: Core, target: ScaleTarget, ranks: Ranks) -> ScaleTarget:
+def local_target(analysis: Analysis, target: ScaleTarget, ranks: Ranks) -> ScaleTarget:
     """What this process holds of something that a rescaling multiplies; its exponents are cut once.
 
     Raises:
@@ -184,11 +186,11 @@ def local_target(core: Core, target: ScaleTarget, ranks: Ranks) -> ScaleTarget:
     part = local_part(tensor)
     mesh, placements = placements_of(tensor)
     key = ("terms", id(target.terms), id(mesh), placements, part.shape, target.power)
-    known: tuple[TermTensors, Any, TermTensors] | None = core.parts.get(key)
+    known: tuple[TermTensors, Any, TermTensors] | None = analysis.parts.get(key)
     if known is None:
         # What gradients are summed up in is linear in them.
         layout = layout_of(target.name, tensor, ranks.first_rank, ranks.rank, summand=target.power == -1)
         cut = tuple((coefficient, layout.cut_tensor(ids)) for coefficient, ids in target.terms)
         # The whole terms and the mesh are kept beside it, so that no others can come to lie where they do.
-        core.parts[key] = known = (target.terms, mesh, cut)
+        analysis.parts[key] = known = (target.terms, mesh, cut)
     return replace(target, tensor=part, terms=known[2], owner=tensor)

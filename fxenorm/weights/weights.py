@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..analysis.analysis import Core
+from ..analysis.analysis import Analysis
 from ..analysis.attained.exponent_rows import ExponentRows, exponent_rows
-from ..analysis.attained.movable import Left, with_minimum
+from ..analysis.attained.movable import Movable, free, movable, with_minimum
 from ..analysis.held import Mask
 from ..errors import OptimizerError
 from ..kernels.backend import Backend
@@ -63,7 +63,7 @@ class Snapshot:
     """One call's view of the model. Making it reads names, shapes and flags only, and raises before anything is written.
 
     Args:
-        core: the plan without its module.
+        analysis: the plan without its module.
         model: the module, without wrappers.
         tracked: copies that follow.
 
@@ -71,12 +71,12 @@ class Snapshot:
         BindError, RescaleError: see `model_tensors`.
     """
 
-    def __init__(self, core: Core, model: nn.Module, tracked: Sequence[Tracked] = ()) -> None:
-        self.core = core
-        tensors = model_tensors(model, core.symmetry, core.objective.folded_names)
-        self.tensors = {name: tensor for name, tensor in tensors.items() if name in core.symmetry.exponents}
+    def __init__(self, analysis: Analysis, model: nn.Module, tracked: Sequence[Tracked] = ()) -> None:
+        self.analysis = analysis
+        tensors = model_tensors(model, analysis.symmetry, analysis.objective.folded_names)
+        self.tensors = {name: tensor for name, tensor in tensors.items() if name in analysis.symmetry.exponents}
         self._read = tensors
-        self._twins = twins(model, core.symmetry)
+        self._twins = twins(model, analysis.symmetry)
         self._model = model
         self._given = [one.tensors(model) for one in tracked]
         self._copies = distinct(self._given)
@@ -84,31 +84,31 @@ class Snapshot:
         self._followers = Followers()
         self.journal = Journal()
         self._held: Mask | None = None
-        first = core.objective.counted[0].parameter if core.objective.counted else next(iter(self.tensors), None)
+        first = analysis.objective.counted[0].parameter if analysis.objective.counted else next(iter(self.tensors), None)
         self.device = tensors[first].device if first is not None else torch.device("cpu")
 
     @property
     def backend(self) -> Backend:
         """The executor to use now."""
-        return self.core.backend
+        return self.analysis.backend
 
     @property
     def program(self) -> ReduceProgram:
         """The objective's program on the device where sums and log-scales live."""
-        return self.core.objective.program.to(self.device)
+        return self.analysis.objective.program.to(self.device)
 
     @cached_property
     def frozen(self) -> frozenset[str]:
         """Names of tensors that carry variables and are frozen; none where the model trains nothing (inference)."""
         if not any(parameter.requires_grad for parameter in self._model.parameters()):
             return frozenset()
-        buffers = self.core.symmetry.buffers
+        buffers = self.analysis.symmetry.buffers
         named = [item for tensors in (self.tensors, *self._twins) for item in tensors.items()]
         return frozenset(name for name, tensor in named if name not in buffers and not tensor.requires_grad)
 
     def _rounded(self) -> frozenset[str]:
         """Names of the tensors with an offset that would have to stay bit-identical, which offset + w does not."""
-        choice, offsets = self.core.options.scales, self.core.symmetry.offsets
+        choice, offsets = self.analysis.options.scales, self.analysis.symmetry.offsets
         if choice == "exact":
             return frozenset()
         return frozenset(name for name in offsets if choice == "pow2" or name in self._half)
@@ -118,20 +118,24 @@ class Snapshot:
         """Names of the 16-bit tensors that are not rewritten from a wider copy."""
         return frozenset(name for name, tensor in self.tensors.items() if tensor.dtype in _HALF and name not in self._mastered)
 
-    def within(self, left: Left | None = None) -> Snapshot:
+    def movable(self) -> Movable:
+        """Returns what `step` may move, by the graph and the flags."""
+        return movable(self.analysis, self.frozen, self._rounded())
+
+    def within(self, left: Movable | None = None) -> Snapshot:
         """The same tensors as `step` sees them: in the basis of what is left of the variables, by the graph and the flags.
 
         Args:
             left: what is left, where that is known otherwise.
         """
-        left = self.core.left(self.frozen, self._rounded()) if left is None else left
+        left = self.movable() if left is None else left
         found = copy.copy(self)
         found._held = left.held
-        if left.core is not self.core:
+        if left.analysis is not self.analysis:
             # Nothing that is frozen moves there.
             found.frozen = frozenset()
-            found.core = left.core
-            moved = left.core.symmetry.exponents
+            found.analysis = left.analysis
+            moved = left.analysis.symmetry.exponents
             found.tensors = {name: tensor for name, tensor in self.tensors.items() if name in moved}
             found._copies, found._twins = (
                 [{name: tensor for name, tensor in one.items() if name in moved} for one in others]
@@ -145,31 +149,31 @@ class Snapshot:
 
     def held_mask(self) -> Tensor:
         """(K,) bool on the device: the variables that stay at 0."""
-        held = self.core.left(self.frozen, self._rounded()).held if self._held is None else self._held
-        return self.core.on_device("held", held, self.device)
+        held = self.movable().held if self._held is None else self._held
+        return self.analysis.on_device("held", held, self.device)
 
     def powers_of_two(self) -> Tensor | None:
         """(K,) bool on the device: variables that move by powers of two only; None: none."""
         mask = self._powers_of_two()
-        return None if mask is None else self.core.on_device("powers of two", mask, self.device)
+        return None if mask is None else self.analysis.on_device("powers of two", mask, self.device)
 
     def _powers_of_two(self) -> Mask | None:
         """`powers_of_two`, on the host."""
-        choice = self.core.options.scales
+        choice = self.analysis.options.scales
         if choice == "exact" or (choice == "auto" and not self._half):
             return None
         if choice == "auto":
-            return self.core.group_mask(sorted(self._half))
-        return np.ones(self.core.symmetry.num_scales, dtype=bool)
+            return self.analysis.group_mask(sorted(self._half))
+        return np.ones(self.analysis.symmetry.num_scales, dtype=bool)
 
     def _keeps(self) -> dict[str, Keep]:
         """By name of a tensor of the model, what is not to be lost of it."""
-        buffers, mask = self.core.symmetry.buffers, self._powers_of_two()
+        buffers, mask = self.analysis.symmetry.buffers, self._powers_of_two()
         found = {}
         for name, tensor in self.tensors.items():
             if name in buffers or (tensor.dtype in _HALF and name in self._mastered):
                 found[name] = Keep.ENTRIES
-            elif mask is not None and mask[self.core.variables_of[name]].any():
+            elif mask is not None and mask[self.analysis.variables_of[name]].any():
                 found[name] = Keep.DIGITS
             else:
                 found[name] = Keep.LARGEST
@@ -202,9 +206,9 @@ class Snapshot:
         if optimizers and not owned_by(optimizers) & known:
             names = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
             raise OptimizerError(f"{names} holds none of the model's parameters: pass the optimizer that trains this model")
-        parameters = {name: tensor for name, tensor in moved.items() if name not in self.core.symmetry.buffers}
+        parameters = {name: tensor for name, tensor in moved.items() if name not in self.analysis.symmetry.buffers}
         same = [twin for twin in self._twins if twin.keys() <= parameters.keys()]
-        terms, offsets = self.core.terms, self.core.symmetry.offsets
+        terms, offsets = self.analysis.terms, self.analysis.symmetry.offsets
         self._followers = find_followers(terms, optimizers, parameters, copied, same, offsets=offsets, state=state, grads=grads)
         keeps = self._keeps()
         own = [
@@ -232,19 +236,19 @@ class Snapshot:
 
     def moved_ids(self) -> set[int]:
         """ids of the parameters that `step` moves, and of their tracked copies."""
-        left_out = self.frozen | self.core.symmetry.buffers
+        left_out = self.frozen | self.analysis.symmetry.buffers
         copies = (self.tensors, *self._twins, *self._copies)
         return {id(tensor) for tensors in copies for name, tensor in tensors.items() if name not in left_out}
 
     def a_gradient(self) -> Tensor | None:
         """The gradient of the first parameter that has one."""
-        owners = (tensor for name, tensor in self.tensors.items() if name not in self.core.symmetry.buffers)
+        owners = (tensor for name, tensor in self.tensors.items() if name not in self.analysis.symmetry.buffers)
         return next((tensor.grad for tensor in owners if tensor.grad is not None), None)
 
     def unowned(self, optimizers: Sequence[Optimizer]) -> list[str]:
         """Moved parameters that none of the optimizers holds, neither themselves nor as a tracked copy."""
         owned = owned_by(optimizers)
-        skipped = self.frozen | self.core.symmetry.buffers
+        skipped = self.frozen | self.analysis.symmetry.buffers
         held_by = (self.tensors, *self._twins, *self._copies)
         held = {name for one in held_by for name, tensor in one.items() if id(tensor) in owned}
         return [name for name in self.tensors if name not in skipped and name not in held]
@@ -259,7 +263,7 @@ class Snapshot:
 
     def said_of_flags(self) -> tuple[str, ...]:
         """Which of the parameters are frozen, in words that processes compare."""
-        buffers = self.core.symmetry.buffers
+        buffers = self.analysis.symmetry.buffers
         named = [item for tensors in (self._read, *self._twins) for item in tensors.items()]
         frozen = sorted({name for name, tensor in named if name not in buffers and not tensor.requires_grad})
         trains = any(parameter.requires_grad for parameter in self._model.parameters())
@@ -287,20 +291,20 @@ class Snapshot:
 
     def gather(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """The counted tensors and the factors by which they are multiplied before their norm is taken."""
-        return self.core.objective.gather(self._read)
+        return self.analysis.objective.gather(self._read)
 
-    def within_now(self) -> tuple[Snapshot, Problem, Left]:
+    def within_now(self) -> tuple[Snapshot, Problem, Movable]:
         """The same tensors as `balance` sees them: as `within`, but by the current weights; waits for the device."""
-        free = self.core.free(self.frozen, self._rounded())
-        first = self.within(free)
+        unfrozen = free(self.analysis, self.frozen, self._rounded())
+        first = self.within(unfrozen)
         problem = first.problem()
         rows = first.exponent_rows(problem)
         negative, positive = (logs.cpu().numpy() for logs in problem.log_sums())
         if not rows.lacking and (negative < np.inf).all() and (positive < np.inf).all():
-            left = self.core.left(self.frozen, self._rounded())
+            left = self.movable()
         else:
-            left = with_minimum(self.core, free, rows, (negative, positive))
-        found = first if left.core is first.core else self.within(left)
+            left = with_minimum(self.analysis, unfrozen, rows, (negative, positive))
+        found = first if left.analysis is first.analysis else self.within(left)
         found._held = left.held
         problem = problem if found is first else found.problem()
         return found, replace(problem, held=torch.from_numpy(left.held).to(self.device)), left
@@ -313,18 +317,18 @@ class Snapshot:
         """The objective, with its matrices read."""
         program = self.program
         matrices = self.backend.matrices(program, *self.gather())
-        limit = torch.full_like(program.degree, self.core.most_log_scale or math.inf)
+        limit = torch.full_like(program.degree, self.analysis.most_log_scale or math.inf)
         held = torch.zeros_like(program.counted_negative) if held is None else held
-        groups = self.core.on_device("solver groups", self.core.solver_groups, self.device)
-        return Problem(self.backend, program, matrices, held, limit, groups.to(torch.int64), self.core.group_order)
+        groups = self.analysis.on_device("solver groups", self.analysis.solver_groups, self.device)
+        return Problem(self.backend, program, matrices, held, limit, groups.to(torch.int64), self.analysis.group_order)
 
     def layer_norms(self, problem: Problem, log_scales: Tensor | None = None) -> dict[str, Tensor]:
         """By layer, the p-norm of its counted tensors, without layer weights."""
         members: dict[str, list[Tensor]] = {}
         (energies,) = problem.energies([log_scales])
-        for item, energy in zip(self.core.objective.counted, energies.unbind(), strict=True):
+        for item, energy in zip(self.analysis.objective.counted, energies.unbind(), strict=True):
             members.setdefault(item.layer, []).append(energy)
-        p = self.core.options.p
+        p = self.analysis.options.p
         if math.isinf(p):
             return {layer: torch.stack(logs).amax(0).exp() for layer, logs in members.items()}
         return {layer: (torch.stack(logs).logsumexp(0) / p).exp() for layer, logs in members.items()}
@@ -345,22 +349,22 @@ class Snapshot:
     def _cycles(self, limit: Tensor, count: int) -> Tensor:
         """`cycles` within a limit: (2, K) how far each variable can go up and down."""
         program, held, powers_of_two = self.program, self.held_mask(), self.powers_of_two()
-        if self.core.most_log_scale is not None:
-            limit = limit.clamp(max=self.core.most_log_scale)
+        if self.analysis.most_log_scale is not None:
+            limit = limit.clamp(max=self.analysis.most_log_scale)
         if powers_of_two is not None:
             limit = round_limit(limit, powers_of_two)
         total = torch.zeros_like(program.degree)
         # Powers of two need the bound that only a Jacobi cycle gives.
-        gauss_seidel = self.core.options.solver.endswith("gauss-seidel") and powers_of_two is None
+        gauss_seidel = self.analysis.options.solver.endswith("gauss-seidel") and powers_of_two is None
         if count == 1 and powers_of_two is None and not gauss_seidel:
             sums = self.sums()
-            return jacobi_step(sums.log_negative, sums.log_positive, program.degree, self.core.options.p, held, limit)
+            return jacobi_step(sums.log_negative, sums.log_positive, program.degree, self.analysis.options.p, held, limit)
         problem = replace(self.problem(held), limit=limit)
         for _ in range(count):
             if gauss_seidel:
                 total = gauss_seidel_sweep(problem, total)
                 continue
-            cycle = jacobi_step(*problem.log_sums(total), program.degree, self.core.options.p, held)
+            cycle = jacobi_step(*problem.log_sums(total), program.degree, self.analysis.options.p, held)
             total = move(problem, total, cycle, powers_of_two)
         return total
 

@@ -4,69 +4,91 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...field.integer_kernel import integer_kernel
+from ..analysis import Analysis
 from ..held import FROZEN, LAST, NOT_ATTAINED, ROUNDED, Mask, Sums, dead_reasons, one_sided_reasons
 from .basis import Basis, Equation, Form, basis_of
 from .channel_fields import ChannelFields
-from .exponent_rows import ExponentRows
+from .exponent_rows import ExponentRows, exponent_rows
 from .missing_equations import missing_equations
 
-if TYPE_CHECKING:
-    from ..analysis import Core
-
-__all__ = ["Left", "free_variables", "with_minimum"]
+__all__ = ["Movable", "free", "movable", "with_minimum"]
 
 
 @dataclass(frozen=True)
-class Left:
+class Movable:
     """What is left of a plan's variables.
 
     Attributes:
-        core: the plan in a basis of what is left; the plan itself where that is some of its variables.
+        analysis: the plan in a basis of what is left; the plan itself where that is some of its variables.
         held: (K,) places of that basis that stay at 0.
         reasons: (K,) masks of the plan's variables that stay at 0 one by one, with the reasons.
         equations: the sums of them that do.
     """
 
-    core: Core
+    analysis: Analysis
     held: Mask
     reasons: tuple[tuple[Mask, str], ...]
     equations: tuple[Equation, ...] = ()
 
 
-def free_variables(core: Core, frozen: frozenset[str], rounded: frozenset[str]) -> Left:
+def free(analysis: Analysis, frozen: frozenset[str], rounded: frozenset[str] = frozenset()) -> Movable:
+    """Returns what frozen tensors leave of the variables; worked out once for each set of flags that is in use.
+
+    Args:
+        analysis: the plan without its module.
+        frozen: their names.
+        rounded: names of others that stay, for powers of two would round them.
+    """
+    found: Movable = analysis.remembered(("free", frozen, rounded), lambda: _free(analysis, frozen, rounded))
+    return found
+
+
+def movable(analysis: Analysis, frozen: frozenset[str], rounded: frozenset[str] = frozenset()) -> Movable:
+    """Returns what `step` moves: `free`, without what keeps the objective from having a minimum if no weight is zero."""
+
+    def make() -> Movable:
+        """Decides by the exponents alone."""
+        found = free(analysis, frozen, rounded)
+        return with_minimum(analysis, found, exponent_rows(found.analysis.objective.program))
+
+    found: Movable = analysis.remembered(("movable", frozen, rounded), make)
+    return found
+
+
+def _free(analysis: Analysis, frozen: frozenset[str], rounded: frozenset[str]) -> Movable:
     """What frozen tensors and the options leave free, whatever the objective is."""
-    last = core.feeding_last
+    last = analysis.feeding_last
     still_names = frozen | rounded
     if not still_names:
-        return Left(core, last, ((last, LAST),))
-    symmetry = core.symmetry
+        return Movable(analysis, last, ((last, LAST),))
+    symmetry = analysis.symmetry
     zero = [(tuple(symmetry.shapes[name]), symmetry.exponents[name]) for name in sorted(still_names)]
     basis = basis_of(symmetry.num_scales, zero, (), np.flatnonzero(last))
     still = np.diff(basis.matrix.indptr) == 0
-    by_flag = still & core.mask_of(sorted(frozen))
-    reasons = ((by_flag, FROZEN), (still & core.mask_of(sorted(rounded)), ROUNDED), (still & last, LAST))
+    by_flag = still & analysis.mask_of(sorted(frozen))
+    reasons = ((by_flag, FROZEN), (still & analysis.mask_of(sorted(rounded)), ROUNDED), (still & last, LAST))
     if not basis.mixes:
-        return Left(core, basis.unused, reasons)
+        return Movable(analysis, basis.unused, reasons)
     equations = tuple(Equation(form, FROZEN if frozen else ROUNDED) for form in _complement(basis))
-    return Left(core.in_basis(basis), basis.unused, reasons, equations)
+    return Movable(analysis.in_basis(basis), basis.unused, reasons, equations)
 
 
-def with_minimum(core: Core, free: Left, rows: ExponentRows, sums: Sums | None = None) -> Left:
+def with_minimum(analysis: Analysis, free: Movable, rows: ExponentRows, sums: Sums | None = None) -> Movable:
     """What is left once the objective has a minimum.
 
     Args:
-        core: the plan.
+        analysis: the plan.
         free: what may move.
         rows: the counted entries' exponents in the basis of `free`.
         sums: log N and log P of the current weights there; None: no weight is zero.
     """
-    program = free.core.objective.program
+    program = free.analysis.objective.program
     reasons = one_sided_reasons(program.counted_negative.numpy(), program.counted_positive.numpy())
     if sums is not None:
         reasons = [*reasons, *dead_reasons(*sums)]
@@ -78,28 +100,28 @@ def with_minimum(core: Core, free: Left, rows: ExponentRows, sums: Sums | None =
         silent |= ~(negative < np.inf) | ~(positive < np.inf)
     silent &= ~free.held
     fixed = free.held | silent
-    channels = ChannelFields(core.symmetry.channels, program, free.core.basis, fixed)
-    missing = missing_equations(rows.matrix(fixed), fixed, channels, free.core.basis is not None)
+    channels = ChannelFields(analysis.symmetry.channels, program, free.analysis.basis, fixed)
+    missing = missing_equations(rows.matrix(fixed), fixed, channels, free.analysis.basis is not None)
     single = silent.copy()
     single[[form[0][0] for form, _ in missing if len(form) == 1]] = True
     why = _first_reason(reasons, single)
-    if free.core is core and len(missing) == int(single.sum() - silent.sum()):
+    if free.analysis is analysis and len(missing) == int(single.sum() - silent.sum()):
         masks = tuple((mask & single, reason) for mask, reason in why)
-        return Left(core, free.held | single, (*free.reasons, *masks))
+        return Movable(analysis, free.held | single, (*free.reasons, *masks))
     if all(len(form) == 1 for form, _ in missing):
         places = np.flatnonzero(single).tolist()
         plain = {form[0][0]: form_of for form, form_of in missing}
-        found = [Equation(plain.get(place) or _of_place(free.core.basis, place), _reason_at(why, place)) for place in places]
-        return Left(free.core, free.held | single, free.reasons, (*free.equations, *found))
+        found = [Equation(plain.get(place) or _of_place(free.analysis.basis, place), _reason_at(why, place)) for place in places]
+        return Movable(free.analysis, free.held | single, free.reasons, (*free.equations, *found))
     inner = basis_of(program.num_scales, (), [form for form, _ in missing], np.flatnonzero(free.held | single))
-    basis = inner if free.core.basis is None else free.core.basis.after(inner)
+    basis = inner if free.analysis.basis is None else free.analysis.basis.after(inner)
     found = [
-        Equation(plain or (form if free.core.basis is None else _of_place(free.core.basis, form[0][0])), NOT_ATTAINED)
+        Equation(plain or (form if free.analysis.basis is None else _of_place(free.analysis.basis, form[0][0])), NOT_ATTAINED)
         for form, plain in missing
-        if len(form) > 1 or free.core.basis is not None
+        if len(form) > 1 or free.analysis.basis is not None
     ]
-    masks = tuple((mask & single, reason) for mask, reason in why) if free.core.basis is None else ()
-    return Left(core.in_basis(basis), basis.unused, (*free.reasons, *masks), (*free.equations, *found))
+    masks = tuple((mask & single, reason) for mask, reason in why) if free.analysis.basis is None else ()
+    return Movable(analysis.in_basis(basis), basis.unused, (*free.reasons, *masks), (*free.equations, *found))
 
 
 def _first_reason(reasons: Sequence[tuple[Mask, str]], single: Mask) -> list[tuple[Mask, str]]:

@@ -1,0 +1,51 @@
+"""What a step is asked to do, checked once and carried as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+
+from ..errors import OptionError
+from ..optim.state import OptimizerLike, StateChoice, check_choice, unwrap_optimizers
+
+__all__ = ["StepRequest"]
+
+
+@dataclass(frozen=True)
+class StepRequest:
+    """What a step was asked to do; see `fxenorm.Plan.step`.
+
+    Attributes:
+        optimizer, cycles, grads, state, agree_every: see there.
+        in_hook: whether it is made by the hook of an optimizer's step, where no gradient can be left over.
+        rests: whether nothing is to move this time, since the whole model is frozen.
+    """
+
+    optimizer: OptimizerLike
+    cycles: int
+    grads: bool
+    state: StateChoice
+    agree_every: int = 1
+    in_hook: bool = False
+    rests: bool = False
+
+    def checked(self) -> tuple[Optimizer, ...]:
+        """Returns the optimizers; raises an OptionError or OptimizerError where an argument is not valid."""
+        for name, value in (("cycles", self.cycles), ("agree_every", self.agree_every)):
+            if type(value) is not int or value < 1:
+                raise OptionError(f"{name}={value!r} is not valid: expected an integer >= 1")
+        check_choice(self.state)
+        return unwrap_optimizers(self.optimizer)
+
+    def repeats(self, gate: object) -> bool:
+        """Whether the same tensors are multiplied every time: gradients, resets and what is gated are looked up anew."""
+        return self.state == "reexpress" and not self.grads and gate is None
+
+    def words(self) -> tuple[str, ...]:
+        """Returns the request in words that processes compare."""
+        words = [
+            "step in a hook" if self.in_hook else "step",
+            *(f"{name}={getattr(self, name)!r}" for name in ("cycles", "grads", "state", "agree_every")),
+        ]
+        return (*words, "with the whole model frozen") if self.rests else tuple(words)

@@ -1,0 +1,182 @@
+"""`Rescaler`: one plan at work on one model, and what its last call has left for the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..analysis.analysis import Analysis
+from ..distributed.agreement import ELSEWHERE, LateAnswers, Statement
+from ..distributed.dtensors import reshard
+from ..distributed.ranks import Ranks, ranks_of
+from ..kernels.program import ScaleTarget
+from ..optim.state import OptimizerLike, StateChoice, check_choice, unwrap_optimizers
+from ..weights.journal import Journal
+from ..weights.open_snapshot import open_snapshot
+from ..weights.replicas import Replicas
+from ..weights.tensors import named_tensors
+from ..weights.tracked import Tracked
+from ..weights.weights import Snapshot
+from .agreeing import Looked, meeting_of, statement_of
+from .left_gradients import LeftGradients
+from .one_at_a_time import OneAtATime
+from .prepared_step import PreparedStep
+from .warn_once import WarnOnce
+
+__all__ = ["LastStep", "Rescaler"]
+
+
+@dataclass
+class LastStep:
+    """What a step leaves for the next one.
+
+    Attributes:
+        prepared: everything that it has looked up; None: the next step looks it up anew.
+        states: the ``state`` of each of its optimizers, by which a loaded state dict is noticed.
+    """
+
+    prepared: PreparedStep | None = None
+    states: list[Any] = field(default_factory=list)
+
+
+class Rescaler:
+    """Opens a model's weights for each call, and remembers what has to last from call to call.
+
+    A call takes `lock`, finishes what an interrupted one has left (`repair`), opens the weights (`open`), collects what follows
+    (`targets`), agrees with other processes where there are any (`look_up`), and writes through `journal`.
+
+    Args:
+        analysis: what was found, apart from any module.
+        model: the module, without wrappers.
+        group: the process group of DistributedDataParallel, each of whose members has a copy of the model; None: there is none.
+
+    Attributes:
+        tracked: the copies that follow.
+        lock: lets one call of this plan run at a time.
+        warnings: what was warned of already.
+        left_gradients: notices gradients that no optimizer step has used.
+        late_answers: what other processes said and a device has not told yet.
+        journal: the writes that an interrupted call has left.
+        last_step: what the last step has left for the next one.
+    """
+
+    def __init__(self, analysis: Analysis, model: nn.Module, group: Any = None) -> None:
+        self.analysis, self.model = analysis, model
+        self.tracked: list[Tracked] = []
+        self.lock = OneAtATime()
+        self.warnings = WarnOnce()
+        self.left_gradients = LeftGradients()
+        self.late_answers = LateAnswers()
+        self.journal = Journal()
+        self.last_step = LastStep()
+        self._replicas = None if group is None else Replicas(group, analysis.executor, self.warnings.without_kernels)
+
+    @property
+    def num_scales(self) -> int:
+        """Number of variables."""
+        return self.analysis.symmetry.num_scales
+
+    # ---------------------------------------------------------------- other processes
+
+    @property
+    def group(self) -> Any:
+        """The process group whose members have a copy each of the model, as given; None: nobody is known to have one."""
+        return None if self._replicas is None else self._replicas.group
+
+    def ranks(self) -> Ranks | None:
+        """Returns the processes over which the model is spread now; None: this one holds all of it."""
+        reshard(self.model)
+        return ranks_of(self.model.parameters())
+
+    def replicas(self) -> Replicas | None:
+        """Returns the processes that have a copy each of the model; None: there are no others."""
+        return self._replicas if self._replicas is not None and self._replicas.is_many else None
+
+    def device(self) -> torch.device:
+        """Returns where the model is, or its first parameter."""
+        first = next(self.model.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+
+    # ---------------------------------------------------------------- the weights
+
+    def repair(self) -> None:
+        """Finishes what an interrupted call has left; raises a RescaleError where others have written since."""
+        with self.lock:
+            if self.journal.is_open:
+                self.journal.repair(named_tensors(self.model))
+
+    def open(self) -> Snapshot:
+        """Returns the model's tensors now, once what an interrupted call may have left is finished."""
+        self.repair()
+        snapshot = open_snapshot(self.analysis, self.model, self.tracked, self.replicas())
+        snapshot.journal = self.journal
+        return snapshot
+
+    def open_together(self) -> Snapshot:
+        """`open`, for what is read of the whole model: where one of several processes cannot, all raise.
+
+        But for models on a device, for which nothing waits.
+        """
+        ranks = self.ranks()
+        if ranks is None or ranks.device.type != "cpu":
+            return self.open()
+        error: BaseException | None = None
+        try:
+            snapshot = self.open()
+        except BaseException as raised:  # whatever it is, the others wait
+            error = raised
+        ranks.tell(error, f"{ELSEWHERE}; its own message says why (rank {{}})")
+        return snapshot
+
+    def targets(
+        self,
+        optimizer: OptimizerLike,
+        *,
+        frozen: bool = False,
+        grads: bool = False,
+        state: StateChoice = "reexpress",
+        within: bool = True,
+    ) -> tuple[Snapshot, list[ScaleTarget]]:
+        """Opens the weights and finds everything that follows a rescaling; raises before anything is written.
+
+        Without frozen tensors this is in the basis of what is left of the variables, unless `within` is False.
+        """
+        check_choice(state)
+        optimizers = unwrap_optimizers(optimizer)
+        snapshot = self.open() if frozen or not within else self.open().within()
+        targets = snapshot.targets(optimizers, frozen=frozen, grads=grads, state=state)
+        if optimizers:
+            self.warnings.unowned(snapshot.unowned(optimizers))
+        return snapshot, targets
+
+    def look_up(self, words: Sequence[str], look: Callable[[], Looked], optimizer: OptimizerLike = None) -> Looked:
+        """Returns what a call looks up before it writes; on several processes on all of them, or it raises on all of them.
+
+        Args:
+            words: the method and its arguments.
+            look: looks up, checks, and raises what is wrong.
+            optimizer: as users pass it.
+
+        Raises:
+            AgreementError: another process met an error, or was asked for something else.
+        """
+        ranks, replicas = self.ranks(), self.replicas()
+        if ranks is None and replicas is None:
+            return look()
+        found = None
+        try:
+            found = look()
+            statement = statement_of(self.analysis, words, unwrap_optimizers(optimizer), found)
+        except BaseException as error:  # whatever it is, the others wait
+            statement = Statement(error=error)
+        if ranks is not None:
+            meeting_of(self.analysis, ranks).agree(statement)
+        elif replicas is not None:
+            replicas.agree(statement, self.device(), waits=True)
+        if found is None:
+            raise RuntimeError("an agreement on an error raises")
+        return found
