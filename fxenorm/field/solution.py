@@ -19,6 +19,9 @@ from .scale_field import Ids
 
 __all__ = ["NEVER", "Solution", "components", "solve"]
 
+NDBool = np.ndarray[Any, np.dtype[np.bool_]]
+"""An array of booleans, one a variable or an equation."""
+
 NEVER = np.iinfo(np.int64).max
 """Origin of a variable that nothing forces to zero."""
 
@@ -125,7 +128,6 @@ def _eliminate(rows: Any, row_origin: Ids, origin: Ids, substitution: Any) -> tu
     """Solve all equations that can be solved for a variable of coefficient +-1; returns what is left."""
     from scipy.sparse import csr_array
 
-    number = substitution.shape[0]
     kept = origin == NEVER
     substitution = _drop_columns(substitution, kept)
     while rows.shape[0]:
@@ -142,32 +144,41 @@ def _eliminate(rows: Any, row_origin: Ids, origin: Ids, substitution: Any) -> tu
         chosen, pivots = _independent_rows(rows)
         if not len(chosen):
             break
-        # x_pivot = -coefficient * (the rest of the row), as coefficient is its own inverse.
-        block = rows[chosen].tocoo()
-        pivot_of_row = pivots[block.row]
-        is_pivot = block.col == pivot_of_row
-        sign = np.zeros(len(chosen), dtype=np.int64)
-        sign[block.row[is_pivot]] = block.data[is_pivot]
-        rest = ~is_pivot
-        unchanged = kept.copy()
-        unchanged[pivots] = False
-        diagonal = np.flatnonzero(unchanged)
-        step = csr_array(
-            (
-                np.concatenate([np.ones(len(diagonal), dtype=np.int64), -sign[block.row[rest]] * block.data[rest]]),
-                (np.concatenate([diagonal, pivot_of_row[rest]]), np.concatenate([diagonal, block.col[rest]])),
-            ),
-            shape=(number, number),
-        )
+        step = _pivots_replaced(rows[chosen].tocoo(), pivots, kept)
         kept[pivots] = False
-        left = np.ones(rows.shape[0], dtype=bool)
-        left[chosen] = False
-        rows, row_origin = csr_array(rows[np.flatnonzero(left)] @ step), row_origin[left]
+        unsolved = np.ones(rows.shape[0], dtype=bool)
+        unsolved[chosen] = False
+        rows, row_origin = csr_array(rows[np.flatnonzero(unsolved)] @ step), row_origin[unsolved]
         substitution = csr_array(substitution @ step)
     return rows, origin, substitution, kept
 
 
-NDBool = np.ndarray[Any, np.dtype[np.bool_]]
+def _pivots_replaced(block: Any, pivots: Ids, kept: NDBool) -> Any:
+    """Returns the step that solves the equations of `block`, each for its pivot, and leaves the other variables as they are.
+
+    A row says sign * x_pivot + rest = 0 with sign = +-1, so that x_pivot = -sign * rest.
+
+    Args:
+        block: (equations, variables) in coordinates.
+        pivots: (equations,) the variable that each is solved for.
+        kept: (variables,) those that are not zero and not solved for yet.
+
+    Returns:
+        (variables, variables) CSR array: row i says what variable i becomes.
+    """
+    from scipy.sparse import csr_array
+
+    pivot_of_row = pivots[block.row]
+    is_pivot = block.col == pivot_of_row
+    sign = np.zeros(len(pivots), dtype=np.int64)
+    sign[block.row[is_pivot]] = block.data[is_pivot]
+    rest = ~is_pivot
+    unchanged = kept.copy()
+    unchanged[pivots] = False
+    diagonal = np.flatnonzero(unchanged)
+    values = np.concatenate([np.ones(len(diagonal), dtype=np.int64), -sign[block.row[rest]] * block.data[rest]])
+    places = (np.concatenate([diagonal, pivot_of_row[rest]]), np.concatenate([diagonal, block.col[rest]]))
+    return csr_array((values, places), shape=(len(kept), len(kept)))
 
 
 def _drop_columns(matrix: Any, kept: NDBool) -> Any:

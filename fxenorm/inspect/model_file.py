@@ -88,17 +88,30 @@ def model_in(module: ModuleType, path: Path, name: str) -> Any:
     promised = {key: value for key, value in functions.items() if _returns_module(value) is True}
     if promised:
         return _built(_only(promised, path, "functions that return a module"), path, next(iter(promised)))
-    possible = {
-        key: value
-        for key, value in functions.items()
-        if _returns_module(value) is None and not any(key == word or key.startswith(f"{word}_") for word in _NOT_BUILDERS)
-    }
-    likely = {key: value for key, value in possible.items() if "model" in key.lower() or "net" in key.lower()} or possible
     classes = {
         key: value
         for key, value in own.items()
         if inspect.isclass(value) and value.__module__ == module.__name__ and issubclass(value, _module_class())
     }
+    return _tried(_likely(functions), classes, path)
+
+
+def _likely(functions: dict[str, Any]) -> dict[str, Any]:
+    """The functions that may return a model by their annotation and name; those named after one, if there are any."""
+    possible = {
+        key: value
+        for key, value in functions.items()
+        if _returns_module(value) is None and not any(key == word or key.startswith(f"{word}_") for word in _NOT_BUILDERS)
+    }
+    return {key: value for key, value in possible.items() if "model" in key.lower() or "net" in key.lower()} or possible
+
+
+def _tried(likely: dict[str, Any], classes: dict[str, Any], path: Path) -> Any:
+    """The model that the only likely function returns, else the only class that can be built without arguments.
+
+    Raises:
+        ModelFileError: there is none, there are several, or building it fails.
+    """
     buildable = {key: value for key, value in classes.items() if not _required(value)}
     if len(likely) == 1:
         key, function = next(iter(likely.items()))
