@@ -51,7 +51,7 @@ class ChannelEnds:
         return True
 
     def note(self, name: str, side: str, terms: Sequence[Term], sizes: Mapping[int, int], origin: int) -> None:
-        """Note the channels of one side.
+        """Notes the channels of one side of a weight.
 
         Args:
             name: the weight.

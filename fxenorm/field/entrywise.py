@@ -1,4 +1,4 @@
-"""Terms of a field put together entry by entry, so that what cancels is gone and what is constant is seen to be."""
+"""Terms of a field merged entry by entry: terms that cancel vanish, and constant terms are seen to be constant."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _merged(shape: tuple[int, ...], members: Sequence[Term]) -> list[Term]:
 
 
 def _summed(entries: Ids, ids: Ids, values: Ids) -> tuple[Ids, Ids, Ids]:
-    """Coefficients of one variable in one entry added up; what is left where they cancel is dropped. There is one at least."""
+    """Adds up the coefficients of one variable in one entry, and drops the sums that are 0. There is one at least."""
     order = np.lexsort((ids, entries))
     entries, ids, values = entries[order], ids[order], values[order]
     begins = np.flatnonzero(np.append(True, (entries[1:] != entries[:-1]) | (ids[1:] != ids[:-1])))

@@ -47,7 +47,7 @@ class Equations:
         return ScaleField(tuple(shape), ((1, ids),) if number else ())
 
     def require_zero(self, fields: ScaleField, origin: int) -> None:
-        """The tensor must be left as it is."""
+        """Requires that the tensor is left as it is: its field is 0."""
         terms = fields.terms
         if not terms:
             return
@@ -70,7 +70,7 @@ class Equations:
             self.sums.append((tuple(c for c, _ in terms), rows, origin))
 
     def require_equal(self, a: ScaleField, b: ScaleField, origin: int) -> None:
-        """Both tensors (of one shape, or broadcast against each other) must carry the same field."""
+        """Requires that both tensors (of one shape, or broadcast against each other) carry the same field."""
         shape = a.shape if len(a.shape) >= len(b.shape) else b.shape
         terms = simplify((*align(a, shape).terms, *invert(align(b, shape)).terms))
         self.require_zero(ScaleField(shape, terms), origin)

@@ -71,7 +71,7 @@ def block_of(places: Sequence[Place]) -> tuple[int, int, list[int]]:
 
 
 def shape_at(shape: Sequence[int], places: Sequence[Place]) -> tuple[int, ...]:
-    """Shape of ``tensor[places]``."""
+    """Returns the shape of ``tensor[places]``, for a tensor of `shape`."""
     start, rank, axes = block_of(places)
     arrays = [place.shape for place in places if isinstance(place, np.ndarray)]
     block = np.broadcast_shapes(*arrays) if arrays else ()

@@ -95,13 +95,13 @@ class ParameterFields:
         return self.offsets.get(view.name, view.offset) != view.offset
 
     def use(self, view: ParameterView, origin: int) -> None:
-        """Note that the view's values matter: with this offset its parameter moves, or not at all."""
+        """Notes that the view's values matter: with this offset its parameter moves, or not at all."""
         if self.disagrees(view):
             self._hold(view.name, origin)
         self.offsets.setdefault(view.name, view.offset)
 
     def give(self, view: ParameterView, wanted: ScaleField, origin: int) -> None:
-        """Create the parameter's field so that `view` carries the field `wanted`."""
+        """Creates the parameter's field so that `view` carries the field `wanted`."""
         self.use(view, origin)
         if view.name not in self.fields and all(step.backward for step in view.steps):
             for step in reversed(view.steps):
@@ -130,17 +130,17 @@ class ParameterFields:
         return found
 
     def hold(self, name: str, origin: int) -> None:
-        """Every entry of the parameter stays as it is, if it has a field."""
+        """Requires that every entry of the parameter stays as it is, if it has a field."""
         field = self.fields.get(name)
         if field is not None:
             self.equations.require_zero(field, origin)
 
     def _hold(self, name: str, origin: int) -> None:
-        """The parameter is used with several offsets: it stays as it is, also where its field comes later."""
+        """Holds a parameter that is used with several offsets: it stays as it is, also where its field comes later."""
         self.hold(name, origin)
         self._born(name, ScaleField(self.shapes[name]), origin)
 
     def _born(self, name: str, field: ScaleField, origin: int) -> None:
-        """Create a field."""
+        """Creates the field of a parameter; the first origin stays."""
         self.fields[name] = field
         self.births.setdefault(name, origin)

@@ -40,7 +40,7 @@ class Picked:
 
     @property
     def count(self) -> int:
-        """The number of slices."""
+        """The number of slices in the stack."""
         return self.value.shape[self.axes[0]]
 
     def looked(self, parameters: ParameterFields) -> Picked:

@@ -53,7 +53,7 @@ class AnyField:
 
 
 def compress(ids: Ids, axes: Iterable[int] | None = None) -> Ids:
-    """Reduce to size 1 every one of `axes` (default: all) along which `ids` is constant."""
+    """Reduces to size 1 every one of `axes` (default: all) along which `ids` is constant."""
     for axis in range(ids.ndim) if axes is None else axes:
         if ids.shape[axis] > 1:
             first = ids.take([0], axis=axis)
@@ -63,7 +63,7 @@ def compress(ids: Ids, axes: Iterable[int] | None = None) -> Ids:
 
 
 def simplify(terms: Iterable[Term]) -> tuple[Term, ...]:
-    """Merge terms with the same ids, drop those that cancel or hold no variable."""
+    """Merges terms with the same ids, drop those that cancel or hold no variable."""
     kept: list[tuple[int, Ids]] = []
     for coefficient, ids in terms:
         if ids.size == 1 and ids.item() == FIXED:
@@ -86,15 +86,15 @@ def align(field: ScaleField, shape: tuple[int, ...]) -> ScaleField:
 
 
 def product(shape: tuple[int, ...], *fields: ScaleField) -> ScaleField:
-    """Field of a product of tensors that broadcast to `shape`: log-scales add."""
+    """Returns the field of a product of tensors that broadcast to `shape`: log-scales add."""
     return ScaleField(shape, simplify(term for field in fields for term in align(field, shape).terms))
 
 
 def times(field: ScaleField, factor: int) -> ScaleField:
-    """Field of a power: log-scales are multiplied by the integer `factor`."""
+    """Returns the field of a power: log-scales are multiplied by the integer `factor`."""
     return ScaleField(field.shape, tuple((factor * c, ids) for c, ids in field.terms) if factor else ())
 
 
 def invert(field: ScaleField) -> ScaleField:
-    """Field of the reciprocal."""
+    """Returns the field of the reciprocal: all log-scales change sign."""
     return times(field, -1)

@@ -52,12 +52,12 @@ def components(count: int, first: Ids, second: Ids) -> tuple[int, Ids]:
 
 
 def _join(parts: list[Ids]) -> Ids:
-    """Concatenate, also nothing."""
+    """Concatenates id arrays; no arrays give an empty one."""
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
 def solve(equations: Equations) -> Solution:
-    """Solve the homogeneous integer system exactly.
+    """Solves the homogeneous integer system exactly.
 
     Args:
         equations: the collected equations on `equations.count` variables.
@@ -100,7 +100,7 @@ def solve(equations: Equations) -> Solution:
 
 
 def _force(origin: Ids, labels: Ids, variables: Ids, origins: Ids) -> None:
-    """Note that `variables` are forced to zero, keeping the earliest origin of each class."""
+    """Notes that `variables` are forced to zero, keeping the earliest origin of each class."""
     np.minimum.at(origin, labels[variables], origins)
 
 
@@ -125,7 +125,7 @@ def _sum_rows(equations: Equations, labels: Ids, number: int) -> tuple[Any, Ids]
 
 
 def _eliminate(rows: Any, row_origin: Ids, origin: Ids, substitution: Any) -> tuple[Any, Ids, Any, NDBool]:
-    """Solve all equations that can be solved for a variable of coefficient +-1; returns what is left."""
+    """Solves all equations that can be solved for a variable of coefficient +-1; returns those that remain."""
     from scipy.sparse import csr_array
 
     kept = origin == NEVER
@@ -182,7 +182,7 @@ def _pivots_replaced(block: Any, pivots: Ids, kept: NDBool) -> Any:
 
 
 def _drop_columns(matrix: Any, kept: NDBool) -> Any:
-    """Set the entries of all columns that are not kept to zero."""
+    """Sets the entries of all columns that are not kept to zero."""
     if len(matrix.indices):
         matrix.data = np.where(kept[matrix.indices], matrix.data, 0)
         matrix.eliminate_zeros()
@@ -190,7 +190,7 @@ def _drop_columns(matrix: Any, kept: NDBool) -> Any:
 
 
 def _tidy(rows: Any, row_origin: Ids) -> tuple[Any, Ids]:
-    """Divide each row by its greatest common divisor, make its first coefficient positive, drop empty and repeated rows."""
+    """Divides each row by its greatest common divisor, make its first coefficient positive, drop empty and repeated rows."""
     rows.sum_duplicates()
     rows.eliminate_zeros()
     length = np.diff(rows.indptr)

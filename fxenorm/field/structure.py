@@ -16,13 +16,13 @@ __all__ = ["broadcast", "concatenate", "flip", "index", "permute", "repeat", "re
 
 
 def _map_terms(field: ScaleField, shape: Sequence[int], move: Callable[[Ids], Ids]) -> ScaleField:
-    """Apply `move` to the ids of every term; the result has `shape`."""
+    """Applies `move` to the ids of every term; the result has `shape`."""
     return ScaleField(tuple(shape), simplify((c, move(ids)) for c, ids in field.terms))
 
 
 @lru_cache(maxsize=4096)
 def _reshape_blocks(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-    """Cut a reshape into the smallest blocks of neighbouring axes with equal numbers of entries."""
+    """Cuts a reshape into the smallest blocks of neighbouring axes with equal numbers of entries."""
     blocks = []
     i = j = 0
     while i < len(old) or j < len(new):

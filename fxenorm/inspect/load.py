@@ -30,13 +30,13 @@ class Loaded:
 
 
 def check_target(target: str) -> None:
-    """Raise `ModelFileError` for a missing file before torch is imported."""
+    """Raises `ModelFileError` for a missing file before torch is imported."""
     if not target.startswith(_TORCHVISION):
         split_target(target)
 
 
 def load(target: str, inputs: Sequence[InputSpec], seed: int) -> Loaded:
-    """Build the model that `target` names.
+    """Builds the model that `target` names.
 
     Args:
         target: "path/to/model.py", "path/to/model.py:name" or "torchvision:name".

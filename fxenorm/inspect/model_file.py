@@ -50,7 +50,7 @@ def split_target(target: str) -> tuple[Path, str]:
 
 
 def import_file(path: Path) -> ModuleType:
-    """Run a Python file as a module under a name of its own, its directory first on ``sys.path``.
+    """Runs a Python file as a module under a name of its own, its directory first on ``sys.path``.
 
     Raises:
         ModelFileError: the file cannot be read, is not Python, or fails; the message holds its line.
@@ -169,7 +169,7 @@ def _call(builder: Callable[[], Any], path: Path, name: str) -> Any:
 
 @contextlib.contextmanager
 def _running(path: Path, what: str = "") -> Iterator[None]:
-    """Run code of the user's file: its directory on ``sys.path``, prints kept off stdout, failures as one message."""
+    """Runs code of the user's file: its directory on ``sys.path``, prints kept off stdout, failures as one message."""
     saved_path, saved_arguments = sys.path[:], sys.argv[:]
     sys.path.insert(0, str(path.resolve().parent))
     sys.argv[:] = [str(path)]

@@ -45,7 +45,7 @@ class Stages:
                 self._status.update(stage)
 
     def _show(self) -> None:
-        """Start the line; runs in the timer's thread."""
+        """Starts the line; runs in the timer's thread."""
         from rich.console import Console
 
         with self._lock:

@@ -29,7 +29,7 @@ def make_console(stream: TextIO) -> Console:
 
 
 def show(report: Json, console: Console) -> None:
-    """Print pairs, groups, barriers, held channels and totals."""
+    """Prints pairs, groups, barriers, held channels and totals."""
     width = console.width if console.is_terminal else None
     _title(console, f"{report['model']}: {report['class']}", first=True)
     _pairs(report, console, width)

@@ -56,12 +56,12 @@ class Made:
 
 
 def _unknown_number(name: str) -> None:
-    """No number is known."""
+    """Says of every argument that no number is known for it."""
 
 
 @dataclass
 class Call:
-    """What a scale rule gets.
+    """One operator call, as its scale rule gets it.
 
     Attributes:
         operator: the operator's name, "aten::conv2d".
@@ -116,12 +116,12 @@ class Call:
 
     @property
     def out_shape(self) -> tuple[int, ...]:
-        """Shape of the (first) output."""
+        """The shape of the output, of the first one if there are several."""
         first = self.output[0] if isinstance(self.output, (tuple, list)) else self.output
         return tuple(first.shape)
 
     def field(self, name: str) -> ScaleField:
-        """The field of a tensor argument, where a parameter gets one and a zero constant is left as it is."""
+        """Returns the field of a tensor argument: a parameter without one gets one, a constant of zeros is left as it is."""
         self.settled[name] = self.settle(self.arguments[name])
         return self.settled[name]
 
@@ -135,7 +135,7 @@ class Call:
         return value
 
     def count_as_weight(self, value: Field) -> None:
-        """In a user's rule, an argument that is a parameter is a weight, unless the rule says otherwise."""
+        """Counts an argument that is a parameter as a weight, in a user's rule that does not say otherwise."""
         for name in self.arguments if self.own else ():
             if self.arguments[name] is value or self.settled.get(name) is value:
                 self.roles.setdefault(name, "weight")
@@ -175,7 +175,7 @@ class Call:
     # --- imposing ------------------------------------------------------------------------------------------------
 
     def zero(self, value: Field) -> None:
-        """The tensor must be left as it is."""
+        """Requires that the tensor is left as it is: its field is 0."""
         if isinstance(value, ParameterView):
             self.give(value, ScaleField(value.shape))
         elif isinstance(value, ScaleField):
@@ -186,28 +186,28 @@ class Call:
         return self.equations.require_constant(value, axes, self.origin)
 
     def equal(self, a: ScaleField, b: ScaleField) -> None:
-        """Both must carry the same field."""
+        """Requires that both carry the same field."""
         self.equations.require_equal(a, b, self.origin)
 
     def give(self, view: ParameterView, wanted: ScaleField) -> None:
-        """Create the parameter's field so that `view` carries `wanted`."""
+        """Creates the parameter's field so that `view` carries `wanted`."""
         self._check_offset(view)
         self.parameters.give(view, wanted, self.origin)
 
     def uses(self, view: ParameterView) -> None:
-        """The values of a parameter matter to the result, though nothing is asked of its field."""
+        """Notes that the values of a parameter matter to the result, though nothing is asked of its field."""
         self._check_offset(view)
         self.parameters.use(view, self.origin)
 
     def _check_offset(self, view: ParameterView) -> None:
-        """Say why, where a parameter is held as it has other constants added elsewhere."""
+        """Notes the reason where a parameter is held because other constants are added to it elsewhere."""
         if self.parameters.disagrees(view):
             known = self.parameters.offsets[view.name]
             self.barrier = f"{view.name} moves as {_affine(known)} elsewhere and as {_affine(view.offset)} here, so it is held"
 
 
 def _affine(offset: float) -> str:
-    """ "1 + w", for messages."""
+    """Returns the affine image in words, "1 + w", for messages."""
     return f"{offset:g} + w" if offset else "w"
 
 

@@ -146,7 +146,7 @@ def unique(call: Call) -> Any:
 
 
 def _along(call: Call) -> Any:
-    """Require a constant field along the call's axis (all axes where none is given)."""
+    """Requires a constant field along the call's axis (all axes where none is given)."""
     if isinstance(call["self"], AnyField) or not is_floating(call.fakes["self"]):
         return AnyField(call.shape("self"))
     rank = len(call.shape("self"))

@@ -17,7 +17,7 @@ def _carries_any(value: Any) -> bool:
 
 
 def constant(call: Call) -> Any:
-    """The result does not depend on the values of the first argument; others (bounds, probabilities) are held."""
+    """Leaves the first argument free, as the result does not depend on its values; holds others (bounds, probabilities)."""
     for name, value in call.tensors():
         if name != "self":
             call.zero(value)
@@ -47,7 +47,7 @@ def zeros(call: Call) -> Any:
 
 @scale_rule("aten::full", "aten::full_like", "aten::new_full", "aten::fill", family="constant")
 def full(call: Call) -> Any:
-    """0 and infinity carry any field, other constants none; what is filled with a tensor carries the field of that."""
+    """0 and infinity carry any field, other constants none; a tensor as the filling value hands its field on."""
     value = call["value"] if call.operator == "aten::fill" else call["fill_value"]
     if call.operator == "aten::fill" and isinstance(value, AnyField):
         return AnyField(call.out_shape)
@@ -74,7 +74,7 @@ def bernoulli(call: Call) -> Any:
 
 @scale_rule("aten::copy", family="constant")
 def copy(call: Call) -> Any:
-    """The source replaces what was there."""
+    """y = x: the source replaces the former values, and hands its field on."""
     source = call["src"]
     if isinstance(source, AnyField):
         return AnyField(call.out_shape)

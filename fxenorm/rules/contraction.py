@@ -45,13 +45,13 @@ def take_bias(call: Call, field: Field, bias: Field, axis: int) -> Field:
 
 
 def _reshaped(view: ParameterView, shape: tuple[int, ...]) -> ParameterView:
-    """A parameter in another shape."""
+    """Returns the view of a parameter in another shape, with the way back."""
     old = view.shape
     return view.then(shape, Step(lambda f: reshape(f, shape), lambda f: reshape(f, old)))
 
 
 def as_shape(value: Field, shape: tuple[int, ...]) -> Field:
-    """Any field in another shape."""
+    """Returns a field in another shape, with the same entries in the same order."""
     if isinstance(value, ParameterView):
         return _reshaped(value, shape)
     return AnyField(shape) if isinstance(value, AnyField) else reshape(value, shape)

@@ -32,7 +32,7 @@ def _somewhere(call: Call, axis: int, shape: tuple[int, ...], squeeze: bool = Fa
 
 @scale_rule("aten::select", family="structural")
 def select(call: Call) -> Field:
-    """One position of an axis."""
+    """y = x[.., i, ..]: one position of an axis, which is dropped."""
     axis, new = axis_of(call, call["dim"]), call.out_shape
     if "index" in call.unknown:
         return _somewhere(call, axis, new, squeeze=True)
@@ -42,7 +42,7 @@ def select(call: Call) -> Field:
 
 @scale_rule("aten::slice", family="structural")
 def slice_rule(call: Call) -> Field:
-    """A range of positions of an axis."""
+    """y = x[.., i:j:k, ..]: a range of positions of an axis."""
     axis, new = axis_of(call, call["dim"] or 0), call.out_shape
     if call.unknown:
         return _somewhere(call, axis, new)

@@ -1,5 +1,7 @@
-"""Backward operators: each is linear in the gradient that enters it, so its field passes; what it reads of the forward is held,
-unless only signs or places are read of it."""
+"""Backward operators: each is linear in the gradient that enters it, so the gradient's field passes.
+
+The tensors of the forward that it reads are held, unless it reads their signs or places alone.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +42,13 @@ def _first(call: Call) -> str:
 
 
 def _passes(call: Call) -> Field:
-    """The field of the gradient."""
+    """Returns the field of the gradient, in the shape of the output."""
     value = call[_first(call)]
     return AnyField(call.out_shape) if isinstance(value, AnyField) else ScaleField(call.out_shape, call.settle(value).terms)
 
 
 def _hold_others(call: Call) -> None:
-    """What the call reads besides the gradient stays as it is."""
+    """Requires that all tensors but the gradient stay as they are."""
     for name, value in call.tensors():
         if name != _first(call):
             call.zero(value)

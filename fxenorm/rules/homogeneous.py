@@ -49,7 +49,7 @@ family("homogeneous", homogeneous, HOMOGENEOUS)
 
 @scale_rule("aten::neg", "aten::negative", family="homogeneous")
 def negative(call: Call) -> Field:
-    """-(t x) = t (-x)."""
+    """-(t x) = t (-x): the field passes; a parameter stays a parameter."""
     value = call["self"]
     return value.multiplied(-1) if isinstance(value, ParameterView) else passes(call)
 

@@ -18,7 +18,7 @@ from .registry import scale_rule
 
 @scale_rule("aten::index.Tensor", family="structural")
 def index_rule(call: Call) -> Any:
-    """y = x[i, j, ...]."""
+    """y = x[i, j, ...]: by position where the indices are known, else constant along the indexed axes."""
     if not is_floating(call.fakes["self"]):
         return zero_field(call)
     shape = call.out_shape
@@ -53,7 +53,7 @@ def _gathered_back(call: Call, axis: int, positions: Ids) -> Callable[[ScaleFiel
 
 
 def _unknown(call: Call, shape: tuple[int, ...]) -> Field:
-    """Indexed by what is not known before the run: constant along every indexed axis."""
+    """Requires a constant field along every indexed axis, where an index is not known before the run."""
     if isinstance(call["self"], AnyField):
         return AnyField(shape)
     indexed, start, rank = unknown_block(call.fakes["indices"])

@@ -17,14 +17,14 @@ __all__ = ["barrier", "contract", "move", "number", "passes", "reduce", "same_fi
 
 
 def zero_field(call: Call) -> Any:
-    """Every output is left as it is."""
+    """Returns the field 0 for every output: it is left as it is."""
     if isinstance(call.output, (tuple, list)):
         return tuple(ScaleField(tuple(value.shape)) if hasattr(value, "shape") else None for value in call.output)
     return ScaleField(tuple(call.output.shape)) if hasattr(call.output, "shape") else None
 
 
 def barrier(call: Call, reason: str) -> Any:
-    """No law: the inputs are forced to zero, the output is zero."""
+    """Forces all inputs to zero, as no law holds; returns the field 0."""
     call.barrier = reason
     for _, value in call.tensors():
         call.zero(value)
@@ -97,7 +97,7 @@ def _where_all_vary(total: ScaleField, others: Sequence[ScaleField]) -> ScaleFie
 
 
 def take_as_is(call: Call, view: ParameterView, total: ScaleField) -> None:
-    """`view`, broadcast to the shape of `total`, must carry the field `total`."""
+    """Gives `view`, broadcast to the shape of `total`, the field `total`."""
     missing = len(total.shape) - len(view.shape)
     padded = (1,) * missing + view.shape
     wanted = call.constant(total, [axis for axis, size in enumerate(padded) if size == 1])
@@ -189,7 +189,7 @@ def _sizes(a: Field, a_letters: str, b: Field, b_letters: str) -> dict[str, int]
 def _absorb(
     call: Call, terms: list[Term], order: str, sizes: Mapping[str, int], view: ParameterView, letters: str, out_letters: str
 ) -> list[Term]:
-    """Give a parameter the field that makes the contraction hold; returns the terms of the product, those of y.
+    """Gives a parameter the field that makes the contraction hold; returns the terms of the product, those of y.
 
     With x's field T[n, j] (n: letters that the weight lacks, j: summed letters): W[o, j] = new[o] - T[0, j] and
     y[n, o] = new[o] + T[n, 0] - T[0, 0], which holds iff T[n, j] - T[0, j] - T[n, 0] + T[0, 0] = 0.

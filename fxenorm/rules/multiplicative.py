@@ -32,7 +32,7 @@ def div(call: Call) -> Any:
 
 
 def quotient_field(call: Call, first: str, second: str, sign: int, shape: tuple[int, ...]) -> Field:
-    """The field of first * second**sign."""
+    """Returns the field of first * second**sign, sign = +-1."""
     values = [call[name] if is_floating(call.fakes.get(name)) else None for name in (first, second)]
     if isinstance(values[0], AnyField) or (isinstance(values[1], AnyField) and sign == 1):
         # A parameter times 0 does not matter: it gets no field here.
@@ -66,7 +66,7 @@ def quotient_field(call: Call, first: str, second: str, sign: int, shape: tuple[
 
 
 def _absorbed(call: Call, view: ParameterView, other: ScaleField, power_of: int, shape: tuple[int, ...]) -> ScaleField:
-    """The field of other * view ** (+-1): the parameter undoes what it can of the other's field and starts one of its own."""
+    """Returns the field of other * view ** (+-1): the parameter undoes all it can of the other's, and starts a new one."""
     padded = (1,) * (len(shape) - len(view.shape)) + view.shape
     foreign = [axis for axis, size in enumerate(padded) if size == 1]
     terms = align(other, shape).terms
@@ -79,7 +79,7 @@ def _absorbed(call: Call, view: ParameterView, other: ScaleField, power_of: int,
 
 
 def _expanded(call: Call, view: ParameterView, shape: tuple[int, ...]) -> ParameterView:
-    """A parameter broadcast to `shape`."""
+    """Returns a parameter broadcast to `shape`, with the way back."""
     padded = (1,) * (len(shape) - len(view.shape)) + view.shape
 
     def back(wanted: ScaleField) -> ScaleField:
@@ -115,7 +115,7 @@ def power(call: Call, value: Field, exponent: float, shape: tuple[int, ...]) -> 
 
 @scale_rule("aten::pow.Tensor_Scalar", "aten::float_power.Tensor_Scalar", family="multiplicative")
 def pow_rule(call: Call) -> Any:
-    """(t x)^k = t^k x^k."""
+    """(t x)^k = t^k x^k: the field is multiplied by k."""
     if not is_floating(call.fakes["self"]) or not isinstance(call["exponent"], (int, float)):
         return barrier(call, "power of an integer tensor")
     return power(call, call["self"], call["exponent"], call.out_shape)
@@ -123,19 +123,19 @@ def pow_rule(call: Call) -> Any:
 
 @scale_rule("aten::square", family="multiplicative")
 def square(call: Call) -> Any:
-    """(t x)^2 = t^2 x^2."""
+    """(t x)^2 = t^2 x^2: the field is doubled."""
     return power(call, call["self"], 2, call.out_shape)
 
 
 @scale_rule("aten::sqrt", family="multiplicative")
 def sqrt(call: Call) -> Any:
-    """sqrt(t x) = t^(1/2) sqrt(x)."""
+    """sqrt(t x) = t^(1/2) sqrt(x): the field is halved."""
     return power(call, call["self"], 0.5, call.out_shape)
 
 
 @scale_rule("aten::rsqrt", family="multiplicative")
 def rsqrt(call: Call) -> Any:
-    """(t x)^(-1/2) = t^(-1/2) x^(-1/2)."""
+    """(t x)^(-1/2) = t^(-1/2) x^(-1/2): the field is halved and turned round."""
     return power(call, call["self"], -0.5, call.out_shape)
 
 

@@ -27,7 +27,7 @@ def _affine(call: Call, channel: int) -> Field:
 
 
 def _hold(call: Call, reason: str) -> None:
-    """The input must be left as it is."""
+    """Requires that the input is left as it is, for a reason."""
     call.barrier = reason
     call.zero(call["input"])
 

@@ -50,7 +50,7 @@ def pad(call: Call) -> Field:
 
 
 def _around(call: Call, value: ScaleField | AnyField, pads: Sequence[int], held: bool) -> Field:
-    """Zeros, which carry any field, around what carries no scale, or another constant around zeros."""
+    """Returns the field of zeros, which carry any field, around entries without a scale, or of another constant around zeros."""
     places: list[Place] = [None] * len(value.shape)
     kept = list(value.shape)
     for k in range(len(pads) // 2):
@@ -66,7 +66,7 @@ def _around(call: Call, value: ScaleField | AnyField, pads: Sequence[int], held:
 
 
 def _constant(call: Call, field: ScaleField, axis: int, before: int, after: int, value: float) -> ScaleField:
-    """Pad one axis by a constant; a negative width crops."""
+    """Pads one axis by a constant; a negative width crops."""
     size = field.shape[axis]
     kept = select_positions(field, axis, np.arange(max(0, -before), size - max(0, -after)))
     widths = [max(0, before), max(0, after)]

@@ -75,7 +75,7 @@ def _pool(axes: int) -> Any:
         """Maxima and means over windows of positions; padding by zeros or -inf carries any field."""
 
         def places(k: int, size: int, count: int) -> Ids:
-            """Windows at a stride."""
+            """Returns the windows that lie at a stride, -1 for padding."""
             kernel = _by_axis(call["kernel_size"], k, 1)
             starts = np.arange(count) * _by_axis(call["stride"], k, kernel) - _by_axis(call["padding"], k, 0)
             found = starts[:, None] + np.arange(kernel) * _by_axis(call["dilation"], k, 1)

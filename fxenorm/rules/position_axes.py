@@ -1,4 +1,4 @@
-"""Along which axes an operator of several tensors does the same at each position, apart from what is at the others."""
+"""The axes along which an operator of several tensors does the same at each position, whatever the others hold."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOVING = frozenset(
 def axes_of_call(
     operator: str, shapes: Mapping[str, Any], axes: Mapping[str, Any], output: Sequence[int], equation: str = ""
 ) -> tuple[dict[str, Any], Axes] | None:
-    """Follow axes of some arguments to the other arguments and the result.
+    """Follows axes of some arguments to the other arguments and the result.
 
     Args:
         operator: the operator's name.

@@ -1,4 +1,4 @@
-"""Which entries an index names, where it is known before the run; else which axes it may name anything of."""
+"""The entries that an index names, where it is known before the run; else the axes along which it may name any."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def named_by(call: Call, name: str, rank: int) -> list[Ids | None] | None:
 
 
 def unknown_block(fakes: Sequence[Any]) -> tuple[list[int], int, int]:
-    """Indexed by what is not known before the run.
+    """Returns the axes of an index that is not known before the run, and those of its result.
 
     Returns:
         (indexed axes, first axis and number of axes in the result that stand in their place).
@@ -55,10 +55,11 @@ def unknown_block(fakes: Sequence[Any]) -> tuple[list[int], int, int]:
 
 
 def along_one_axis(index: Ids, axis: int, shape: Sequence[int]) -> tuple[list[slice | Ids | None], list[int]] | None:
-    """What gather and scatter name with an `index` of the tensor's number of axes, which holds positions along `axis`.
+    """Returns the entries that gather and scatter name with an `index` of positions along `axis`.
 
     Args:
-        index: (...) positions; smaller than the tensor on other axes, it names their first positions.
+        index: (...) positions, with as many axes as the tensor; where it is smaller on other axes, it names their first
+            positions.
         axis: along which it holds positions.
         shape: of the tensor that is read or written.
 

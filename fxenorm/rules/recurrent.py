@@ -1,4 +1,4 @@
-"""Recurrent layers, by the law of their unrolled form: what enters a state carries the state's field at every step."""
+"""Recurrent layers, by the law of their unrolled form: all that enters a state carries the state's field at every step."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _current(call: Call, value: Field) -> Field:
 
 
 def _weight(call: Call, position: int) -> Field:
-    """A weight among the parameters."""
+    """Returns the field of one of the parameters, used as a weight."""
     call.roles[f"params[{position}]"] = "weight"
     given = call["params"][position]
     return call.same_weight(given, _current(call, given))
@@ -63,14 +63,14 @@ def _with_bias(call: Call, field: Field, position: int | None) -> Field:
 
 
 def _times(call: Call, x: Field, weight: Field) -> Field:
-    """x W^T, x with any number of axes in front."""
+    """Returns the field of x W^T, x with any number of axes in front."""
     lead = ascii_lowercase[: len(x.shape) - 1]
     return contract(call, x, lead + "I", weight, "OI", lead + "O")
 
 
 @dataclass
 class _Sequence:
-    """What a fused call reads, axes of time taken off: fields are the same at every step.
+    """The input of a fused call, axes of time taken off: fields are the same at every step.
 
     Attributes:
         x: the input's field, over (batch, features) or (features,); packed sequences have no batch axis either.
@@ -129,7 +129,7 @@ def _last(call: Call, states: Sequence[Field], name: str) -> Field:
 
 
 def _joined(call: Call, states: Sequence[Field]) -> Field:
-    """The two directions side by side."""
+    """Returns the states of the two directions side by side, along the last axis."""
     if len(states) == 1:
         return states[0]
     if all(isinstance(state, AnyField) for state in states):
@@ -159,7 +159,7 @@ def rnn_relu(call: Call) -> Any:
 
 @scale_rule("aten::lstm", "aten::gru", "aten::rnn_tanh", family="contraction")
 def gated(call: Call) -> Any:
-    """What enters a saturating gate is held, so the states are; weights undo what their input carries."""
+    """Holds all that enters a saturating gate, so the states are held; weights undo the field of their input."""
     call.barrier = f"the gates of {call.operator.removeprefix('aten::')} are held"
     read = _read(call)
     first = call["hx"] if isinstance(call["hx"], (list, tuple)) else [call["hx"]]
@@ -209,7 +209,7 @@ def rnn_relu_cell(call: Call) -> Field:
 
 @scale_rule("aten::lstm_cell", "aten::gru_cell", "aten::rnn_tanh_cell", family="contraction")
 def gated_cell(call: Call) -> Any:
-    """One step of a saturating recurrence: what enters the gates is held."""
+    """Holds all that enters the gates of one step of a saturating recurrence."""
     call.barrier = f"the gates of {call.operator.removeprefix('aten::')} are held"
     for entering in _cell_input(call):
         call.zero(entering)

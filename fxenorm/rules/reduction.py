@@ -52,7 +52,7 @@ family(
 
 @scale_rule("aten::var", family="reduction")
 def variance(call: Call) -> Field:
-    """var(t x) = t^2 var(x)."""
+    """var(t x) = t^2 var(x): the field is constant along the axes, and doubled."""
     value = reduce(call, call["self"], reduced_axes(call), call.out_shape)
     return times(value, 2) if isinstance(value, ScaleField) else value
 

@@ -37,7 +37,7 @@ _RULES: dict[str, Rule] = {}
 
 
 def scale_rule(*operators: str, family: str) -> Callable[[RuleFunction], RuleFunction]:
-    """Register the decorated function as the rule of `operators` ("namespace::name" or "namespace::name.overload").
+    """Registers the decorated function as the rule of `operators` ("namespace::name" or "namespace::name.overload").
 
     In-place (`relu_`) and out variants follow from the operator's schema; they need no rule of their own.
 
@@ -144,7 +144,7 @@ def supported_operators() -> list[str]:
 
 
 def family(name: str, function: RuleFunction, operators: list[str]) -> None:
-    """Register one law for a list of operators."""
+    """Registers one law for a list of operators."""
     scale_rule(*operators, family=name)(function)
 
 

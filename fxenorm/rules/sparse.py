@@ -1,4 +1,6 @@
-"""Sparse tensors: their field is that of the dense tensor which they stand for; what they do not hold is 0 and carries any.
+"""Sparse tensors: the field of one is that of the dense tensor for which it stands.
+
+The entries that it does not hold are 0 and carry any field.
 
 A product with one is a contraction over all positions of the axis, whichever of them it holds: for a graph, over all nodes.
 """
@@ -89,7 +91,7 @@ def values_of(call: Call) -> Field:
 
 @scale_rule("aten::_sparse_sum", family="reduction")
 def sparse_sum(call: Call) -> Field:
-    """Sums along axes."""
+    """y = sum of x along axes: the field is constant along them."""
     rank = len(call.shape("self"))
     axes = list(range(rank)) if call["dim"] is None else [axis % rank for axis in call["dim"]]
     return reduce(call, call["self"], axes, call.out_shape)

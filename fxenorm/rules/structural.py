@@ -50,7 +50,7 @@ def _permuted(call: Call, value: Field, order: Sequence[int]) -> Field:
 
 @scale_rule("aten::permute", family="structural")
 def permute_rule(call: Call) -> Field:
-    """y[i, j, ...] = x[permuted]."""
+    """y[i, j, ...] = x[j, ..., i]: the axes come in a new order."""
     return _permuted(call, call["self"], [axis_of(call, axis) for axis in call["dims"]])
 
 
@@ -243,7 +243,7 @@ def cat(call: Call) -> Field:
 
 
 def _neighbour(call: Call, field: ScaleField, view: ParameterView, axis: int) -> ScaleField:
-    """The neighbour's field on the parameter's shape: constant on every axis where the parameter has size 1."""
+    """Returns the neighbour's field on the parameter's shape: constant on every axis where the parameter has size 1."""
     del axis
     return call.constant(field, [k for k, size in enumerate(view.shape) if size == 1])
 

@@ -43,7 +43,7 @@ def operand_of(call: Call, value: Field, letters: str) -> Operand:
 def note_weight(
     call: Call, weight: Operand, other: Sequence[Term], other_letters: str, out: Sequence[Term], out_letters: str, order: str
 ) -> None:
-    """Note both sides of a weight that a contraction uses, if it is new.
+    """Notes both sides of a weight that a contraction uses, if it is new.
 
     Args:
         call: the call.

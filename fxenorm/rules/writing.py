@@ -22,7 +22,7 @@ _ADDS = {"add", "sum", "mean", "amax", "amin", "max", "min"}
 
 
 def _value(call: Call, name: str) -> ScaleField | AnyField:
-    """The field of what is written or written to; a Python number or a tensor."""
+    """Returns the field of an operand of a write, which may be a Python number or a tensor."""
     value: Field = number(call[name])
     if isinstance(value, AnyField):
         return value
@@ -30,7 +30,7 @@ def _value(call: Call, name: str) -> ScaleField | AnyField:
 
 
 def _aligned(value: ScaleField | AnyField, shape: Sequence[int]) -> ScaleField | AnyField:
-    """What is written, broadcast to the shape of the place that it is written to."""
+    """Returns the written field broadcast to the shape of its place."""
     shape = tuple(shape)
     if isinstance(value, AnyField):
         return AnyField(shape)
@@ -62,7 +62,7 @@ def _tie_repeated(call: Call, value: ScaleField | AnyField, shape: Sequence[int]
 
 
 def _read(base: ScaleField, places: Sequence[Place]) -> ScaleField:
-    """The field of ``tensor[places]``."""
+    """Returns the field of ``tensor[places]``, places that are known."""
     for axis, place in enumerate(places):
         if isinstance(place, slice):
             base = take_slice(base, axis, place)
@@ -73,7 +73,7 @@ def _read(base: ScaleField, places: Sequence[Place]) -> ScaleField:
 
 
 def write_known(call: Call, base: ScaleField | AnyField, value: ScaleField | AnyField, places: list[Place], how: str) -> Any:
-    """Known entries are replaced (`how` is ""), or combined with what was there."""
+    """Replaces known entries (`how` is ""), or combines them with their former values; returns the field."""
     shape = base.shape
     if any(isinstance(place, np.ndarray) and place.size == 0 for place in places):
         return base
@@ -90,7 +90,7 @@ def write_known(call: Call, base: ScaleField | AnyField, value: ScaleField | Any
 def write_somewhere(
     call: Call, base: ScaleField | AnyField, value: ScaleField | AnyField, axes: Sequence[int], touched: Sequence[Place], how: str
 ) -> Any:
-    """Entries at unknown positions of `axes` are replaced or combined.
+    """Replaces or combines entries at unknown positions of `axes`; returns the field.
 
     Args:
         call: of the operator.
@@ -146,7 +146,7 @@ def reshape_block(field: ScaleField, start: int, rank: int, indexed: Sequence[in
 
 
 def _how(call: Call) -> str | None:
-    """How values are combined with what was there: "" (they replace it), "add", "prod"; None for what is not known."""
+    """Returns how values are combined with the former ones: "" (they replace them), "add", "prod"; None for an unknown way."""
     name, reduce = call.operator.removeprefix("aten::"), call["reduce"]
     if reduce in ("multiply", "prod"):
         return "prod"
@@ -186,7 +186,7 @@ def scatter(call: Call) -> Any:
 
 
 def _products(call: Call, base: ScaleField | AnyField, value: ScaleField | AnyField) -> Any:
-    """Products of what is written with what was there: what is written is held, unless it meets zeros."""
+    """Returns the field of products of written and former values: the written ones are held, unless they meet zeros."""
     outside = call["include_self"] is False
     if isinstance(value, AnyField) or (isinstance(base, AnyField) and not outside):
         return base

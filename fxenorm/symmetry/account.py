@@ -82,7 +82,7 @@ class ChannelAccount:
 
     @property
     def tied(self) -> int:
-        """Number of ends tied away."""
+        """The number of channel ends that are tied away."""
         return self.fixed("tied")
 
     def by_operator(self, *kinds: Kind) -> tuple[tuple[str, str, int, tuple[str, ...]], ...]:

@@ -12,7 +12,7 @@ __all__ = ["bound_arguments", "flat", "is_item", "nodes_in", "operator_name", "r
 
 
 def operator_name(node: fx.Node) -> str:
-    """The ATen operator's name, as "aten::relu", "" for what is none."""
+    """Returns the ATen operator's name, as "aten::relu"; "" for other nodes."""
     return str(node.target._schema.name) if isinstance(node.target, torch._ops.OpOverload) else ""
 
 

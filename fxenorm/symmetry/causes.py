@@ -12,7 +12,7 @@ __all__ = ["Causes"]
 
 @dataclass
 class Causes:
-    """What a walk notes of its origins, by number.
+    """The notes of a walk on its origins, by number.
 
     Attributes:
         given: model inputs and constants.
@@ -29,7 +29,7 @@ class Causes:
     runs: list[tuple[str, int]] = field(default_factory=list)
 
     def kind(self, number: int, operator: str, reason: str) -> Kind:
-        """What kind of origin it is that makes a field zero."""
+        """Returns the kind of an origin that makes a field zero."""
         if operator == "output":
             return "output"
         if operator == "exclude" or number in self.by_option:
@@ -37,11 +37,11 @@ class Causes:
         return "input" if number in self.given and not reason else "barrier"
 
     def source(self, number: int, reason: str) -> int:
-        """Where a zero comes from that this origin imposes: a call that only ties its arguments hands on that of one of them."""
+        """Returns the source of a zero that this origin imposes: an origin that only ties its arguments hands on theirs."""
         return number if reason or number in self.by_option else self.held_by.get(number, number)
 
     def graph(self, number: int, second: int | None) -> str:
-        """In which graph it is, in words, "" for the first; `second`: the first origin of the second size."""
+        """Returns the graph of an origin in words, "" for the first; `second`: the first origin of the second size."""
         if second is not None and number >= second:
             return "at another size"
         run = max((k for k, (_, start) in enumerate(self.runs) if start <= number), default=0)

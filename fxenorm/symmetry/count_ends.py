@@ -233,7 +233,7 @@ def _alive(given: Equations, zero: Any, solution: Solution) -> tuple[Rows, Any]:
 
 
 def _with_ends(rows: Rows, part: Any, origin: Ids, zero: Any, solution: Solution, variables: int) -> Rows:
-    """The equations, and for each end one more: it is what its weight finds there."""
+    """Returns the equations, and one more for each end: it equals the field that its weight finds there."""
     present = np.flatnonzero(~zero[part.col])
     latest = origin.copy()
     since = solution.zero_origin[part.col]
@@ -249,7 +249,7 @@ def _with_ends(rows: Rows, part: Any, origin: Ids, zero: Any, solution: Solution
 
 
 def _unmoved(walk: Walk, counted: Sequence[str], solution: Solution) -> Any:
-    """(free variables, dimension) a basis of what moves no counted weight."""
+    """Returns (free variables, dimension) a basis of the rescalings that move no counted weight."""
     expander = Expander(solution.matrix)
     equations = Equations(solution.matrix.shape[1])
     for name in counted:
@@ -279,7 +279,7 @@ class _Account:
         self.rows: list[AccountRow] = []
 
     def add(self, kind: Kind | None, number: int, count: int) -> None:
-        """One node; without a kind it fixes fields, for its own reason."""
+        """Adds the row of one node; without a kind it fixes fields, for its own reason."""
         where, causes = self.walk.origins[number], self.walk.causes
         kind = kind or causes.kind(number, where.operator, where.reason)
         graph = causes.graph(number, self.second) if where.node else ""

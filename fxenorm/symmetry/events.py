@@ -1,4 +1,4 @@
-"""What a walk notes: where equations come from, and which calls carry which fields."""
+"""The notes of a walk: the origins of equations, and the calls that carry fields."""
 
 from __future__ import annotations
 

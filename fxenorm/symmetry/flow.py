@@ -48,7 +48,7 @@ def flows_of(events: Sequence[Event], expander: Expander, starts: Ids) -> tuple[
 
 
 def channels_of(events: Mapping[str, Sequence[Event]], expander: Expander) -> tuple[tuple[Term, ...], ...]:
-    """The fields of what layers read and write, in graph order; each of them once, at its last place."""
+    """Returns the fields of the activations that layers read and write, in graph order; each of them once, at its last place."""
     found: dict[tuple[Any, ...], tuple[Term, ...]] = {}
     for calls in events.values():
         ends: set[int] = set()
@@ -89,7 +89,7 @@ def _inside(module: str, other: str) -> bool:
 
 
 def _add(found: dict[tuple[Any, ...], Site], event: Event, module: str, direction: Any, expander: Expander) -> None:
-    """Note the axes along which the event's outputs carry variables, as seen at a boundary of `module`."""
+    """Notes the axes along which the event's outputs carry variables, as seen at a boundary of `module`."""
     for field in event.outputs:
         for coefficient, ids in expander.terms(field.terms):
             axes = [axis for axis, size in enumerate(ids.shape) if size > 1]

@@ -1,4 +1,4 @@
-"""BatchNorms that could be folded into the layer in front of them: what `batchnorm="folded"` counts."""
+"""BatchNorms that could be folded into the layer in front of them: `batchnorm="folded"` counts these folds."""
 
 from __future__ import annotations
 

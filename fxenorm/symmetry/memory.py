@@ -1,4 +1,4 @@
-"""Blocks of memory that several tensors of a graph share: what is written through one of them is read through the others.
+"""Blocks of memory that several tensors of a graph share: a write through one of them is read through the others.
 
 A block is one tensor, its base; the others are views, each made from another by an operator that moves entries. The base has a
 field that changes with every write; the field of a view is what its operators make of the base's.
@@ -64,7 +64,7 @@ class Block:
         return self.patch is not None and not (self.patch.states == SETTLED).any()
 
     def write(self, patch: Patchwork) -> None:
-        """The block holds something else from now on."""
+        """Gives the block another content from now on."""
         self.patch = patch
         self.fields.clear()
 
@@ -81,7 +81,7 @@ class Memory:
                 self._add(node, list(dict.fromkeys(storage.sources(node))))
 
     def _add(self, node: fx.Node, sources: list[fx.Node]) -> None:
-        """Note which block a node belongs to."""
+        """Notes the block that a node belongs to."""
         sources = [source for source in sources if source in self._blocks]
         shared = self._shares(node, sources) if sources else False
         if shared is False:
@@ -156,7 +156,7 @@ def numbered(shape: tuple[int, ...]) -> Iterator[ScaleField]:
 
 
 def placed(value: ScaleField | AnyField, order: list[int | None], shape: tuple[int, ...]) -> ScaleField | AnyField:
-    """What is written through a view, with the axes of ``base[places]``; None in `order` is an axis of one position."""
+    """Returns the field of a write through a view, with the axes of ``base[places]``; None in `order`: an axis of size 1."""
     if isinstance(value, AnyField):
         return AnyField(shape)
 

@@ -1,4 +1,4 @@
-"""What is said of the rules that users register."""
+"""Checks and messages about the rules that users register."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_roles(call: Call) -> None:
 
 
 def failure_of_own_rule(rule: Rule, call: Call, error: Exception, node: str, source: str) -> str:
-    """What to say of a rule that raised: its own line, and the arguments that it could have asked for."""
+    """Returns the message about a rule that raised: its own line, and the arguments that it could have asked for."""
     function: Any = inspect.unwrap(rule.function)
     code = getattr(function, "__code__", None)
     file, line = getattr(code, "co_filename", "unknown file"), getattr(code, "co_firstlineno", 0)

@@ -89,7 +89,7 @@ class Picks:
             self._names = IndexNames(graph, self._written)
 
     def follow(self, node: fx.Node, result: Any) -> None:
-        """Note a result: what is written to the memory of slices is followed through the results of the writes."""
+        """Notes a result: a write to the memory of slices is followed through its result."""
         if node in self._in_turn and any(isinstance(value, Picked) for value in flat(result)):
             self._carrying.add(self._in_turn[node])
 
@@ -132,7 +132,7 @@ class Picks:
     # --- where slices are picked ---------------------------------------------------------------------------------
 
     def _picking(self, node: fx.Node, values: Mapping[fx.Node, Any], origin: int) -> PickedCall | None:
-        """``stack[:, index]``."""
+        """Returns the call that picks slices, ``stack[:, index]``, by slice."""
         bound = bound_arguments(node)
         stack = bound["self"]
         if operator_name(node) == "aten::index":

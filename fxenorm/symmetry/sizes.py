@@ -28,7 +28,7 @@ def is_symbolic(value: Any) -> bool:
 
 
 class Sizes:
-    """What stands in for each size that a trace left open.
+    """The integers that stand for the sizes which a trace left open.
 
     A size that follows from tensors whose values are known (a constant mask) is that size; others get a prime of their own.
     """
@@ -89,7 +89,7 @@ class Sizes:
         return value
 
     def _learn(self, node: fx.Node, value: Any) -> None:
-        """Sizes that follow from known values."""
+        """Notes the sizes of a node that follow from known values."""
         real = self._real_shapes(node)
         if real is None:
             return
@@ -128,7 +128,7 @@ def _symbols(size: Any) -> Any:
 
 
 def _primes() -> Iterator[int]:
-    """Primes in ascending order."""
+    """Yields the primes from `FIRST` on, in ascending order."""
     number = FIRST
     while True:
         if all(number % k for k in range(2, int(number**0.5) + 1)):

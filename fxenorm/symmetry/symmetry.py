@@ -1,4 +1,4 @@
-"""The answer of the symmetry stage: the free scale variables and what each of them multiplies. Plain data, no graph."""
+"""The answer of the symmetry stage: the free scale variables and each tensor's exponents. Plain data, no graph."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Role = Literal["weight", "gamma", "bias", "slope", "other"]
 
 @dataclass(frozen=True)
 class ParameterUse:
-    """A parameter (or moved buffer) that an operator reads, and as what."""
+    """A parameter (or moved buffer) that an operator reads, and its role there."""
 
     name: str
     role: Role
@@ -34,7 +34,7 @@ class ParameterUse:
 
 @dataclass(frozen=True)
 class FlowNode:
-    """One operator of the graph, reduced to what pairs and drawings need.
+    """One operator of the graph, reduced to the needs of pairs and drawings.
 
     Attributes:
         name: the node's name in the graph.
@@ -138,7 +138,7 @@ class OutputUse:
 
     @property
     def name(self) -> str:
-        """The entry of what forward returns, or the attribute or argument, that it belongs to: "past_key_values", "self.aux"."""
+        """The entry of the returned value, or the attribute or argument, that it belongs to: "past_key_values", "self.aux"."""
         parts = self.path.split(".")
         return ".".join(parts[: 2 if parts[0] == "inputs" else None]) if parts[0] in ("self", "inputs") else parts[0]
 

@@ -30,26 +30,26 @@ _SELECTING = frozenset(
 
 @dataclass
 class _Reads(Equations):
-    """Equations that nobody solves: what they touch counts as read."""
+    """Equations that nobody solves: variables in them count as read."""
 
     seen: list[Ids] = field(default_factory=list)
 
     def mark(self, value: Any) -> None:
-        """Every entry of the fields in `value` is read."""
+        """Marks every entry of the fields in `value` as read."""
         for item in flat(value):
             if isinstance(item, ScaleField):
                 self.seen += [ids.ravel() for _, ids in item.terms]
 
     def require_zero(self, fields: ScaleField, origin: int) -> None:
-        """Reads the field."""
+        """Marks every entry of the field as read."""
         self.mark(fields)
 
     def require_equal(self, a: ScaleField, b: ScaleField, origin: int) -> None:
-        """Reads both fields."""
+        """Marks every entry of both fields as read."""
         self.mark([a, b])
 
     def require_constant(self, fields: ScaleField, axes: Sequence[int], origin: int) -> ScaleField:
-        """Reads the field where it varies along `axes`."""
+        """Marks the field as read where it varies along `axes`."""
         self.mark([f for f in [fields] if any(f.varies_along(axis) for axis in axes)])
         return super().require_constant(fields, axes, origin)
 
@@ -144,7 +144,7 @@ class _Follower:
         return None
 
     def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-        """One structural rule."""
+        """Returns the value of a node by its structural rule."""
 
         def of(source: fx.Node) -> Any:
             if source in values:

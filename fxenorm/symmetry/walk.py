@@ -82,7 +82,7 @@ class Walk:
     facts: dict[int, GraphFacts] = field(default_factory=dict)
 
     def origin(self, origin: Origin) -> int:
-        """Number a new origin."""
+        """Numbers a new origin; returns its number."""
         self.origins.append(origin)
         return len(self.origins) - 1
 
@@ -93,7 +93,7 @@ class Walk:
         return self.facts[id(traced)]
 
     def run(self, traced: TracedModel, events: str | None = None) -> None:
-        """Walk one graph and keep its calls under `events` (default: its mode); "" keeps none."""
+        """Walks one graph and keeps its calls under `events` (default: its mode); "" keeps none."""
         kept: list[Event] = [] if events == "" else self.events.setdefault(events or traced.mode, [])
         self.causes.runs.append((traced.mode, len(self.origins)))
         _GraphWalk(self, traced, kept).run()
@@ -130,6 +130,7 @@ class _GraphWalk:
         self.last_use = {source: node for node in users for source in node.all_input_nodes}
 
     def run(self) -> None:
+        """Goes through the graph, node by node."""
         ends = self.ends
         for node in self.traced.graph.nodes:
             if node.op in ("placeholder", "get_attr"):
@@ -142,6 +143,7 @@ class _GraphWalk:
     # --- ends ----------------------------------------------------------------------------------------------------
 
     def _start(self, node: fx.Node) -> None:
+        """Gives a placeholder its first value: a parameter, a constant of zeros, or a tensor that stays as it is."""
         value = self.sizes.of(node)
         known = self.traced.placeholders.get(node.name)
         if not isinstance(value, torch.Tensor):
@@ -171,6 +173,7 @@ class _GraphWalk:
         return number
 
     def _finish(self, node: fx.Node, ends: OutputEnds) -> None:
+        """Holds the outputs of the graph, or keeps their fields where they are not held."""
         if not self.walk.hold_outputs:
             self.walk.outputs += [self._current(source) for source in nodes_in(node.args[0])]
             return
@@ -180,7 +183,7 @@ class _GraphWalk:
         self.walk.inexact.update(dict.fromkeys(ends.unsearched))
 
     def _hold_output(self, output: Output, source: fx.Node) -> None:
-        """A value that leaves forward stays as it is."""
+        """Requires that a value which leaves forward stays as it is."""
         if output.kind == "read":
             origin = Origin("item", source.name, module_path(source), source_line(source), "its value reaches Python")
         else:
@@ -192,7 +195,7 @@ class _GraphWalk:
             self.walk.roles.setdefault(name, set()).add("other")
 
     def _force(self, value: Any, origin: int) -> None:
-        """Force one value to zero."""
+        """Forces the field of one value to zero."""
         if isinstance(value, ParameterView):
             self.walk.parameters.give(value, ScaleField(value.shape), origin)
         elif isinstance(value, ScaleField):
@@ -243,6 +246,7 @@ class _GraphWalk:
     # --- one operator --------------------------------------------------------------------------------------------
 
     def _step(self, node: fx.Node) -> None:
+        """Gives a node of the graph its value."""
         sources = node.all_input_nodes
         if any(source in self.active for source in sources):
             self.active.add(node)
@@ -272,13 +276,13 @@ class _GraphWalk:
         self._drop(node)
 
     def _drop(self, node: fx.Node) -> None:
-        """Forget the fields of nodes that nothing reads any more."""
+        """Forgets the fields of nodes that nothing reads any more."""
         for source in node.all_input_nodes:
             if self.last_use.get(source) is node and len(self.storage.members(source)) == 1:
                 self.values.pop(source, None)
 
     def _again(self, node: fx.Node, source: Any, equations: Equations) -> Any:
-        """The value of a view once more, from the value of what it is a view of."""
+        """Returns the value of a view once more, from the value of the node that it was made from."""
         if not isinstance(node.target, torch._ops.OpOverload):
             return source[node.args[1]]
         if written_arguments(node):
@@ -294,7 +298,7 @@ class _GraphWalk:
         return self._apply_open(rule, call, node) if self._is_open(node) else self._apply(rule, call)
 
     def _probe(self, node: fx.Node, arguments: Mapping[str, Any], count: int) -> Any:
-        """What the rule of a call makes of other fields, which have `count` variables at most; None where it imposes anything."""
+        """Returns the answer of a call's rule on fields of at most `count` variables; None where it imposes anything."""
         equations = Equations(count)
         rule, call = self.calls.of(node, arguments, equations, self.origin_of[node])
         if rule is None or rule.own:
@@ -363,7 +367,7 @@ class _GraphWalk:
         return barrier(call, NO_RULE)
 
     def _note_reasons(self, node: fx.Node, rule: Rule | None, call: Call) -> None:
-        """Notes why the call holds its arguments, and what its rule gave up."""
+        """Notes why the call holds its arguments, and how far its rule is not exact."""
         if call.barrier:
             known = rule is not None or operator_name(node) == HOLD
             self.walk.origins[call.origin] = replace(self.walk.origins[call.origin], reason=call.barrier, known=known)
@@ -425,7 +429,7 @@ class _GraphWalk:
                     yield name, role
 
     def _follow_zeros(self, node: fx.Node, origin: int, moving: bool) -> None:
-        """Note who made the result zero, and the arguments; `moving`: an argument is not zero for certain."""
+        """Notes who made the result zero, and the arguments; `moving`: an argument is not zero for certain."""
         sources = [source for source in node.all_input_nodes if not self.made_of.get(source)]
         sources.sort(key=lambda other: other not in self.active)
         source, along = self.zeros.read(sources), self.zeros.along(sources)
@@ -463,7 +467,7 @@ class _GraphWalk:
             return None
 
     def _unknown(self, node: fx.Node) -> Any:
-        """A call of something that is no ATen operator."""
+        """Returns the value of a call of something that is no ATen operator: its arguments are held."""
         output = self.sizes.of(node)
         values = [value for source in node.all_input_nodes for value in flat(self._current(source))]
         moving = [v for v in values if _may_move(v)]
@@ -562,14 +566,14 @@ class _GraphWalk:
         return self.walk.parameters.form(value, origin) if isinstance(value, ParameterView) else value
 
     def _reason(self, origin: int, reason: str) -> None:
-        """Notes why the origin holds what reaches it, unless a reason is there."""
+        """Notes why the origin holds its arguments, unless a reason is there."""
         where = self.walk.origins[origin]
         self.walk.origins[origin] = replace(where, reason=where.reason or reason, known=True)
 
     # --- events --------------------------------------------------------------------------------------------------
 
     def _record(self, node: fx.Node, operator: str, uses: tuple[tuple[str, str], ...], origin: int | None = None) -> None:
-        """Note the call for pairs and sites."""
+        """Notes the call for pairs and sites."""
         for name, role in uses:
             self.walk.roles.setdefault(name, set()).add(role)
         if node not in self.active:

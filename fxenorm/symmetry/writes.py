@@ -1,4 +1,4 @@
-"""What memory holds while a graph is walked: writes through any view, and what every other view then shows."""
+"""The content of memory while a graph is walked: writes through any view, and the fields that every other view then shows."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Writes:
         return value
 
     def write(self, target: fx.Node, new: ScaleField | AnyField, before: Callable[[fx.Node], Any], origin: int) -> bool:
-        """`new` is written to the memory of `target`.
+        """Writes `new` to the memory of `target`.
 
         Args:
             target: the node that is written to.
@@ -83,14 +83,14 @@ class Writes:
         return self._write_part(block, path, target, new, origin)
 
     def hold(self, node: fx.Node, origin: int) -> None:
-        """The whole memory of the node stays as it is."""
+        """Requires that the whole memory of the node stays as it is."""
         block = self._memory.block(node)
         if block is not None and block.patch is not None:
             self._equations.require_zero(ScaleField(block.patch.shape, block.patch.terms), origin)
             block.write(patchwork_of(ScaleField(block.patch.shape)))
 
     def _write_part(self, block: Block, path: list[fx.Node], target: fx.Node, new: ScaleField | AnyField, origin: int) -> bool:
-        """Write through a view."""
+        """Writes to the part of a block that a view shows."""
         patch = block.patch
         if patch is None:
             return False
@@ -122,7 +122,7 @@ class Writes:
         return True
 
     def _write_somewhere(self, block: Block, target: fx.Node, new: ScaleField | AnyField, origin: int) -> bool:
-        """Write at a place that depends on the data: what was there and what is written carry one field."""
+        """Writes at a place that depends on the data: the former and the written values carry one field."""
         if isinstance(new, AnyField) or block.patch is None:
             return True
         block.write(patchwork_of(filled(opened(block.patch), self._equations)))
@@ -133,7 +133,7 @@ class Writes:
 
 
 def opened(patch: Patchwork) -> Patchwork:
-    """Memory that nobody wrote to taken as open: what is read of it was written."""
+    """Returns memory with its unwritten entries open: every entry that is read was written."""
     states = patch.states.copy()
     states[states == GARBAGE] = OPEN
     return Patchwork(patch.shape, patch.terms, states)

@@ -32,7 +32,7 @@ class ZeroSources:
         self._of: dict[fx.Node, Shown] = {}
 
     def start(self, node: fx.Node) -> None:
-        """A model input, buffer or constant stays as it is."""
+        """Notes that a model input, buffer or constant stays as it is."""
         self._of[node] = self._number(node)
 
     def read(self, nodes: Iterable[fx.Node]) -> int | None:
@@ -62,7 +62,7 @@ class ZeroSources:
     def step(
         self, node: fx.Node, value: Any, own: int | None, source: int | None, barrier: bool, by_entry: Callable[[], Any]
     ) -> None:
-        """Note who made the value of a call zero.
+        """Notes who made the value of a call zero.
 
         Args:
             node: the call.
@@ -84,20 +84,20 @@ class ZeroSources:
             self._of[node] = found
 
     def item(self, node: fx.Node, source: fx.Node, position: int) -> None:
-        """`node` is one output of the call `source`."""
+        """Notes that `node` is one output of the call `source`."""
         shown = self._of.get(source)
         if shown is not None:
             self._of[node] = shown[position] if isinstance(shown, list) else shown
 
     def write(self, members: Iterable[fx.Node], node: fx.Node) -> None:
-        """What `node` computes is written to memory that others show."""
+        """Notes that the result of `node` is written to memory that others show."""
         if node in self._of:
             for member in members:
                 self._of.setdefault(member, _first(self._of[node]))
 
 
 def _first(shown: Shown) -> int:
-    """One of the origins."""
+    """Returns the first of the origins, by number."""
     while isinstance(shown, list):
         shown = shown[0]
     if isinstance(shown, int):

@@ -15,7 +15,7 @@ BUILTINS = frozenset(dir(__builtins__) if isinstance(__builtins__, types.ModuleT
 
 
 def all_code(code: types.CodeType) -> Iterator[types.CodeType]:
-    """`code` and the code nested in it."""
+    """Yields `code` and the code nested in it, at any depth."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -23,7 +23,7 @@ def all_code(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def content_of(container: Any) -> Any:
-    """A plain copy of a container; subclasses (an OrderedDict, a defaultdict) are copied as what they hold.
+    """Returns a plain copy of a container: a dict, a set or a list, subclasses (an OrderedDict, a defaultdict) too.
 
     A subclass may answer a look-up with something else than what it holds, so it is not asked.
     """
@@ -33,7 +33,7 @@ def content_of(container: Any) -> Any:
 
 
 def _dict_type(container: dict[Any, Any]) -> type[dict[Any, Any]]:
-    """The built-in type whose methods read and write what a dict really holds."""
+    """Returns the built-in type whose methods read and write the true entries of a dict."""
     return OrderedDict if isinstance(container, OrderedDict) else dict
 
 
@@ -64,7 +64,7 @@ def put_back(container: Any, before: Any) -> None:
 
 
 def set_attribute(owner: Any, name: str, before: Any) -> None:
-    """An attribute in a slot."""
+    """Puts an attribute back into the slot of an object; `before` MISSING: deletes it."""
     with contextlib.suppress(AttributeError, TypeError):
         if before is MISSING:
             object.__delattr__(owner, name)
@@ -73,7 +73,7 @@ def set_attribute(owner: Any, name: str, before: Any) -> None:
 
 
 def set_cell(cell: types.CellType, before: Any) -> None:
-    """A variable of a closure."""
+    """Puts the content of a closure's variable back; `before` MISSING: empties it."""
     try:
         now = cell.cell_contents
     except ValueError:
@@ -86,7 +86,7 @@ def set_cell(cell: types.CellType, before: Any) -> None:
 
 
 def set_class(kind: type, members: dict[str, Any]) -> None:
-    """Attributes of a class."""
+    """Puts the attributes of a class back, and deletes those that it did not have."""
     for name, value in members.items():
         if vars(kind).get(name, MISSING) is not value:
             setattr(kind, name, value)

@@ -1,4 +1,4 @@
-"""What code asks to find out whether it is being traced: the model gets the answers that it gets when it runs."""
+"""Answers as in an ordinary run for code that asks whether it is being traced."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _is_fx_symbolic_tracing() -> bool:
 
 
 def _questions() -> dict[str, tuple[FunctionType, FunctionType]]:
-    """By name, torch's function and what stands for it. (`torch.jit.is_tracing` and the like are as in eager mode anyway.)"""
+    """Returns, by name, torch's function and its stand-in. (`torch.jit.is_tracing` and the like are as in eager mode anyway.)"""
     stand_ins = [_is_exporting, _is_compiling, _is_fx_tracing, _is_fx_symbolic_tracing]
     found = {}
     for stand_in in stand_ins:
@@ -81,7 +81,7 @@ def eager_answers() -> Iterator[None]:
 
 
 def answer(question: str) -> bool:
-    """The truth for torch's own code, False for all other."""
+    """Returns the truth for torch's own code, False for all other."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__name__") in _FORWARDING:
         frame = frame.f_back

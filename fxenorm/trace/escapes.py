@@ -1,4 +1,4 @@
-"""Values that leave the graph unseen: what a tracer cannot follow is made visible or refused."""
+"""Values that leave the graph unseen: each is made visible in the graph, or refused."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class ExportWatch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs `func`, or what stands for it."""
+        """Runs `func`, or its stand-in."""
         if torch.compiler.is_dynamo_compiling():  # in the body of a loop: Dynamo refuses what leaves it, and cannot follow us
             return func(*args, **(kwargs or {}))
         if func not in _WATCHED:  # nearly always

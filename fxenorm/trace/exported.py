@@ -111,7 +111,7 @@ def _name_constants(model: nn.Module, placeholders: dict[str, Placeholder]) -> N
 
 
 def _placeholder_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """The placeholders in order."""
+    """Returns the placeholder nodes, in graph order."""
     return [node for node in graph.nodes if node.op == "placeholder"]
 
 
@@ -125,7 +125,7 @@ def finish(
     notes: tuple[str, ...] = (),
     outputs: tuple[Output, ...] = (),
 ) -> TracedModel:
-    """What both tracers do at the end: annotate the nodes, resolve get_attr nodes, look for overlapping tensors."""
+    """Finishes the graph of either tracer: annotates the nodes, resolves get_attr nodes, looks for overlapping tensors."""
     drop_idle(graph)
     annotate(graph, SourceLines())
     for node in graph.nodes:

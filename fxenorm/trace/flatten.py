@@ -61,7 +61,7 @@ def copy_body(graph: fx.Graph, body: fx.GraphModule, operands: Sequence[Any], li
 
 
 def _bring(owner: fx.GraphModule | None, node: fx.Node, value: Any) -> None:
-    """What a body holds itself (a tensor that its release of torch does not hand in, the body of a call in it) comes along."""
+    """Copies to `owner` a tensor, or the body of a further call, that a body holds itself."""
     if owner is not None and getattr(owner, str(node.target), None) is not value:
         name = f"_of_body_{len(vars(owner)) + len(owner._modules)}_{str(node.target).replace('.', '_')}"
         if isinstance(value, fx.GraphModule):

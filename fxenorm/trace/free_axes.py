@@ -28,7 +28,7 @@ _PRODUCTS = frozenset({"matmul", "mm", "bmm"})
 
 @dataclass
 class AxisFacts:
-    """What a graph shows about the axes of its inputs.
+    """The facts that a graph shows about the axes of its inputs.
 
     Attributes:
         fixed: axes whose size a parameter, a buffer or a constant sets.
@@ -71,7 +71,7 @@ def _shape(node: Any) -> tuple[Any, ...]:
 
 
 class _Search:
-    """The walk of `axis_facts`."""
+    """The walk of `axis_facts` through one graph, node by node."""
 
     def __init__(self, traced: TracedModel) -> None:
         self.facts = AxisFacts()
@@ -82,7 +82,7 @@ class _Search:
         }
 
     def visit(self, node: fx.Node) -> None:
-        """Labels the node's axes."""
+        """Labels the axes of a node's tensor with the input axes that they are, and notes facts."""
         name = str(getattr(node.target, "__name__", "")).split(".")[0].removesuffix("_")
         sources = node.all_input_nodes
         if not any(source in self.labels for source in sources):
@@ -189,7 +189,7 @@ class _Search:
         return tuple(order)
 
     def _joined(self, node: fx.Node, shape: tuple[Any, ...]) -> Labels:
-        """Tensors side by side: axes keep what any of them knows, but for the one along which they lie."""
+        """Tensors side by side: each axis keeps the label that any of them has, but for the one along which they lie."""
         args: Any = node.args
         parts = [self._of(part) for part in args[0] if isinstance(part, fx.Node)]
         known = [part for part in parts if any(part)]
@@ -272,7 +272,7 @@ def free_classes(facts: AxisFacts, tensors: Sequence[torch.Tensor]) -> list[list
 
 
 def _size(tensors: Sequence[torch.Tensor], axis: Axis) -> int:
-    """The size of an axis."""
+    """Returns the number of positions along an axis of an input tensor."""
     return int(tensors[axis[0]].shape[axis[1]])
 
 

@@ -82,7 +82,7 @@ class Maker:
 
 @dataclass(frozen=True)
 class _Setting:
-    """What all arguments of one call have in common."""
+    """The sizes and widths that all arguments of one call share."""
 
     side: int
     length: int
@@ -92,7 +92,7 @@ class _Setting:
 
 
 def role_of(name: str) -> str:
-    """What an argument is for, by its name; "" where the name does not tell."""
+    """Returns the role of an argument, by its name; "" where the name does not tell."""
     plain = name.lower().strip("_")
     return next((role for role, pattern in _ROLES.items() if re.fullmatch(pattern, plain)), "")
 
@@ -160,7 +160,7 @@ def _takes_images(layer: nn.Module) -> bool:
 
 
 def _role(parameter: inspect.Parameter, found: Reached) -> str:
-    """The role by name, where what the argument does in forward does not speak against it."""
+    """Returns the role by name, unless forward uses the argument in a way that speaks against it."""
     role = role_of(parameter.name)
     kinds = {type(layer) for layer in found.layers}
     vectors = bool(kinds) and not kinds & {nn.Embedding, nn.EmbeddingBag}
@@ -189,7 +189,7 @@ def _values(parameter: inspect.Parameter, role: str, found: Reached, setting: _S
 
 
 def _for_layers(found: Reached, setting: _Setting, maker: Maker) -> Iterator[torch.Tensor]:
-    """What the first layers take."""
+    """Yields tensors of the shapes that the first layers take, the likeliest first."""
     for layer in found.layers[:2]:
         if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
             if not setting.graph:

@@ -24,7 +24,7 @@ _LONGEST = 2000
 
 
 class _NotPlain(Exception):
-    """The call has a form that is not taken apart; it stays, and holds what reaches it."""
+    """The call has a form that is not taken apart; it stays, and holds its arguments."""
 
 
 def flatten(module: fx.GraphModule) -> None:
@@ -73,7 +73,7 @@ def _bodies(module: fx.GraphModule, node: fx.Node) -> list[fx.GraphModule]:
 
 
 class _Call:
-    """One call of a higher-order operator, with what is needed to write plain nodes in front of it."""
+    """One call of a higher-order operator, and how to write plain nodes in front of it."""
 
     def __init__(self, module: fx.GraphModule, node: fx.Node) -> None:
         self.module, self.graph, self.node, self.args = module, module.graph, node, node.args
@@ -117,7 +117,7 @@ class _Call:
         return self.emit(aten.where.self, (self.choice(value), state, state), value)
 
     def step(self, xs: Any, at: int | fx.Node) -> fx.Node:
-        """One step of what is looped over: at a known place, or at one that is not known."""
+        """Writes the choice of one step of `xs`, the tensor that is looped over: step `at`, or an unknown one."""
         value = _tensor(xs)
         one = value.new_empty(value.shape[1:])
         if isinstance(at, int):
@@ -135,7 +135,7 @@ class _Call:
         return self.emit(aten.stack.default, (list(steps),), value.new_empty([len(steps), *value.shape]))
 
     def repeated(self, step: Any, length: int) -> fx.Node:
-        """One result for all steps."""
+        """Writes the result of one step repeated for all steps, along a new first axis."""
         value = _tensor(step)
         one = self.emit(aten.unsqueeze.default, (step, 0), value.new_empty([1, *value.shape]))
         return self.emit(aten.expand.default, (one, [length, *value.shape]), value.new_empty([length, *value.shape]))
@@ -150,7 +150,7 @@ def _tensor(item: Any) -> torch.Tensor:
 
 
 def _cond(call: _Call) -> list[Any]:
-    """One of two branches."""
+    """Writes both branches, and a choice between their results."""
     condition, operands = call.args[0], call.args[3]
     first, second = (call.run(position, operands) for position in (1, 2))  # type: ignore[arg-type]
     known = isinstance(condition, fx.Node) and isinstance(condition.meta.get("val"), torch.Tensor)
@@ -158,7 +158,7 @@ def _cond(call: _Call) -> list[Any]:
 
 
 def _loop(call: _Call, states: list[Any], round_of: Callable[[list[Any]], tuple[list[Any], list[Any]]]) -> tuple[list[Any], Any]:
-    """A loop of unknown length: any of the states that it passes through, and any of what its rounds give out.
+    """Writes a loop of unknown length; returns any of its states, and any of the values that its rounds give out.
 
     Zero states carry any field until something is written to them; after as many rounds as there are states none changes.
     """

@@ -32,7 +32,7 @@ class Inputs:
         return Inputs(tree_map(apply, self.args), tree_map(apply, dict(self.kwargs)), self.guessed)
 
     def tensors(self) -> list[torch.Tensor]:
-        """Every tensor in the arguments."""
+        """Returns every tensor in the arguments, in order."""
         return [leaf for leaf in tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, torch.Tensor)]
 
     def repeated(self) -> Inputs | None:
@@ -73,7 +73,7 @@ def _resized(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 def given_inputs(example_inputs: Any, example_kwargs: Any) -> Inputs | None:
-    """The user's inputs in one form, None if there are none; see `trace_model` for what may be given."""
+    """Returns the user's inputs in one form, None if there are none; see `trace_model` for the forms that are taken."""
     if example_kwargs is None:
         extra: dict[str, Any] = {}
     elif isinstance(example_kwargs, Mapping) and all(isinstance(key, str) for key in example_kwargs):

@@ -24,7 +24,7 @@ _WIDTHS = ("in_features", "input_size", "num_features", "in1_features", "in_chan
 
 
 def is_first_layer(module: nn.Module) -> bool:
-    """Whether what a module takes is known: it is a layer of torch, or one of another library that multiplies vectors."""
+    """Whether the shapes that a module takes are known: it is a layer of torch, or it multiplies vectors."""
     if isinstance(module, _FIRST_LAYERS):
         return True
     weight, width = vars(module).get("_parameters", {}).get("weight"), width_of(module)

@@ -63,7 +63,7 @@ def lower_regions(module: fx.GraphModule) -> None:
 
 
 def _lower(graph: fx.Graph, region: Sequence[fx.Node]) -> None:
-    """One part of the graph, from the opening call to the closing one."""
+    """Replaces one part of the graph, from the opening call to the closing one, by plain operators."""
     inside = set(region)
     operands = list(dict.fromkeys(source for node in region for source in node.all_input_nodes if source not in inside))
     results = [node for node in region if any(user not in inside for user in node.users)]

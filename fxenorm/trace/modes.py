@@ -46,7 +46,7 @@ def depends_on_mode(model: nn.Module) -> bool:
 
 
 class _TooMany(Exception):
-    """More code than is worth reading."""
+    """There is more code than is worth reading."""
 
 
 class _Search:
@@ -111,7 +111,7 @@ class _Search:
         return own and not is_trusted(kind) and self._is_new(value) and self.in_attributes(value)
 
     def _in_function(self, function: types.FunctionType) -> bool:
-        """Whether `function` or what it calls reads the flag."""
+        """Whether `function`, or a function that it calls, reads the flag."""
         if not self._is_new(function):
             return False
         if any(_names_flag(code) for code in all_code(function.__code__)):
@@ -130,7 +130,7 @@ _COMPILED = (
 
 
 def _parts(value: Any) -> tuple[Any, ...] | None:
-    """What a wrapper of functions wraps; None for anything else."""
+    """Returns the functions inside a wrapper of functions; None for anything else."""
     if isinstance(value, (staticmethod, classmethod)):
         return (value.__func__,)
     if isinstance(value, types.MethodType):
@@ -156,7 +156,7 @@ def _names_flag(code: types.CodeType) -> bool:
 
 
 def _callees(function: types.FunctionType) -> Iterator[Any]:
-    """What the names in `function`'s code lead to: globals, members of imported modules, defaults and closures."""
+    """Yields all that the names in `function`'s code lead to: globals, members of imported modules, defaults and closures."""
     for code in all_code(function.__code__):
         for name in code.co_names:
             value = function.__globals__.get(name)
@@ -176,7 +176,7 @@ def _callees(function: types.FunctionType) -> Iterator[Any]:
 
 
 def _members(module: types.ModuleType, code: types.CodeType) -> Iterator[Any]:
-    """What `code` can mean by a member of a module that is not torch's."""
+    """Yields all that `code` can mean by a member of a module that is not torch's."""
     if module.__name__.split(".")[0] != "torch":
         members = vars(module)
         yield from (

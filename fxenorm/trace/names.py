@@ -27,7 +27,7 @@ def tied_names(model: nn.Module) -> dict[str, str]:
 
 
 def _view_of(tensor: torch.Tensor) -> Any:
-    """What is equal for two tensors that are the same view of the same memory; tensors live while it is compared."""
+    """Returns a key that is equal for two tensors which are the same view of the same memory, as long as both live."""
     plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
     storage = storage_id(tensor) if plain and tensor.numel() else 0
     if not storage:

@@ -1,4 +1,4 @@
-"""What an object refers to, kind by kind: containers, attributes, closures, iterators, and all else by the garbage collector."""
+"""The objects that an object refers to: containers, attributes, closures, iterators, and all else by the garbage collector."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Unsearchable(Exception):
 
 
 def parts(value: Any) -> Parts:
-    """(name, object) for what `value` holds now, without running any lazy code. Raises `Unsearchable`."""
+    """Yields (name, object) for all that `value` holds now, without running any lazy code. Raises `Unsearchable`."""
     if isinstance(value, torch.Tensor):
         yield from _attached(value)
     elif isinstance(value, nn.Module):
@@ -86,7 +86,7 @@ def parts(value: Any) -> Parts:
 
 
 def _items(value: Any) -> Parts:
-    """The items of a container."""
+    """Yields (name, item) for each item of a container."""
     if isinstance(value, Mapping):
         for position, (key, item) in enumerate(value.items()):
             plain = isinstance(key, (str, int, float, bool, type(None)))
@@ -138,7 +138,7 @@ def _named(attributes: Mapping[str, Any]) -> Parts:
 
 
 def _attached(tensor: torch.Tensor) -> Parts:
-    """Tensors, and containers of them, that a user hung on a tensor; what torch keeps there, or it is made of, is left out."""
+    """Yields the tensors, and containers of them, that a user hung on a tensor; attributes of torch's own are left out."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
     made_of = flatten()[0] if flatten is not None else ()
     for name, item in list(getattr(tensor, "__dict__", {}).items()):
@@ -158,7 +158,7 @@ def _of_module(module: nn.Module) -> Parts:
 
 
 def _of_callable(function: Any) -> Parts:
-    """What a function, bound method or partial carries along: it may compute with it when it is called."""
+    """Yields all that a function, bound method or partial carries along: it may compute with it when it is called."""
     if isinstance(function, types.CellType):
         with contextlib.suppress(ValueError):  # an empty cell
             yield "value", function.cell_contents
@@ -190,7 +190,7 @@ def _globals_of(function: types.FunctionType) -> Parts:
 
 
 def _result(future: Any) -> Any:
-    """What a future holds, once it is there."""
+    """Waits for the result of a future, and returns it."""
     if isinstance(future, concurrent.futures.Future):
         with contextlib.suppress(concurrent.futures.TimeoutError):
             concurrent.futures.wait([future], timeout=_PATIENCE)
@@ -202,7 +202,7 @@ def _result(future: Any) -> Any:
 
 
 def stored_parts(value: Any) -> Parts:
-    """What an iterator or another object of the interpreter refers to, without running it."""
+    """Yields all that an iterator or another object of the interpreter refers to, without running it."""
     if (
         isinstance(value, Iterator)
         and not isinstance(value, _CONTAINER_ITERATORS)
@@ -212,7 +212,7 @@ def stored_parts(value: Any) -> Parts:
 
 
 def lazy_parts(value: Any) -> Parts:
-    """What a user gets by iterating over `value`, or by awaiting it. Raises what that raises, and `Unsearchable`."""
+    """Yields all that a user gets by iterating over `value` or awaiting it. Raises that code's errors, and `Unsearchable`."""
     if inspect.iscoroutine(value):
         yield "result", _awaited(value)
     elif isinstance(value, AsyncIterator):
@@ -255,14 +255,14 @@ def _refuse_hidden(value: Any) -> None:
 
 
 def _is_compiled(kind: type) -> bool:
-    """Whether a class was not written in Python, so that its objects may hold what no attribute shows."""
+    """Whether a class was not written in Python, so that its objects may hold more than their attributes show."""
     if "pybind11" in type(kind).__name__ or "nanobind" in str(type(kind).__module__) or not kind.__flags__ & (1 << 9):
         return kind is not object
     return any(isinstance(member, (types.MethodDescriptorType, types.WrapperDescriptorType)) for member in vars(kind).values())
 
 
 def _referents(value: Any) -> Parts:
-    """What the garbage collector knows that an object refers to."""
+    """Yields the objects to which an object refers, as the garbage collector knows them."""
     found = (item for item in gc.get_referents(value) if not isinstance(item, type))
     yield from ((f"<{position}>", item) for position, item in enumerate(found))
 

@@ -14,9 +14,9 @@ __all__ = ["without_offloading"]
 
 @contextlib.contextmanager
 def without_offloading(model: nn.Module) -> Iterator[bool]:
-    """Within it, modules run without Accelerate's hooks, and what is offloaded is one zero, expanded; at exit all is as before.
+    """Within it, modules run without Accelerate's hooks, and each offloaded tensor is one zero, expanded.
 
-    Yields whether anything was offloaded. Hooks of models that have all their weights stay.
+    At exit all is as before. Yields whether anything was offloaded. Hooks of models that have all their weights stay.
     """
     hooked = [module for module in model.modules() if hasattr(module, "_hf_hook") and hasattr(module, "_old_forward")]
     tensors = (*model.parameters(), *model.buffers())

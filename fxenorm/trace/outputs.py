@@ -1,4 +1,4 @@
-"""What leaves a forward call, by return, through attributes of modules or through its arguments; and which of it is held."""
+"""The values that leave a forward call, by return, through attributes or through arguments; and which of them are held."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Output:
 
 
 class OutputWatch:
-    """Finds what leaves one forward call of a model.
+    """Finds the values that leave one forward call of a model.
 
     Args:
         model: the module that is called.
@@ -70,7 +70,7 @@ class OutputWatch:
         self.leaves: list[Leaf] | None = None
 
     def before(self, args: Any, kwargs: Any) -> None:
-        """Notes what is there before the call."""
+        """Notes the tensors and numbers that are there before the call."""
         for leaf in self._left(args, kwargs):
             if leaf.kind == "tensor":
                 self._tensors[id(leaf.value)] = leaf.value
@@ -82,7 +82,7 @@ class OutputWatch:
         return id(tensor) in self._tensors
 
     def after(self, args: Any, kwargs: Any, output: Any) -> list[Leaf]:
-        """What left: all of `output`, and what is new in attributes and arguments."""
+        """Returns the values that left: all of `output`, and the new ones in attributes and arguments."""
         search = Search(
             runs_lazy_code=True, raises=self._raises, enters=lambda value: _home(value)[0] not in ("fxenorm", "logging")
         )
@@ -98,9 +98,9 @@ class OutputWatch:
         return found
 
     def hook(self, use: Callable[[list[Leaf]], Any], begin: Callable[[], None] = lambda: None) -> None:
-        """Watches every call of the model; `use` gets what was found and may return another output, `begin` is called before.
+        """Watches every call of the model: calls `begin` before it, and `use` with the values that left.
 
-        The hooks stay: whoever prepared the model for a trace takes them off again.
+        `use` may return another output. The hooks stay: whoever prepared the model for a trace takes them off again.
         """
 
         def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -134,7 +134,7 @@ class OutputWatch:
 
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The attributes of a module and of its classes, without what every module has."""
+    """Yields the attributes of a module and of its classes, without those of every module."""
     if isinstance(module, torch.jit.ScriptModule):
         return
     yield from ((name, value) for name, value in list(vars(module).items()) if name not in _OF_ALL_MODULES)
@@ -163,7 +163,7 @@ def _wanted(leaves: Iterable[Leaf]) -> Iterator[Leaf]:
 
 
 def _same(new: Any, old: Any) -> bool:
-    """Whether a number is what it was; a symbolic one never is."""
+    """Whether a number is the same as before; a symbolic one never is."""
     if new is old:
         return True
     if type(new) is not type(old) or isinstance(new, (torch.SymInt, torch.SymFloat, torch.SymBool)):
@@ -175,12 +175,15 @@ def _same(new: Any, old: Any) -> bool:
 
 
 def _named(leaf: Leaf) -> Leaf:
-    """A single value gets a path."""
+    """Gives a single value, which has no path, the path "output"."""
     return leaf if leaf.path else dataclasses.replace(leaf, path=WHOLE)
 
 
 def graph_values(leaves: Sequence[Leaf], read: Sequence[torch.Tensor] = ()) -> tuple[tuple[Any, ...], tuple[Output, ...]]:
-    """(what the traced function returns, what each of it is); `read` are tensors whose values Python read on the way."""
+    """Returns (the values that the traced function returns, the output that each of them is).
+
+    A value among `read` is a tensor whose values Python read on the way.
+    """
     values: list[Any] = []
     outputs = []
     for leaf in leaves:
@@ -243,7 +246,7 @@ def _names(outputs: Sequence[Output], pattern: str) -> bool:
 
 
 def described(outputs: Sequence[Output], most: int = 40) -> str:
-    """The paths as a list."""
+    """Returns the paths of outputs as a list in words, the first `most` of them, tensors first."""
     kinds = ("tensor", "number", "unsearched", "text")
     ordered = sorted((item for item in outputs if item.kind in kinds), key=lambda item: kinds.index(item.kind))
     paths = list(dict.fromkeys(item.path for item in ordered))

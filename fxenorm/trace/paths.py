@@ -53,12 +53,12 @@ def with_paths(traced: TracedModel, trace: Callable[[int], TracedModel]) -> Trac
 
 
 def _operators(traced: TracedModel) -> list[str]:
-    """What the graph calls, in order."""
+    """Returns the names of the operators that the graph calls, in order."""
     return [str(node.target) for node in traced.graph.nodes if node.op == "call_function"]
 
 
 def signature(traced: TracedModel) -> Any:
-    """What two graphs of one model and one tracer must have in common to be the same: calls, arguments, constants."""
+    """Returns a key that is equal for two graphs of one model and one tracer that are the same: calls, arguments, constants."""
     numbers = {node: position for position, node in enumerate(traced.graph.nodes)}
 
     def written(value: Any) -> str:
@@ -76,7 +76,7 @@ def signature(traced: TracedModel) -> Any:
 
 
 def _values(value: torch.Tensor | None) -> Any:
-    """What a constant holds."""
+    """Returns the content of a constant in a form that can be compared: shape, dtype, bytes."""
     if value is None or value.is_meta or value.layout is not torch.strided:
         return "unknown"
     plain = value.detach().cpu().contiguous()

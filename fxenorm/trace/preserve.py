@@ -89,7 +89,7 @@ def _random_state(notes: Notes) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
-    """Silences what torch logs, warns and prints on the way: the outcome is told by our own errors and notes.
+    """Silences torch's logs, warnings and prints on the way: our own errors and notes tell the outcome.
 
     Also makes the run independent of where it was called from: attention's fused inference kernel, which only runs
     without gradients, is off, and gradient and inference mode are as usual in training.
@@ -110,7 +110,10 @@ def _quiet(model: nn.Module) -> Iterator[None]:
 
 
 class RunGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Undoes what operators wrote into the given tensors, each copied at its first write only, and knows what the run made."""
+    """Undoes the writes of operators into the given tensors, and knows which tensors the run made.
+
+    Each tensor is copied at its first write only.
+    """
 
     supports_higher_order_operators = True
 
@@ -124,7 +127,7 @@ class RunGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._made: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        """Copies what `func` is about to write, then runs it."""
+        """Copies the tensors that `func` is about to write, then runs it."""
         kwargs = kwargs or {}
         schema = getattr(func, "_schema", None)  # higher-order operators have none
         if schema is not None and schema.is_mutable:
@@ -151,7 +154,7 @@ class RunGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._saved.append((storage, storage.clone()))  # type: ignore[no-untyped-call]
 
     def restore(self) -> None:
-        """Writes the former content back."""
+        """Writes the former content back into every guarded tensor."""
         for storage, before in self._saved:
             storage.copy_(before)
         self._saved.clear()

@@ -23,7 +23,7 @@ class Generators:
     """Python's and numpy's global generators and all that a model can reach; torch's global ones are only seeded."""
 
     def __init__(self, reachable: Iterable[Any]) -> None:
-        """`reachable`: generators beside the global ones."""
+        """Notes the state of the global generators, and of the `reachable` ones beside them."""
         found = {id(value): value for value in (_python(), _numpy(), *reachable)}
         self._before = [(value, _state(value)) for value in found.values()]
         self._start = self._before
@@ -51,12 +51,12 @@ class Generators:
 
 
 def _python() -> random.Random:
-    """The generator behind `random.random`."""
+    """Returns Python's global generator, the one behind `random.random`."""
     return random._inst
 
 
 def _numpy() -> np.random.RandomState:
-    """The generator behind `numpy.random.rand`."""
+    """Returns numpy's global generator, the one behind `numpy.random.rand`."""
     return np.random.mtrand._rand
 
 

@@ -119,7 +119,7 @@ class Search:
 
 
 def _kind(value: Any) -> Literal["tensor", "number", "text", "atom", "object"]:
-    """What a value is to the search."""
+    """Returns the kind of leaf that a value is to the search."""
     if isinstance(value, torch.Tensor):
         return "tensor"
     if value is None or isinstance(value, (*ATOMS, *_NO_DATA)):

@@ -24,7 +24,7 @@ _INDEXING = frozenset(
 
 @dataclass
 class Reached:
-    """What is seen of one argument of forward.
+    """The use that forward makes of one argument, as far as its source shows.
 
     Attributes:
         layers: those that take it first, in source order.
@@ -57,7 +57,7 @@ class _Follow:
         self._seen: set[tuple[int, str, str]] = set()
 
     def into(self, module: nn.Module, argument: str, depth: int) -> None:
-        """A module that is called with the argument."""
+        """Follows the argument into a module that is called with it."""
         if is_first_layer(module):
             if module not in self._found.layers:
                 self._found.layers.append(module)
@@ -69,7 +69,7 @@ class _Follow:
             self.function(module, module.forward, argument, depth)
 
     def function(self, module: nn.Module, function: Callable[..., Any], argument: str, depth: int) -> None:
-        """A method of a module, or its forward."""
+        """Follows the argument into a method of a module, or its forward."""
         key = (id(module), str(getattr(function, "__name__", "")), argument)
         if depth > _DEEPEST or key in self._seen:
             return
@@ -80,12 +80,12 @@ class _Follow:
             _Walk(self, module, function, own, argument, depth).statements(written.body)
 
     def index(self, pairs: bool = False) -> None:
-        """The argument picks entries."""
+        """Notes that the argument picks entries of another tensor."""
         self._found.indexes = True
         self._found.pairs = self._found.pairs or pairs
 
     def pair(self) -> None:
-        """The argument is taken apart into two."""
+        """Notes that the argument is taken apart into two."""
         self._found.pairs = True
 
 
@@ -101,12 +101,12 @@ class _Walk(ast.NodeVisitor):
         self._items: dict[str, nn.Module] = {}
 
     def statements(self, body: list[ast.stmt]) -> None:
-        """All statements."""
+        """Visits the statements of a body in order."""
         for statement in body:
             self.visit(statement)
 
     def visit_Assign(self, node: ast.Assign) -> None:
-        """A new name for the argument, or for what was made of it without a layer."""
+        """Notes a new name for the argument, or for a value that was made of it without a layer."""
         self.visit(node.value)
         mine = self._holds(node.value)
         for target in node.targets:
@@ -118,7 +118,7 @@ class _Walk(ast.NodeVisitor):
                     (self._names.add if mine else self._names.discard)(part.id)
 
     def visit_For(self, node: ast.For) -> None:
-        """A loop over modules stands for its first turn."""
+        """Takes a loop over modules for its first turn."""
         self._first_turn(node.target, node.iter)
         self.generic_visit(node)
 
@@ -136,7 +136,7 @@ class _Walk(ast.NodeVisitor):
             self._items[target.id] = first
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
-        """h[argument], or argument[0]."""
+        """Notes an index, h[argument], or a part of a pair, argument[0]."""
         if self._holds(node.slice) and not self._holds(node.value):
             self._search.index()
         if isinstance(node.slice, ast.Constant) and node.slice.value in (0, 1) and self._holds(node.value):
@@ -144,7 +144,7 @@ class _Walk(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        """A call of a module, of a method of this module, or of an operator that takes indices."""
+        """Follows a call of a module, of a method of this module, or of an operator that takes indices."""
         self.generic_visit(node)
         given = [*enumerate(node.args), *((keyword.arg, keyword.value) for keyword in node.keywords)]
         mine = [place for place, value in given if place is not None and self._holds(value)]
@@ -220,7 +220,7 @@ class _Walk(ast.NodeVisitor):
 
 
 def _name(node: ast.Call) -> str:
-    """The name of what is called, without what it belongs to."""
+    """Returns the name of the called function, without its owner."""
     return node.func.attr if isinstance(node.func, ast.Attribute) else str(getattr(node.func, "id", ""))
 
 

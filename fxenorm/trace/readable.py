@@ -1,4 +1,4 @@
-"""Whether code can be read, and whose it is: by where it lies, not by what it calls itself."""
+"""Whether code can be read, and whose it is: judged by its place, not by its name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ _GENERATED = frozenset(
 
 
 def home(thing: Any) -> str:
-    """The package that a class or function comes from, "" where it only says that it is torch's or built in."""
+    """Returns the package that a class or function comes from; "" where its place belies its name.
+
+    The name alone may say that it is torch's or built in.
+    """
     name = str(getattr(thing, "__module__", None) or "builtins")
     package = name.split(".")[0]
     if isinstance(thing, types.FunctionType):
@@ -58,7 +61,7 @@ def _is_static(kind: type) -> bool:
 
 
 def _found(module: str, kind: type) -> bool:
-    """Whether a class is what its module holds under its name."""
+    """Whether a class stands in its module under its own name."""
     try:
         found: Any = functools.reduce(getattr, kind.__qualname__.split("."), sys.modules[module])
     except (AttributeError, KeyError):
@@ -101,7 +104,7 @@ def _has_source(function: types.FunctionType) -> bool:
 
 
 def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
-    """`code` and the code in it."""
+    """Yields `code` and the code in it, at any depth."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):

@@ -51,7 +51,7 @@ def _ready(
 
 
 def run_for_real(model: nn.Module, inputs: Inputs, mode: Mode) -> None:
-    """Runs the model once, changes nothing, and raises what it raises."""
+    """Runs the model once, changes nothing, and raises the model's own errors."""
     inputs = inputs.map(_unflagged)
     with _ready(model, inputs, mode, gradients=True) as (forward, _, _):
         forward({name: buffer.clone() for name, buffer in model.named_buffers()}, inputs.args, dict(inputs.kwargs))
@@ -113,7 +113,7 @@ def _recorded(
     escapes: RealRunWatch | ExportWatch,
     below: bool = False,
 ) -> tuple[fx.Graph, tuple[Output, ...]]:
-    """The graph of one forward call with these parameters and buffers, and what leaves it; `below`: below autograd and vmap."""
+    """Returns the graph and the outputs of one forward call; `below`: recorded below autograd and vmap."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     real = isinstance(escapes, RealRunWatch)
@@ -144,7 +144,7 @@ def _recorded(
 
 
 def _placeholders(model: nn.Module, graph: fx.Graph) -> dict[str, Placeholder]:
-    """What the placeholders stand for: parameters first, then buffers, then inputs."""
+    """Returns, by node name, the tensor that each placeholder stands for: parameters first, then buffers, then inputs."""
     aliases = tied_names(model)
     known = [Placeholder("parameter", aliases.get(name, name)) for name, _ in model.named_parameters()]
     known += [Placeholder("buffer", aliases.get(name, name), buffer) for name, buffer in model.named_buffers()]
@@ -154,7 +154,7 @@ def _placeholders(model: nn.Module, graph: fx.Graph) -> dict[str, Placeholder]:
 
 
 def _take_apart(graph: fx.Graph) -> None:
-    """Branches, loops and hidden axes as plain operators."""
+    """Writes branches, loops and hidden axes as plain operators, in place."""
     module = graph.owning_module
     if module is not None:
         flatten(module)
@@ -205,7 +205,7 @@ def _record_module_paths(model: nn.Module) -> None:
 
 
 def _refuse_lost_values(graph: fx.Graph, made: Callable[[torch.Tensor], bool]) -> None:
-    """Raises if a tensor that the run computed came back as a constant: the graph would not show what it depends on."""
+    """Raises if a tensor that the run computed came back as a constant: the graph would not show where it comes from."""
     for node in graph.nodes:
         value = getattr(graph.owning_module, node.target, None) if node.op == "get_attr" else None
         if not isinstance(value, torch.Tensor) or any("lift_fresh" in str(user.target) for user in node.users):
@@ -243,7 +243,7 @@ def _share_fake_mode(graph: fx.Graph) -> None:
 
 
 def _fake_result(node: fx.Node) -> Any:
-    """The fake value of a call for which make_fx gives none: its result is sparse, or is computed from what is."""
+    """Returns the fake value of a call for which make_fx gives none: its result is sparse, or is computed from sparse tensors."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta.get("val"))
     try:
         return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Trial runs, and one-line reasons out of what torch and models raise."""
+"""Trial runs, and one-line reasons for the errors of torch and of models."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def needs_values(error: BaseException) -> bool:
 
 
 def runs_on(model: nn.Module, inputs: Inputs, mode: Mode, confirm: bool = True) -> Exception | None:
-    """None if the model runs on `inputs`, else what it raises.
+    """Returns None if the model runs on `inputs`, else the error that it raises.
 
     Runs with fake values first, then with real ones where values are needed or, with `confirm`, after any failure.
     """

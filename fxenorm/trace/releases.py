@@ -84,7 +84,7 @@ def compiled_parts_inlined() -> contextlib.AbstractContextManager[Any]:
 
 
 def refuse_computed_constants(model: nn.Module, program: torch.export.ExportedProgram) -> None:
-    """Raises where a tensor that forward computed came back as a constant of the graph, which does not show what it depends on.
+    """Raises where a tensor that forward computed came back as a constant of the graph, which does not show where it comes from.
 
     Later releases of `torch.export` refuse this themselves; 2.6 takes derivatives and vmap inside forward for constants.
     """

@@ -1,4 +1,4 @@
-"""Module paths and the user's source lines, from what the tracers leave on the nodes."""
+"""Module paths and the user's source lines, from the marks that the tracers leave on the nodes."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Kept:
 
 
 class ReachableState:
-    """Notes at creation what forward can reach; `restore` puts it back.
+    """Notes at creation all that forward can reach; `restore` puts it back.
 
     Attributes:
         generators: of random numbers; whoever runs forward sets them back.
@@ -112,7 +112,7 @@ class ReachableState:
         self._queue.append(value)
 
     def _enter(self, value: Any) -> None:
-        """Notes what `value` holds and visits it."""
+        """Notes the content of `value` and visits it."""
         if isinstance(value, nn.Module):
             self._module(value)
         elif isinstance(value, torch.Tensor):
@@ -135,7 +135,7 @@ class ReachableState:
             self._object(value)
 
     def _module(self, module: nn.Module) -> None:
-        """Every attribute, and the code of the class."""
+        """Notes every attribute of a module, and visits its values and its class."""
         held = vars(module)
         self._note(held)
         for name, value in held.items():
@@ -149,11 +149,12 @@ class ReachableState:
         self._visit(type(module))
 
     def _note(self, container: Any) -> None:
+        """Copies a container of a module, to be put back later."""
         if isinstance(container, (dict, set)):  # a scripted module shows its parts through objects of another kind
             self._containers.append((container, container.copy()))
 
     def _container(self, value: Any) -> None:
-        """A dict, list, set or deque."""
+        """Notes the content of a dict, list, set or deque, and visits its items."""
         try:
             self._containers.append((value, content_of(value)))
         except Exception:  # a subclass that refuses to be copied, or that another thread is writing to
@@ -163,14 +164,14 @@ class ReachableState:
             self._visit(item)
 
     def _tensor(self, tensor: torch.Tensor) -> None:
-        """A tensor that is neither parameter nor buffer: its values are copied."""
+        """Copies the values of a tensor that is neither parameter nor buffer."""
         if tensor.is_meta or tensor.is_inference() or tensor.numel() * tensor.element_size() > _LARGEST_COPY:
             return
         with contextlib.suppress(RuntimeError, NotImplementedError, TypeError):  # subclasses without memory
             self._tensors.append((tensor, tensor.detach().clone(), tensor._version))
 
     def _function(self, function: types.FunctionType) -> None:
-        """Its globals, closure, defaults and attributes; functions of torch have no state of a model."""
+        """Visits a function's globals, closure, defaults and attributes; functions of torch have no state of a model."""
         if _home(function) in _NOT_ENTERED or self._functions >= _MOST_FUNCTIONS:
             return
         self._functions += 1
@@ -185,7 +186,7 @@ class ReachableState:
                 self._name(function.__globals__, name, code)
 
     def _name(self, owner: dict[str, Any], name: str, code: types.CodeType) -> None:
-        """A global that code names, or a member of a module that it names."""
+        """Notes a global that code names, or a member of a module that it names."""
         value = owner.get(name, MISSING)
         if isinstance(value, types.ModuleType):
             if value.__name__.split(".")[0] not in _NOT_ENTERED:
@@ -198,11 +199,13 @@ class ReachableState:
             self._global(owner, name, value)
 
     def _global(self, owner: dict[str, Any], name: str, value: Any) -> None:
+        """Notes a global variable and visits its value."""
         self._globals.append((owner, name, value))
         if value is not MISSING:
             self._visit(value)
 
     def _cell(self, cell: types.CellType) -> None:
+        """Notes a variable of a closure and visits its content."""
         try:
             content = cell.cell_contents
         except ValueError:  # empty
@@ -212,7 +215,7 @@ class ReachableState:
             self._visit(content)
 
     def _class(self, kind: type) -> None:
-        """The attributes and methods of user classes, those that are inherited too."""
+        """Notes the attributes and methods of user classes, inherited ones too, and visits them."""
         for base in kind.__mro__:
             if _home(base) in _NOT_ENTERED or (base is not kind and id(base) in self._seen):
                 continue
@@ -223,7 +226,7 @@ class ReachableState:
                 self._visit(value)
 
     def _object(self, value: Any) -> None:
-        """A method, partial, property, array, generator of random numbers, or an object with attributes."""
+        """Visits the parts of a method, partial, property, array, generator of random numbers, or object with attributes."""
         if isinstance(value, (staticmethod, classmethod, types.MethodType)):
             self._visit(value.__func__)
             self._visit(getattr(value, "__self__", None))
@@ -244,7 +247,7 @@ class ReachableState:
             self._attributes(value)
 
     def _attributes(self, value: Any) -> None:
-        """An object of a class of one's own."""
+        """Visits the attributes and slots of an object of a user's class."""
         held = getattr(value, "__dict__", None)
         if type(held) is dict:
             self._visit(held)
@@ -261,11 +264,11 @@ class ReachableState:
     # --- meanwhile and afterwards ------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Notes what is there when forward begins, where a tracer has put stand-ins."""
+        """Notes the content of every container when forward begins, where a tracer has put stand-ins."""
         self._start = [(container, content_of(container)) for container, _ in self._containers]
 
     def kept(self) -> list[Kept]:
-        """The tensors that forward has put in a place that it can reach again, and what was there before."""
+        """Returns the tensors that forward has put in a place that it can reach again, each with its former content."""
         found = []
         for container, before in self._start or self._containers:
             if isinstance(container, dict):
@@ -308,7 +311,7 @@ class ReachableState:
         return False
 
     def restore(self) -> None:
-        """Puts everything back."""
+        """Puts all that was noted back to its content at creation."""
         for container, before in self._containers:
             put_back(container, before)
         for owner, name, before in self._slots:

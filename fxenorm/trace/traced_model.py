@@ -1,4 +1,4 @@
-"""What the tracer hands on: one flat ATen graph of a model in one mode."""
+"""The tracer's answer: one flat ATen graph of a model in one mode."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Mode = Literal["eval", "train"]
 
 @dataclass(frozen=True)
 class Placeholder:
-    """What a placeholder or get_attr node of the graph stands for.
+    """The tensor that a placeholder or get_attr node of the graph stands for.
 
     Attributes:
         kind: ``"parameter"`` and ``"buffer"`` belong to the model, ``"input"`` is one of the example inputs, ``"constant"``

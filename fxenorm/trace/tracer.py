@@ -132,7 +132,7 @@ def _trace_modes(
 
 
 def _finished(model: nn.Module, traced: list[TracedModel]) -> list[TracedModel]:
-    """The graphs, once all of them are known."""
+    """Returns the graphs after the last steps, which need all of them: some holds dropped, unused parts noted."""
     drop_holds_of_what_is_overwritten(traced)
     first, *others = traced
     if first.inputs is not None and first.inputs.guessed:
@@ -143,7 +143,7 @@ def _finished(model: nn.Module, traced: list[TracedModel]) -> list[TracedModel]:
 
 
 def _at_second_size(model: nn.Module, traced: TracedModel, say: Callable[[str], None]) -> TracedModel:
-    """`traced` with a graph at another size."""
+    """Returns `traced` with a graph at another size of the inputs."""
 
     def trace(inputs: Inputs, seed: int) -> TracedModel:
         return _trace_again(model, traced, inputs, seed)
@@ -165,7 +165,7 @@ def _in_train_mode(model: nn.Module, traced: TracedModel, inputs: Inputs, say: C
 
 
 def _along_paths(model: nn.Module, traced: TracedModel) -> TracedModel:
-    """`traced` with the graphs of other paths that random numbers choose."""
+    """Returns `traced` with the graphs of other paths that random numbers choose."""
     return with_paths(traced, lambda seed: _trace_again(model, traced, traced.inputs or Inputs(), seed))
 
 

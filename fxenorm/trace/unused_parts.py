@@ -42,7 +42,7 @@ def _search(module: nn.Module, path: str, used: set[int], found: dict[str, int])
 
 
 def unused_note(parts: dict[str, int]) -> str:
-    """A sentence that names them."""
+    """Returns a sentence that names the parts which the guessed inputs do not reach."""
     names = list(parts)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     count = sum(parts.values())

@@ -31,7 +31,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def unwrapped(model: nn.Module) -> Iterator[nn.Module]:
-    """`model`, what it wraps, and so on to the innermost module; see `unwrap`."""
+    """Yields `model`, the module inside it, and so on to the innermost; see `unwrap`."""
     # Imported here: they pull in optimizers and the distributed package, which `import fxenorm` need not wait for.
     from torch.nn.parallel import DataParallel, DistributedDataParallel
     from torch.optim.swa_utils import AveragedModel
