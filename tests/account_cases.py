@@ -190,6 +190,23 @@ BY_HAND: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], dict[str, 
         {("input", "input", ""): 4, ("output", "output", ""): 6, ("tied", "sum", ""): 5, ("tied", "linear", ""): 12},
         1,
     ),
+    "clamped between two buffers": (
+        two(lambda m, x: m.b(torch.clamp(m.a(x), m.limits.running_mean, m.limits.running_var)), limits=nn.BatchNorm1d(6)),
+        VECTOR,
+        {},
+        {("input", "input", ""): 4, ("input", "buffer", ""): 12, ("output", "output", ""): 3},
+        0,
+    ),
+    "some channels clamped between two buffers": (
+        two(
+            lambda m, x: m.b(torch.cat([torch.clamp(m.a(x)[:, :2], m.n.running_mean, m.n.running_var), m.a(x)[:, 2:].relu()], 1)),
+            n=nn.BatchNorm1d(2),
+        ),
+        VECTOR,
+        {},
+        {("input", "input", ""): 4, ("input", "buffer", ""): 4, ("output", "output", ""): 3, ("tied", "linear", ""): 4},
+        4,
+    ),
     "side by side": (
         lambda: Net(
             lambda m, x: m.c(torch.relu(torch.cat([x, nn.functional.gelu(m.a(x)), m.b(x)], 1)).flip(1)),

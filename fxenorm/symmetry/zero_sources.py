@@ -37,7 +37,8 @@ class ZeroSources:
 
     def read(self, nodes: Iterable[fx.Node]) -> int | None:
         """Who made the first of these values zero that is zero somewhere."""
-        return next((_first(self._of[node]) for node in nodes if node in self._of), None)
+        known = (_first(self._of[node]) for node in nodes if node in self._of)
+        return next((origin for origin in known if origin != NOBODY), None)
 
     def along(self, nodes: Iterable[fx.Node]) -> Ids | None:
         """Who made the same value zero, by place on the one axis along which that differs; None where it does not."""
@@ -72,14 +73,14 @@ class ZeroSources:
             barrier: whether it forces an argument to zero that is not yet.
             by_entry: gives the origins by entry, where several made the arguments zero and the call moves entries; else None.
         """
-        if not any(_somewhere_zero(item) for item in flat(value)):
+        values = list(flat(value))
+        if not any(map(_somewhere_zero, values)):
             return
         found = own if barrier or source is None else source
         shown = by_entry() if found is not own else None
-        if isinstance(shown, (list, tuple)) and all(map(_plain, shown)):
-            self._of[node] = list(shown)
-        elif isinstance(shown, ScaleField) and _plain(shown):
-            self._of[node] = shown
+        parts: list[Any] = list(shown) if isinstance(shown, (list, tuple)) else [shown]
+        if len(parts) == len(values) and all(map(_tells, parts, values)):
+            self._of[node] = parts if isinstance(shown, (list, tuple)) else parts[0]
         elif found is not None:
             self._of[node] = found
 
@@ -109,6 +110,22 @@ def _first(shown: Shown) -> int:
 def _plain(shown: Any) -> bool:
     """Whether it says of each entry who made it zero."""
     return isinstance(shown, ScaleField) and len(shown.terms) == 1 and shown.terms[0][0] == 1
+
+
+def _tells(shown: Any, value: Any) -> bool:
+    """Whether it says of each entry who made it zero, and names somebody wherever the value is zero.
+
+    A law that takes the field of one argument, as those of clamp and where do, names nobody where another argument is held.
+    """
+    if not _plain(shown):
+        return False
+    unnamed = shown.terms[0][1] == NOBODY
+    if not isinstance(value, ScaleField) or not unnamed.any():
+        return True
+    still = np.ones((1,) * len(value.shape), dtype=bool)
+    for _, ids in value.terms:
+        still = still & (ids == FIXED)
+    return not bool((still & unnamed).any())
 
 
 def _somewhere_zero(value: Any) -> bool:
