@@ -1,4 +1,4 @@
-"""One agreement before a write: what every process is about to do, as digests, and errors told to all."""
+"""One agreement before a write: the digests of every process's next step, and errors told to all."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Statement:
-    """What one process is about to do.
+    """The next step of one process, in words that others can compare.
 
     Attributes:
         topics: by topic of `TOPICS`, what is said of it, in short items; a topic that is missing says nothing.
@@ -76,7 +76,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Answer:
-    """What all processes said, as numbers on the device on which they arrived.
+    """The statements of all processes, as numbers on the device on which they arrived.
 
     Attributes:
         board: (processes, notes).
@@ -118,7 +118,7 @@ class Answer:
 
 
 class Meeting:
-    """How the processes of one model tell one another what they are about to do: by one collective.
+    """Lets the processes of one model tell one another their next step, by one collective.
 
     Each fills a row of a board of zeros, and the boards are added up, so that every process sees all rows.
 
@@ -138,7 +138,7 @@ class Meeting:
         return self.tell(statement.notes(_number(self.ranks), is_open=is_open, executor=executor))
 
     def tell(self, notes: Tensor) -> Answer:
-        """`ask`, with what `Statement.notes` gave."""
+        """Tells and hears as `ask` does, from the numbers that `Statement.notes` gave."""
         if self._least is None:
             return Answer(self.ranks.told(notes))
         _, board = self.ranks.combined(notes[:0], self._p, None, notes, self._least)
@@ -152,7 +152,7 @@ class Meeting:
 
 
 def _number(ranks: Ranks) -> Tensor:
-    """Of the type in which numbers travel."""
+    """Returns an empty 0-d tensor of the type and device in which numbers travel."""
     kind = torch.float32 if ranks.device.type == "mps" else torch.float64
     return torch.empty((), dtype=kind, device=ranks.device)
 
@@ -185,7 +185,7 @@ def _complaints(rows: Sequence[Sequence[float]]) -> tuple[list[int], list[str]]:
 
 
 def _reasons(statement: Statement, topics: Sequence[str]) -> dict[str, Any]:
-    """What one process tells the others where something is wrong."""
+    """Returns the reasons of one process, for the others to hear where something is wrong."""
     error = statement.error
     if error is not None:
         text = str(error) if isinstance(error, FxenormError) else (str(error).splitlines() or [""])[0]
@@ -229,7 +229,7 @@ def _refusal(
 
 
 def _alone(said: Sequence[Mapping[str, Any]], place: int, topic: str) -> str:
-    """What one process says of a topic and not all of them do."""
+    """Returns the items of a topic that one process states and not all do, in words."""
     shared = set.intersection(*(set(one[topic]) for one in said))
     items = [item for item in said[place][topic] if item not in shared]
     return (", ".join(items[:_SHOWN]) + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")) or "nothing more"
@@ -258,7 +258,7 @@ def _digest(items: Sequence[str]) -> int:
 
 
 class LateAnswers:
-    """Answers that a step heard on a device, without waiting for it: what is wrong is raised at the next step."""
+    """Answers that a step heard on a device, without waiting for it: errors in them are raised at the next step."""
 
     def __init__(self) -> None:
         self._pending: tuple[Tensor, Any, Sequence[int]] | None = None
@@ -273,7 +273,7 @@ class LateAnswers:
         self._pending = copy, event, ranks.members
 
     def raise_known(self) -> None:
-        """Raises what has arrived since.
+        """Raises the error of an answer that has arrived since.
 
         Raises:
             AgreementError: see `settle`; it names the processes and topics alone.

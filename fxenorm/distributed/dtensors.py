@@ -1,4 +1,4 @@
-"""Distributed tensors as objects, without importing their classes: what a model does not use need not be loaded."""
+"""Distributed tensors as objects, without importing their classes: a model that has none need not load them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_distributed(tensor: object) -> bool:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, as the same memory; the tensor itself where it is an ordinary one."""
+    """Returns this process's part of a tensor, as the same memory; the tensor itself where it is an ordinary one."""
     if not is_distributed(tensor):
         return tensor
     with torch.no_grad():
@@ -35,7 +35,7 @@ Memory = tuple[Any, ...]
 
 
 def memory_of(tensor: Tensor) -> Memory:
-    """Where a tensor's values begin, on this process; address 0 where it holds none."""
+    """Returns the place where a tensor's values begin, on this process; address 0 where it holds none."""
     part = local_part(tensor)
     if type(part) in (Tensor, nn.Parameter):
         return tensor.device, _address(part)
@@ -47,7 +47,7 @@ def memory_of(tensor: Tensor) -> Memory:
 
 
 def _address(tensor: Tensor) -> int:
-    """Where the entries lie; the object itself stands for a tensor that says no address."""
+    """Returns the address of the entries; the object's identity where a tensor tells no address."""
     if tensor.layout != torch.strided:
         return id(tensor)
     try:

@@ -36,7 +36,7 @@ class Layout:
 
     @property
     def local_shape(self) -> tuple[int, ...]:
-        """The shape of the part."""
+        """The shape of the part that this process holds."""
         return tuple(size if held is None else held.size for size, held in zip(self.shape, self.positions, strict=True))
 
     @property
@@ -77,7 +77,7 @@ def placements_of(tensor: Tensor) -> tuple[Any, tuple[Any, ...]]:
 
 
 def layout_of(name: str, tensor: Tensor, first_rank: int, rank: int, *, summand: bool = False) -> Layout:
-    """Which part of a tensor this process holds.
+    """Returns the part of a tensor that this process holds.
 
     Args:
         name: for messages.
@@ -136,7 +136,7 @@ def _chunks(positions: Positions, count: int) -> list[Positions]:
 
 
 def _is_range(positions: Positions) -> bool:
-    """Whether positions follow one another."""
+    """Whether positions follow one another without gaps."""
     return bool((np.diff(positions) == 1).all())
 
 

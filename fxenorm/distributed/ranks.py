@@ -44,7 +44,7 @@ class Ranks:
     def combined(
         self, logs: Tensor, p: float, reference: Tensor | None = None, notes: Tensor | None = None, least: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Adds up (p = inf: takes the largest of) what every process has summed; one collective a process group.
+        """Adds up (p = inf: takes the largest of) the sums of all processes; one collective a process group.
 
         Every process gets the same bits.
 
@@ -133,7 +133,7 @@ class Ranks:
         return found
 
     def gather_made(self, make: Callable[[], T]) -> list[T]:
-        """`gather` of what a function returns; where it raises on one process, all raise.
+        """Gathers the value that a function returns on each process; where it raises on one, all raise.
 
         Raises:
             AgreementError: it raises on another process.
@@ -168,14 +168,14 @@ class Ranks:
             raise AgreementError(message.format(ranks))
 
     def _reduce(self, sent: Tensor, operation: str) -> None:
-        """All-reduces in place."""
+        """All-reduces a tensor in place, over one process group after the other."""
         import torch.distributed as dist
 
         for group in self._groups:
             dist.all_reduce(sent, getattr(dist.ReduceOp, operation), group=group)
 
     def _gathered(self, sent: Tensor, head: int) -> Tensor:
-        """The first entries added as they are, the others as logarithms."""
+        """Returns the first entries added as they are, the others as logarithms."""
         import torch.distributed as dist
 
         for group, (_, size) in zip(self._groups, self._places, strict=True):

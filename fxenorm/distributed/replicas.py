@@ -1,4 +1,4 @@
-"""Whole models on many processes (DistributedDataParallel): what may differ between them is taken from the first."""
+"""Whole models on many processes (DistributedDataParallel): values that may differ are taken from the first."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _TORCHVISION = "torchvision:"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, and what to call it with (None: to be guessed)."""
+    """A model, and its example inputs (None: to be guessed)."""
 
     model: Any
     example_inputs: Any

@@ -142,7 +142,7 @@ def _named(module: ModuleType, path: Path, name: str) -> Any:
 
 
 def _built(value: Any, path: Path, name: str) -> Any:
-    """`value` if it is a module, else what calling it returns, which must be one."""
+    """Returns `value` if it is a module, else the module that calling it returns."""
     if _is_module(value):
         return value
     if not callable(value):
@@ -162,7 +162,7 @@ def _built(value: Any, path: Path, name: str) -> Any:
 
 
 def _call(builder: Callable[[], Any], path: Path, name: str) -> Any:
-    """What `builder` returns; an exception becomes one message with the line in the user's file."""
+    """Returns the answer of `builder`; an exception becomes one message with the line in the user's file."""
     with _running(path, f"{name}() in "):
         return builder()
 
@@ -200,14 +200,14 @@ def _place(error: BaseException, path: Path) -> str:
 
 
 def _only(found: dict[str, Any], path: Path, what: str) -> Any:
-    """The single value of `found`."""
+    """Returns the single value of `found`; raises if there are several."""
     if len(found) > 1:
         raise _ambiguous(found, path, what)
     return next(iter(found.values()))
 
 
 def _ambiguous(found: dict[str, Any], path: Path, what: str) -> ModelFileError:
-    """The error that lists what there is to choose from."""
+    """Returns the error that lists the choices."""
     return ModelFileError(f"{path} has several {what}: choose one of {', '.join(f'{path}:{name}' for name in found)}")
 
 
@@ -240,5 +240,5 @@ def _module_class() -> type:
 
 
 def _is_module(value: Any) -> bool:
-    """Whether `value` is a module."""
+    """Whether `value` is an nn.Module, torch loaded for the question."""
     return isinstance(value, _module_class())

@@ -1,4 +1,4 @@
-"""What ``fxenorm-inspect`` has to say about a plan, as one JSON-compatible dict; the tables are made from the same dict."""
+"""The content of ``fxenorm-inspect``'s answer, as one JSON-compatible dict; the tables are made from it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def report(plan: Plan, target: str) -> Json:
 
 
 def _group(group: Group, plan: Plan, imbalance: float | None) -> Json:
-    """One group."""
+    """Returns one group as JSON: its channels, ends, depth and imbalance."""
     return {
         "name": group.name,
         "kind": group.kind,
@@ -85,7 +85,7 @@ def _group(group: Group, plan: Plan, imbalance: float | None) -> Json:
 
 
 def _port(port: Port) -> Json:
-    """One parameter's share."""
+    """Returns one parameter's share in a group as JSON."""
     return dataclasses.asdict(port)
 
 

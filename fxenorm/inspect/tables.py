@@ -40,14 +40,14 @@ def show(report: Json, console: Console) -> None:
 
 
 def _title(console: Console, text: str, first: bool = False) -> None:
-    """A heading, with an empty line before it."""
+    """Prints a heading, with an empty line before it."""
     if not first:
         console.print()
     console.print(text, style="bold cyan", soft_wrap=True)
 
 
 def _print_table(console: Console, columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> None:
-    """A table; without a terminal as lines that do not end in blanks."""
+    """Prints a table; without a terminal as lines that do not end in blanks."""
     table = rich_table(columns, rows, width)
     if console.is_terminal:
         console.print(table, soft_wrap=True)
@@ -59,7 +59,7 @@ def _print_table(console: Console, columns: Sequence[Column], rows: Sequence[Seq
 
 
 def _pairs(report: Json, console: Console, width: int | None) -> None:
-    """Who hands its output's scale to whom."""
+    """Prints the pairs: the producer hands its output's scale to the consumer."""
     pairs = report["pairs"]
     _title(console, f"Pairs: {len(pairs):,}" if pairs else "Pairs: none")
     if not pairs:
@@ -87,7 +87,7 @@ def _pairs(report: Json, console: Console, width: int | None) -> None:
 
 
 def _groups(report: Json, console: Console, width: int | None) -> None:
-    """Channels that can be scaled freely."""
+    """Prints the groups of channels that can be scaled freely."""
     groups = report["groups"]
     free = plural(report["totals"]["free_channels"], "free scale")
     _title(console, f"Groups: {len(groups):,} with {free}" if groups else "Groups: none, no channel can be rescaled")
@@ -116,7 +116,7 @@ def _groups(report: Json, console: Console, width: int | None) -> None:
 
 
 def _barriers(report: Json, console: Console) -> None:
-    """What holds the other channels, and where."""
+    """Prints the operators that hold the other channels, with their places."""
     from rich.text import Text
 
     summaries = barrier_summaries(Barrier(**values) for values in report["barriers"])
@@ -139,7 +139,7 @@ def _place(barrier: Barrier) -> str:
 
 
 def _held(report: Json, console: Console, width: int | None) -> None:
-    """Channels that are free but that step and balance leave alone."""
+    """Prints the channels that are free but that step and balance leave alone."""
     held = report["held"]
     if not held:
         return
@@ -160,7 +160,7 @@ def _held(report: Json, console: Console, width: int | None) -> None:
 
 
 def _totals(report: Json, console: Console) -> None:
-    """The numbers of the whole model."""
+    """Prints the numbers of the whole model."""
     totals = report["totals"]
     options = report["options"]
     uses = [OutputUse(**values) for values in report["outputs"]]
@@ -207,10 +207,10 @@ def _imbalance(value: float | None) -> str:
 
 
 def _value(value: float | None) -> str:
-    """A norm, or a dash."""
+    """Returns a norm in words, a dash for None."""
     return "-" if value is None else f"{value:.6g}"
 
 
 def _option(value: Any) -> str:
-    """An option's number."""
+    """Returns an option's number in its shortest form."""
     return f"{value:g}" if isinstance(value, float) else str(value)

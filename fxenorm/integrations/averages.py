@@ -16,7 +16,7 @@ __all__ = ["Averages"]
 
 
 class Averages:
-    """Has a plan track what callbacks hold in their attributes.
+    """Has a plan track the averages that callbacks hold in their attributes.
 
     A copy of the analysed model with other weights keeps its function when it is rescaled as the model is, so it does no harm
     to track one that is no average.
@@ -53,7 +53,7 @@ class Averages:
                 continue
 
     def remove(self) -> None:
-        """From now on they stay as they are."""
+        """Stops the tracking: from now on the averages stay as they are."""
         for tracked in self._tracked:
             tracked.remove()
         self._tracked = []
@@ -72,7 +72,7 @@ class Averages:
 
 
 def _modules(owners: Iterable[Any]) -> Iterator[nn.Module]:
-    """The modules in the attributes of objects; of what has no attributes, none."""
+    """Yields the modules in the attributes of objects; objects without attributes have none."""
     for owner in owners:
         for value in list(getattr(owner, "__dict__", {}).values()):
             if isinstance(value, nn.Module):

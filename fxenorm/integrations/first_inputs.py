@@ -27,11 +27,11 @@ class FirstInputs:
         self._hook = module.register_forward_pre_hook(self._record, with_kwargs=True)
 
     def remove(self) -> None:
-        """Stops waiting."""
+        """Stops waiting for the first call of the model."""
         self._hook.remove()
 
     def _record(self, module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
-        """The hook."""
+        """Keeps the arguments of the first call; this is the hook."""
         kept = {name: value for name, value in keywords.items() if name not in self._without and value is not None}
         self.arguments, self.keywords = fitted(module, tuple(arguments)), fitted(module, kept)
         self._hook.remove()
@@ -46,7 +46,7 @@ def fitted(module: nn.Module, values: Any) -> Any:
     device, floating = (torch.device("cpu"), torch.float32) if weight is None else (weight.device, weight.dtype)
 
     def copied(value: Any) -> Any:
-        """One of them."""
+        """Returns a copy of one of the arguments."""
         if not isinstance(value, Tensor):
             return value
         return value.detach().to(device, floating if value.is_floating_point() else value.dtype, copy=True)

@@ -33,7 +33,7 @@ __all__ = ["FxenormCallback"]
 
 
 class FxenormCallback(_Callback):
-    """Rescales after every optimizer step that happened, from the optimizer's own hook, and logs what came of it.
+    """Rescales after every optimizer step that happened, from the optimizer's own hook, and logs the outcome.
 
     The plan is made in the first batch, from the inputs that the module gets there, or before it from
     ``example_input_array``. What leaves that module's forward is preserved; what a training_step takes from inside it is not
@@ -107,7 +107,7 @@ class FxenormCallback(_Callback):
             self._averages.look(trainer.callbacks)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Logs."""
+        """Logs the norm and the imbalance every `log_every` steps."""
         if self._waiting is not None and self._waiting.arguments is None:
             raise OptionError(
                 f"the forward of {type(self._target(pl_module)).__name__} was not called in the first batch, so its inputs are "
@@ -124,15 +124,15 @@ class FxenormCallback(_Callback):
                 logger.log_metrics({key: float(value) for key, value in values.items()}, step=step)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Takes the hooks off."""
+        """Takes the hooks off the model and the optimizers."""
         self.teardown(trainer, pl_module, "fit")
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Takes the hooks off."""
+        """Takes the hooks off the model and the optimizers."""
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Takes the hooks off; what they counted is kept."""
+        """Takes the hooks off; their count of steps is kept."""
         if self._waiting is not None:
             self._waiting.remove()
             self._waiting = None
@@ -166,13 +166,13 @@ class FxenormCallback(_Callback):
             self._stored = None
 
     def _forget_averages(self) -> None:
-        """They follow no longer."""
+        """Stops the tracking of averages."""
         if self._averages is not None:
             self._averages.remove()
             self._averages = None
 
     def _target(self, pl_module: Any) -> nn.Module:
-        """The module to analyse."""
+        """Returns the module to analyse: the one that is named, else the LightningModule or its only child."""
         children = _children(pl_module)
         if self._name is not None:
             try:

@@ -19,7 +19,7 @@ _BATCH = frozenset({"example_inputs", "example_kwargs", "model"})
 
 
 class CallbackOptions:
-    """What a callback was given, in two parts.
+    """The options that a callback was given, in two parts.
 
     Args:
         callback: the callback's name and its own arguments, for messages.

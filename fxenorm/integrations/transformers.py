@@ -20,10 +20,10 @@ _MISSING = False
 if TYPE_CHECKING:
 
     class _TrainerCallback:
-        """Stands for what may not be installed."""
+        """Stands for a class of Transformers, which may not be installed."""
 
     class _ExportableState:
-        """Stands for what may not be installed."""
+        """Stands for a class of Transformers, which may not be installed."""
 else:
     try:
         from transformers import TrainerCallback as _TrainerCallback
@@ -37,7 +37,7 @@ _TARGETS = ("labels", "label", "label_ids", "num_items_in_batch", "return_loss")
 
 
 class FxenormCallback(_TrainerCallback, _ExportableState):
-    """Rescales after every optimizer step that happened, from the optimizer's own hook, and logs what came of it.
+    """Rescales after every optimizer step that happened, from the optimizer's own hook, and logs the outcome.
 
     The plan is made in the first batch, from what the model gets there, without labels. ``fxenorm/norm`` and
     ``fxenorm/imbalance`` are added to what the Trainer logs of training and to ``state.log_history``. Callbacks are called in
@@ -74,13 +74,13 @@ class FxenormCallback(_TrainerCallback, _ExportableState):
         self._stored: Mapping[str, Any] | None = None
 
     def state(self) -> dict[str, Any]:
-        """What the Trainer puts into a checkpoint: how this was made, the step counter and the plan's fingerprint."""
+        """Returns the callback's part of a checkpoint: its arguments, the step counter and the plan's fingerprint."""
         stored = self._handle.state_dict() if self._handle is not None else self._stored
         arguments = {"log_every": self._log_every, **self._given}
         return {"args": arguments, "attributes": {"_stored": stored}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
-        """Waits for the first batch; takes up what a checkpoint holds where a run is resumed."""
+        """Waits for the first batch; where a run is resumed, takes up the content of its checkpoint."""
         self._detach()  # where the Trainer starts anew, as with a smaller batch, it does not say that it ended
         name = type(self).__name__
         saved = state.stateful_callbacks.get(name)
@@ -110,13 +110,13 @@ class FxenormCallback(_TrainerCallback, _ExportableState):
         self._handle = handle
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Asks the Trainer to log."""
+        """Asks the Trainer to log, every `log_every` steps."""
         if self._log_every is not None and state.global_step % self._log_every == 0:
             control.should_log = True
         return control
 
     def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Adds to what the Trainer logs of training."""
+        """Adds the norm and the imbalance to the Trainer's logs of training."""
         due = self._log_every is None or state.global_step % self._log_every == 0
         if self.plan is not None and logs is not None and "loss" in logs and due:
             values = {"fxenorm/norm": float(self.plan.norm()), "fxenorm/imbalance": float(self.plan.imbalance())}
@@ -124,11 +124,11 @@ class FxenormCallback(_TrainerCallback, _ExportableState):
             state.log_history[-1].update(values)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Takes the hooks off."""
+        """Takes the hooks off the model and the optimizers."""
         self._detach()
 
     def _detach(self) -> None:
-        """Takes the hooks off; what they counted is kept."""
+        """Takes the hooks off; their count of steps is kept."""
         if self._waiting is not None:
             self._waiting.remove()
         if self._handle is not None:

@@ -82,7 +82,7 @@ class FactorPair:
         self.columns.mul_(columns)
 
     def ratios(self, before: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """By what rows and columns have to be multiplied: each by the growth of the other's mean, given the means of before.
+        """Returns the factors of rows and of columns: each is the growth of the other's mean, given the means of before.
 
         With V = row * column / mean, the new rows are the means of V' = V / D^2 over columns, and the new columns those over
         rows, so that V' is what they stand for.

@@ -27,7 +27,7 @@ _UPDATES = "(updates)"
 
 @dataclass(frozen=True)
 class OptimizerCheck:
-    """What `check_optimizer` found; falsy where the rule is wrong. Print it.
+    """The findings of `check_optimizer`; falsy where the rule is wrong. Print it.
 
     Attributes:
         optimizer: the class.
@@ -42,7 +42,7 @@ class OptimizerCheck:
     keys: Mapping[str, int] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        """Whether no mistake was found."""
+        """Whether the rule holds: no mistake was found."""
         return not self.at_fault
 
     def __str__(self) -> str:
@@ -123,11 +123,11 @@ class _Run:
         self._done = 0
 
     def _draw(self, shape: Sequence[int]) -> Tensor:
-        """Normal numbers."""
+        """Returns normal numbers in float64, the next of this run's generator."""
         return torch.randn(tuple(shape), generator=self._random, dtype=torch.float64, device="cpu")
 
     def _separable(self, shape: Sequence[int]) -> Tensor:
-        """D of one parameter."""
+        """Returns D of one parameter, a product of factors along its first and its last two axes."""
         found = torch.ones(tuple(shape), dtype=torch.float64, device="cpu")
         for axis in range(len(shape)):
             if axis in (len(shape) - 1, len(shape) - 2, 0):
@@ -140,7 +140,7 @@ class _Run:
             gradients = [one / by for one, by in zip(self._gradients[self._done], factors or self.ones, strict=True)]
 
             def set_gradients(gradients: Sequence[Tensor] = gradients) -> Tensor:
-                """What a backward pass would do."""
+                """Sets the gradients, as a backward pass would; returns a loss of 0."""
                 for parameter, gradient in zip(self.parameters, gradients, strict=True):
                     sparse = isinstance(self.optimizers[0], torch.optim.SparseAdam)
                     parameter.grad = gradient.to_sparse() if sparse else gradient.clone()
@@ -188,7 +188,7 @@ class _Run:
 
 
 def _fitting(run: _Run) -> tuple[dict[str, int | Steps | Factor], dict[str, str]]:
-    """How each key follows, and by key what does not fit the state."""
+    """Returns (by key, how it follows; by key, the misfit between the rule and the state)."""
     keys: dict[str, int | Steps | Factor] = {}
     at_fault: dict[str, str] = {}
     for optimizer in run.optimizers:
@@ -211,7 +211,7 @@ def _fitting(run: _Run) -> tuple[dict[str, int | Steps | Factor], dict[str, str]
 
 
 def _against_history(make: Callable[[], _Run], keys: Mapping[str, Any]) -> dict[str, str]:
-    """By key, where state that has followed differs from that of a fresh optimizer which was fed the rescaled gradients."""
+    """Returns, by key, the difference from a fresh optimizer which was fed the rescaled gradients."""
     old, fresh = make(), make()
     old.feed(_STEPS)
     before = [{key: value.clone() for key, value in old.held(number).items()} for number in range(len(old.parameters))]
@@ -239,7 +239,7 @@ def _against_history(make: Callable[[], _Run], keys: Mapping[str, Any]) -> dict[
 
 
 def _against_later_updates(make: Callable[[], _Run], keys: Mapping[str, Any]) -> dict[str, str]:
-    """By key, why later updates are not D times those of a run that was never rescaled."""
+    """Returns, by key, the reason why later updates are not D times those of a run that was never rescaled."""
     if _is_covariant(make):
         return {}
     for key in keys:

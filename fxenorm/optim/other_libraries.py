@@ -49,7 +49,7 @@ def lion_state(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, 
 
 @register("timm.optim.sgdw.SGDW", "timm.optim.sgdp.SGDP")
 def sgd_by_another_name(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Follows]:
-    """Momentum as SGD's."""
+    """Momentum times 1 / D, as that of SGD."""
     return power_of_present(state, {"momentum_buffer": -1, "momentum": -1})
 
 

@@ -1,4 +1,4 @@
-"""State rules by optimizer class."""
+"""The tables of state rules: how the state of each optimizer class follows a rescaling."""
 
 from __future__ import annotations
 
@@ -194,12 +194,12 @@ def register_optimizer(
 
 
 def registered() -> dict[type[Optimizer], Rule]:
-    """All rules by class."""
+    """Returns a copy of the table of rules, by optimizer class."""
     return dict(_RULES)
 
 
 def registered_names() -> dict[str, Rule]:
-    """All rules of classes that are known by module and name."""
+    """Returns a copy of the table of rules of classes that are known by module and name."""
     return dict(_NAMED)
 
 
@@ -248,7 +248,7 @@ def _function(cls: type, name: str) -> object:
 
 
 def _named(cls: type) -> str:
-    """A class with its module."""
+    """Returns the name of a class with its module, "torch.optim.sgd.SGD"."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 

@@ -10,7 +10,7 @@ from .registry import Follows, power_of_present, register
 
 @register("SGD")
 def sgd_state(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Follows]:
-    """Momentum, dampened or not, Nesterov's too, becomes what rescaled gradients would have summed to: times 1 / D.
+    """Momentum times 1 / D, dampened or not, Nesterov's too: the sum of the rescaled gradients.
 
     Exact for the gradients' share. Coupled weight decay adds multiples of the weights to the buffer, and that share is
     rescaled like a gradient as well.

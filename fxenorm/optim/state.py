@@ -66,7 +66,7 @@ def check_choice(state: str) -> None:
 
 
 def unwrap_optimizers(optimizer: OptimizerLike) -> tuple[Optimizer, ...]:
-    """The torch optimizers in what a user passed, each once.
+    """Returns the torch optimizers in a user's argument, each once.
 
     Args:
         optimizer: an optimizer, a wrapper with ``.optimizer``, a sequence of them, or None.
@@ -106,7 +106,7 @@ def unwrap_optimizers(optimizer: OptimizerLike) -> tuple[Optimizer, ...]:
 
 
 def owned_by(optimizers: Iterable[Optimizer]) -> set[int]:
-    """ids of all parameters in the optimizers' groups."""
+    """Returns the ids of all parameters in the optimizers' groups."""
     return {id(parameter) for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
 
 

@@ -17,7 +17,7 @@ _ATTRIBUTES = ("_base_optimizer", "base_optimizer", "base")
 
 
 def held_by(wrapper: Any) -> Any:
-    """The optimizer, or the wrapper, inside a wrapper; None for what is none."""
+    """Returns the optimizer, or the wrapper, inside a wrapper; None for other objects."""
     held = getattr(wrapper, "optimizer", None)
     if held is not None:
         return held
@@ -32,7 +32,7 @@ def own_state(optimizer: Any) -> Mapping[Any, Any]:
 
 
 def _shares_state(wrapper: Any) -> bool:
-    """Whether a wrapper shows the state of what is in it; one of the same class, as Lightning's, does, if an older one."""
+    """Whether a wrapper shows the state of the optimizer in it; one of the same class, as Lightning's, does, if an older one."""
     held = held_by(wrapper)
     return held is not None and (wrapper.state is getattr(held, "state", None) or isinstance(wrapper, type(held)))
 
@@ -61,7 +61,7 @@ def rules_for(optimizer: Any, optimizers: Sequence[Any]) -> list[Rule]:
 
 
 def _innermost(wrapper: Any) -> Any:
-    """The optimizer inside all wrappers."""
+    """Returns the optimizer inside all wrappers around it."""
     seen: set[int] = set()
     while held_by(wrapper) is not None and id(wrapper) not in seen:
         seen.add(id(wrapper))

@@ -16,7 +16,7 @@ _MOST_DENSE = 256
 
 
 def coarse_problem(objective: Objective, log_scales: Tensor, labels: Tensor, count: int) -> CoarseProblem | None:
-    """The objective at some log-scales as a function of one scalar a label; None where no label or no entry is left."""
+    """Returns the objective as a function of one scalar a label; None where no label or no entry is left."""
     if not count:
         return None
     logs, exponents = objective.aggregate(log_scales, labels, count)

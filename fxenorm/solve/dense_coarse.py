@@ -13,7 +13,7 @@ _ITERATIONS, _TOLERANCE = 50, 1e-10
 
 
 class CoarseProblem:
-    """F(y) = the sum over entries of m_e exp(p b_e . y), with few scalars y. How the b_e are held is left to four methods.
+    """F(y) = the sum over entries of m_e exp(p b_e . y), with few scalars y. Four methods hold and multiply the b_e.
 
     Args:
         logs: (E,) log m_e.
@@ -27,11 +27,11 @@ class CoarseProblem:
         self._hold(exponents)
 
     def preconditioner(self, log_scale: Tensor) -> Callable[[Tensor], Tensor] | None:
-        """The solution of the Hessian at y = 0 over p^2, in units of exp(log_scale); None where it has no factors."""
+        """Returns a solver for the Hessian at y = 0 over p^2, in units of exp(log_scale); None where it has no factors."""
         return self._solver((self.logs - log_scale).clamp(max=600.0).exp(), 1e-10)
 
     def minimise(self) -> Tensor:
-        """(G,) the minimum, by Newton's method on log F with a line search; zeros where the Hessian has no factors."""
+        """Returns (G,) the minimum, by Newton's method on log F with a line search; zeros where the Hessian has no factors."""
         current = self.logs.new_zeros(self.count)
         value = self.logs.logsumexp(0)
         for _ in range(_ITERATIONS):
@@ -58,13 +58,13 @@ class CoarseProblem:
         return current
 
     def _hold(self, exponents: Tensor) -> None:
-        """Keeps the b_e."""
+        """Keeps the exponents b_e as a dense (E, G) matrix."""
         entry, label, exponent = exponents
         rows = self.logs.new_zeros(self.logs.numel(), self.count)
         self._rows = rows.index_put_((entry, label), exponent.to(self.logs), accumulate=True)
 
     def _along(self, scalars: Tensor) -> Tensor:
-        """(E,) b_e . y."""
+        """Returns (E,) b_e . y, the log-scale of every entry."""
         return self._rows @ scalars
 
     def _across(self, weights: Tensor, *, sizes: bool = False) -> Tensor:
@@ -72,7 +72,7 @@ class CoarseProblem:
         return (self._rows.abs() if sizes else self._rows).T @ weights
 
     def _solver(self, weights: Tensor, ridge: float) -> Callable[[Tensor], Tensor] | None:
-        """Solves with the sum over entries of weight times b_e b_e^T; rows of zeros give 0. None where it has no factors.
+        """Returns a solver with the sum over entries of weight times b_e b_e^T; rows of zeros give 0. None: no factors.
 
         Groups that only move together leave a direction free; the ridge, relative to the diagonal, keeps it where it is.
         """
@@ -85,7 +85,7 @@ class CoarseProblem:
             return None
 
         def solve(vector: Tensor) -> Tensor:
-            """One right-hand side."""
+            """Returns (G,) the solution for one right-hand side."""
             solution = torch.cholesky_solve((root * vector)[:, None], factor)[:, 0] * root
             return torch.where(diagonal > 0, solution, 0.0)
 

@@ -29,7 +29,7 @@ def jacobi_step(
     held: Tensor | None = None,
     limit: Tensor | None = None,
 ) -> Tensor:
-    """The log-scales of one cycle: s_k = log(N_k / P_k) / (p A_k), which never raises the objective.
+    """Returns the log-scales of one cycle: s_k = log(N_k / P_k) / (p A_k), which never raises the objective.
 
     With A_k = 2 this is the factor sqrt(R / L) of ENorm (Stock et al., ICLR 2019, section 3), R and L taken over all readers
     and writers of the channel. For p = inf, N and P are maxima and the p in the formula is 1.
@@ -67,7 +67,7 @@ def clamped(log_scales: Tensor, limit: Tensor) -> Tensor:
 
 
 def at_limit(log_scales: Tensor, gap: Tensor, limit: Tensor) -> Tensor:
-    """(K,) bool: what has reached its limit and would go on.
+    """(K,) bool: the variables that have reached their limit and would go on.
 
     Args:
         log_scales: (K,).

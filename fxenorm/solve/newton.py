@@ -29,7 +29,7 @@ _LONGEST, _HALVINGS = 10.0, 12
 
 
 class Newton:
-    """One Newton step by conjugate gradients, a line search on the objective, and a Jacobi cycle that evens out what is left.
+    """One Newton step by conjugate gradients, a line search on the objective, and a Jacobi cycle that evens out the rest.
 
     The objective never rises. Far from the optimum, a coarse correction and Jacobi cycles take the place of the Newton step. A
     large p has steep walls within which steps are short: there the first iterations are those of smaller exponents, as long as
@@ -42,7 +42,7 @@ class Newton:
         self._easier: Objective | None = None
 
     def __call__(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:
-        """One outer iteration."""
+        """Returns the (K,) log-scales after one outer iteration, for an easier exponent first where p is large."""
         if self._powers is None:
             steps = math.ceil(math.log(objective.p / _EASY, _RATIO))
             self._powers = [objective.p / _RATIO**step for step in range(steps, 0, -1)]
@@ -63,7 +63,7 @@ class Newton:
         return self._iterate(objective, log_scales, log_negative, log_positive)
 
     def _iterate(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:
-        """One iteration for one exponent."""
+        """Returns the (K,) log-scales after one iteration for the exponent of `objective`."""
         free = solvable(log_negative, log_positive, objective.held)
         gap = torch.where(free, log_negative - log_positive, 0.0)
         if self._cycles < _MOST_CYCLES and (self._cycles == 0 or bool((gap.abs() > _FAR).any())):
@@ -87,7 +87,7 @@ class Newton:
         return self._cycle(objective, ahead)
 
     def _cycle(self, objective: Objective, log_scales: Tensor) -> Tensor:
-        """A Jacobi cycle, in which channels that are too small for the objective to see catch up."""
+        """Runs a Jacobi cycle, in which channels that are too small for the objective to see catch up."""
         step = jacobi_step(*objective.log_sums(log_scales), objective.degree, objective.p, objective.held)
         return clamped(log_scales + step, objective.limit)
 
@@ -149,7 +149,7 @@ def conjugate_gradients(
 
 
 def _line_search(objective: Objective, log_scales: Tensor, direction: Tensor, slope: float, log_unit: float) -> Tensor:
-    """The point along `direction` where the objective has fallen enough; where it started if there is none.
+    """Returns the point along `direction` where the objective has fallen enough; the start if there is none.
 
     `slope` is the decrease of F over p^2 at first order, in units of exp(log_unit).
     """

@@ -78,7 +78,7 @@ class Objective(Protocol):
         """The Hessian in the variables `free`, relative to p^2 exp(log_diagonal)."""
 
     def softened(self, p: float) -> Objective | None:
-        """The same with a smaller exponent of the norm, which is less steep; None: it is not to be had."""
+        """Returns the same with a smaller exponent of the norm, which is less steep; None: it is not to be had."""
 
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """F as a function of one scalar a label: logs of its entries, and (3, n) of entry, label and exponent."""
@@ -88,7 +88,7 @@ class Cycle(Protocol):
     """One outer iteration of a solver; an object lives for one solution and may remember its last iterations."""
 
     def __call__(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:
-        """The next log-scales, within the objective's limit.
+        """Returns the next (K,) log-scales, within the objective's limit.
 
         Args:
             objective: what is minimised.

@@ -1,4 +1,4 @@
-"""The table of solvers: the names that users choose from, and for each how it is made and what it needs."""
+"""The table of solvers: the names that users choose from, how each is made, and its needs."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class SparseCoarseProblem(CoarseProblem):
     """`CoarseProblem` for many scalars; without factors also where its Hessian has too many entries."""
 
     def _hold(self, exponents: Tensor) -> None:
-        """Keeps the b_e."""
+        """Keeps the exponents b_e as a sparse (E, G) matrix."""
         from scipy.sparse import coo_array  # slow to import, and only for deep models
 
         entry, label, exponent = exponents.cpu().numpy()
@@ -30,7 +30,7 @@ class SparseCoarseProblem(CoarseProblem):
         ).tocsr()
 
     def _along(self, scalars: Tensor) -> Tensor:
-        """(E,) b_e . y."""
+        """Returns (E,) b_e . y, the log-scale of every entry."""
         return torch.from_numpy(self._sparse @ _numbers(scalars)).to(scalars)
 
     def _across(self, weights: Tensor, *, sizes: bool = False) -> Tensor:
@@ -38,7 +38,7 @@ class SparseCoarseProblem(CoarseProblem):
         return torch.from_numpy((abs(self._sparse) if sizes else self._sparse).T @ _numbers(weights)).to(weights)
 
     def _solver(self, weights: Tensor, ridge: float) -> Callable[[Tensor], Tensor] | None:
-        """As for a dense matrix."""
+        """Returns a solver by sparse LU factors, None where they would fill up; see `CoarseProblem`."""
         from scipy.sparse import csc_array, diags_array, eye_array
         from scipy.sparse.linalg import splu
 
@@ -54,7 +54,7 @@ class SparseCoarseProblem(CoarseProblem):
             return None
 
         def solve(vector: Tensor) -> Tensor:
-            """One right-hand side."""
+            """Returns (G,) the solution for one right-hand side."""
             solution = factor.solve(root * _numbers(vector)) * root
             return torch.from_numpy(np.where((diagonal > 0) & np.isfinite(solution), solution, 0.0)).to(vector)
 

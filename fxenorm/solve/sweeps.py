@@ -26,7 +26,7 @@ class _Sweeps:
         self._imbalance = math.inf
 
     def __call__(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:
-        """One cycle; never raises the objective."""
+        """Returns the (K,) log-scales after one cycle; never raises the objective."""
         ahead = self.sweep(objective, log_scales, log_negative, log_positive)
         step = ahead - log_scales
         worst = float(imbalance(log_negative, log_positive, objective.p, objective.held))

@@ -40,14 +40,14 @@ class KnownValues:
         self._writes = {node for node in traced.graph.nodes if _mutates(node)}
 
     def value(self, node: fx.Node) -> torch.Tensor | None:
-        """The integer or boolean tensor of `node`, None where it is not known."""
+        """Returns the integer or boolean tensor of `node`, None where it is not known."""
         found = self.anything(node)
         if not isinstance(found, torch.Tensor) or found.is_floating_point() or found.is_complex():
             return None
         return found
 
     def anything(self, node: fx.Node) -> Any:
-        """Whatever the node gives, floating-point tensors and lists among it; None where it is not known."""
+        """Returns the value of a node, floating-point tensors and lists among them; None where it is not known."""
         return self._evaluate(node)
 
     def number(self, node: fx.Node) -> float | None:

@@ -203,7 +203,7 @@ class _Search:
         return tuple(None if place == axis else label for place, label in enumerate(known[0]))
 
     def _elementwise(self, node: fx.Node) -> Labels:
-        """Whatever keeps the shape of its operands, broadcast against each other."""
+        """Labels the axes of an operator that keeps the shape of its operands, broadcast against each other."""
         shape = _shape(node)
         found: list[Axis | None] = [None] * len(shape)
         sized = [False] * len(shape)
