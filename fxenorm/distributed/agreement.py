@@ -36,6 +36,7 @@ TOPICS = {
 
 _FAILED, _OPEN, _EXECUTOR, _DIGESTS = range(4)
 _SHOWN = 5
+"""Items of a difference in a message: enough to recognise the difference, few enough for one line a process."""
 
 
 @dataclass(frozen=True)

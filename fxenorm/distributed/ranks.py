@@ -17,7 +17,8 @@ __all__ = ["LINEAR_UP_TO", "Ranks", "ranks_of", "replica_ranks"]
 T = TypeVar("T")
 
 LINEAR_UP_TO = 4.0
-"""Up to this p, sums of |w|^p of what a float64 should hold are in its range themselves; beyond it logarithms travel."""
+"""Up to this p, sums of |w|^p travel themselves; beyond it their logarithms do. The least number of float32, 1.4e-45, has a
+fourth power of 4e-180, within the range of float64 (2e-308), and so has its largest; both would be up to p = 6.8."""
 
 
 class Ranks:

@@ -14,7 +14,8 @@ __all__ = ["Equations"]
 
 
 _LARGE = 10_000
-"""Ids in arrays with more entries than this are searched for repetitions."""
+"""Ids in arrays with more entries than this are searched for repetitions: to sort 10,000 takes a millisecond, and the solver
+would need little more for as many equations."""
 
 
 @dataclass

@@ -22,7 +22,8 @@ SETTLED, OPEN, GARBAGE = 0, 1, 2
 """States of an entry: its field is known; it is 0 or infinite and carries any; nobody has written it as yet."""
 
 LARGEST = 1_000_000
-"""Up to this many open entries each gets a variable of its own; above, those along an axis share one."""
+"""Up to this many open entries each gets a variable of its own; above, those along an axis share one. A million ids are 8 MB,
+and the solver holds a few arrays of that length."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,8 @@ from .scale_field import ScaleField, simplify
 __all__ = ["ParameterFields", "ParameterView", "Step"]
 
 ENTRYWISE = 65_536
-"""Up to this many entries a parameter whose use asks for no form gets one variable an entry; above, one a place on each axis."""
+"""Up to this many entries a parameter whose use asks for no form gets one variable an entry; above, one a place on each axis.
+So no large weight costs an id an entry: 64 Ki ids are half a MiB, those of a weight of 4096 x 4096 would be 128 MiB."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 __all__ = ["FIXED", "AnyField", "Ids", "ScaleField", "Term", "align", "compress", "invert", "product", "simplify", "times"]
 
 FIXED = -1
-"""The id that stands for "no variable": the number 0."""
+"""The id that stands for "no variable": the number 0. As an index it names the last entry of a table, which is kept for it."""
 
 Ids = NDArray[np.int64]
 Term = tuple[int, Ids]

@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ["Stages"]
 
 _PATIENCE = 2.0
-"""Seconds before anything is said."""
+"""Seconds before anything is said: a small model is done by then, and a line that appears and goes would only flicker."""
 
 
 class Stages:

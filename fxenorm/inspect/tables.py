@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["make_console", "show"]
 
 _MOST_PLACES = 3
+"""Places of a barrier that are listed: a barrier often stands in every block of a model, and --json lists all."""
 
 
 def make_console(stream: TextIO) -> Console:

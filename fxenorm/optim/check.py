@@ -20,8 +20,15 @@ from .wrappers import held_by, own_state, rules_for
 __all__ = ["OptimizerCheck", "check_optimizer"]
 
 _TOLERANCE = 1e-6
+"""Relative to the largest entry. A right rule leaves rounding of float64 over some twenty steps; a wrong power of D = exp(normal)
+changes entries by a good part of themselves."""
+
 _SHAPES = ((4, 3), (5,), (2, 3, 3, 2))
+"""A matrix, a vector, and the weight of a convolution with axes of equal size: a rule must not tell axes by their sizes."""
+
 _STEPS = 5
+"""Enough that moments differ from the last gradient, and that bias corrections and running maxima have acted."""
+
 _UPDATES = "(updates)"
 
 

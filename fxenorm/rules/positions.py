@@ -15,7 +15,8 @@ from .laws import positions_of
 __all__ = ["along_one_axis", "in_order", "named_by", "unknown_block"]
 
 LARGEST = 65_536
-"""Positions that differ along more than one axis are followed up to this many; above, they count as unknown."""
+"""Positions that differ along more than one axis are followed up to this many; above, they count as unknown. Each gets an id
+on every axis, and may get a variable: 64 Ki ids are half a MiB."""
 
 
 def named_by(call: Call, name: str, rank: int) -> list[Ids | None] | None:

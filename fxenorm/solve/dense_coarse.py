@@ -10,6 +10,9 @@ from torch import Tensor
 __all__ = ["CoarseProblem"]
 
 _ITERATIONS, _TOLERANCE = 50, 1e-10
+"""Newton steps at most, each shortened until it lowers the objective: near the minimum a few double the digits each, and a
+start far away needs one for every factor of e^4. The gradient relative to the terms that it is the difference of: below,
+rounding rules."""
 
 
 class CoarseProblem:

@@ -16,16 +16,24 @@ from .registry import Solver, register_solver
 __all__ = ["Newton", "conjugate_gradients"]
 
 _FAR = 4.0
-"""Where some log(N / P) is larger than this, second derivatives say little and cycles of coordinate descent come first."""
+"""Where some log(N / P) is larger than this, cycles of coordinate descent come first: N and P differ by more than e^4 = 55,
+and the second derivative, N + P, is the larger of them alone."""
 
 _EASY, _RATIO, _NEAR = 2.0, 2.0, 1.0
-"""Exponents above the first come after smaller ones, each this many times the last, until all log(N / P) are small."""
+"""Exponents above the first (the square, whose steps are long) come after smaller ones, each this many times the last, until all
+log(N / P) are below the third, where N + P is within a factor of e of both. Doubling p doubles the gaps."""
 
 _MOST_CYCLES = 6
+"""Such cycles at most: each with a coarse correction in front brings neighbours into line, and a channel that is still far off
+then waits for others, which Newton steps move together."""
+
 _MOST_PRODUCTS, _MOST_PRODUCTS_FAR = 1000, 100
-"""Products with the Hessian an iteration: where some log(N / P) is above 1 its solution will not be the last one anyway."""
+"""Products with the Hessian an iteration: where some log(N / P) is above 1 its solution will not be the last one anyway. A
+product costs about as much as a Jacobi cycle, so an iteration never costs more than a thousand of these."""
 
 _LONGEST, _HALVINGS = 10.0, 12
+"""The longest step, in units of 1 / p (a factor of e^10 on |w|^p), and how often it is halved: 2^-12 of such a step is a
+change of 0.2 %, below which a direction that lowers nothing is given up."""
 
 
 class Newton:

@@ -14,7 +14,8 @@ from .dense_coarse import CoarseProblem
 __all__ = ["SparseCoarseProblem"]
 
 _MOST_NEIGHBOURS = 64
-"""Groups that a group meets on average: with more of them the factors would fill up."""
+"""Groups that a group meets on average. Chains and residual streams meet a few; with more, factors fill up towards a dense
+matrix, whose cost grows with the cube of the number of groups."""
 
 
 class SparseCoarseProblem(CoarseProblem):

@@ -18,7 +18,8 @@ from .walk import Walk
 __all__ = ["count_ends"]
 
 LARGEST = 1 << 20
-"""A weight with more entries has one end for each index of its axes, whatever moves it."""
+"""A weight with more entries has one end for each index of its axes, whatever moves it: one end an entry would cost an id
+each, and a million ids are 8 MiB."""
 
 TOGETHER = "in and out together"
 """Where what a weight reads and what it writes carry one scale, which moves no weight."""

@@ -23,11 +23,12 @@ _FILLED = {"aten::ones_like": 1, "aten::new_ones": 1, "aten::full_like": None, "
 """Operators that read the shape of a tensor and fill another, and with which number."""
 
 LARGEST = 10_000_000
-"""Constants with more entries than this are not evaluated."""
+"""Constants with more entries than this are not evaluated: 10 million int64 are 80 MB, and an analysis must stay far below the
+size of the weights."""
 
 
 LARGEST_PATTERN = 65_536
-"""Zeros are looked for in constants of up to this many entries."""
+"""Zeros are looked for in constants of up to this many entries, each of which may get a variable: 64 Ki ids are half a MiB."""
 
 
 class KnownValues:

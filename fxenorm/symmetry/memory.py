@@ -33,7 +33,8 @@ _WITHOUT_VALUES = frozenset(
     }
 )
 LARGEST = 65_536
-"""Views whose axes mix several axes of the base are followed up to this many entries."""
+"""Views whose axes mix several axes of the base are followed up to this many entries: each place is an id on every axis of the
+base, and 64 Ki ids are half a MiB."""
 
 
 @dataclass(eq=False)

@@ -30,7 +30,8 @@ from .written_memory import is_in_turn, written_pieces
 __all__ = ["PickedCall", "Picks"]
 
 LARGEST = 1024
-"""Stacks of up to this many slices are followed slice by slice."""
+"""Stacks of up to this many slices are followed slice by slice: each gets variables of its own. A longer stack is a
+vocabulary rather than a set of experts: its rows share what their columns carry."""
 
 _PICKING = frozenset({"aten::index", "aten::index_select"})
 _GROUPED = frozenset({"aten::_grouped_mm", "transformers::grouped_mm_fallback"})

@@ -15,7 +15,8 @@ from .known_values import KnownValues
 __all__ = ["Sizes", "is_symbolic"]
 
 FIRST = 1009
-"""Sizes that are not known become primes from here on: distinct, and no size that a model is likely to have."""
+"""Sizes that are not known become primes from here on, 1009 being the first above 1000: distinct, no size that a model is
+likely to have, and no product of two of them is another."""
 
 
 def is_symbolic(value: Any) -> bool:

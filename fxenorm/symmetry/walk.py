@@ -40,8 +40,11 @@ _GATHERS = frozenset({"aten::index", "aten::index_select"})
 _MOVES = frozenset({"aten::transpose", "aten::permute", "aten::view", "aten::reshape", "aten::unsqueeze", "aten::to", "aten::t"})
 
 
-# Operators that overwrite a tensor without a look at what was there.
 _OVERWRITE = frozenset({"aten::copy_", "aten::fill_", "aten::zero_"})
+"""Operators that overwrite a tensor without a look at its former values."""
+
+_LARGEST_CONSTANT = 1_000_000
+"""Entries of a constant that are looked at for zeros: to compare a million takes a few milliseconds."""
 
 
 @dataclass
@@ -621,7 +624,7 @@ def _only_floating(result: Any, output: Any) -> Any:
 
 def _carries_any(value: torch.Tensor | None) -> bool:
     """Whether a constant is known to hold nothing but 0 and infinities."""
-    if value is None or value.is_meta or value.numel() > 1_000_000:
+    if value is None or value.is_meta or value.numel() > _LARGEST_CONSTANT:
         return False
     value = value.detach()
     return bool(((value == 0) | torch.isinf(value)).all())

@@ -14,7 +14,7 @@ from .arguments import flat
 __all__ = ["NOBODY", "ZeroSources"]
 
 NOBODY = 1 << 40
-"""Above all numbers of origins: stands for entries that are not zero."""
+"""Above all numbers of origins, one a node: stands for entries that are not zero."""
 
 Shown = int | ScaleField | list[ScaleField]
 """One origin, or by entry the origins as the ids of a field; a list for a call of several outputs."""

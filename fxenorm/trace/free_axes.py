@@ -19,6 +19,8 @@ Axis = tuple[int, int]
 Labels = tuple[Axis | None, ...]
 
 _LAYERS = {f"{kind}{rank}d": rank for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)}
+"""By operator, the number of axes that it moves along: torch has convolutions of 1, 2 and 3."""
+
 _CHANNEL_NORMS = frozenset({"batch_norm", "instance_norm", "group_norm", "native_batch_norm", "native_group_norm"})
 _LAST_NORMS = frozenset({"layer_norm", "rms_norm", "native_layer_norm"})
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})

@@ -23,7 +23,11 @@ from .traced_model import Mode
 __all__ = ["candidates", "choose", "further", "resolve_inputs"]
 
 _WITHOUT_PARAMETERS = ((2, 3, 224, 224), (2, 3, 32, 32), (2, 16), (2, 3, 64), (2, 16, 32), (2, 3, 16, 32, 32), (2,))
+"""Shapes for a model without a known first layer, the commonest first: images of ImageNet's and CIFAR's size, vectors,
+sequences of channels, sequences of vectors, clips, one number a sample; two samples, since some models refuse a batch of one."""
+
 _SHOWN = 12
+"""Failed guesses in a message: as many as fit on a screen; the likeliest come first."""
 
 
 def candidates(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[Inputs]:

@@ -19,8 +19,15 @@ from .reached_layers import Reached, reached
 __all__ = ["Maker", "combinations", "role_of", "takes_a_tensor"]
 
 BATCH, NODES, EDGES, GRAPHS = 2, 6, 12, 2
+"""Sizes of a small batch and of a small graph, all different where a model could mix them up: every node has two edges on
+average."""
+
 _SIDES, _LENGTHS = (224, 64, 32), (16, 8)
+"""Sides of images (ImageNet's, small generators', CIFAR's) and lengths of sequences, the likeliest first."""
+
 _MOST_A_SETTING, _MOST_EACH = 24, 6
+"""Calls that are tried with one side and one length, and values of one argument: their product grows with the arguments, and
+each call costs a run with fake values; those that take likely values for all arguments come first."""
 
 _ROLES = {
     "edges": r"edge_?(index|indices|list)|edges?|adj_t|bonds?_?index|hyperedge_index",

@@ -20,7 +20,8 @@ __all__ = ["flatten"]
 
 aten = torch.ops.aten
 _LONGEST = 2000
-"""A loop of known length is written out up to this many nodes."""
+"""A loop of known length is written out up to this many nodes, a graph of a few hundred layers; a longer one is taken as of
+unknown length, which gives up scales of its own for each step."""
 
 
 class _NotPlain(Exception):

@@ -10,9 +10,19 @@ from torch import nn
 __all__ = ["TOKENS", "is_first_layer", "shapes_for_layer", "width_of"]
 
 TOKENS = (16, 32, 8, 64, 128, 512, 1)
+"""Lengths of texts, the likeliest first: short, for attention is quadratic; then the usual fixed lengths of models; then a
+step."""
+
 _CLIPS = ((16, 112, 112), (16, 224, 224), (32, 224, 224), (16, 64, 64), (32, 32, 32), (8, 32, 32), (16, 16, 16), (8, 8, 8))
+"""(time, height, width) of clips and volumes: those of video models first, then cubes that survive three halvings."""
+
 _LENGTHS = (128, 1024, 16000, 256, 64, 32, 100, 16, 3000)
+"""Lengths of sequences of channels: powers of two, a second of sound at 16 kHz, Whisper's 3000 frames."""
+
 _SIDES = (224, 299, 96, 64, 32, 256, 28, 128, 48, 16, 8, 384, 512)
+"""Sides of square images: the usual input sizes of torchvision and timm, likeliest first; 8 and 16 for small nets, 28 for
+MNIST."""
+
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
 _FIRST_LAYERS = (

@@ -15,8 +15,9 @@ from .readable import home, imported_modules, is_plain, is_trusted
 
 __all__ = ["depends_on_mode", "set_mode"]
 
-# More functions than this behind a module's methods are not followed: the model is traced in both modes.
 _MOST_FUNCTIONS = 2000
+"""More functions than this behind a module's methods are not followed: the model is then traced in both modes. A bound on
+time, as reading a function's code costs more than a look at it; the second trace costs seconds at most."""
 
 
 def set_mode(model: nn.Module, mode: str) -> None:

@@ -33,12 +33,17 @@ ATOMS = (
 """Objects that refer to nothing that a model computes."""
 
 _MOST_ITEMS = 1_000
+"""Items of an iterator that are asked for: it may never end, and a trace holds every value that comes out."""
+
 _PATIENCE = 10.0
-"""Seconds that a result of another thread is waited for."""
+"""Seconds that a result of another thread is waited for: far more than a forward pass on example inputs takes, and an analysis
+that waits for a thread which never ends still ends."""
 
 _VIEWS = (KeysView, ValuesView, ItemsView)
 _CONTAINERS = (Mapping, list, tuple, set, frozenset, deque, np.ndarray, *_VIEWS)
 _FULL: tuple[Any, ...] = ([], (), {}, {}.values(), {}.items(), set(), deque(), "", b"", range(0))
+"""One empty container of each kind whose iterators can be copied, so that they are looked at without being advanced."""
+
 _CONTAINER_ITERATORS = tuple(type(iter(one)) for one in _FULL) + tuple(
     type(reversed(one)) for one in _FULL if hasattr(one, "__reversed__")
 )

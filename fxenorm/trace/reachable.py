@@ -15,7 +15,12 @@ from .object_parts import ATOMS, Unsearchable, cache_name, is_cache, lazy_parts,
 __all__ = ["Leaf", "Search"]
 
 _MOST_OBJECTS = 200_000
+"""Objects after which a search gives up and says so: a bound on time and memory, for a search that strayed into a data set."""
+
 _LONGEST_PATH = 200
+"""Characters of a path; beyond, it is not made longer. A list whose items refer to the next would else make quadratically long
+paths."""
+
 _NUMBERS = (bool, int, float, complex, torch.SymInt, torch.SymFloat, torch.SymBool, np.generic)
 _NO_DATA = (types.ModuleType, types.FrameType, types.CodeType, types.TracebackType)
 

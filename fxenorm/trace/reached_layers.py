@@ -16,6 +16,8 @@ from .layer_shapes import is_first_layer
 __all__ = ["Reached", "reached"]
 
 _DEEPEST = 8
+"""Calls within calls that are followed: the first layer of a model stands behind fewer, and a recursion ends."""
+
 _INDEXING = frozenset(
     {"index_add", "index_add_", "index_select", "gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce",
      "scatter_reduce_", "index_copy", "index_copy_", "bincount", "one_hot", "take"}

@@ -22,6 +22,8 @@ __all__ = ["needs_values", "reason", "runs_on"]
 _DATA_DEPENDENT = ("DataDependent", "DynamicOutputShape", "UnsupportedOperator", "UnsupportedFakeTensor")
 _NO_VALUES = ("meta tensor", "not supported for tensor subclasses", "out of the graph")
 _LONGEST = 300
+"""Characters of an error's first line: torch puts whole graphs into some, and a reason has to stay one line or two on a
+screen."""
 
 
 def reason(error: BaseException) -> str:

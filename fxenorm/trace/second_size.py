@@ -14,11 +14,14 @@ from .traced_model import TracedModel
 __all__ = ["SEED", "with_second_size"]
 
 SEED = 20190507
-"""Of Python's, numpy's and torch's random numbers in the second look."""
+"""Of Python's, numpy's and torch's random numbers in the second look: any number does, as long as it is always the same."""
 
 _MOST_ALONE = 5
+"""Axes that are changed one by one where the model runs with no other size of all of them: each costs a trace that may fail."""
+
 _MOST_REAL_ENTRIES = 4_000_000
-"""Inputs that are computed with for real are made smaller, not larger, beyond this many entries."""
+"""Inputs that are computed with for real are made smaller, not larger, where three times both sides would have more entries
+than this: 16 MB in float32, a batch of 26 ImageNet images, whose activations fit into the memory of an ordinary machine."""
 
 
 def with_second_size(traced: TracedModel, trace: Callable[[Inputs, int], TracedModel]) -> TracedModel:

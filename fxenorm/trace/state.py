@@ -22,11 +22,15 @@ from .randomness import is_generator
 
 __all__ = ["Kept", "ReachableState"]
 
-# Objects beyond this number are not looked at; the nearest come first. Modules and what they hold directly are not counted.
 _MOST_OBJECTS = 100_000
+"""Objects beyond this number are not looked at; the nearest come first. Modules and their own attributes are not counted. A
+bound on time: every run of the model begins with this search. A note says it where the bound is met."""
+
 _MOST_FUNCTIONS = 2_000
+"""Functions whose code is read: a bound on time; a forward pass has fewer of its own, and torch's are passed over."""
+
 _LARGEST_COPY = 1 << 28
-"""Bytes of one tensor or array."""
+"""Bytes of one tensor or array, 256 MiB: larger ones are data sets rather than state, and a copy of them could exhaust memory."""
 
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device, torch.Size, range, slice)
 _REGISTERED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")

@@ -11,6 +11,7 @@ from .traced_model import TracedModel
 __all__ = ["unused_note", "unused_parts"]
 
 _SHOWN = 10
+"""Names in a note: enough to recognise the part of the model, few enough to read."""
 
 
 def unused_parts(model: nn.Module, traced: Iterable[TracedModel]) -> dict[str, int]:
