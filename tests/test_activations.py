@@ -119,3 +119,23 @@ def test_channels_are_what_layers_read_and_write_each_at_its_last_place(name: st
     assert {int(k) for terms in symmetry.channels for _, ids in terms for k in ids.ravel()} - {-1} == set(
         range(symmetry.num_scales)
     )
+
+
+def _a_product_between_layers(m: Net, x: torch.Tensor) -> torch.Tensor:
+    return m.c((m.a(x) * m.b(x)).square().abs())
+
+
+@pytest.mark.parametrize(
+    ("model", "channels"),
+    [
+        (nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3), nn.Linear(3, 4)), [[(1, [0, 1])], [(1, [2, 3, 4])]]),
+        (
+            Net(_a_product_between_layers, a=nn.Linear(4, 2), b=nn.Linear(4, 2), c=nn.Linear(2, 3)),
+            [[(1, [0, 1])], [(1, [2, 3])], [(2, [0, 1]), (2, [2, 3])]],
+        ),
+    ],
+    ids=["layer after layer", "a product that no layer reads or writes"],
+)
+def test_nothing_between_the_layers_is_a_channel(model: nn.Module, channels: list[list[tuple[int, list[int]]]]) -> None:
+    symmetry = fxenorm.analyze(model, torch.randn(3, 4)).symmetry
+    assert [sorted((c, ids.ravel().tolist()) for c, ids in terms) for terms in symmetry.channels] == channels

@@ -24,6 +24,7 @@ from fxenorm.kernels.program import build_program
 from fxenorm.kernels.reference.executor import EagerBackend
 
 from .random_plans import Case, cases
+from .zoo_base import Net
 
 Form = tuple[tuple[int, int], ...]
 BACKEND = EagerBackend()
@@ -281,6 +282,36 @@ def test_sums_are_held_where_a_column_is_zero() -> None:
     torch.testing.assert_close(model(x), y)
     u, g = model.u.weight[2].norm(), model.g.weight[2].norm()  # type: ignore[union-attr, index]
     torch.testing.assert_close(u, g, rtol=1e-6, atol=0)
+
+
+def _two_products_and_a_chain(m: nn.Module, x: Tensor) -> Tensor:
+    return m.d(m.u(x) * m.g(x)) + m.e(m.v(x) * m.h(x)) + m.c(m.a(x).relu())  # type: ignore[operator]
+
+
+def test_everything_that_is_held_is_listed_whatever_it_is_held_for() -> None:
+    """Sums for a frozen tensor, a sum for a column of zeros, and one variable for another, all at once."""
+    torch.manual_seed(0)
+    layers = {name: nn.Linear(4, 3) for name in "ugvha"} | {name: nn.Linear(3, 2) for name in "dec"}
+    model, x = Net(_two_products_and_a_chain, **layers).double(), torch.randn(5, 4, dtype=torch.float64)
+    plan = fxenorm.analyze(model, x)
+    assert plan.num_scales == 15
+    with torch.no_grad():
+        model.e.weight[:, 2] = 0.0  # type: ignore[union-attr, operator, index]
+        model.c.weight[:, 1] = 0.0  # type: ignore[union-attr, operator, index]
+    model.d.requires_grad_(False)  # type: ignore[union-attr, operator]
+    before, y = {name: p.detach().clone() for name, p in model.named_parameters()}, model(x)
+    assert sorted((item.count, item.coefficients) for item in plan.held) == [(1, ()), *[(1, (1, 1))] * 4]
+    assert plan.balance().converged
+    torch.testing.assert_close(model(x), y)
+    after = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    growth = {
+        f"{name}.{row}": float(after[f"{name}.bias"][row] / before[f"{name}.bias"][row]) for name in "ugvha" for row in range(3)
+    }
+    assert torch.equal(after["d.weight"], before["d.weight"]) and growth["a.1"] == 1 != growth["a.0"]
+    for one, other, rows in (("u", "g", range(3)), ("v", "h", [2])):
+        for row in rows:
+            assert growth[f"{one}.{row}"] != 1
+            assert growth[f"{one}.{row}"] * growth[f"{other}.{row}"] == pytest.approx(1, rel=1e-9)
 
 
 @given(st.lists(st.tuples(st.sampled_from([-2, -1, 1, 2]), st.lists(st.integers(-1, 3), min_size=3, max_size=3)), max_size=6))

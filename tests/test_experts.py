@@ -74,6 +74,47 @@ def test_control_positions_taken_for_others_are_seen(monkeypatch: pytest.MonkeyP
     _assert_wrong("positions_of_experts_turned")
 
 
+@pytest.mark.parametrize(
+    ("operator", "function", "shapes", "axes", "follow"),
+    [
+        ("aten::add", torch.add, ((3, 4), (4,)), ((1,), None), True),
+        ("aten::add", torch.add, ((3, 4), (4,)), ((0,), None), True),
+        ("aten::mul", torch.mul, ((4,), (2, 3, 4)), ((0,), None), True),
+        ("aten::mul", torch.mul, ((3, 4), (2, 3, 4)), (None, (1, 2)), True),
+        ("aten::div", torch.div, ((3, 3), (3, 3)), ((0,), (0,)), True),
+        ("aten::div", torch.div, ((3, 3), (3, 3)), ((0,), (1,)), False),
+        ("aten::bmm", torch.bmm, ((5, 3, 4), (5, 4, 2)), ((0,), None), True),
+        ("aten::bmm", torch.bmm, ((5, 3, 4), (5, 4, 2)), ((2,), None), False),
+        ("aten::matmul", torch.matmul, ((5, 3, 4), (4, 2)), ((0,), None), True),
+        ("aten::matmul", torch.matmul, ((5, 3, 4), (4, 2)), ((1,), None), True),
+        ("aten::matmul", torch.matmul, ((5, 3, 4), (4, 2)), ((0, 1), None), True),
+        ("aten::matmul", torch.matmul, ((5, 3, 4), (4, 2)), ((2,), None), False),
+        ("aten::matmul", torch.matmul, ((5, 3, 4), (4, 2)), (None, (1,)), False),
+        ("aten::mm", torch.mm, ((3, 4), (4, 2)), ((0,), None), True),
+        ("aten::linear", torch.nn.functional.linear, ((5, 3, 4), (2, 4)), ((0, 1), None), True),
+        ("aten::linear", torch.nn.functional.linear, ((5, 3, 4), (2, 4)), ((2,), None), False),
+        ("aten::linear", torch.nn.functional.linear, ((3, 4), (2, 4)), (None, (0,)), False),
+    ],
+)
+def test_positions_are_followed_where_a_call_treats_each_of_them_alike(operator, function, shapes, axes, follow) -> None:
+    """By definition: the arguments with their positions in another order give the result with its own in that order."""
+    names = {"linear": ("input", "weight"), "bmm": ("self", "mat2"), "mm": ("self", "mat2")}.get(operator[6:], ("self", "other"))
+    values = _inputs(shapes)
+    output = function(*values)
+    found = position_axes.axes_of_call(
+        operator, dict(zip(names, shapes, strict=True)), dict(zip(names, axes, strict=True)), tuple(output.shape)
+    )
+    assert (found is not None) is follow
+    if found is not None:
+        turned = [_turned(value, found[0][name]) for name, value in zip(names, values, strict=True)]
+        torch.testing.assert_close(function(*turned), _turned(output, found[1]))
+
+
+def _turned(value: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    """The positions along some axes in another order."""
+    return torch.roll(value, (1,) * len(axes), axes) if axes else value
+
+
 def _assert_wrong(name: str) -> None:
     """More is claimed than holds, and the outputs tell."""
     build, shapes = EXPERTS[name]

@@ -72,6 +72,7 @@ def width_of(target: str) -> int:
         ("def train_all():\n    raise RuntimeError('training was started')", 5),
         ("def build(width):\n    return Net(width)", 5),
         ("class Block(nn.Module):\n    def __init__(self, width):\n        super().__init__()", 5),
+        ("Net.__signature__ = 'unreadable'", 5),
         ("", 5),
     ],
 )

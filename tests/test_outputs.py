@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import fxenorm
 from fxenorm.analysis.options import Options
 from fxenorm.errors import OptionError
+from fxenorm.trace.reachable import Search
 
 from .helpers import draw_log_scales
 from .output_cases import FEATURES, HIDDEN, IN, LEFT, NOT_LEFT, NUMBERS, OUT, RETURNED, UNSEARCHABLE, Leaving, generator
@@ -365,3 +366,15 @@ def test_the_callback_of_transformers_finds_the_scales_that_analyze_finds(tmp_pa
         warnings.simplefilter("ignore")
         transformers.Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[callback]).train()
     assert callback.plan.num_scales == fxenorm.analyze(model).num_scales == NORMS + GATE + VALUES + ROTARY_PAIRS
+
+
+@pytest.mark.parametrize(("count", "kinds"), [(3, ["tensor"] * 3), (4, ["tensor"] * 3 + ["unsearched"])])
+def test_what_is_returned_is_searched_up_to_a_number_of_objects(
+    count: int, kinds: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as are allowed are looked at, with the list that holds them; of one more it is said that it was not."""
+    monkeypatch.setattr("fxenorm.trace.reachable._MOST_OBJECTS", 4)
+    leaves = list(Search(runs_lazy_code=False).leaves("", [torch.zeros(()) for _ in range(count)]))
+    assert [leaf.kind for leaf in leaves] == kinds and all(
+        ("more than 4" in leaf.reason) == (leaf.kind == "unsearched") for leaf in leaves
+    )

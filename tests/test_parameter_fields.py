@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from fxenorm.field import Equations, ParameterFields, ParameterView, ScaleField, Step, solve
@@ -41,10 +43,23 @@ def test_a_view_without_inverse_asks_for_the_whole_parameter() -> None:
     assert solve(equations).matrix.shape[1] == 2
 
 
-def test_large_parameters_get_no_variable_an_entry() -> None:
-    equations, parameters = _parameters((1000, 2000))
-    field = parameters.form(ParameterView("w", (1000, 2000)), origin=0)
-    assert equations.count == 3000 and sorted(ids.shape for _, ids in field.terms) == [(1, 2000), (1000, 1)]
+@pytest.mark.parametrize(
+    ("shape", "forms"),
+    [
+        ((1000, 2000), [(1, 2000), (1000, 1)]),
+        ((2, 40_000), [(1, 40_000), (2, 1)]),
+        ((40_000, 1, 2), [(1, 1, 2), (40_000, 1, 1)]),
+        ((3, 150, 200), [(1, 1, 200), (1, 150, 1), (3, 1, 1)]),
+        ((256, 256), [(256, 256)]),
+        ((1, 70_000), [(1, 70_000)]),
+    ],
+)
+def test_large_parameters_get_one_variable_a_position_on_each_axis(shape: tuple[int, ...], forms: list[tuple[int, ...]]) -> None:
+    """One an entry would be too many, unless there is one axis alone, whose entries are its positions."""
+    equations, parameters = _parameters(shape)
+    field = parameters.form(ParameterView("w", shape), origin=0)
+    assert sorted(ids.shape for _, ids in field.terms) == forms
+    assert equations.count == sum(math.prod(form) for form in forms)
     with pytest.raises(KeyError):
         parameters.form(ParameterView("v", (2,)), origin=0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -16,7 +17,8 @@ from fxenorm.field.structure import flip
 from fxenorm.rules import Call, Rule, derivatives, find_rule, iterate_rules, registry, sparse
 from fxenorm.rules.laws import contract, passes, zero_field
 
-from .operator_harness import TOLERANCE, Case, errors_on_zeros, examine, schemas, traced_call
+from .claimed_law import claims
+from .operator_harness import TOLERANCE, Case, Variant, errors_on_zeros, examine, schemas, traced_call
 from .rule_cases import CASES
 
 MEASURED_POOLS = {
@@ -81,6 +83,18 @@ def test_rule(case: Case) -> None:
         assert missing, f"the row says that something is missed ({case.misses}), but everything is claimed"
     else:
         assert not missing, "\n".join(missing)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["convolution_backward[pointwise]", "convolution_backward[groups]", "hardtanh_backward", "leaky_relu_backward", "bmm", "mul"],
+)
+def test_what_meets_zeros_alone_keeps_all_of_its_scales(name: str) -> None:
+    """Zeros as a gradient, or as a factor: the results are zeros whatever the others are multiplied by."""
+    case = next(case for case in CASES if case.name == name)
+    found = claims(case, Variant(("zeros", *(tuple(range(len(shape))) for shape in case.shapes[1:]))))
+    assert found.free == sum(math.prod(shape) for shape in case.shapes[1:])
+    assert all(rows is None for rows in found.outputs)
 
 
 @pytest.mark.parametrize("operator", [rule.operator for rule in iterate_rules()])

@@ -12,6 +12,7 @@ from torch import nn
 
 import fxenorm
 from fxenorm.trace import trace_model
+from fxenorm.trace.free_axes import AxisFacts, axis_facts, free_classes
 
 from .helpers import draw_log_scales
 
@@ -223,3 +224,60 @@ def test_frozen_norms_hold_at_two_sizes() -> None:
     model = Normed().eval()
     small, large = (fxenorm.analyze(model, torch.randn(2, 3, n, n), batchnorm="frozen", modes="eval") for n in (1, 4))
     assert small.num_scales == large.num_scales and small.exponents.keys() == large.exponents.keys()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "facts", "classes"),
+    [
+        pytest.param([(2, 4), (2, 3)], AxisFacts(), [[(0, 0), (1, 0)], [(0, 1)], [(1, 1)]], id="one batch"),
+        pytest.param([(2, 4), (5, 3)], AxisFacts(), [[(0, 0)], [(0, 1)], [(1, 0)], [(1, 1)]], id="first axes of other sizes"),
+        pytest.param([(4, 4)], AxisFacts(), [[(0, 0)], [(0, 1)]], id="as many as wide"),
+        pytest.param([(4,), (4, 3)], AxisFacts(), [[(0, 0), (1, 0)], [(1, 1)]], id="a number for each of the batch"),
+        pytest.param([(2, 4), (2, 3)], AxisFacts(fixed={(0, 1)}), [[(0, 0), (1, 0)], [(1, 1)]], id="a layer's width"),
+        pytest.param(
+            [(2, 4), (3, 5)], AxisFacts(fixed={(1, 1)}, same=[((0, 0), (1, 1))]), [[(0, 0)], [(0, 1)], [(1, 0)]], id="other sizes"
+        ),
+        pytest.param(
+            [(2, 4), (4, 3)], AxisFacts(fixed={(1, 0)}, same=[((0, 1), (1, 0))]), [[(0, 0)], [(1, 1)]], id="joined to it"
+        ),
+        pytest.param([(2, 6), (3, 6, 5)], AxisFacts(), [[(0, 0)], [(0, 1), (1, 1)], [(1, 0)], [(1, 2)]], id="one length"),
+        pytest.param(
+            [(2, 8, 8), (2, 8, 8)], AxisFacts(), [[(0, 0), (1, 0)], [(0, 1), (1, 1)], [(0, 2), (1, 2)]], id="height and width"
+        ),
+        pytest.param([(2, 1), (2, 3)], AxisFacts(), [[(0, 0), (1, 0)], [(1, 1)]], id="a place to broadcast along"),
+        pytest.param([(2, 1), (2, 3)], AxisFacts(moved={(0, 1)}), [[(0, 0), (1, 0)], [(0, 1)], [(1, 1)]], id="a length of one"),
+        pytest.param([(1, 1)], AxisFacts(), [[(0, 0)], [(0, 1)]], id="ones alone"),
+    ],
+)
+def test_axes_that_change_together(shapes: list[tuple[int, ...]], facts: AxisFacts, classes: list[list[tuple[int, int]]]) -> None:
+    """The batch first; an axis that a layer fixes never, nor one that is joined to it."""
+    assert free_classes(facts, [torch.zeros(shape) for shape in shapes]) == classes
+
+
+class _Of(nn.Module):
+    """A function of its inputs."""
+
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.function(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes", "same"),
+    [
+        (lambda x, y: torch.cat([x, y], 1), [(2, 3, 4), (2, 5, 4)], {((0, 0), (1, 0)), ((0, 2), (1, 2))}),
+        (lambda x, y: torch.cat([x, y], -1), [(2, 3, 4), (2, 3, 5)], {((0, 0), (1, 0)), ((0, 1), (1, 1))}),
+        (lambda x, y: x + y, [(2, 3, 4), (3, 1)], {((0, 1), (1, 0))}),
+        (lambda x, y: x.mT * y, [(2, 3, 4), (2, 4, 3)], {((0, 0), (1, 0)), ((0, 2), (1, 1)), ((0, 1), (1, 2))}),
+    ],
+    ids=["side by side", "in the last axis", "broadcast", "transposed"],
+)
+def test_operators_join_the_axes_that_they_need_alike(
+    function: Callable[..., torch.Tensor], shapes: list[tuple[int, ...]], same: set[Any]
+) -> None:
+    tensors = [torch.randn(shape) for shape in shapes]
+    traced = trace_model(_Of(function), tuple(tensors), modes="eval")[0]
+    assert {tuple(sorted(pair)) for pair in axis_facts(traced, tensors).same} == same

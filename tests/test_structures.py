@@ -105,17 +105,59 @@ def test_every_variable_is_in_one_group_and_in_the_exponents(name: str) -> None:
             used.update(torch.as_tensor(ids).reshape(-1).tolist())
     assert used - {-1} == set(range(plan.num_scales))
     alike: dict[int, set[tuple[str, int, int]]] = {variable: set() for variable in range(plan.num_scales)}
+    first: dict[int, int] = {}
     for tensor, terms in plan.exponents.items():
         for coefficient, ids in terms:
             axis = term_axis(ids.numpy(), coefficient)
             for variable in set(ids.unique().tolist()) - {-1}:
                 alike[variable].add((tensor, axis, coefficient))
+        first = {variable: coefficient for coefficient, ids in terms for variable in ids.unique().tolist()} | first
     parts = [frozenset(alike[variable]) for group in plan.groups for variable in group.variables]
     assert len(set(parts)) == len(plan.groups), "variables with the same producers and consumers form a group"
     for group in plan.groups:
         assert len({frozenset(alike[variable]) for variable in group.variables}) == 1
-        assert group.producers or group.consumers
+        assert all(first[variable] > 0 for variable in group.variables), "the first tensor that carries a scale grows with it"
         assert all(port.coefficient > 0 for port in group.producers) and all(port.coefficient < 0 for port in group.consumers)
+
+
+def test_a_scale_that_layers_only_read_grows_the_first_of_them() -> None:
+    """Columns that meet zeros: no tensor writes what they read, so that the sign is the reader's own."""
+
+    def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
+        h = F.relu(m.b(F.pad(F.relu(m.a(x)), (2, 0))))
+        return m.c(F.pad(h[:, ::2], (1, 2))) + m.d(h[:, 1::2])
+
+    layers = {"a": nn.Linear(4, 3), "b": nn.Linear(5, 6), "c": nn.Linear(6, 2), "d": nn.Linear(3, 2)}
+    plan = fxenorm.analyze(Net(forward, **layers), torch.randn(7, 4))
+    found = {
+        (tuple(p.parameter for p in g.producers), tuple(p.parameter for p in g.consumers)): len(g.variables) for g in plan.groups
+    }
+    assert found == {
+        (("a.weight", "a.bias"), ("b.weight",)): 3,
+        (("b.weight", "b.bias"), ("c.weight",)): 3,
+        (("b.weight", "b.bias"), ("d.weight",)): 3,
+        (("b.weight",), ()): 2,
+        (("c.weight",), ()): 3,
+    }
+    assert {c for terms in plan.exponents.values() for c, ids in terms if ids.ndim == 1} == {1}
+
+
+def test_a_scale_grows_the_first_tensor_that_writes_it_where_heads_take_turns() -> None:
+    """One layer writes query, key and value of the first head, then those of the second: variables of groups in turn."""
+
+    def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = m.a(x).unflatten(1, (2, 3, 2)).permute(2, 1, 0, 3)
+        return m.o((torch.softmax(q @ k.mT, 2) @ v).transpose(0, 1).flatten(1))
+
+    plan = fxenorm.analyze(Net(forward, a=nn.Linear(4, 12), o=nn.Linear(4, 3)), torch.randn(6, 4))
+    rows = {c: ids.flatten().tolist() for c, ids in plan.exponents["a.bias"]}
+    queries, keys, values = (
+        torch.tensor(rows[c]).view(2, 3, 2)[:, part].flatten().tolist() for c, part in ((1, 0), (-1, 1), (1, 2))
+    )
+    if -1 in queries:  # queries and keys move against each other: which of them grows is nobody's promise
+        queries, keys = (torch.tensor(rows[c]).view(2, 3, 2)[:, part].flatten().tolist() for c, part in ((-1, 0), (1, 1)))
+    assert queries == keys == [0, 1, 2, 3] and values == [4, 5, 6, 7]
+    assert [(c, ids.flatten().tolist()) for c, ids in plan.exponents["o.weight"]] == [(-1, values)]
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.num_scales])

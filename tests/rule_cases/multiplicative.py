@@ -17,6 +17,8 @@ CASES = (
     Case("aten::mul", lambda x: x * x, (X,), "by itself"),
     Case("aten::mul", lambda x: x * 2.5, (X,), "constant"),
     Case("aten::mul", lambda x: x * torch.arange(1, 5), (X,), "integers"),
+    Case("aten::mul", lambda x: x * torch.arange(1, 13).view(3, 4), ((4,),), "a row by a table of integers"),
+    Case("aten::div", lambda x: x / torch.arange(1, 13).view(3, 4), ((3, 1),), "a column by a table of integers"),
     Case("aten::mul", lambda x: x * torch.zeros(4, dtype=x.dtype), (X,), "zeros"),
     Case("aten::mul", lambda x: x * torch.tensor([1.0, 0.0, 2.0, 0.0], dtype=x.dtype), (X,), "mask"),
     Case("aten::mul", lambda x: x * ((x > 0).long() * 2), (X,), "integers that say where x is positive", dimension=24),
