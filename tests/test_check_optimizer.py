@@ -308,7 +308,7 @@ def test_slow_weights_without_a_rule_are_never_left_behind_in_silence() -> None:
 
 
 def test_no_library_is_imported_for_its_rules() -> None:
-    source = importlib.import_module("fxenorm.optim.other_libraries").__file__
+    source = importlib.import_module("fxenorm.optim.rules.other_libraries").__file__
     assert source is not None
     with open(source, encoding="utf-8") as lines:
         imports = [line for line in lines if line.startswith(("import", "from"))]

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 import fxenorm
 from fxenorm.errors import OptimizerError, OptionError
-from fxenorm.optim.adafactor import FactorPair, terms_of_factor
+from fxenorm.optim.factor_pair import FactorPair, terms_of_factor
 from fxenorm.optim.registry import register, registered, registered_names
 from fxenorm.optim.state import state_tensors
 

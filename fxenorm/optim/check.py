@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptimizerError, OptionError
-from .adafactor import FactorPair
+from .factor_pair import FactorPair
 from .registry import Contract, Factor, Follows, Steps, find_rule
 from .state import StateTensor, state_tensors, strange_keys, unnamed_keys, unwrap_optimizers
 from .wrappers import held_by, own_state, rules_for

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from ..kernels.program import Keep, ScaleTarget, TermTensors
 from ..kernels.writes import Write
-from ..optim.adafactor import FactorPair, terms_of_factor
+from ..optim.factor_pair import FactorPair, terms_of_factor
 from ..optim.state import StateChoice, reset_state, state_tensors
 from ..optim.wrappers import held_by
 

@@ -13,7 +13,7 @@ from ..distributed.dtensors import local_part, memory_of
 from ..errors import RescaleError
 from ..kernels.memory import has_plain_memory
 from ..kernels.program import ScaleTarget
-from ..optim.adafactor import FactorPair
+from ..optim.factor_pair import FactorPair
 
 __all__ = ["distinct_pairs", "distinct_targets"]
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import OptimizerError
-from .registry import Factor, Follows, power_of_present, register
+from ...errors import OptimizerError
+from ..registry import Factor, Follows, power_of_present, register
 
 
 @register(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .registry import Follows, power_of_present, register
+from ..registry import Follows, power_of_present, register
 
 
 @register("Adagrad")
