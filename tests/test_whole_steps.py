@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxenorm
+from fxenorm.kernels.backend import CycleTask
 from fxenorm.kernels.cpu import build
 from fxenorm.kernels.cpu.cycles_table import CyclesTable
 from fxenorm.kernels.cpu.executor import CompiledBackend
@@ -67,14 +68,16 @@ class Twin:
         named = [ScaleTarget(str(index), *item) for index, item in enumerate(zip(weights, terms, strict=True))]
         return named + [ScaleTarget("momentum", *item, power=-1) for item in zip(momentum, terms, strict=True)]
 
-    def table(self, held: torch.Tensor, limit: float) -> StepTable:
-        """The table of our side."""
-        program, none = self.case.program(), [None] * len(self.ours)
-        reach = float(max(2, sum(abs(coefficient) for terms in self.case.terms for coefficient, _ in terms)))
-        options = {"held": held, "limit": limit, "growth": 80.0, "reach": reach}
-        targets = self.targets(self.ours, self.our_momentum)
-        return StepTable(
-            program, self.ours, none, targets, frozenset(map(str, range(len(self.ours)))), own=len(self.ours), **options
+    def task(self, held: torch.Tensor, limit: float) -> CycleTask:
+        """What executors are asked to run on our side."""
+        return CycleTask(
+            *(self.case.program(), self.ours, [None] * len(self.ours), self.targets(self.ours, self.our_momentum)),
+            model_tensors=len(self.ours),
+            counted=frozenset(map(str, range(len(self.ours)))),
+            held=held,
+            limit=limit,
+            reach=float(max(2, sum(abs(coefficient) for terms in self.case.terms for coefficient, _ in terms))),
+            growth=80.0,
         )
 
     def eager_cycles(self, count: int, held: torch.Tensor, limit: float) -> None:
@@ -103,11 +106,11 @@ class Twin:
 )
 def test_one_cycle_is_the_eager_one(case: Case, dtype: torch.dtype, order: list[int], hold: list[bool], limit: float) -> None:
     twin, held = Twin(case, dtype, order), torch.tensor(hold[: case.num_scales])
-    table = twin.table(held, limit)
+    runner = CompiledBackend().cycles(twin.task(held, limit))
     collided = any(block.collided is not None for block in case.program().blocks)
-    assert table.complete or collided or 8 < case.p < math.inf
+    assert runner is not None or collided or 8 < case.p < math.inf
     before = twin.ours[-1].clone()
-    if table.complete and table.run(CompiledBackend(), [None] * len(twin.ours)):
+    if runner is not None and runner.run([None] * len(twin.ours), 1):
         twin.eager_cycles(1, held, limit)
         assert dtype == torch.bfloat16 or held.all() or not torch.equal(before, twin.ours[-1])
     twin.assert_same()
@@ -123,11 +126,11 @@ def test_one_cycle_is_the_eager_one(case: Case, dtype: torch.dtype, order: list[
 )
 def test_several_cycles_are_the_eager_ones(case: Case, dtype: torch.dtype, order: list[int], count: int, limit: float) -> None:
     twin, held = Twin(case, dtype, order), torch.zeros(case.num_scales, dtype=torch.bool)
-    none = [None] * len(twin.ours)
-    table = twin.table(held, limit)
-    cycles = CyclesTable(table, twin.case.program(), twin.ours, none)
-    assert cycles.complete or not table.complete or case.p not in (1.0, 2.0, 4.0)
-    if cycles.complete and cycles.run(CompiledBackend(), none, count):
+    task = twin.task(held, limit)
+    step = StepTable(task)
+    cycles = CyclesTable(step, task)
+    assert cycles.covers_all or not step.covers_all or case.p not in (1.0, 2.0, 4.0)
+    if cycles.covers_all and cycles.run(build.library(), task.factors, count):
         twin.eager_cycles(count, held, limit)
     twin.assert_same(roundings=8.0)
 

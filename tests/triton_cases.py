@@ -17,6 +17,7 @@ from torch import nn
 
 import fxenorm
 from fxenorm.errors import FxenormWarning
+from fxenorm.kernels.backend import CycleTask
 from fxenorm.kernels.gpu import step, tables
 from fxenorm.kernels.gpu.step import TritonStep
 from fxenorm.kernels.program import ScaleTarget, term_tensors
@@ -92,8 +93,15 @@ class Side:
 
     def by_kernels(self, count: int, held: torch.Tensor, limit: float, gate: torch.Tensor | None = None) -> bool:
         """The same in Triton; False if that is not for the kernels."""
-        arguments = (self.case.program(), self.weights, self.none, self.targets)
-        return TritonStep(*arguments, own=len(self.weights), held=held, limit=limit).run(self.none, count, gate)
+        task = CycleTask(
+            *(self.case.program(), self.weights, self.none, self.targets),
+            model_tensors=len(self.weights),
+            counted=frozenset(map(str, range(len(self.weights)))),
+            held=held,
+            limit=limit,
+            reach=float(max(2, sum(abs(coefficient) for terms in self.case.terms for coefficient, _ in terms))),
+        )
+        return TritonStep(task).run(self.none, count, gate)
 
 
 @pytest.mark.usefixtures("small_tiles")

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import OptionError
+from ..kernels import BACKEND_NAMES
 from ..rules import APPROXIMABLE
 from ..solve import SOLVER_NAMES
 
@@ -22,7 +23,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "modes": ("both", "train", "eval"),
         "on_unknown": ("barrier", "error"),
         "solver": ("auto", *SOLVER_NAMES),
-        "backend": ("auto", "compiled", "eager", "triton"),
+        "backend": BACKEND_NAMES,
         "scales": ("exact", "pow2", "auto"),
     }
 )

@@ -1,9 +1,29 @@
-"""Executors by name: what reads the weights into channel sums and writes the scales back."""
+"""Executors: what each of them can be asked for, in which order, and where they are found by name.
+
+To add one: a folder beside `reference`, `cpu` and `gpu` whose ``executor.py`` calls `register_backend`, a line in
+``kernels/__init__.py`` that imports it, and its name in `BackendName` below. A class that extends
+`fxenorm.kernels.reference.executor.EagerBackend` has an answer to everything from the start and replaces what it does faster;
+`fxenorm.kernels.layout.Coverage` says which tensors kernels can take by their addresses. The tests of executors run over the
+table, so a new one is tested without a test of its own.
+
+The order of calls of a step is `cycles`, once while the tensors stay where they are, and `CycleRunner.run` at each step. Where
+there is no runner, one cycle is `reduce`, and `apply_within` with the log-scales that follow; where that cannot be or answers
+False it is `matrices`, `sums` by cycle, `rooms` and `apply`. `balance` asks for `matrices`, then `sums`, `contributions` and
+`energies` by iteration, then `rooms`, `rounded`, `leaving` and `writes`. `rescale` asks for `overflowing` and `writes`.
+
+What all executors promise:
+- Weights, sums and log-scales are those of the reference executor, but for the last digits. The same input gives the same bits.
+- Tensors that an executor does not cover are left to the reference executor, not refused.
+- An answer False means that nothing has changed, but for a rounding of what was multiplied and divided again.
+- Nothing is written that is not finite unless it was so before, and autograd learns of every write.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -12,11 +32,59 @@ from ..errors import OptionError
 from .program import ChannelSums, ReduceProgram, ScaleTarget
 from .writes import Write
 
-__all__ = ["Backend", "get_backend", "register_backend"]
+__all__ = ["BACKEND_NAMES", "Backend", "BackendName", "CycleRunner", "CycleTask", "get_backend", "register_backend"]
+
+BackendName = Literal["auto", "compiled", "eager", "triton"]
+"""What `analyze(backend=...)` offers: "auto" and the names of the executors."""
+
+BACKEND_NAMES: tuple[BackendName, ...] = get_args(BackendName)
+
+
+@dataclass(frozen=True)
+class CycleTask:
+    """Jacobi cycles on tensors that stay where they are, by factors of any size: all that an executor needs to run them.
+
+    Attributes:
+        program: the objective, on the CPU.
+        tensors: the counted tensors, in the order of the program's blocks.
+        factors: by counted tensor, by what its entries are multiplied before their norm is taken (a folded BatchNorm), or None.
+        targets: what is multiplied; the model's tensors first.
+        model_tensors: how many of the targets, from the first, are the model's tensors: autograd keeps count of their writes.
+        counted: names of the targets that are counted.
+        held: (K,) bool, on the device where log-scales live: variables that stay at 0.
+        limit: the largest |log-scale|, a natural logarithm; may be infinite.
+        reach: the largest sum of |exponents| of an entry of any target.
+        growth: the largest natural logarithm of an entry's change; an executor that does not look at the room of every variable
+            first gives up beyond it.
+    """
+
+    program: ReduceProgram
+    tensors: Sequence[Tensor]
+    factors: Sequence[Tensor | None]
+    targets: Sequence[ScaleTarget]
+    model_tensors: int
+    counted: frozenset[str]
+    held: Tensor
+    limit: float
+    reach: float
+    growth: float = math.log(1e6)
+
+
+class CycleRunner(Protocol):
+    """What an executor has prepared for one `CycleTask`; it may hold addresses, so it serves while the tensors stay."""
+
+    def run(self, factors: Sequence[Tensor | None], count: int, gate: Tensor | None = None) -> bool:
+        """Runs some cycles and multiplies the targets; False where that is to be done elsewhere, and then nothing changes.
+
+        Args:
+            factors: as `CycleTask.factors`, with the values of now.
+            count: how many cycles.
+            gate: 0-d bool on the device: nothing moves where it is False, and nothing waits for it.
+        """
 
 
 class Backend(Protocol):
-    """An executor. None of its methods may wait for the device.
+    """An executor. None of its methods may wait for the device, unless it says so.
 
     Attributes:
         name: as in ``analyze(backend=...)``.
@@ -24,56 +92,71 @@ class Backend(Protocol):
 
     name: str
 
+    def cycles(self, task: CycleTask) -> CycleRunner | None:
+        """Prepares whole cycles; None where this executor does not cover all of the task."""
+
     def matrices(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> list[Tensor]:
         """Reads the weights once: everything that `sums` and `energies` need for any number of log-scales."""
 
     def sums(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> ChannelSums:
-        """N and P of the weights as they would be after a rescaling by `log_scales`."""
+        """Returns N and P of the weights as they would be after a rescaling by `log_scales`."""
 
     def contributions(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> Tensor:
-        """(slots,) the logarithms of the channel sums of each tensor by itself, in the order of ``program.slots``."""
+        """Returns (slots,) the logarithms of the channel sums of each tensor by itself, in the order of ``program.slots``."""
 
     def reduce(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> ChannelSums:
-        """N and P of the weights as they are; what one cycle needs."""
+        """Returns N and P of the weights as they are: all that one cycle needs."""
 
     def energies(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> Tensor:
-        """(blocks,) log of each tensor's sum of |w|^p (of the largest |w| for p = inf), without layer weights."""
+        """Returns (blocks,) log of each tensor's sum of |w|^p (of the largest |w| for p = inf), without layer weights."""
 
     def apply(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> None:
-        """Multiplies every target in place."""
+        """Multiplies every target in place by its factors."""
 
     def writes(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> list[Write]:
-        """The writes of `apply`, for `carry_out`; nothing is written yet."""
+        """Returns the writes of `apply`, for `carry_out`; nothing is written yet."""
+
+    def applies_within(self, device: torch.device) -> bool:
+        """Whether `apply_within` can say yes to targets of that device; else it need not be asked."""
+
+    def apply_within(self, targets: Sequence[ScaleTarget], log_scales: Tensor, counted: frozenset[str]) -> bool:
+        """Does what `apply` does, unless an entry would leave its type's range; then nothing changes and the answer is False.
+
+        Args:
+            targets: everything that follows.
+            log_scales: (K,) natural logarithms.
+            counted: names of the targets of which sums have just been taken.
+        """
 
     def rooms(self, targets: Sequence[ScaleTarget], num_scales: int, device: torch.device) -> Tensor:
-        """(2, K) >= 0, how far each variable can go up and down, natural logarithms: no entry leaves its type's range then.
+        """Returns (2, K) >= 0, natural logarithms: how far each variable can go up and down with every entry in its type's range.
 
         Also where others go less far; see `Keep` for what else is kept.
         """
 
     def leaving(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
-        """(K,) bool: variables that move an entry out of its room; where there are none, `log_scales` do no harm."""
+        """Returns (K,) bool: variables that move an entry out of its room; where there are none, `log_scales` do no harm."""
 
     def rounded(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> int:
-        """How many entries of targets with `Keep.DIGITS` lose digits; waits for the device."""
+        """Returns how many entries of targets with `Keep.DIGITS` lose digits; waits for the device."""
 
     def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
-        """(K,) bool: variables that make an entry overflow; where there are none, `log_scales` make nothing infinite."""
+        """Returns (K,) bool: variables that make an entry overflow; where there are none, nothing becomes infinite."""
 
 
 _BACKENDS: dict[str, Callable[[], Backend]] = {}
 
 
 def register_backend(name: str, factory: Callable[[], Backend], *, replace: bool = False) -> None:
-    """Makes an executor known; called while its module is imported.
+    """Adds an executor to the table; called while its module is imported.
 
     Args:
-        name: as `get_backend` takes it.
+        name: the name that `get_backend` finds it by.
         factory: returns the executor, or raises an OptionError where it does not work here.
-        replace: whether it may take the place of another of that name.
+        replace: whether an executor that has the name already gives way.
 
     Raises:
-        OptionError: the name is taken.
+        OptionError: the name is taken and `replace` is False.
     """
     if name in _BACKENDS and not replace:
         raise OptionError(f"there is an executor {name!r} already")
@@ -81,7 +164,7 @@ def register_backend(name: str, factory: Callable[[], Backend], *, replace: bool
 
 
 def get_backend(name: str) -> Backend:
-    """The executor of that name.
+    """Returns an executor of that name.
 
     Args:
         name: "eager"; "compiled" for CPUs and "triton" for GPUs, which hand what they cannot do to "eager"; "auto" takes

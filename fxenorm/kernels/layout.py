@@ -1,23 +1,37 @@
-"""A tensor as the compiled kernels see it: rows of entries in the order of memory, and the exponents of rows and columns."""
+"""A tensor as fast kernels see it: rows of entries in the order of memory, and the exponents of rows and columns.
+
+`Coverage` says which tensors have such a table for some kernels, and why others have none; all executors share it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from .program import TermTensors
+from .memory import has_plain_memory
+from .program import ReduceProgram, ScaleTarget, TermTensors
 
-__all__ = ["MatrixForm", "cut", "matrix_form"]
+__all__ = ["Coverage", "MatrixForm", "announce", "cut", "likeness", "matrix_form", "written"]
 
 Ids32 = NDArray[np.int32]
 Table = NDArray[np.int64]
 
+_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""The types that the kernels of C++ and of Triton know how to load and to round."""
+
+_NO_TABLE = "its memory has gaps, or its exponents are no rows and columns"
+
 _SMALL = 1 << 16
+"""Ids and segments of a table up to this many need no comparison with the tensor's size: 256 KiB of ids, a core's own cache."""
+
 _PER_ROW = 8
+"""What a row costs beside its entries, in entries; a bound by estimate: one vector of float32 is loaded and one sum is closed."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,95 @@ class MatrixForm:
     column_terms: tuple[tuple[int, Ids32], ...]
     segments: Table
     row_axes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which tensors some kernels can read and write by their addresses; the rest is left to the reference executor.
+
+    Attributes:
+        device: where the tensors lie.
+        linear_up_to: the largest finite p for which the kernels add powers themselves rather than logarithms.
+        most_log_weight: the largest |logarithm| of a layer weight that leaves such sums in the range of float64.
+        most_coefficient: the largest |exponent| that a term of a counted tensor may have.
+    """
+
+    device: torch.device
+    linear_up_to: float
+    most_log_weight: float
+    most_coefficient: float = math.inf
+
+    def target_form(self, target: ScaleTarget, known: dict[Hashable, MatrixForm | None]) -> MatrixForm | str:
+        """Returns a target as rows and columns, or why the kernels cannot multiply it.
+
+        Args:
+            target: what is multiplied.
+            known: the forms by `likeness`; what is found is added, so that targets which look alike share one.
+        """
+        refusal = "its entries have an offset" if target.offset else self._refusal(target.tensor)
+        if refusal:
+            return refusal
+        key = likeness(target)
+        if key not in known:
+            known[key] = _form_of(target.tensor, target.terms)
+        return known[key] or _NO_TABLE
+
+    def counted_form(self, program: ReduceProgram, index: int, tensor: Tensor, factor: Tensor | None) -> MatrixForm | str:
+        """Returns a counted tensor as rows and columns, or why the kernels cannot sum its powers.
+
+        Args:
+            program: the objective, on the CPU.
+            index: which of its blocks.
+            tensor: the block's tensor.
+            factor: by what its entries are multiplied before their norm is taken, or None.
+        """
+        block = program.blocks[index]
+        if self.linear_up_to < program.p < math.inf:
+            return f"sums of powers of p={program.p:g} leave the range of float64"
+        if not abs(float(program.log_weights[index])) < self.most_log_weight:
+            return "its layer weight is too large or too small"
+        if block.collided is not None:
+            return "two of its terms meet in one variable"
+        if block.offset:
+            return "its entries have an offset"
+        if any(abs(coefficient) > self.most_coefficient for coefficient, _ in block.terms):
+            return "an exponent is too large"
+        refusal = self._refusal(tensor)
+        form = None if refusal else _form_of(tensor, block.terms)
+        if form is None or factor is None:
+            return form or refusal or _NO_TABLE
+        along = [axis for axis, size in enumerate(factor.shape) if size > 1]
+        if along != list(form.row_axes) or factor.ndim != tensor.ndim or factor.device != self.device:
+            return "its folded norm does not lie along the rows"
+        return form
+
+    def _refusal(self, tensor: Tensor) -> str:
+        """Returns why the kernels cannot reach a tensor's entries by its address, "" where they can."""
+        if tensor.device != self.device:
+            return f"it is on {tensor.device}"
+        if tensor.dtype not in _TYPES:
+            return f"it is of {tensor.dtype}"
+        return "" if has_plain_memory(tensor) else "it has no plain memory"
+
+
+def likeness(target: ScaleTarget) -> tuple[Hashable, ...]:
+    """Returns what the rows and columns of a target depend on."""
+    return id(target.terms), tuple(target.tensor.shape), target.tensor.stride()
+
+
+def _form_of(tensor: Tensor, terms: TermTensors) -> MatrixForm | None:
+    """Returns a tensor as rows and columns; its ids may be on any device."""
+    return matrix_form(tensor.shape, tensor.stride(), tuple((coefficient, ids.cpu()) for coefficient, ids in terms))
+
+
+def written(targets: Sequence[ScaleTarget]) -> list[Tensor]:
+    """Returns the tensors of some targets whose changes autograd keeps count of."""
+    return [target.tensor for target in targets if not target.tensor.is_inference()]
+
+
+def announce(tensors: Sequence[Tensor]) -> None:
+    """Tells autograd what kernels write by address: a backward pass through the old values would be wrong."""
+    torch.autograd.graph.increment_version(tensors)
 
 
 def matrix_form(shape: Sequence[int], strides: Sequence[int], terms: TermTensors) -> MatrixForm | None:

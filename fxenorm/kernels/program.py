@@ -14,6 +14,7 @@ from torch import Tensor
 from .terms import Ids, collisions, cycle_degrees, joint_shape, normalise
 
 __all__ = [
+    "LINEAR_UP_TO",
     "Block",
     "ChannelSums",
     "Keep",
@@ -25,6 +26,11 @@ __all__ = [
     "float_dtype",
     "term_tensors",
 ]
+
+LINEAR_UP_TO = 4.0
+"""Up to this p sums are taken of |w|^p itself, beyond it logarithms are added: 1e-45, the smallest float32, and its rescaled
+products have a 4th power in the range of float64, and no 8th.
+"""
 
 TermTensors = tuple[tuple[int, Tensor], ...]
 """Terms on a device: (coefficient, ids), where "fixed" is ``num_scales``, one past the last variable."""

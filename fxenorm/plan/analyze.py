@@ -13,6 +13,7 @@ from ..analysis.options import Options
 from ..collection import collection_paused
 from ..distributed.dtensors import refuse_flat_parameters
 from ..errors import ExampleInputsError, OptionError, TraceError, warn_user
+from ..kernels import BackendName
 from ..rescale.nothing import QUANTISED, is_quantised
 from ..symmetry.find import find_symmetry
 from ..symmetry.symmetry import Symmetry
@@ -45,7 +46,7 @@ def analyze(
     approximate: str | Sequence[str] = (),
     on_unknown: Literal["barrier", "error"] = "barrier",
     solver: Literal["auto", "jacobi", "gauss-seidel", "newton"] = "jacobi",
-    backend: Literal["auto", "compiled", "eager", "triton"] = "auto",
+    backend: BackendName = "auto",
     scales: Literal["exact", "pow2", "auto"] = "auto",
     max_log_scale: float | None = None,
     _report: Callable[[str], None] | None = None,

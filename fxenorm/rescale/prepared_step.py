@@ -15,11 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..distributed.agreement import Statement
-from ..kernels.cpu.cycles_table import CyclesTable
-from ..kernels.cpu.executor import CompiledBackend
-from ..kernels.cpu.step_table import StepTable
-from ..kernels.gpu.executor import TritonBackend
-from ..kernels.gpu.step import TritonStep
+from ..kernels.backend import Backend, CycleRunner, CycleTask
 from ..kernels.memory import has_plain_memory
 from ..kernels.program import ScaleTarget
 from ..solve.jacobi import jacobi_step
@@ -27,9 +23,6 @@ from ..weights.tracked import Tracked
 from ..weights.weights import Snapshot
 
 __all__ = ["PreparedStep"]
-
-_GROWTH = math.log(1e6)
-"""Larger growth in one step is left to the eager executor, which first finds the room that every variable has."""
 
 _FREE_OPTIONS = frozenset({"params", "lr"})
 """Options of an optimizer's groups that may change from step to step: no rule for its state depends on the learning rate."""
@@ -44,6 +37,10 @@ class PreparedStep:
         optimizers: those whose state follows.
         tracked: the copies that follow.
         targets: what `Snapshot.targets` found for all of them.
+
+    Attributes:
+        repeatable: whether the next step may use it.
+        statements: by call, what this process tells others of it.
     """
 
     def __init__(
@@ -55,58 +52,113 @@ class PreparedStep:
         targets: list[ScaleTarget],
     ) -> None:
         self.snapshot, self.targets = snapshot, targets
-        self._tracked = tuple(tracked)
-        self._optimizers = tuple(optimizers)
-        analysis = snapshot.analysis
-        counted = {item.parameter for item in analysis.objective.counted}
-        self._counted = frozenset(target.name for target in targets if target.name in counted)
-        self._reach = float(analysis.reach.max(initial=2))
-        self._held = snapshot.held_mask()
-        self._moves_by_powers = snapshot.powers_of_two() is not None
-        limit = analysis.most_log_scale
-        self._most = math.inf if limit is None else limit
-        self._table: StepTable | None = None
-        self._cycles_table: CyclesTable | None = None
-        self._triton_step: TritonStep | None = None
-        self._factors: list[Tensor | None] = []
         self.statements: dict[tuple[str, ...], Statement] = {}
-        """By call, what this process tells others of it."""
-        # Everything by which the model or the optimizers could come to hold other tensors.
-        tensors = snapshot.read_tensors()
-        read = {id(tensor) for tensor in tensors}
-        self._dicts: list[dict[Any, Any]] = []
-        for module in model.modules():
-            # Where there is nothing, something new would be none of the plan's.
-            self._dicts += [entries for entries in (module._modules, module._parameters) if entries]
-            if any(id(buffer) in read for buffer in module._buffers.values()):
-                self._dicts.append(module._buffers)
-        for optimizer in optimizers:
-            self._dicts.append(optimizer.state)
-        watched = [copy.watched() for copy in tracked]
-        self.repeatable = snapshot.repeatable and None not in watched
-        """Whether the next step may use it."""
-        self._dicts += [entries for dicts, _ in filter(None, watched) for entries in dicts]
-        self._lists = [(listed, list(listed)) for _, listed in filter(None, watched)]
-        self._entries = list(_values(self._dicts))
-        self._lengths = list(map(len, self._dicts))
-        self._parameters = list({id(parameter): parameter for parameter in model.parameters()}.values())
-        self._flags = list(map(attrgetter("requires_grad"), self._parameters))
-        self._tensors = list(
-            {id(tensor): tensor for tensor in (*tensors, *self._parameters, *snapshot.copied_tensors())}.values()
-        )
-        # Of tensors without memory of their own no address tells whether they are still the same.
-        self.repeatable = self.repeatable and all(map(has_plain_memory, (*self._tensors, *(t.tensor for t in targets))))
-        self._places = _places(self._tensors) if self.repeatable else None
-        self._states = [state for optimizer in optimizers for state in optimizer.state.values() if isinstance(state, dict)]
-        self._state_values = list(_values(self._states))
-        self._state_lengths = list(map(len, self._states))
-        self._state_tensors = [target.tensor for target in targets[len(snapshot.tensors) :]]
-        self._state_addresses = _addresses(self._state_tensors) if self.repeatable else None
-        self._groups = [_group(group) for optimizer in optimizers for group in optimizer.param_groups]
-        self._members = [list(group["params"]) for optimizer in optimizers for group in optimizer.param_groups]
+        jacobi = not snapshot.analysis.options.solver.endswith("gauss-seidel")
+        self._by_factors = jacobi and snapshot.powers_of_two() is None
+        self._task: CycleTask | None = None
+        self._prepared: tuple[Backend, CycleRunner | None] | None = None
+        self._seen = Seen(snapshot, model, optimizers, tracked, [target.tensor for target in targets])
+        self.repeatable = self._seen.repeatable
 
     def holds(self, optimizers: Sequence[Optimizer], tracked: Sequence[Tracked]) -> bool:
         """Whether a new look at model, optimizers and copies would find the same; reads no values and writes nothing."""
+        return self._seen.holds(optimizers, tracked)
+
+    def run(self, cycles: int, gate: Tensor | None = None) -> None:
+        """Moves the weights: as the executor has prepared it where it can, else as `Snapshot.cycles` does.
+
+        Args:
+            cycles: how many.
+            gate: 0-d bool on the device: nothing moves where it is False.
+        """
+        if self._by_factors and self._run_prepared(cycles, gate):
+            return
+        scales = self.snapshot.cycles(self.targets, cycles)
+        self.snapshot.apply(self.targets, scales if gate is None else scales * gate.to(scales))
+
+    def _run_prepared(self, cycles: int, gate: Tensor | None) -> bool:
+        """Runs whole cycles, or one in two calls; False where the executor has no way for that, and then nothing changes."""
+        backend, task = self.snapshot.backend, self._the_task()
+        if self._prepared is None or self._prepared[0] is not backend:
+            # Biases that are counted on folded norms are worked out anew each time: they do not stay where they are.
+            stays = not self.snapshot.analysis.objective.folds_biases
+            self._prepared = backend, backend.cycles(task) if stays else None
+        runner = self._prepared[1]
+        if runner is not None:
+            folds = self.snapshot.analysis.objective.folds
+            return runner.run(self.snapshot.gather()[1] if folds else task.factors, cycles, gate)
+        return cycles == 1 and gate is None and self._run_in_two(backend, task)
+
+    def _the_task(self) -> CycleTask:
+        """Returns what executors are asked to run; made once."""
+        if self._task is None:
+            snapshot, analysis = self.snapshot, self.snapshot.analysis
+            counted = {item.parameter for item in analysis.objective.counted}
+            self._task = CycleTask(
+                analysis.objective.program,
+                *snapshot.gather(),
+                self.targets,
+                model_tensors=len(snapshot.tensors),
+                counted=frozenset(target.name for target in self.targets if target.name in counted),
+                held=snapshot.held_mask(),
+                limit=math.inf if analysis.most_log_scale is None else analysis.most_log_scale,
+                reach=float(analysis.reach.max(initial=2)),
+            )
+        return self._task
+
+    def _run_in_two(self, backend: Backend, task: CycleTask) -> bool:
+        """Runs one cycle in two calls; False where an entry would leave its type's range, and then nothing changes."""
+        if not backend.applies_within(self.snapshot.device):
+            return False
+        program, sums = self.snapshot.program, self.snapshot.sums()
+        limit = torch.full_like(program.degree, task.limit)
+        scales = jacobi_step(sums.log_negative, sums.log_positive, program.degree, program.p, task.held, limit)
+        growth = task.reach * float(np.abs(scales.numpy()).max()) if scales.numel() else 0.0
+        if growth == 0.0:
+            return True
+        with self.snapshot.journal.kept():
+            return growth <= task.growth and backend.apply_within(self.targets, scales, task.counted)
+
+
+class Seen:
+    """Everything by which a model, optimizers and copies could come to hold other tensors, as it was when a step was prepared.
+
+    Args:
+        snapshot, model, optimizers, tracked: see `PreparedStep`.
+        multiplied: the tensors of the targets, those of the model first.
+
+    Attributes:
+        repeatable: whether a change of them would be seen.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        tracked: Sequence[Tracked],
+        multiplied: Sequence[Tensor],
+    ) -> None:
+        self._tracked, self._optimizers = tuple(tracked), tuple(optimizers)
+        watched = [copy.watched() for copy in tracked]
+        self._dicts = [*_dicts_of(snapshot, model, optimizers), *(one for dicts, _ in filter(None, watched) for one in dicts)]
+        self._lists = [(listed, list(listed)) for _, listed in filter(None, watched)]
+        self._entries, self._lengths = list(_values(self._dicts)), list(map(len, self._dicts))
+        self._parameters = _distinct(model.parameters())
+        self._flags = list(map(attrgetter("requires_grad"), self._parameters))
+        self._tensors = _distinct([*snapshot.read_tensors(), *self._parameters, *snapshot.copied_tensors()])
+        self._state_tensors = list(multiplied[len(snapshot.tensors) :])
+        # Of tensors without memory of their own no address tells whether they are still the same.
+        self.repeatable = snapshot.repeatable and None not in watched and _are_plain([*self._tensors, *multiplied])
+        self._places = _places(self._tensors) if self.repeatable else None
+        self._states = [state for optimizer in optimizers for state in optimizer.state.values() if isinstance(state, dict)]
+        self._state_values, self._state_lengths = list(_values(self._states)), list(map(len, self._states))
+        self._state_addresses = _addresses(self._state_tensors) if self.repeatable else None
+        groups = _groups_of(optimizers)
+        self._groups, self._members = list(map(_group, groups)), [list(group["params"]) for group in groups]
+
+    def holds(self, optimizers: Sequence[Optimizer], tracked: Sequence[Tracked]) -> bool:
+        """Whether a new look would find the same; reads no values and writes nothing."""
         return (
             _same(self._optimizers, optimizers)
             and _same(self._tracked, tracked)
@@ -121,82 +173,9 @@ class PreparedStep:
             and self._same_groups(optimizers)
         )
 
-    def run(self, cycles: int, gate: Tensor | None = None) -> None:
-        """Moves the weights: with the compiled kernels where they can do it, else as `Snapshot.cycles` does.
-
-        Args:
-            cycles: how many.
-            gate: 0-d bool on the device: nothing moves where it is False.
-        """
-        analysis, backend = self.snapshot.analysis, self.snapshot.backend
-        jacobi = not analysis.options.solver.endswith("gauss-seidel")
-        plain = jacobi and not self._moves_by_powers
-        on_cpu = self.snapshot.device.type == "cpu"
-        if plain and on_cpu and gate is None and isinstance(backend, CompiledBackend) and self._run_compiled(backend, cycles):
-            return
-        if plain and isinstance(backend, TritonBackend) and self._run_triton(backend, cycles, gate):
-            return
-        scales = self.snapshot.cycles(self.targets, cycles)
-        self.snapshot.apply(self.targets, scales if gate is None else scales * gate.to(scales))
-
-    def _run_compiled(self, backend: CompiledBackend, cycles: int) -> bool:
-        """In one call, or one cycle in two, if no entry leaves its type's range; else nothing changes and the answer is False."""
-        table = None if self.snapshot.analysis.objective.folds_biases else self._whole_table()
-        if table is None or not table.complete:
-            return cycles == 1 and self._run_in_two(backend)
-        if cycles == 1:
-            return table.run(backend, self._row_factors())
-        if self._cycles_table is None:
-            self._cycles_table = CyclesTable(table, self.snapshot.program, *self.snapshot.gather())
-        return self._cycles_table.complete and self._cycles_table.run(backend, self._row_factors(), cycles)
-
-    def _run_triton(self, backend: TritonBackend, cycles: int, gate: Tensor | None) -> bool:
-        """In a handful of launches, if the kernels serve the device; else nothing is changed and the answer is False."""
-        snapshot = self.snapshot
-        if not backend.serves(snapshot.device) or snapshot.analysis.objective.folds_biases:
-            return False
-        if self._triton_step is None:
-            tensors, self._factors = snapshot.gather()
-            self._triton_step = TritonStep(
-                *(snapshot.analysis.objective.program, tensors, self._factors, self.targets),
-                own=len(snapshot.tensors),
-                held=self._held,
-                limit=self._most,
-            )
-        return self._triton_step.run(self._row_factors(), cycles, gate)
-
-    def _whole_table(self) -> StepTable:
-        """What one cycle in one call needs; made once."""
-        if self._table is None:
-            tensors, self._factors = self.snapshot.gather()
-            self._table = StepTable(
-                *(self.snapshot.program, tensors, self._factors, self.targets, self._counted),
-                own=len(self.snapshot.tensors),
-                held=self._held,
-                limit=self._most,
-                growth=_GROWTH,
-                reach=self._reach,
-            )
-        return self._table
-
-    def _row_factors(self) -> list[Tensor | None]:
-        """The factors of folded BatchNorms as they are now."""
-        return self.snapshot.gather()[1] if self.snapshot.analysis.objective.folds else self._factors
-
-    def _run_in_two(self, backend: CompiledBackend) -> bool:
-        """One cycle in two calls, if no entry leaves its type's range; else nothing is changed and the answer is False."""
-        program, sums = self.snapshot.program, self.snapshot.sums()
-        limit = torch.full_like(program.degree, self._most)
-        scales = jacobi_step(sums.log_negative, sums.log_positive, program.degree, program.p, self._held, limit)
-        growth = self._reach * float(np.abs(scales.numpy()).max()) if scales.numel() else 0.0
-        if growth == 0.0:
-            return True
-        with self.snapshot.journal.kept():
-            return growth <= _GROWTH and backend.apply_within(self.targets, scales, self._counted)
-
     def _same_groups(self, optimizers: Sequence[Optimizer]) -> bool:
         """Whether the optimizers' groups hold the same parameters under the same options."""
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        groups = _groups_of(optimizers)
         if len(groups) != len(self._groups):
             return False
         return all(
@@ -205,9 +184,36 @@ class PreparedStep:
         )
 
 
+def _dicts_of(snapshot: Snapshot, model: nn.Module, optimizers: Sequence[Optimizer]) -> list[dict[Any, Any]]:
+    """Returns the dicts of modules and optimizers that hold what a step reads and writes."""
+    read = {id(tensor) for tensor in snapshot.read_tensors()}
+    found: list[dict[Any, Any]] = []
+    for module in model.modules():
+        # Where there is nothing, something new would be none of the plan's.
+        found += [entries for entries in (module._modules, module._parameters) if entries]
+        if any(id(buffer) in read for buffer in module._buffers.values()):
+            found.append(module._buffers)
+    return [*found, *(optimizer.state for optimizer in optimizers)]
+
+
+def _are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether an address tells each tensor from every other."""
+    return all(map(has_plain_memory, tensors))
+
+
+def _distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Returns each tensor once, in order."""
+    return list({id(tensor): tensor for tensor in tensors}.values())
+
+
 def _values(dicts: Iterable[dict[Any, Any]]) -> Iterable[Any]:
     """All values of some dicts, in order."""
     return chain.from_iterable(map(dict.values, dicts))
+
+
+def _groups_of(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
+    """Returns the groups of all optimizers, in order."""
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
 
 
 def _group(group: dict[str, Any]) -> list[Any]:
@@ -243,5 +249,5 @@ def _places(tensors: Sequence[Tensor]) -> tuple[array[int], list[torch.dtype]]:
 
 
 def _addresses(tensors: Sequence[Tensor]) -> array[int]:
-    """By tensor, where it lies."""
+    """Returns by tensor the address at which its entries begin."""
     return array("q", map(Tensor.data_ptr, tensors))

@@ -6,27 +6,33 @@ import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..backend import CycleTask
 from ..layout import MatrixForm
 from ..program import ReduceProgram
-from .executor import CompiledBackend
 from .step_table import StepTable, fields
-from .tables import ReduceTable, reduce_signature, row_factors
+from .tables import TYPES, ReduceTable, reduce_signature, row_factors
 
-__all__ = ["CyclesTable"]
+__all__ = ["Condensed", "CyclesArguments", "CyclesTable"]
 
 _WIDEST = 20_000
+"""Columns of sums that a tile may have: as many as the step's own tiles, so that a row is never cut."""
+
 _POWERS = (1.0, 2.0, 4.0)
-_TYPES = {torch.float32: 0, torch.bfloat16: 2}
+"""Exponents of which |w|^p and (f^p) |w|^p need no exponential; kernels for others would be slower than single cycles."""
+
+_TYPES = (torch.float32, torch.bfloat16)
+"""Types whose sums are taken in float32; those of float64 need more digits, and float16 has no room around ordinary weights."""
 
 
-class _Condensed(ctypes.Structure):
-    """`Condensed` of ``native/tables.h``."""
+class Condensed(ctypes.Structure):
+    """Mirrors `Condensed` of ``native/tables.h``, field by field."""
 
     _fields_ = [
         *fields(ctypes.c_void_p, "source"),
@@ -36,8 +42,8 @@ class _Condensed(ctypes.Structure):
     ]
 
 
-class _Arguments(ctypes.Structure):
-    """`Cycles` of ``native/tables.h``."""
+class CyclesArguments(ctypes.Structure):
+    """Mirrors `Cycles` of ``native/tables.h``, field by field."""
 
     _fields_ = [
         *fields(ctypes.c_void_p, "step matrices condensed tiles links factor_links powers"),
@@ -59,48 +65,33 @@ class CyclesTable:
 
     Args:
         step: the table of one cycle: its targets are scaled in the end.
-        program: on the CPU.
-        tensors, factors: as `Backend.reduce` takes them.
+        task: what is run.
 
     Attributes:
-        complete: whether the kernels can do it: p of 1, 2 or 4, weights of float32 and bfloat16.
+        covers_all: whether the kernels can do it: p of 1, 2 or 4, weights of float32 and bfloat16.
     """
 
-    def __init__(
-        self, step: StepTable, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]
-    ) -> None:
-        members = step.reduce.members if step.complete else []
-        self.complete = step.complete and bool(members) and program.p in _POWERS
-        self.complete = self.complete and all(tensors[index].dtype in _TYPES for index in members)
-        if not self.complete:
+    def __init__(self, step: StepTable, task: CycleTask) -> None:
+        forms, members = step.reduce.forms, step.reduce.members
+        runs = [_run_of(form) for form in forms]
+        self.covers_all = step.covers_all and _covers(task, members) and all(map(_fits, forms, runs))
+        if not self.covers_all:
             return
-        # A tile of sums must be made of whole rows.
-        runs = [_run_of(form) for form in step.reduce.forms]
-        self.complete = all(
-            run.run == 1 or form.width // run.run <= _WIDEST for form, run in zip(step.reduce.forms, runs, strict=True)
-        )
-        if not self.complete:
-            return
-        self._step, self._weights = step, [tensors[index] for index in members]
-        self._factored = [index if factors[index] is not None else -1 for index in members]
+        self._step, self._weights = step, [task.tensors[index] for index in members]
+        self._factored = [index if task.factors[index] is not None else -1 for index in members]
         self._sums = [
             torch.zeros(form.rows, form.width // run.run, dtype=torch.float32, device="cpu") if run.run > 1 else None
-            for form, run in zip(step.reduce.forms, runs, strict=True)
+            for form, run in zip(forms, runs, strict=True)
         ]
-        forms = [_condensed(form, run) if run.run > 1 else form for form, run in zip(step.reduce.forms, runs, strict=True)]
         read = [weight if sums is None else sums for weight, sums in zip(self._weights, self._sums, strict=True)]
-        # A table takes its members from the last to the first, as the step's has.
-        order = members[::-1]
-        part = replace(program, blocks=tuple(program.blocks[index] for index in order), log_weights=program.log_weights[order])
-        none: list[Tensor | None] = [None] * len(read)
-        self._reduce = ReduceTable(part, read[::-1], none, reduce_signature(read[::-1], none), forms[::-1])
-        self._argue(program, runs)
+        self._reduce = _reduce_table(task, members, read, list(map(_condensed, forms, runs)))
+        self._argue(task.program, runs)
 
-    def run(self, backend: CompiledBackend, factors: Sequence[Tensor | None], count: int) -> bool:
-        """`count` cycles; False if a factor, a sum or an entry is out of range; nothing changes then but for a rounding.
+    def run(self, library: ctypes.CDLL, factors: Sequence[Tensor | None], count: int) -> bool:
+        """Runs `count` cycles; False if a factor, a sum or an entry is out of range: nothing changes then but for a rounding.
 
         Args:
-            backend: holds the kernels.
+            library: the compiled kernels.
             factors: by what the counted tensors are multiplied before their norm is taken.
             count: how many.
         """
@@ -112,21 +103,46 @@ class CyclesTable:
                 self._condensed[position].row_factor = alive[-1].data_ptr()
         self._arguments.step = ctypes.addressof(self._step.prepared())
         self._arguments.count = count
-        stopped = backend.library.fxenorm_cycles(ctypes.addressof(self._arguments))
+        stopped = library.fxenorm_cycles(ctypes.addressof(self._arguments))
         del alive
         return not stopped
 
     def _argue(self, program: ReduceProgram, runs: Sequence[_Run]) -> None:
-        """What the kernels are given."""
+        """Sets what the kernels are given, and keeps alive what that points to."""
         reduce, count = self._reduce, program.num_scales
+        powers, size = self._link(program.p, runs)
+        self._arrays: dict[str, NDArray[Any]] = {
+            "matrices": reduce.matrices,
+            "tiles": reduce.tiles,
+            "links": reduce.links,
+            "factor_links": self._links,
+            "powers": np.array(powers, dtype=np.float64),
+            "work": reduce.work,
+            "power_table": np.ones((len(powers), count + 1)),
+            "totals": np.ones(count),
+            "factors": np.ones(size, dtype=np.float32),
+            "claimed": np.zeros(len(reduce.tiles), dtype=np.uint8),
+        }
+        self._arguments = CyclesArguments(
+            **{name: array.ctypes.data for name, array in self._arrays.items()},
+            condensed=ctypes.addressof(self._condensed),
+            matrix_count=len(reduce.matrices),
+            tile_count=len(reduce.tiles),
+            link_count=len(reduce.links),
+            factor_link_count=len(self._links),
+            power_count=len(powers),
+        )
+
+    def _link(self, p: float, runs: Sequence[_Run]) -> tuple[list[float], int]:
+        """Sets the links from powers of variables to factors of rows and columns; returns these powers and how many factors."""
         links: list[tuple[int, ...]] = []
         powers: dict[float, int] = {}
         size = 0
-        self._condensed = (_Condensed * len(runs))()
-        for position, (form, run) in enumerate(zip(reduce.forms, runs, strict=True)):
+        self._condensed = (Condensed * len(runs))()
+        for position, (form, run) in enumerate(zip(self._reduce.forms, runs, strict=True)):
             weights, sums, one = self._weights[position], self._sums[position], self._condensed[position]
             # Entries of sums are of degree p in the factors.
-            degree = 1.0 if sums is None else program.p
+            degree = 1.0 if sums is None else p
             places = []
             for terms in (form.row_terms, form.column_terms):
                 for number, (coefficient, ids) in enumerate(terms):
@@ -134,32 +150,31 @@ class CyclesTable:
                     links.append((size, ids.size, ids.ctypes.data, power, int(number == 0)))
                 places.append(size if terms else -1)
                 size += terms[0][1].size if terms else 0
-            one.source, one.dtype, one.width = weights.data_ptr(), _TYPES[weights.dtype], form.width * run.run
+            one.source, one.dtype, one.width = weights.data_ptr(), TYPES[weights.dtype], form.width * run.run
             one.run, one.inner, one.data = run.run, int(run.inner), None if sums is None else sums.data_ptr()
             one.row_place, one.column_place = places
         self._links = np.array(links, dtype=np.int64).reshape(-1, 5)
-        self._powers = np.array(list(powers), dtype=np.float64)
-        self._power_table = np.ones((len(powers), count + 1))
-        self._totals, self._factors = np.ones(count), np.ones(size, dtype=np.float32)
-        self._claimed = np.zeros(len(reduce.tiles), dtype=np.uint8)
-        self._arguments = _Arguments(
-            matrices=reduce.matrices.ctypes.data,
-            condensed=ctypes.addressof(self._condensed),
-            tiles=reduce.tiles.ctypes.data,
-            links=reduce.links.ctypes.data,
-            factor_links=self._links.ctypes.data,
-            powers=self._powers.ctypes.data,
-            matrix_count=len(reduce.matrices),
-            tile_count=len(reduce.tiles),
-            link_count=len(reduce.links),
-            factor_link_count=len(self._links),
-            power_count=len(powers),
-            work=reduce.work.ctypes.data,
-            power_table=self._power_table.ctypes.data,
-            totals=self._totals.ctypes.data,
-            factors=self._factors.ctypes.data,
-            claimed=self._claimed.ctypes.data,
-        )
+        return list(powers), size
+
+
+def _covers(task: CycleTask, members: Sequence[int]) -> bool:
+    """Whether there are kernels for the exponent of the norm and for the types of the counted tensors."""
+    return bool(members) and task.program.p in _POWERS and all(task.tensors[index].dtype in _TYPES for index in members)
+
+
+def _fits(form: MatrixForm, run: _Run) -> bool:
+    """Whether a tile of sums can be made of whole rows."""
+    return run.run == 1 or form.width // run.run <= _WIDEST
+
+
+def _reduce_table(task: CycleTask, members: list[int], read: list[Tensor], forms: list[MatrixForm]) -> ReduceTable:
+    """Returns the table of what the cycles read: some of the weights, and sums over the kernels of the others."""
+    # A table takes its members from the last to the first, as the step's has.
+    order, last_first = members[::-1], read[::-1]
+    program = task.program
+    part = replace(program, blocks=tuple(program.blocks[index] for index in order), log_weights=program.log_weights[order])
+    none: list[Tensor | None] = [None] * len(read)
+    return ReduceTable(part, last_first, none, reduce_signature(last_first, none), forms[::-1])
 
 
 def _run_of(form: MatrixForm) -> _Run:
@@ -192,7 +207,9 @@ def _repeats(ids: NDArray[np.int32], period: int) -> bool:
 
 
 def _condensed(form: MatrixForm, run: _Run) -> MatrixForm:
-    """The table of the sums over what carries the same: one column for each run."""
+    """Returns the table of the sums over what carries the same, one column for each run."""
+    if run.run == 1:
+        return form
     width, segments = form.width // run.run, form.segments.size - 1
     terms = []
     for coefficient, ids in form.column_terms:

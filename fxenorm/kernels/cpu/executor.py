@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from ...errors import OptionError
-from ..backend import register_backend
+from ..backend import CycleRunner, CycleTask, register_backend
 from ..program import ChannelSums, ReduceProgram, ScaleTarget
 from ..reference.executor import EagerBackend
 from ..writes import Write, carry_out
 from .build import BuildError, library
+from .cycle_runner import CompiledCycles
+from .step_table import StepTable
 from .tables import ReduceTable, ScaleTable, reduce_signature
 
 __all__ = ["CompiledBackend"]
@@ -47,9 +49,9 @@ class CompiledBackend(EagerBackend):
         if found is None:
             return super().reduce(program, tensors, factors)
         negative, positive = found
-        if table.left:
-            part = program.part(table.left)
-            sums = super().reduce(part, [tensors[index] for index in table.left], [factors[index] for index in table.left])
+        if table.unsupported:
+            rest = list(table.unsupported)
+            sums = super().reduce(program.part(rest), [tensors[index] for index in rest], [factors[index] for index in rest])
             join = torch.maximum if math.isinf(program.p) else torch.logaddexp
             negative, positive = join(negative, sums.log_negative), join(positive, sums.log_positive)
         return ChannelSums(negative, positive)
@@ -58,29 +60,40 @@ class CompiledBackend(EagerBackend):
     def writes(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> list[Write]:
         """One call for all that the kernels do, with the same roundings as the eager executor, and the rest."""
         table = self._scale_table(targets, frozenset())
-        rest = super().writes(table.left, log_scales)
+        rest = super().writes(table.unsupported, log_scales)
         return [_TableWrite(self.library, table, log_scales.cpu()), *rest] if table.members else rest
 
+    def cycles(self, task: CycleTask) -> CycleRunner | None:
+        """Prepares whole cycles in one call; None where the kernels do not cover all tensors."""
+        if task.held.device.type != "cpu":
+            return None
+        table = StepTable(task)
+        return CompiledCycles(self.library, table, task) if table.covers_all else None
+
+    def applies_within(self, device: torch.device) -> bool:
+        """Returns whether the targets are on the CPU, where kernels look at what they write."""
+        return device.type == "cpu"
+
     @torch.no_grad()
-    def apply_within(self, targets: Sequence[ScaleTarget], log_scales: Tensor, read: frozenset[str]) -> bool:
-        """`apply`, unless an entry would leave its type's range; then nothing changes and the answer is False.
+    def apply_within(self, targets: Sequence[ScaleTarget], log_scales: Tensor, counted: frozenset[str]) -> bool:
+        """Does what `apply` does, unless an entry would leave its type's range; then nothing changes and the answer is False.
 
         What has been multiplied when such an entry is met is divided again, so that it may differ in its last bit.
 
         Args:
             targets: everything that follows.
-            log_scales: (num_scales,) natural logarithms, on the CPU.
-            read: names of the targets of which sums have just been taken.
+            log_scales: (K,) natural logarithms, on the CPU.
+            counted: names of the targets of which sums have just been taken.
         """
-        table = self._scale_table(targets, read)
-        if not table.left:
-            return table.run(self.library, log_scales, careful=True)
-        up, down = self.rooms(table.left, log_scales.numel(), torch.device("cpu"))
+        table = self._scale_table(targets, counted)
+        if not table.unsupported:
+            return table.run(self.library, log_scales, within=True)
+        up, down = self.rooms(table.unsupported, log_scales.numel(), torch.device("cpu"))
         if not bool(((log_scales <= up) & (log_scales >= -down)).all()):
             return False
-        whole = _TableWrite(self.library, table, log_scales, careful=True)
+        whole = _TableWrite(self.library, table, log_scales, within=True)
         try:
-            carry_out([whole, *super().writes(table.left, log_scales)])
+            carry_out([whole, *super().writes(table.unsupported, log_scales)])
         except _NoRoom:
             return False
         return True
@@ -95,12 +108,12 @@ class CompiledBackend(EagerBackend):
         self._reduce = [table, *self._reduce[: _KEPT - 1]]
         return table
 
-    def _scale_table(self, targets: Sequence[ScaleTarget], read: frozenset[str]) -> ScaleTable:
+    def _scale_table(self, targets: Sequence[ScaleTarget], counted: frozenset[str]) -> ScaleTable:
         """As `_reduce_table`; a table serves the very list that it was made for."""
         for table in self._scale:
-            if table.serves(targets, read):
+            if table.serves(targets, counted):
                 return table
-        table = ScaleTable(targets, read)
+        table = ScaleTable(targets, counted)
         self._scale = [table, *self._scale[: _KEPT - 1]]
         return table
 
@@ -112,9 +125,9 @@ class _NoRoom(Exception):
 class _TableWrite(Write):
     """All that one call of the kernels multiplies."""
 
-    def __init__(self, library: ctypes.CDLL, table: ScaleTable, log_scales: Tensor, *, careful: bool = False) -> None:
+    def __init__(self, library: ctypes.CDLL, table: ScaleTable, log_scales: Tensor, *, within: bool = False) -> None:
         super().__init__([target.name for target in table.members], [target.tensor for target in table.members])
-        self._library, self._table, self._log_scales, self._careful = library, table, log_scales, careful
+        self._library, self._table, self._log_scales, self._within = library, table, log_scales, within
 
     def watch(self) -> None:
         """Notes that no tile is done."""
@@ -122,13 +135,13 @@ class _TableWrite(Write):
 
     def forward(self) -> None:
         """Multiplies."""
-        if not self._table.run(self._library, self._log_scales, careful=self._careful):
+        if not self._table.run(self._library, self._log_scales, within=self._within):
             self.watch()
             raise _NoRoom
 
     def backward(self) -> None:
         """Divides."""
-        self._table.run(self._library, -self._log_scales, careful=False)
+        self._table.run(self._library, -self._log_scales, within=False)
 
     def happened(self) -> bool:
         """Whether the kernels have run: every tile then says how many of its rows are done."""

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..program import ReduceProgram, ScaleTarget
-from .executor import CompiledBackend
-from .tables import ReduceTable, ScaleTable, announce, reduce_signature, written
+from ..backend import CycleTask
+from ..layout import announce, written
+from ..program import ReduceProgram
+from .tables import ReduceTable, ScaleTable, reduce_signature
 
 __all__ = ["StepArguments", "StepTable", "fields"]
 
@@ -22,6 +23,11 @@ _PHASE_BYTES = 4 << 20
 """Weights that are read before the next are scaled: with their optimizer state they are to stay in the last-level cache."""
 
 _DEEPEST_ROOT = 6
+"""Up to so many square roots in a row replace a power 1 / 2^n: six cost less than one exponential and one logarithm."""
+
+_MOST_LIMIT = 700.0
+"""A limit beyond this natural logarithm is none: exp(709) is the largest float64."""
+
 _TYPES = (torch.float32, torch.float64, torch.bfloat16)
 """float16 has too little room around ordinary weights: what has been written would often have to be undone."""
 
@@ -29,12 +35,12 @@ Longs = NDArray[np.int64]
 
 
 def fields(kind: Any, names: str) -> Iterator[tuple[str, Any]]:
-    """Some fields of one type."""
+    """Yields some fields of one type, as `ctypes.Structure` wants them."""
     return ((name, kind) for name in names.split())
 
 
 class StepArguments(ctypes.Structure):
-    """`Step` of ``native/tables.h``."""
+    """Mirrors `Step` of ``native/tables.h``, field by field."""
 
     _fields_ = [
         *fields(ctypes.c_void_p, "matrices reduce_tiles links targets scale_tiles factor_links phases"),
@@ -52,60 +58,45 @@ class StepTable:
     """One Jacobi cycle on tensors that stay where they are.
 
     Args:
-        program: on the CPU.
-        tensors, factors: as `Backend.reduce` takes them.
-        targets: what is multiplied.
-        read: names of those that are counted.
-        own: how many of the targets, from the first, are the model's tensors; optimizer state is nothing that autograd knows of.
-        held: (K,) bool: variables that stay at 0.
-        limit: the largest |log-scale|, may be infinite.
-        growth: the largest natural logarithm of an entry's change; a cycle that needs more is left to others.
-        reach: the largest sum of |exponents| of any entry.
+        task: what is run, on the CPU.
+
+    Attributes:
+        reduce: the table of what is read.
+        covers_all: whether the kernels can do all of it.
     """
 
-    def __init__(
-        self,
-        program: ReduceProgram,
-        tensors: Sequence[Tensor],
-        factors: Sequence[Tensor | None],
-        targets: Sequence[ScaleTarget],
-        read: frozenset[str],
-        *,
-        own: int,
-        held: Tensor,
-        limit: float,
-        growth: float,
-        reach: float,
-    ) -> None:
-        self.reduce = ReduceTable(program, tensors, factors, reduce_signature(tensors, factors))
-        self._scale = ScaleTable(targets, read)
-        moved = [target for target in targets if target.terms and target.tensor.numel()]
-        self.complete = not (self.reduce.left or self._scale.left) and all(item.tensor.dtype in _TYPES for item in moved)
-        """Whether the kernels can do all of it."""
-        self._own, self._stopped = written(targets[:own]), False
-        if self.complete:
-            self._order(program, tensors)
-            self._arguments = self._argued(program, held, limit, growth, reach)
+    def __init__(self, task: CycleTask) -> None:
+        signature = reduce_signature(task.tensors, task.factors)
+        self.reduce = ReduceTable(task.program, task.tensors, task.factors, signature)
+        self._scale = ScaleTable(task.targets, task.counted)
+        moved = [target for target in task.targets if target.terms and target.tensor.numel()]
+        self.covers_all = not (self.reduce.unsupported or self._scale.unsupported)
+        self.covers_all = self.covers_all and all(target.tensor.dtype in _TYPES for target in moved)
+        self._model_tensors, self._stopped = written(task.targets[: task.model_tensors]), False
+        if self.covers_all:
+            self._order(task.program, task.tensors)
+            self._arrays = {**self._given(task), **self._buffers(task.program.num_scales)}
+            self._arguments = self._argued(task)
 
-    def run(self, backend: CompiledBackend, factors: Sequence[Tensor | None]) -> bool:
-        """One cycle; False if a factor is too large or an entry would leave its type's range: nothing changes but for a rounding.
+    def run(self, library: ctypes.CDLL, factors: Sequence[Tensor | None]) -> bool:
+        """Runs one cycle; False, and nothing changes but for a rounding, where a factor is too large or an entry has no room.
 
         Args:
-            backend: holds the kernels.
+            library: the compiled kernels.
             factors: by what the counted tensors are multiplied before their norm is taken.
         """
         alive = self.reduce.take_factors(factors)
         arguments = self.prepared()
         # Where the last cycle went far or failed, this one writes nothing before all factors are known. The bits are the same.
-        arguments.careful = int(self._stopped or self._largest[0] > math.sqrt(arguments.bound))
-        self._stopped = bool(backend.library.fxenorm_step(ctypes.addressof(arguments)))
+        arguments.careful = int(self._stopped or self._arrays["largest"][0] > math.sqrt(arguments.bound))
+        self._stopped = bool(library.fxenorm_step(ctypes.addressof(arguments)))
         del alive
         return not self._stopped
 
     def prepared(self) -> StepArguments:
         """What the kernels are given, after which the targets may be written."""
-        announce(self._own)
-        self._arguments.threads = 1 if self.reduce.few and self._scale.few else torch.get_num_threads()
+        announce(self._model_tensors)
+        self._arguments.threads = 1 if self.reduce.single_thread and self._scale.single_thread else torch.get_num_threads()
         return self._arguments
 
     def _order(self, program: ReduceProgram, tensors: Sequence[Tensor]) -> None:
@@ -171,25 +162,13 @@ class StepTable:
                     first[place] = min(first.get(place, count_of_phases), at)
         return np.array([first.get(place, -1) for place in scale.links[:, 0].tolist()], dtype=np.int64)
 
-    def _argued(self, program: ReduceProgram, held: Tensor, limit: float, growth: float, reach: float) -> StepArguments:
-        """What the kernel is given, and keeps alive what that points to."""
-        reduce, scale, count = self.reduce, self._scale, program.num_scales
-        factor = 1.0 if math.isinf(program.p) else program.p
-        denominators = factor * program.degree.numpy()
+    def _given(self, task: CycleTask) -> dict[str, NDArray[Any]]:
+        """Returns by field of `StepArguments` the arrays that say what is to be done."""
+        reduce, scale = self.reduce, self._scale
+        denominators = (1.0 if math.isinf(task.program.p) else task.program.p) * task.program.degree.numpy()
         roots = np.log2(denominators)
         whole = (roots == np.round(roots)) & (roots >= 0) & (roots <= _DEEPEST_ROOT)
-        self._roots = np.where(whole, roots, -1).astype(np.int32)
-        self._exponents = np.ascontiguousarray(1.0 / denominators)
-        self._held = held.numpy().astype(np.uint8)
-        self._powers = np.array(list(scale.exponents), dtype=np.int64)
-        self._power_table = np.ones((len(self._powers), count + 1))
-        self._narrow_power_table = np.ones(self._power_table.shape, dtype=np.float32)
-        self._sums = np.zeros(2 * count + 1)
-        self._narrow = np.zeros(scale.factors.size, dtype=np.float32)
-        self._largest = np.array([math.inf])
-        self._claimed = np.zeros(len(self._scale_tiles) + len(reduce.tiles), dtype=np.uint8)
-        found = StepArguments()
-        arrays = {
+        return {
             "matrices": reduce.matrices,
             "reduce_tiles": reduce.tiles,
             "links": reduce.links,
@@ -198,29 +177,43 @@ class StepTable:
             "factor_links": self._factor_links,
             "phases": self._phases,
             "variables": self._variables,
-            "held": self._held,
-            "exponents": self._exponents,
-            "roots": self._roots,
-            "powers": self._powers,
-            "work": reduce.work,
-            "sums": self._sums,
-            "power_table": self._power_table,
-            "narrow_power_table": self._narrow_power_table,
-            "factors": scale.factors,
-            "narrow_factors": self._narrow,
-            "done": scale.done,
-            "claimed": self._claimed,
-            "largest": self._largest,
+            "held": task.held.numpy().astype(np.uint8),
+            "exponents": np.ascontiguousarray(1.0 / denominators),
+            "roots": np.where(whole, roots, -1).astype(np.int32),
+            "powers": np.array(list(scale.exponents), dtype=np.int64),
         }
-        for name, array in arrays.items():
-            setattr(found, name, array.ctypes.data)
-        found.phase_count, found.power_count, found.variable_count = len(self._phases), len(self._powers), count
-        found.sum_count, found.scale_tile_count = self._sums.size, len(self._scale_tiles)
-        found.reduce_tile_count = len(reduce.tiles)
-        found.wide = int(any(target.tensor.dtype == torch.float64 for target in scale.members))
-        found.p, found.limit = program.p, math.exp(min(limit, 700.0))
-        found.bound = math.exp(growth / reach)
-        return found
+
+    def _buffers(self, count: int) -> dict[str, NDArray[Any]]:
+        """Returns by field of `StepArguments` the arrays that the kernels write, for so many variables."""
+        scale = self._scale
+        return {
+            "work": self.reduce.work,
+            "sums": np.zeros(2 * count + 1),
+            "power_table": np.ones((len(scale.exponents), count + 1)),
+            "narrow_power_table": np.ones((len(scale.exponents), count + 1), dtype=np.float32),
+            "factors": scale.factors,
+            "narrow_factors": np.zeros(scale.factors.size, dtype=np.float32),
+            "done": scale.done,
+            "claimed": np.zeros(len(self._scale_tiles) + len(self.reduce.tiles), dtype=np.uint8),
+            "largest": np.array([math.inf]),
+        }
+
+    def _argued(self, task: CycleTask) -> StepArguments:
+        """Returns what the kernels are given; it points into the arrays that this table keeps."""
+        count = task.program.num_scales
+        return StepArguments(
+            **{name: array.ctypes.data for name, array in self._arrays.items()},
+            phase_count=len(self._phases),
+            power_count=len(self._scale.exponents),
+            variable_count=count,
+            sum_count=2 * count + 1,
+            scale_tile_count=len(self._scale_tiles),
+            reduce_tile_count=len(self.reduce.tiles),
+            wide=int(any(target.tensor.dtype == torch.float64 for target in self._scale.members)),
+            p=task.program.p,
+            limit=math.exp(min(task.limit, _MOST_LIMIT)),
+            bound=math.exp(task.growth / task.reach),
+        )
 
 
 def _ends(phase: Longs, ends: Longs, count_of_phases: int) -> Longs:

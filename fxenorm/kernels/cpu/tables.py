@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -14,27 +14,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..factors import exact_exp2, log2_factors
-from ..layout import MatrixForm, cut, matrix_form
+from ..layout import Coverage, MatrixForm, announce, cut, likeness, written
 from ..memory import has_plain_memory
-from ..program import Block, Keep, ReduceProgram, ScaleTarget
+from ..program import Keep, ReduceProgram, ScaleTarget
 from ..rooms import ends_of
 
-__all__ = ["ReduceTable", "ScaleTable", "announce", "reduce_signature", "row_factors", "written"]
+__all__ = ["TYPES", "ReduceTable", "ScaleTable", "reduce_signature", "row_factors"]
 
-_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_LINEAR_UP_TO, _MODERATE = 8.0, 300.0
-"""Beyond these sums are taken in logarithms, eagerly: exponents p, and logarithms of layer weights.
+TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+"""The numbers by which ``native/tables.h`` knows the types."""
 
-Layer weights of up to exp(300) leave the kernels' sums, which are between 1e-170 and 1e170 or not used, in the range of float64.
+COVERAGE = Coverage(torch.device("cpu"), linear_up_to=8.0, most_log_weight=300.0)
+"""The kernels give up where a sum leaves 1e-170 ... 1e170, so p may be twice what the reference executor sums as powers: the 8th
+power of the smallest float32, 1e-45, is 0, that of 1e-21 is not. Layer weights of up to exp(300) keep such sums in float64.
 """
 
 _SMALLEST_TILE, _LARGEST_TILE, _TILES, _SCALED_TILE = 1 << 17, 1 << 20, 8, 1 << 17
+"""Entries of a tile that is read: 8 tiles a tensor, so that several threads share a layer, of 0.5 to 4 MiB of float32, which a
+second-level cache holds; and of a tile that is scaled. Bounds by estimate.
+"""
+
 _SUMMED_COLUMNS = 20_000
 """Columns in a tile of a wide table: their sums stay in a core's own caches."""
 
 _SHARES = 1 << 16
-_FEW = 1 << 15
-"""Entries that one thread handles faster than several would be woken."""
+"""``SHARES`` of ``native/tables.h``: the place of a tile in its tensor is a share of so many."""
+
+_SINGLE_THREAD_UP_TO = 1 << 15
+"""Entries that one thread handles faster than several would be woken: about 10 microseconds of work."""
 
 Signature = list[Any]
 
@@ -64,25 +71,21 @@ def _shares(cuts: NDArray[np.int64], matrix: int) -> NDArray[np.int64]:
     return shares
 
 
-def _usable(tensor: Tensor) -> bool:
-    """Whether the kernels can read and write a tensor."""
-    return tensor.device.type == "cpu" and tensor.dtype in _TYPES and has_plain_memory(tensor)
-
-
 class ReduceTable:
     """All counted tensors at their present places.
 
     Args:
         program: on the CPU.
         tensors, factors: as `Backend.reduce` takes them.
-        signature: theirs.
-        forms: their tables, where those are known.
+        signature: what `reduce_signature` makes of these.
+        forms: by block, its table, where those are known.
 
     Attributes:
-        left: positions of the blocks that the kernels cannot do.
+        unsupported: positions of the blocks that the kernels cannot do, in order, and why.
         members: positions of those that they can, in the order of `matrices`; `forms`: their tables.
         matrices, tiles, links: the arrays that the kernels read; `link_ends`: by matrix, where its links end.
-        few: whether one thread is enough.
+        work: the array for the kernels' partial sums.
+        single_thread: whether one thread is enough.
     """
 
     def __init__(
@@ -94,70 +97,58 @@ class ReduceTable:
         forms: Sequence[MatrixForm] | None = None,
     ) -> None:
         self.program, self.signature = program, signature
-        self.left: list[int] = []
+        self.unsupported: dict[int, str] = {}
         self.members: list[int] = []
         self.forms: list[MatrixForm] = []
-        self._factors: list[tuple[int, int]] = []
+        self._factored: list[tuple[int, int]] = []
         self._size = 0
-        self._keep: list[NDArray[np.int32]] = []
-        matrices: list[tuple[int, ...]] = []
-        tiles: list[NDArray[np.int64]] = []
-        links: list[tuple[int | float, ...]] = []
-        linear = program.p <= _LINEAR_UP_TO or math.isinf(program.p)
-        log_weights = program.log_weights.tolist()
-        link_ends: list[int] = []
-        entries = first = 0
+        self._slots: list[NDArray[np.int32]] = []
+        found = _ReduceRows()
         # From the last to the first: what an optimizer wrote last is still in the cache.
-        given = list(enumerate(zip(program.blocks, tensors, factors, strict=True)))
-        for index, (block, tensor, factor) in reversed(given):
-            if not tensor.numel():
-                continue
-            form = _reduce_form(block, tensor, factor) if forms is None else forms[index]
-            form = form if linear and abs(log_weights[index]) < _MODERATE else None
-            if form is None:
-                self.left.append(index)
-                continue
-            row_sums, column_sums, column_count = -1, -1, (form.segments.size - 1) * form.width
-            if form.row_terms:
-                row_sums = self._take(form.rows)
-            if form.column_terms:
-                column_sums = self._take(column_count)
-            part = self._tiles(form, len(matrices), tensor.numel())
-            address, kind = tensor.data_ptr(), _TYPES[tensor.dtype]
-            sums = (row_sums, column_sums, column_count, first, first + len(part))
-            matrices.append((address, form.rows, form.width, kind, 0, *sums))
-            self.members.append(index)
-            self.forms.append(form)
-            if factor is not None:
-                self._factors.append((len(matrices) - 1, index))
-            for source, terms in ((row_sums, form.row_terms), (column_sums, form.column_terms)):
-                for coefficient, ids in terms:
-                    slots = self._slots(ids, coefficient)
-                    weight = math.exp(log_weights[index]) * (1 if math.isinf(program.p) else abs(coefficient))
-                    links.append((source, slots.size, slots.ctypes.data, weight))
-            link_ends.append(len(links))
-            tiles.append(part)
-            first += len(part)
-            entries += tensor.numel()
-        self.left.reverse()
-        self.matrices = np.array(matrices, dtype=np.int64).reshape(-1, 10)
-        self.tiles = np.concatenate(tiles) if tiles else np.zeros((0, 9), dtype=np.int64)
-        self.link_ends = np.array(link_ends, dtype=np.int64)
-        self.links = np.zeros(len(links), dtype=[("source", "i8"), ("count", "i8"), ("slots", "i8"), ("weight", "f8")])
-        for position, link in enumerate(links):
-            self.links[position] = link
+        for index, (tensor, factor) in reversed(list(enumerate(zip(tensors, factors, strict=True)))):
+            if tensor.numel():
+                form = COVERAGE.counted_form(program, index, tensor, factor) if forms is None else forms[index]
+                self._add(found, index, form, tensor, factored=factor is not None)
+        self.matrices, self.tiles, self.links = found.arrays()
+        self.link_ends = np.array(found.link_ends, dtype=np.int64)
         self.work = np.empty(self._size, dtype=np.float64)
-        self.few = entries <= _FEW
+        self.single_thread = sum(tensors[index].numel() for index in self.members) <= _SINGLE_THREAD_UP_TO
+
+    def _add(self, found: _ReduceRows, index: int, form: MatrixForm | str, tensor: Tensor, *, factored: bool) -> None:
+        """Adds a block to what the kernels do, or to what they do not support."""
+        if isinstance(form, str):
+            self.unsupported = {index: form, **self.unsupported}
+            return
+        position, column_count = len(found.matrices), (form.segments.size - 1) * form.width
+        row_sums = self._reserve(form.rows) if form.row_terms else -1
+        column_sums = self._reserve(column_count) if form.column_terms else -1
+        tiles = self._tiles(form, position, tensor.numel())
+        ends = found.tile_count, found.tile_count + len(tiles)
+        sums = (row_sums, column_sums, column_count, *ends)
+        found.matrices.append((tensor.data_ptr(), form.rows, form.width, TYPES[tensor.dtype], 0, *sums))
+        found.tiles.append(tiles)
+        found.tile_count = ends[1]
+        self.members.append(index)
+        self.forms.append(form)
+        if factored:
+            self._factored.append((position, index))
+        layer_weight = math.exp(float(self.program.log_weights[index]))
+        for source, terms in ((row_sums, form.row_terms), (column_sums, form.column_terms)):
+            for coefficient, ids in terms:
+                slots = self._slots_of(ids, coefficient)
+                weight = layer_weight * (1 if math.isinf(self.program.p) else abs(coefficient))
+                found.links.append((source, slots.size, slots.ctypes.data, weight))
+        found.link_ends.append(len(found.links))
 
     def run(self, library: ctypes.CDLL, factors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor] | None:
-        """(K,) log N and log P of the blocks that are not left; None where powers have left the range of float64."""
+        """Returns (K,) log N and log P of `members`; None where powers have left the range of float64."""
         alive = self.take_factors(factors)
         count = self.program.num_scales
         out = torch.empty(2 * count + 1, dtype=torch.float64, device="cpu")
         lost = library.fxenorm_reduce(
             *(self.matrices.ctypes.data, len(self.matrices), self.tiles.ctypes.data, len(self.tiles)),
             *(self.links.ctypes.data, len(self.links), self.work.ctypes.data, out.data_ptr(), out.numel(), self.program.p),
-            1 if self.few else torch.get_num_threads(),
+            1 if self.single_thread else torch.get_num_threads(),
         )
         del alive
         if lost:
@@ -168,47 +159,71 @@ class ReduceTable:
     def take_factors(self, factors: Sequence[Tensor | None]) -> list[Tensor]:
         """Points the matrices to their rows' factors, which must be kept until the kernels are done."""
         alive = []
-        for matrix, index in self._factors:
+        for matrix, index in self._factored:
             values = factors[index]
             if values is not None:
                 alive.append(row_factors(values))
                 self.matrices[matrix, 4] = alive[-1].data_ptr()
         return alive
 
-    def _take(self, count: int) -> int:
-        """A place for some sums."""
+    def _reserve(self, count: int) -> int:
+        """Reserves `count` float64 cells of the work array; returns the offset of the first."""
         self._size += count
         return self._size - count
 
     def _tiles(self, form: MatrixForm, matrix: int, entries: int) -> NDArray[np.int64]:
-        """(tiles, 9) the table's tiles with places for their partial sums."""
+        """Returns (tiles, 9) the tiles of a table, with places in the work array for their partial sums."""
         cuts = cut(form, min(_LARGEST_TILE, max(_SMALLEST_TILE, entries // _TILES)), _SUMMED_COLUMNS)
         found = np.empty((len(cuts), 9), dtype=np.int64)
         found[:, 0], found[:, 1:6], found[:, 6:8], found[:, 8] = matrix, cuts, -1, _shares(cuts, matrix)
         for column, size, wanted in ((6, 2, form.row_terms), (7, 4, form.column_terms)):
             if wanted:
                 ends = np.cumsum(found[:, size])
-                found[:, column] = self._take(int(ends[-1])) + ends - found[:, size]
+                found[:, column] = self._reserve(int(ends[-1])) + ends - found[:, size]
         return found
 
-    def _slots(self, ids: NDArray[np.int32], coefficient: int) -> NDArray[np.int32]:
-        """Where the sums of a term go."""
+    def _slots_of(self, ids: NDArray[np.int32], coefficient: int) -> NDArray[np.int32]:
+        """Returns by id the slot to which a term's sums go, and keeps it alive: N, P behind it, and a last one for "fixed"."""
         count = self.program.num_scales
         slots = np.where(ids >= count, 2 * count, ids + (count if coefficient > 0 else 0)).astype(np.int32)
-        self._keep.append(slots)
+        self._slots.append(slots)
         return slots
 
 
-def _reduce_form(block: Block, tensor: Tensor, factor: Tensor | None) -> MatrixForm | None:
-    """A block's table, where it has one."""
-    if block.collided is not None or block.offset or not _usable(tensor):
-        return None
-    form = matrix_form(block.shape, tensor.stride(), block.terms)
-    if form is None or factor is None:
-        return form
-    sizes = [axis for axis, size in enumerate(factor.shape) if size > 1]
-    along_rows = sizes == list(form.row_axes) and factor.ndim == tensor.ndim
-    return form if along_rows and factor.device.type == "cpu" else None
+class _ReduceRows:
+    """The rows of a `ReduceTable` while they are collected."""
+
+    def __init__(self) -> None:
+        self.matrices: list[tuple[int, ...]] = []
+        self.tiles: list[NDArray[np.int64]] = []
+        self.links: list[tuple[int | float, ...]] = []
+        self.link_ends: list[int] = []
+        self.tile_count = 0
+
+    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
+        """Returns matrices, tiles and links as the kernels read them."""
+        fields = [("source", "i8"), ("count", "i8"), ("slots", "i8"), ("weight", "f8")]
+        tiles = np.concatenate(self.tiles) if self.tiles else np.zeros((0, 9), dtype=np.int64)
+        return np.array(self.matrices, dtype=np.int64).reshape(-1, 10), tiles, np.array(self.links, dtype=fields)
+
+
+class _ScaleRows:
+    """The rows of a `ScaleTable` while they are collected."""
+
+    def __init__(self) -> None:
+        self.matrices: list[tuple[int, ...]] = []
+        self.ends: list[tuple[float, float]] = []
+        self.tiles: list[NDArray[np.int64]] = []
+        self.links: list[tuple[int, ...]] = []
+        self.places: dict[Hashable, tuple[int, int]] = {}
+        self.size = 0
+
+    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Returns matrices, tiles and links as the kernels read them."""
+        matrices = np.array(self.matrices, dtype=np.int64).reshape(-1, 7)
+        matrices[:, 5:] = np.array(self.ends, dtype=np.float64).reshape(-1, 2).view(np.int64)
+        tiles = np.concatenate(self.tiles) if self.tiles else np.zeros((0, 7), dtype=np.int64)
+        return matrices, tiles, np.array(self.links, dtype=np.int64).reshape(-1, 5)
 
 
 class ScaleTable:
@@ -216,82 +231,84 @@ class ScaleTable:
 
     Args:
         targets: what is multiplied.
-        read: names of those of which sums have just been taken.
+        counted: names of those of which sums have just been taken.
 
     Attributes:
-        left: the targets that the kernels cannot do.
+        unsupported: the targets that the kernels cannot do.
         members: those that they can, in the order of `matrices`.
         matrices, tiles, links: the arrays that the kernels read.
-        just_read: by matrix, whether it is one of those in `read`.
+        just_read: by matrix, whether it is one of those in `counted`.
         exponents: by power of a variable's factor that the links need, its number.
-        few: whether one thread is enough.
+        factors: the array for the factors of rows and columns; `done`: that for the rows that are done, by tile.
+        single_thread: whether one thread is enough.
     """
 
-    def __init__(self, targets: Sequence[ScaleTarget], read: frozenset[str]) -> None:
-        self._targets, self._read = targets, read
+    def __init__(self, targets: Sequence[ScaleTarget], counted: frozenset[str]) -> None:
+        self._targets, self._counted = targets, counted
         self._tensors = [target.tensor for target in targets]
         self._signature = _places(self._tensors)
-        self.left: list[ScaleTarget] = []
+        self.unsupported: list[ScaleTarget] = []
         self.members: list[ScaleTarget] = []
         self.exponents: dict[int, int] = {}
-        self._keep: list[MatrixForm] = []
-        places: dict[tuple[Any, ...], tuple[int, int]] = {}
-        forms: dict[tuple[Any, ...], MatrixForm | None] = {}
-        matrices: list[tuple[int, ...]] = []
-        links: list[tuple[int, ...]] = []
-        ends: list[tuple[float, float]] = []
-        tiles: list[NDArray[np.int64]] = []
-        size = entries = 0
-        # What the sums were just taken of is still in the cache: it comes first, from where the reading ended. Of the rest, what
-        # the optimizer needs first comes last.
-        first = [target for target in targets if target.name in read]
-        for target in (*first, *(target for target in reversed(targets) if target.name not in read)):
-            tensor = target.tensor
-            if not target.terms or not tensor.numel():
-                continue
-            key = (id(target.terms), tuple(tensor.shape), tensor.stride())
-            if key not in forms:
-                forms[key] = matrix_form(tensor.shape, tensor.stride(), target.terms) if _usable(tensor) else None
-            form = forms[key] if _usable(tensor) and not target.offset else None
-            if form is None:
-                self.left.append(target)
-                continue
-            wanted = (*key, target.power)
-            place = places.get(wanted)
-            if place is None:
-                sides = []
-                for terms in (form.row_terms, form.column_terms):
-                    for number, (coefficient, ids) in enumerate(terms):
-                        exponent = self.exponents.setdefault(coefficient * target.power, len(self.exponents))
-                        links.append((size, ids.size, ids.ctypes.data, exponent, int(number == 0)))
-                    sides.append(size if terms else -1)
-                    size += terms[0][1].size if terms else 0
-                place = places[wanted] = (sides[0], sides[1])
-                self._keep.append(form)
-            cuts = cut(form, _SCALED_TILE, _SCALED_TILE)
-            tiles.append(np.column_stack([np.full(len(cuts), len(matrices)), cuts, _shares(cuts, len(matrices))]))
-            matrices.append((tensor.data_ptr(), form.width, _TYPES[tensor.dtype], *place, 0, 0))
-            self.members.append(target)
-            kept, whole, largest = ends_of(target)
-            ends.append((kept if target.keep == Keep.ENTRIES else whole, largest))
-            entries += tensor.numel()
-        self.matrices = np.array(matrices, dtype=np.int64).reshape(-1, 7)
-        self.matrices[:, 5:] = np.array(ends, dtype=np.float64).reshape(-1, 2).view(np.int64)
-        self.just_read = np.array([target.name in read for target in self.members], dtype=bool)
-        self.links = np.array(links, dtype=np.int64).reshape(-1, 5)
-        self.tiles = np.concatenate(tiles) if tiles else np.zeros((0, 7), dtype=np.int64)
+        self._forms: dict[Hashable, MatrixForm | None] = {}
+        found = _ScaleRows()
+        for target in self._in_order():
+            form = COVERAGE.target_form(target, self._forms)
+            if isinstance(form, str):
+                self.unsupported.append(target)
+            else:
+                self._add(found, target, form)
+        self.matrices, self.tiles, self.links = found.arrays()
+        self.just_read = np.array([target.name in counted for target in self.members], dtype=bool)
         self.done = np.zeros(len(self.tiles), dtype=np.int64)
-        self.factors = np.empty(size, dtype=np.float64)
-        self.few = entries <= _FEW
-        left = {id(target) for target in self.left}
-        self._written = written([target for target in targets if id(target) not in left])
+        self.factors = np.empty(found.size, dtype=np.float64)
+        self.single_thread = sum(target.tensor.numel() for target in self.members) <= _SINGLE_THREAD_UP_TO
+        unsupported = {id(target) for target in self.unsupported}
+        self._written = written([target for target in targets if id(target) not in unsupported])
 
-    def serves(self, targets: Sequence[ScaleTarget], read: frozenset[str]) -> bool:
+    def _in_order(self) -> list[ScaleTarget]:
+        """Returns the targets that there is something to do for, as they are scaled.
+
+        What the sums were just taken of is still in the cache: it comes first, from where the reading ended. Of the rest, what
+        the optimizer needs first comes last.
+        """
+        first = [target for target in self._targets if target.name in self._counted]
+        rest = [target for target in reversed(self._targets) if target.name not in self._counted]
+        return [target for target in (*first, *rest) if target.terms and target.tensor.numel()]
+
+    def _add(self, found: _ScaleRows, target: ScaleTarget, form: MatrixForm) -> None:
+        """Adds a target that has a table; those that move alike share their factors."""
+        tensor, position = target.tensor, len(found.matrices)
+        alike = (*likeness(target), target.power)
+        place = found.places.get(alike)
+        if place is None:
+            place = found.places[alike] = (
+                self._link(found, form.row_terms, target.power),
+                self._link(found, form.column_terms, target.power),
+            )
+        cuts = cut(form, _SCALED_TILE, _SCALED_TILE)
+        found.tiles.append(np.column_stack([np.full(len(cuts), position), cuts, _shares(cuts, position)]))
+        found.matrices.append((tensor.data_ptr(), form.width, TYPES[tensor.dtype], *place, 0, 0))
+        kept, whole, largest = ends_of(target)
+        found.ends.append((kept if target.keep == Keep.ENTRIES else whole, largest))
+        self.members.append(target)
+
+    def _link(self, found: _ScaleRows, terms: Sequence[tuple[int, NDArray[np.int32]]], power: int) -> int:
+        """Adds the links that make the factors of rows or of columns; returns where these begin, -1 where there are none."""
+        if not terms:
+            return -1
+        place, found.size = found.size, found.size + terms[0][1].size
+        for number, (coefficient, ids) in enumerate(terms):
+            exponent = self.exponents.setdefault(coefficient * power, len(self.exponents))
+            found.links.append((place, ids.size, ids.ctypes.data, exponent, int(number == 0)))
+        return place
+
+    def serves(self, targets: Sequence[ScaleTarget], counted: frozenset[str]) -> bool:
         """Whether this is the table of that very list, and its tensors lie where they did."""
-        return self._targets is targets and self._read == read and self._signature == _places(self._tensors)
+        return self._targets is targets and self._counted == counted and self._signature == _places(self._tensors)
 
-    def run(self, library: ctypes.CDLL, log_scales: Tensor, *, careful: bool) -> bool:
-        """Multiplies; with `careful`, unless an entry would leave its type's range: then nothing changes, and it is False."""
+    def run(self, library: ctypes.CDLL, log_scales: Tensor, *, within: bool) -> bool:
+        """Multiplies; with `within`, unless an entry would leave its type's range: then nothing changes, and it is False."""
         if not len(self.tiles):
             return True
         table = log2_factors(log_scales)
@@ -301,21 +318,11 @@ class ScaleTable:
         return not library.fxenorm_scale(
             *(self.matrices.ctypes.data, self.tiles.ctypes.data, len(self.tiles)),
             *(self.links.ctypes.data, len(self.links), powers.data_ptr(), powers.shape[1]),
-            *(self.factors.ctypes.data, int(careful), self.done.ctypes.data),
-            1 if self.few else torch.get_num_threads(),
+            *(self.factors.ctypes.data, int(within), self.done.ctypes.data),
+            1 if self.single_thread else torch.get_num_threads(),
         )
 
 
 def row_factors(values: Tensor) -> Tensor:
     """(rows,) the factors of a table's rows, as the kernels read them."""
     return values.to(torch.float64).reshape(-1).contiguous()
-
-
-def written(targets: Sequence[ScaleTarget]) -> list[Tensor]:
-    """The tensors whose changes autograd keeps count of."""
-    return [target.tensor for target in targets if not target.tensor.is_inference()]
-
-
-def announce(tensors: Sequence[Tensor]) -> None:
-    """Tells autograd what is written: a backward pass through the old values would be wrong."""
-    torch.autograd.graph.increment_version(tensors)

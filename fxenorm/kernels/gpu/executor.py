@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ...errors import OptionError, warn_user
-from ..backend import register_backend
+from ..backend import CycleRunner, CycleTask, register_backend
 from ..program import ScaleTarget
 from ..reference.executor import EagerBackend
 from ..writes import Write
+from .step import TritonStep
 
 __all__ = ["TritonBackend"]
 
@@ -46,6 +47,10 @@ class TritonBackend(EagerBackend):
     def serves(self, device: torch.device) -> bool:
         """Whether the kernels run on tensors of that device."""
         return device.type == self._device_type
+
+    def cycles(self, task: CycleTask) -> CycleRunner | None:
+        """Prepares whole cycles in a handful of launches; None where the kernels do not run on that device."""
+        return TritonStep(task) if self.serves(task.held.device) else None
 
     @torch.no_grad()
     def writes(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> list[Write]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,21 +12,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..cpu.tables import announce, written
+from ..backend import CycleTask
 from ..factors import MOST_GROWTH
-from ..layout import MatrixForm
-from ..program import Keep, ReduceProgram, ScaleTarget
+from ..layout import Coverage, MatrixForm, announce, likeness, written
+from ..program import LINEAR_UP_TO, Keep, ScaleTarget
 from ..reference.executor import EagerBackend
 from ..rooms import SLACK, ends_of, reach_of
-from .tables import COLUMNS, FactorPlaces, SumPlaces, counted_form, form_of, tiles_of, usable
+from .tables import COLUMNS, FactorPlaces, SumPlaces, tiles_of
 
 __all__ = ["TritonStep"]
 
 _AT_ONCE = 8
 """Rows that a kernel reads at a time."""
 
-_LINEAR_UP_TO, _MODERATE = 4.0, 200.0
-"""Beyond these sums are taken in logarithms, eagerly: exponents p, and logarithms of layer weights."""
+_MOST_LOG_WEIGHT = 200.0
+"""The largest |logarithm| of a layer weight: with exp(200), the 4th powers of a float32 and their sums stay within 1e270."""
+
+_MOST_COEFFICIENT = 8
+"""The largest |exponent| of a term: a sum that counts as often as its exponent says is listed so many times."""
+
+_POWERS = {math.inf: 0, 1.0: 1, 2.0: 2, 3.0: 3, 4.0: 4}
+"""The kernels' names of the exponents that need no exponential; -1 for all others."""
 
 _EAGER = EagerBackend()
 Longs = NDArray[np.int64]
@@ -40,80 +46,65 @@ def launch(kernel: Any, grid: int, *arguments: Any, **constants: Any) -> None:
 
 
 class TritonStep:
-    """Jacobi cycles on tensors that stay where they are.
+    """See `CycleRunner`: Jacobi cycles on tensors that stay where they are.
 
     One cycle is one launch a type for the sums, one a type for the rooms of the variables, three for what lies
     between, and one a type for the products; another cycle reads the weights again: one a type and three. Nothing waits for
     the device but the making of the tables.
 
     Args:
-        program: on the CPU.
-        tensors, factors: as `Backend.reduce` takes them.
-        targets: what is multiplied.
-        own: how many of the targets, from the first, are the model's tensors; optimizer state is nothing that autograd knows of.
-        held: (K,) bool, on the device: variables that stay at 0.
-        limit: the largest |log-scale|, a natural logarithm, may be infinite.
+        task: what is run, on one device.
     """
 
-    def __init__(
-        self,
-        program: ReduceProgram,
-        tensors: Sequence[Tensor],
-        factors: Sequence[Tensor | None],
-        targets: Sequence[ScaleTarget],
-        *,
-        own: int,
-        held: Tensor,
-        limit: float,
-    ) -> None:
+    def __init__(self, task: CycleTask) -> None:
         from . import kernels
 
         self._kernels: Any = kernels
-        self._device = held.device
-        self._program, self._tensors = program.to(self._device), list(tensors)
+        self._device, program = task.held.device, task.program
+        self._program, self._tensors = program.to(self._device), list(task.tensors)
+        self._coverage = Coverage(self._device, LINEAR_UP_TO, _MOST_LOG_WEIGHT, _MOST_COEFFICIENT)
+        self._forms: dict[Hashable, MatrixForm | None] = {}
         self._places = FactorPlaces()
-        self._own = written(targets[:own])
-        self._make_scale(targets)
+        self._model_tensors = written(task.targets[: task.model_tensors])
+        self._make_scale(task.targets)
         # What several cycles need beyond one comes behind what both need.
         self._fill_count = len(self._places.tiles)
-        self._make_reduce(program, tensors, factors)
-        self._make_rooms(targets)
+        self._make_reduce(task)
+        self._make_rooms(task.targets)
         self._make_factors()
-        count = program.num_scales
         infinite = math.isinf(program.p)
-        self._held = held.to(torch.int32)
+        self._held = task.held.to(torch.int32)
         self._divisors = self._program.degree * (1.0 if infinite else program.p)
-        self._settings = self._put([1.0 if infinite else program.p, limit, MOST_GROWTH])
+        self._settings = self._put([1.0 if infinite else program.p, task.limit, MOST_GROWTH])
         # One more for "fixed", which stays 0.
-        self._log_scales = self._zeros(count + 1)
-        powers = {math.inf: 0, 1.0: 1, 2.0: 2, 3.0: 3, 4.0: 4}
-        self._power = powers.get(program.p, -1)
+        self._log_scales = self._zeros(program.num_scales + 1)
+        self._power = _POWERS.get(program.p, -1)
 
     @torch.no_grad()
-    def run(self, factors: Sequence[Tensor | None], cycles: int, gate: Tensor | None = None) -> bool:
-        """Some cycles; False, and nothing has changed, if they are to be done elsewhere.
+    def run(self, factors: Sequence[Tensor | None], count: int, gate: Tensor | None = None) -> bool:
+        """Runs some cycles; False, and nothing has changed, if they are to be done elsewhere.
 
         Args:
             factors: by what the counted tensors are multiplied before their norm is taken.
-            cycles: how many.
+            count: how many cycles.
             gate: 0-d bool on the device: all variables stay at 0 where it is False.
         """
-        if self._left and cycles > 1:
+        if self._unsupported and count > 1:
             return False
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
-            announce(self._own)
+            announce(self._model_tensors)
             held = self._held if gate is None else self._held | (~gate).to(self._held)
             self._find_rooms()
             self._take_factors(factors)
-            for cycle in range(cycles):
+            for cycle in range(count):
                 self._reduce(cycle > 0)
-                self._settle(cycle == 0, cycle == cycles - 1, held)
-                self._fill(self._fill_count if cycle == cycles - 1 else len(self._fill_tiles))
+                self._settle(cycle == 0, cycle == count - 1, held)
+                self._fill(self._fill_count if cycle == count - 1 else len(self._fill_tiles))
             for kind, tiles in self._scale_tiles:
                 constants = {"TYPE": self._type(kind), "ROWS": _AT_ONCE, "COLUMNS": COLUMNS}
                 launch(self._kernels.scale_tiles, len(tiles), tiles, self._factors, **constants)
-        if self._left_targets:
-            _EAGER.apply(self._left_targets, self._log_scales[:-1])
+        if self._unsupported_targets:
+            _EAGER.apply(self._unsupported_targets, self._log_scales[:-1])
         return True
 
     def _find_rooms(self) -> None:
@@ -122,8 +113,8 @@ class TritonStep:
             constants = {"TYPE": self._type(kind), "ROWS": _AT_ONCE, "COLUMNS": COLUMNS}
             arrays = (tiles, self._fill_terms, self._fill_ids, ends, self._rooms, self._program.num_scales)
             launch(self._kernels.find_rooms, len(tiles), *arrays, **constants)
-        if self._left_rooms:
-            found = _EAGER.rooms(self._left_rooms, self._program.num_scales, self._device)
+        if self._rooms_elsewhere:
+            found = _EAGER.rooms(self._rooms_elsewhere, self._program.num_scales, self._device)
             torch.minimum(self._rooms[:, :-1], found, out=self._rooms[:, :-1])
 
     def _reduce(self, rescaled: bool) -> None:
@@ -157,28 +148,28 @@ class TritonStep:
         if self._folded:
             given = [factor.reshape(-1) for _, index in self._folded if (factor := factors[index]) is not None]
             torch._foreach_copy_([view for view, _ in self._folded], given)
-        if self._left:
-            part = self._program.part(self._left)
-            sums = _EAGER.reduce(part, [self._tensors[index] for index in self._left], [factors[index] for index in self._left])
+        if self._unsupported:
+            rest = self._unsupported
+            tensors = [self._tensors[index] for index in rest]
+            sums = _EAGER.reduce(self._program.part(rest), tensors, [factors[index] for index in rest])
             torch.cat([sums.log_negative, sums.log_positive], out=self._extra)
             self._extra.exp_()
 
     def _make_scale(self, targets: Sequence[ScaleTarget]) -> None:
-        """The tiles of all targets."""
-        self._left_targets: list[ScaleTarget] = []
-        self._forms: dict[tuple[Any, ...], MatrixForm | None] = {}
-        self._scaled: dict[tuple[Any, ...], tuple[int, int]] = {}
+        """Makes the tiles of all targets."""
+        self._unsupported_targets: list[ScaleTarget] = []
+        self._scaled: dict[Hashable, tuple[int, int]] = {}
         entries = sum(target.tensor.numel() for target in targets)
         found: dict[torch.dtype, list[Longs]] = {}
         for target in targets:
             tensor = target.tensor
             if not target.terms or not tensor.numel():
                 continue
-            form = self._form(target)
-            if form is None:
-                self._left_targets.append(target)
+            form = self._coverage.target_form(target, self._forms)
+            if isinstance(form, str):
+                self._unsupported_targets.append(target)
                 continue
-            key = (*_key(target), target.power)
+            key = (*likeness(target), target.power)
             if key not in self._scaled:
                 self._scaled[key] = self._places.add(form, target.power)
             tiles = tiles_of(form, entries)
@@ -187,24 +178,20 @@ class TritonStep:
             )
         self._scale_tiles = [(kind, self._put(np.concatenate(parts))) for kind, parts in found.items()]
 
-    def _make_reduce(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> None:
-        """The tiles of all counted tensors, and where their sums arrive."""
-        infinite = math.isinf(program.p)
-        linear = program.p <= _LINEAR_UP_TO or infinite
-        sums = SumPlaces(program.num_scales, repeated=not infinite)
-        entries = sum(tensor.numel() for tensor in tensors)
-        self._left: list[int] = []
+    def _make_reduce(self, task: CycleTask) -> None:
+        """Makes the tiles of all counted tensors, and says where their sums arrive."""
+        sums = SumPlaces(task.program.num_scales, repeated=math.isfinite(task.program.p))
+        entries = sum(tensor.numel() for tensor in task.tensors)
+        self._unsupported: list[int] = []
         folded: list[tuple[int, int, int]] = []
         rows = 0
         found: dict[torch.dtype, list[tuple[Longs, NDArray[np.float64]]]] = {}
-        log_weights = program.log_weights.tolist()
-        for index, (block, tensor, factor) in enumerate(zip(program.blocks, tensors, factors, strict=True)):
-            if not tensor.numel() or not block.terms:
+        for index, (tensor, factor) in enumerate(zip(task.tensors, task.factors, strict=True)):
+            if not tensor.numel() or not task.program.blocks[index].terms:
                 continue
-            able = linear and abs(log_weights[index]) < _MODERATE and usable(tensor, self._device) and not block.offset
-            form = counted_form(block, tensor, factor) if able else None
-            if form is None:
-                self._left.append(index)
+            form = self._coverage.counted_form(task.program, index, tensor, factor)
+            if isinstance(form, str):
+                self._unsupported.append(index)
                 continue
             tiles = tiles_of(form, entries)
             folds = np.full(len(tiles), -1, dtype=np.int64)
@@ -214,40 +201,40 @@ class TritonStep:
                 rows += form.rows
             place = self._places.add(form, 1)
             parts = (_based(tensor, form, tiles), sums.add(form, tiles), folds, _factored(place, form, tiles))
-            weights = np.full(len(tiles), math.exp(log_weights[index]))
+            weights = np.full(len(tiles), math.exp(float(task.program.log_weights[index])))
             found.setdefault(tensor.dtype, []).append((np.column_stack(parts), weights))
         self._reduce_tiles = [
-            (
-                kind,
-                self._put(np.concatenate([tiles for tiles, _ in parts])),
-                self._put(np.concatenate([some for _, some in parts])),
-            )
+            (kind, self._put(np.concatenate([one for one, _ in parts])), self._put(np.concatenate([some for _, some in parts])))
             for kind, parts in found.items()
         ]
         self._row_factors = self._zeros(max(1, rows))
         self._folded = [(self._row_factors[first : first + size], index) for first, size, index in folded]
+        self._place_sums(sums)
+
+    def _place_sums(self, sums: SumPlaces) -> None:
+        """Makes the work space of the sums."""
         slots, starts, positions = sums.segments()
         self._slots, self._starts, self._positions = self._put(slots), self._put(starts), self._put(positions)
         self._work, self._parts = self._zeros(max(1, sums.size)), self._zeros(max(1, len(starts) - 1))
-        self._extra = self._zeros(2 * program.num_scales)
+        self._extra = self._zeros(2 * self._program.num_scales)
 
     def _make_rooms(self, targets: Sequence[ScaleTarget]) -> None:
         """The tiles of all targets, each with the variables of its rows and columns."""
-        self._left_rooms: list[ScaleTarget] = []
+        self._rooms_elsewhere: list[ScaleTarget] = []
         entries = sum(target.tensor.numel() for target in targets)
         found: dict[torch.dtype, list[Longs]] = {}
         ends: dict[torch.dtype, Tensor] = {}
         for target in targets:
             if not target.terms or not target.tensor.numel():
                 continue
-            form = self._form(target)
+            form = self._coverage.target_form(target, self._forms)
             # Of float16 weights many entries are below the floor: those that matter are found elsewhere.
             apart = target.tensor.dtype == torch.float16 and target.keep != Keep.ENTRIES
-            if form is None or apart:
-                self._left_rooms.append(target)
+            if isinstance(form, str) or apart:
+                self._rooms_elsewhere.append(target)
                 continue
             kind, tiles = target.tensor.dtype, tiles_of(form, entries)
-            key = (*_key(target), target.power)
+            key = (*likeness(target), target.power)
             place = self._scaled[key]
             numbers = np.zeros((len(tiles), 8), dtype=np.int64)
             numbers[:, 0] = reach_of(target)
@@ -270,15 +257,6 @@ class TritonStep:
         self._fill_ids = self._put(np.concatenate([np.zeros(0, dtype=np.int32), *places.ids]))
         self._factors = self._zeros(max(1, places.size))
 
-    def _form(self, target: ScaleTarget) -> MatrixForm | None:
-        """A target as rows and columns, found once for all that look alike."""
-        if target.offset or not usable(target.tensor, self._device):
-            return None
-        key = _key(target)
-        if key not in self._forms:
-            self._forms[key] = form_of(target.tensor, target.terms)
-        return self._forms[key]
-
     def _put(self, values: Sequence[float] | NDArray[Any]) -> Tensor:
         """An array on the device."""
         array = np.ascontiguousarray(values) if isinstance(values, np.ndarray) else np.array(values, dtype=np.float64)
@@ -291,11 +269,6 @@ class TritonStep:
     def _type(self, kind: torch.dtype) -> Any:
         """Triton's name of a type."""
         return getattr(self._kernels.tl, str(kind).removeprefix("torch."))
-
-
-def _key(target: ScaleTarget) -> tuple[Any, ...]:
-    """What a target's rows and columns depend on."""
-    return id(target.terms), tuple(target.tensor.shape), target.tensor.stride()
 
 
 def _based(tensor: Tensor, form: MatrixForm, tiles: Longs) -> Longs:

@@ -7,15 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ..layout import MatrixForm, matrix_form
-from ..memory import has_plain_memory
-from ..program import Block, TermTensors
+from ..layout import MatrixForm
 
-__all__ = ["COLUMNS", "FactorPlaces", "SumPlaces", "form_of", "tiles_of", "usable"]
+__all__ = ["COLUMNS", "FactorPlaces", "SumPlaces", "tiles_of"]
 
 Longs = NDArray[np.int64]
 Place = tuple[int, int]
@@ -29,29 +25,6 @@ _TILES = 8192
 
 _FILLED = 1024
 _SEGMENT = 512
-_LARGEST_COEFFICIENT = 8
-_TYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-
-
-def usable(tensor: Tensor, device: torch.device) -> bool:
-    """Whether the kernels can read and write a tensor by its address."""
-    return tensor.device == device and tensor.dtype in _TYPES and has_plain_memory(tensor)
-
-
-def form_of(tensor: Tensor, terms: TermTensors) -> MatrixForm | None:
-    """A tensor as rows and columns; ids may be on any device."""
-    return matrix_form(tensor.shape, tensor.stride(), tuple((coefficient, ids.cpu()) for coefficient, ids in terms))
-
-
-def counted_form(block: Block, tensor: Tensor, factor: Tensor | None) -> MatrixForm | None:
-    """A block's table, where it has one and its folded norm lies along the rows."""
-    if block.collided is not None or any(abs(coefficient) > _LARGEST_COEFFICIENT for coefficient, _ in block.terms):
-        return None
-    form = form_of(tensor, block.terms)
-    if form is None or factor is None:
-        return form
-    along = [axis for axis, size in enumerate(factor.shape) if size > 1]
-    return form if along == list(form.row_axes) and factor.ndim == tensor.ndim else None
 
 
 def tiles_of(form: MatrixForm, entries: int) -> Longs:

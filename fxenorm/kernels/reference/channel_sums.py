@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..parts import Index, part_of, parts_of, rows_of
-from ..program import Block, ChannelSums, ReduceProgram, float_dtype
+from ..program import LINEAR_UP_TO, Block, ChannelSums, ReduceProgram, float_dtype
 
 __all__ = [
     "channel_sums",
@@ -38,8 +38,6 @@ __all__ = [
     "table_of",
     "table_products",
 ]
-
-_LINEAR_UP_TO = 4.0
 
 _SMALL = 1 << 12
 """Up to this many entries a matrix is kept in float64 anyway."""
@@ -183,7 +181,7 @@ def energy(p: float, block: Block, matrix: Tensor, log_scales: Tensor | None = N
 
 def is_linear(p: float) -> bool:
     """Whether matrices hold powers rather than their logarithms."""
-    return p <= _LINEAR_UP_TO
+    return p <= LINEAR_UP_TO
 
 
 def _powers(p: float, block: Block, tensor: Tensor, factor: Tensor | None, index: Index) -> Tensor:

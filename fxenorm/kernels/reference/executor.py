@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..backend import register_backend
+from ..backend import CycleRunner, CycleTask, register_backend
 from ..factors import MOST_GROWTH, exact_exp2, log2_factors
 from ..parts import Index, part_of, parts_of
 from ..program import ChannelSums, ReduceProgram, ScaleTarget, as_float, float_dtype
@@ -24,6 +24,18 @@ class EagerBackend:
     """See `Backend`. Sums run in float64 where the device has it."""
 
     name = "eager"
+
+    def cycles(self, task: CycleTask) -> CycleRunner | None:
+        """Returns None: there is nothing to prepare."""
+        return None
+
+    def applies_within(self, device: torch.device) -> bool:
+        """Returns False: whether there is room is known by `rooms` alone."""
+        return False
+
+    def apply_within(self, targets: Sequence[ScaleTarget], log_scales: Tensor, counted: frozenset[str]) -> bool:
+        """Returns False, and nothing changes; see `applies_within`."""
+        return False
 
     @torch.no_grad()
     def matrices(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> list[Tensor]:
