@@ -109,7 +109,7 @@ class Answer:
 
     @property
     def executor(self) -> int:
-        """How far the compiled kernels of all processes are."""
+        """The least that the compiled kernels of any process are ready: 0 never, 1 not yet, 2 here."""
         return int(min(row[_EXECUTOR] for row in self.rows))
 
     @property

@@ -1,4 +1,4 @@
-"""Which entries of a tensor a process holds."""
+"""The entries of a tensor that a process holds, read off its placements."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _is_range(positions: Positions) -> bool:
 
 
 def _narrow(array: NDArray[Any], axis: int, positions: Positions) -> NDArray[Any]:
-    """Some positions of one axis; a view where they follow one another."""
+    """Returns some positions of one axis; a view where they follow one another."""
     if not _is_range(positions):
         return array.take(positions, axis)
     start = int(positions[0]) if positions.size else 0

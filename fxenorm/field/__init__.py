@@ -1,4 +1,7 @@
-"""The vocabulary: scale fields, the equations on them, their exact integer solution."""
+"""The vocabulary: scale fields, the equations on them, their exact integer solution.
+
+In: fields, and equations between them. Out: every variable as an integer combination of free ones. Imports nothing of fxenorm.
+"""
 
 from .channel_ends import ChannelEnds, End
 from .entrywise import merge_entries

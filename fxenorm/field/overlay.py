@@ -50,7 +50,7 @@ def patchwork_of(field: ScaleField | AnyField, state: int = OPEN) -> Patchwork:
 
 
 def block_of(places: Sequence[Place]) -> tuple[int, int, list[int]]:
-    """Where the axes of position arrays lie in the value that is written, as numpy and torch place them.
+    """Returns the place of the axes of position arrays in the written value, as numpy and torch put them.
 
     Returns:
         (first axis of the block, number of its axes, for each axis of the tensor its axis in the value, -1 for one of the block).

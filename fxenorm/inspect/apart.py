@@ -100,7 +100,7 @@ def _signals_to(child: int) -> Iterator[None]:
 
 
 def _ending(status: int) -> str:
-    """How a process ended, in words."""
+    """Returns in words how a process ended."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         return f"signal {number}, {signal.Signals(number).name}"

@@ -212,7 +212,7 @@ def _ambiguous(found: dict[str, Any], path: Path, what: str) -> ModelFileError:
 
 
 def _required(builder: Callable[..., Any]) -> list[str]:
-    """Names of the arguments that a call cannot leave out."""
+    """Returns the names of the arguments that a call cannot leave out."""
     try:
         parameters = inspect.signature(builder).parameters.values()
     except (TypeError, ValueError):

@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 
 def report(plan: Plan, target: str) -> Json:
-    """Everything about a plan that the tables or ``--json`` show.
+    """Returns everything about a plan that the tables or ``--json`` show.
 
     Args:
         plan: the plan, bound to the model.
@@ -90,7 +90,7 @@ def _port(port: Port) -> Json:
 
 
 def _group_imbalances(plan: Plan, held: Sequence[Held]) -> list[float | None]:
-    """By group, the largest imbalance of a variable that can move; None where none can."""
+    """Returns, by group, the largest imbalance of a variable that can move; None where none can."""
     still = {variable for entry in held for variable in entry.variables}
     values = [math.nan if k in still else abs(value) for k, value in enumerate(plan.channel_imbalance().tolist())]
     result: list[float | None] = []

@@ -38,7 +38,7 @@ class Stages:
                 self._status.stop()
 
     def begin(self, stage: str) -> None:
-        """Name the stage that begins now."""
+        """Names the stage that begins now, and shows it where a line is shown."""
         with self._lock:
             self._stage = stage
             if self._status is not None:

@@ -196,5 +196,5 @@ class FxenormCallback(_Callback):
 
 
 def _children(pl_module: Any) -> dict[str, nn.Module]:
-    """By name, the children that have parameters."""
+    """Returns, by name, the children that have parameters."""
     return {name: child for name, child in pl_module.named_children() if any(True for _ in child.parameters())}

@@ -204,7 +204,7 @@ def registered_names() -> dict[str, Rule]:
 
 
 def supported_optimizers() -> list[str]:
-    """Names of the classes that have a rule, torch's own first."""
+    """Returns the names of the classes that have a rule, torch's own first."""
     own = {cls for cls in _RULES if cls.__module__.startswith("torch.optim")}
     others = {*(_named(cls) for cls in _RULES if cls not in own), *_NAMED}
     return [*sorted(f"torch.optim.{cls.__name__}" for cls in own), *sorted(others)]

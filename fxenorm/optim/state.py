@@ -111,7 +111,7 @@ def owned_by(optimizers: Iterable[Optimizer]) -> set[int]:
 
 
 def state_tensors(optimizers: Sequence[Optimizer], parameters: Mapping[str, Tensor]) -> list[StateTensor]:
-    """Every state tensor that follows one of the parameters; writes nothing.
+    """Finds every state tensor that follows one of the parameters; writes nothing.
 
     State is looked up at each call, for ``load_state_dict`` replaces it. Parameters without state yet are passed over.
 
@@ -163,7 +163,7 @@ def _refuse_strange_keys(optimizer: Optimizer, keys: frozenset[str]) -> None:
 
 
 def strange_keys(optimizer: Optimizer, keys: frozenset[str]) -> list[str]:
-    """Those of the keys that no state of this optimizer has, once it has state."""
+    """Returns those of the keys that no state of this optimizer has, once it has state."""
     states = [state for state in optimizer.state.values() if isinstance(state, dict) and state]
     return sorted(key for key in keys if states and not any(key in state for state in states))
 

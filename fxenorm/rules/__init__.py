@@ -1,4 +1,8 @@
-"""The table of scale rules, one file a family. Importing this package fills it."""
+"""The table of scale rules, one file a family. Importing this package fills it.
+
+In: one operator call, with the fields of its arguments. Out: the field of its result, and equations. Imports `field` and
+`errors`.
+"""
 
 from . import (
     additive,

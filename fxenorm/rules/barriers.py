@@ -38,7 +38,7 @@ def activation(call: Call) -> Any:
     family="barrier",
 )  # fmt: skip
 def transcendental(call: Call) -> Any:
-    """Not a power of its argument."""
+    """f(t x) is no power of t times f(x), so x is held."""
     return barrier(call, f"{call.operator.removeprefix('aten::')} is not homogeneous")
 
 

@@ -141,7 +141,7 @@ class Call:
                 self.roles.setdefault(name, "weight")
 
     def tensors(self) -> list[tuple[str, Field]]:
-        """All floating-point tensor arguments that are read, with their names, lists flattened."""
+        """Returns all floating-point tensor arguments that are read, with their names, lists flattened."""
         found = []
         for name, value in self.arguments.items():
             if name == "out":

@@ -46,7 +46,7 @@ family(
     family="comparison",
 )  # fmt: skip
 def sign(call: Call) -> Any:
-    """Depends on signs, zeros and infinities only, which positive factors keep."""
+    """f(t x) = f(x): signs, zeros and infinities alone matter, which positive factors keep."""
     return zero_field(call)
 
 
@@ -57,7 +57,7 @@ def sign(call: Call) -> Any:
     family="comparison",
 )  # fmt: skip
 def integers(call: Call) -> Any:
-    """On integers and booleans nothing is imposed; floating-point arguments are held."""
+    """Imposes nothing on integers and booleans; holds floating-point arguments."""
     if call.tensors():
         return barrier(call, f"{call.operator.removeprefix('aten::')} rounds")
     return zero_field(call)
@@ -132,7 +132,7 @@ def sort(call: Call) -> Any:
 
 @scale_rule("aten::_unique2", "aten::unique_consecutive", "aten::unique_dim", family="comparison")
 def unique(call: Call) -> Any:
-    """Which entries or slices are different, and in which order: all entries carry one field."""
+    """Finds entries or slices that differ, in some order: all entries carry one field."""
     value = call["self"]
     if is_floating(call.fakes["self"]) and not isinstance(value, AnyField):
         value = call.constant(call.field("self"), range(len(call.shape("self"))))

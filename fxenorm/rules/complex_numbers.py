@@ -50,7 +50,7 @@ def polar(call: Call) -> ScaleField:
 
 @scale_rule("aten::angle", family="barrier")
 def angle(call: Call) -> Field:
-    """Not a power of its argument."""
+    """angle(t z) = angle(z) for t > 0, but the law is not used: z is held."""
     return barrier(call, "angles are held")  # type: ignore[no-any-return]
 
 

@@ -60,7 +60,7 @@ def full(call: Call) -> Any:
 
 @scale_rule("aten::_has_compatible_shallow_copy_type", family="constant")
 def question(call: Call) -> Any:
-    """Depends on the types of its arguments alone."""
+    """Leaves all arguments free: the result depends on their types alone."""
     return zero_field(call)
 
 

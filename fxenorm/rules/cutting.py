@@ -98,5 +98,5 @@ def split(call: Call) -> list[Field]:
 
 @scale_rule("aten::unbind", family="structural")
 def unbind(call: Call) -> list[Field]:
-    """Every position of an axis as a tensor of its own."""
+    """Every position of an axis becomes a tensor of its own."""
     return _cut(call, axis_of(call, call["dim"] or 0), [tuple(part.shape) for part in call.output], squeeze=True)

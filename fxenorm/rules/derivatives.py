@@ -37,7 +37,7 @@ POOLS = [
 
 
 def _first(call: Call) -> str:
-    """Name of the gradient among the arguments."""
+    """Returns the name of the gradient among the arguments."""
     return next(iter(call.arguments))
 
 

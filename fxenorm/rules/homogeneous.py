@@ -26,7 +26,7 @@ HOMOGENEOUS = [
 
 
 def _first(call: Call) -> str:
-    """Name of the operator's first argument."""
+    """Returns the name of the operator's first argument."""
     return next(iter(call.arguments))
 
 

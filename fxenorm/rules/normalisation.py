@@ -69,7 +69,7 @@ def batch_norm(call: Call) -> Any:
 
 
 def _frozen(call: Call, shape: tuple[int, ...]) -> Field:
-    """With fixed statistics: mean follows x, gamma carries y - x, beta follows y, the variance stays."""
+    """Returns y's field for fixed statistics: mean follows x, gamma carries y - x, beta follows y, the variance stays."""
     x = call.constant(call.field("input"), [axis for axis in range(len(shape)) if axis != 1])
     along = reshape(ScaleField((1, shape[1], *(1,) * (len(shape) - 2)), x.terms), (shape[1],))
     mean = call["running_mean"]

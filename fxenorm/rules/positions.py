@@ -20,7 +20,7 @@ on every axis, and may get a variable: 64 Ki ids are half a MiB."""
 
 
 def named_by(call: Call, name: str, rank: int) -> list[Ids | None] | None:
-    """For each of `rank` axes the known positions that a list of indices names (None: the whole axis); None where not known."""
+    """Returns for each of `rank` axes the positions that a list of indices names (None: all); None where they are not known."""
     found: list[Ids | None] = []
     for position, fake in enumerate(call.fakes[name]):
         if fake is None:

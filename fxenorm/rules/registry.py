@@ -136,7 +136,7 @@ def _similar(name: str) -> str:
 
 
 def supported_operators() -> list[str]:
-    """Names of all operators that have a scale rule, "namespace::name" or with an overload, in alphabetical order.
+    """Returns the names of all operators that have a scale rule, "namespace::name" or with an overload, in alphabetical order.
 
     Barriers by a stated reason are among them; what is not in the list is a barrier because no rule is known.
     """
@@ -166,5 +166,5 @@ def find_rule(name: str, overload: str) -> Rule | None:
 
 
 def iterate_rules() -> Iterator[Rule]:
-    """All rules, in alphabetical order of their operators."""
+    """Yields all rules, in alphabetical order of their operators."""
     return iter(_RULES[key] for key in sorted(_RULES))

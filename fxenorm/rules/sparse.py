@@ -45,7 +45,7 @@ def same_entries(call: Call) -> Field:
 
 
 def pattern(call: Call) -> Any:
-    """Which entries there are does not depend on their values."""
+    """The places of entries do not depend on their values: nothing is imposed."""
     return zero_field(call)
 
 
@@ -99,5 +99,5 @@ def sparse_sum(call: Call) -> Field:
 
 @scale_rule("aten::_sparse_softmax", "aten::_sparse_log_softmax", family="barrier")
 def sparse_softmax(call: Call) -> Any:
-    """Not a power of its argument."""
+    """softmax(t x) is no power of t times softmax(x), so x is held."""
     return barrier(call, "softmax is not homogeneous")

@@ -107,7 +107,7 @@ def round_to_powers_of_two(log_scales: Tensor, where: Tensor) -> Tensor:
 
 
 def truncate_to_powers_of_two(log_scales: Tensor, where: Tensor) -> Tensor:
-    """As `round_to_powers_of_two`, but always towards 1, so that no factor is larger than asked for.
+    """Rounds as `round_to_powers_of_two`, but always towards 1, so that no factor is larger than asked for.
 
     Args:
         log_scales: (K,) natural logarithms.

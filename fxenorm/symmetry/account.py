@@ -77,7 +77,7 @@ class ChannelAccount:
     rows: tuple[AccountRow, ...] = field(repr=False)
 
     def fixed(self, kind: Kind | None = None) -> int:
-        """Number of ends fixed by inputs, outputs, barriers or options; None: by any of these."""
+        """Returns the number of ends fixed by inputs, outputs, barriers or options; None: by any of these."""
         return sum(row.count for row in self.rows if (row.kind != "tied" if kind is None else row.kind == kind))
 
     @property

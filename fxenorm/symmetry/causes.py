@@ -1,4 +1,4 @@
-"""Why a field is zero, as far as equations do not say it: model inputs, constants, options, operators without a scale."""
+"""The causes of zero fields that no equation tells: model inputs, constants, options, operators without a scale."""
 
 from __future__ import annotations
 

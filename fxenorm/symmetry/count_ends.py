@@ -34,7 +34,7 @@ def count_ends(
     seen: int,
     second: int | None,
 ) -> ChannelAccount:
-    """Every channel end of every counted weight: free, fixed or tied away.
+    """Counts every channel end of every counted weight: free, fixed or tied away.
 
     Args:
         walk: the walk, with its equations and the ends that it noted.
@@ -123,7 +123,7 @@ class _Forms:
 
 
 def _fixed(walk: Walk, forms: _Forms, solution: Solution, moves: Any, given: Equations) -> Counter[int]:
-    """By origin, how many forms it was the first to make zero."""
+    """Returns, by origin, how many forms it was the first to make zero."""
     still = np.flatnonzero(~moves)
     length = np.diff(forms.matrix.indptr)
     found: Counter[int] = Counter()
@@ -155,7 +155,7 @@ def _fixed(walk: Walk, forms: _Forms, solution: Solution, moves: Any, given: Equ
 
 
 def _cancelled(forms: _Forms, cancel: Ids, given: Equations) -> Counter[int]:
-    """Who made zero the sums of variables that are not: the solver tells, with a variable for each sum."""
+    """Returns, by origin, how many sums of variables it made zero, by the solver, with a variable for each sum."""
     start = given.count
     equations = Equations(start + len(cancel), given.ties, given.zeros, list(given.sums))
     part = forms.matrix[cancel]
@@ -180,7 +180,7 @@ def _until(equations: Equations, variables: int, seen: int) -> Equations:
 
 
 def _tied(forms: _Forms, moves: Ids, given: Equations, solution: Solution) -> Counter[int]:
-    """By origin, how many of the forms that move it was the first to make depend on those before."""
+    """Returns, by origin, how many of the forms that move it was the first to make depend on those before."""
     part = forms.matrix[moves]
     origin = forms.origin[moves]
     # Most ends are a variable: of those that are the same, all but the first depend on it as soon as they are met.

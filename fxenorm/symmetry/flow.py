@@ -1,4 +1,4 @@
-"""Which call carries which group, and the module boundaries where variables lie: for pairs and for users of activations."""
+"""The groups that each call carries, and the module boundaries where variables lie: for pairs and for users of activations."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def channels_of(events: Mapping[str, Sequence[Event]], expander: Expander) -> tu
 
 
 def sites_of(events: Mapping[str, Sequence[Event]], expander: Expander) -> tuple[Site, ...]:
-    """Every module boundary that carries variables along one axis, in graph order, without repetitions."""
+    """Returns every module boundary that carries variables along one axis, in graph order, without repetitions."""
     found: dict[tuple[Any, ...], Site] = {}
     for calls in events.values():
         readers: list[set[str]] = [set() for _ in calls]

@@ -17,7 +17,7 @@ _LAYERS = {"linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_tra
 
 
 def find_folds(traced: Sequence[TracedModel]) -> tuple[NormFold, ...]:
-    """All BatchNorms with running statistics whose input is the output of one linear or convolution layer, and of nothing else.
+    """Finds the BatchNorms with running statistics that read the output of one linear or convolution layer, and nothing else.
 
     A layer or norm that is used twice is left out: it could not be folded.
     """

@@ -131,7 +131,7 @@ def _mutates(node: fx.Node) -> bool:
 
 
 def known_zeros(known: KnownValues, node: fx.Node, shape: tuple[int, ...]) -> NDArray[np.int8] | None:
-    """For each entry of a floating-point constant whether it is 0 or infinite, as states of a patchwork.
+    """Tells of each entry of a floating-point constant whether it is 0 or infinite, as states of a patchwork.
 
     Returns:
         states of size 1 on axes along which they are constant; None where no entry is, or the values are not known.

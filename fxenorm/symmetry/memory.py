@@ -150,7 +150,7 @@ def _on_meta(fake: Any, node: fx.Node, copies: dict[fx.Node, torch.Tensor]) -> A
 
 
 def numbered(shape: tuple[int, ...]) -> Iterator[ScaleField]:
-    """For each axis of a base, fields that number its positions; a view of them says where its entries lie."""
+    """Yields for each axis of a base a field that numbers its positions; a view of it says where its entries lie."""
     for axis, size in enumerate(shape):
         at = np.arange(size, dtype=np.int64).reshape([size if k == axis else 1 for k in range(len(shape))])
         yield ScaleField(shape, ((1, at),))
@@ -175,7 +175,7 @@ def placed(value: ScaleField | AnyField, order: list[int | None], shape: tuple[i
 def places_of(
     numbers: list[Ids], shape: tuple[int, ...], view: tuple[int, ...], unknown: bool = False
 ) -> tuple[list[Place], list[int | None]] | None:
-    """Where the entries of a view lie in its base.
+    """Returns the places of a view's entries in its base.
 
     Args:
         numbers: for each axis of the base, the position of each entry of the view along it (of size 1 on constant axes).

@@ -60,7 +60,7 @@ class PickedCall:
 
 
 class Picks:
-    """Which calls of a graph can be followed slice by slice.
+    """Finds the calls of a graph that can be followed slice by slice.
 
     Args:
         graph: the graph.
@@ -101,7 +101,7 @@ class Picks:
     def call(
         self, node: fx.Node, raw: Callable[[fx.Node], Any], read: Callable[[fx.Node], Any], origin: int
     ) -> PickedCall | None:
-        """How a call is followed slice by slice; None where it is not. Imposes nothing.
+        """Returns how a call is followed slice by slice; None where it is not. Imposes nothing.
 
         Args:
             node: the call.

@@ -34,7 +34,7 @@ class Rows:
 
 
 def dependent(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Counter[int]:
-    """By origin, how far its equations lower the rank of the marked variables, equations taken in ascending order of origins.
+    """Counts by origin how far its equations lower the rank of the marked variables, in ascending order of origins.
 
     Equations are taken apart into connected components. Of components that look alike (all channels of a layer do) one is worked
     out.
@@ -90,7 +90,7 @@ def _kinds(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Iterable[tu
 
 
 def _signatures(origin: Ids, row: Ids, variable: Ids, value: Ids, begins: Ids, marked: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """By component, a hash of its equations, with variables counted from the first of them."""
+    """Returns, by component, a hash of its equations, with variables counted from the first of them."""
     length = np.diff(np.append(begins, len(row)))
     # Variables of one tensor stand in a row, so that components of its channels differ by a shift.
     place = variable - np.repeat(np.minimum.reduceat(variable, begins), length)
@@ -129,7 +129,7 @@ def _as_rows(row: Ids, variable: Ids, value: Ids, origin: Ids) -> list[tuple[int
 
 
 def _by_classes(part: Sequence[tuple[int, Row]], marked: NDArray[np.bool_]) -> Counter[int]:
-    """Equations that make two variables equal, or one zero: union-find."""
+    """Joins the variables that equations make equal to each other or to zero, by union-find."""
     zero = -1
     parent: dict[int, int] = {}
     holds: dict[int, bool] = {zero: True}
@@ -157,7 +157,7 @@ def _by_classes(part: Sequence[tuple[int, Row]], marked: NDArray[np.bool_]) -> C
 
 
 def _by_elimination(part: Sequence[tuple[int, Row]], marked: NDArray[np.bool_]) -> Counter[int]:
-    """Any equations: each is reduced by those before it and solved for a variable that is not marked, if it has one."""
+    """Reduces each equation by those before it, and solves it for a variable that is not marked, if it has one."""
     solved: dict[int, Row] = {}
     found: Counter[int] = Counter()
     for origin, row in part:

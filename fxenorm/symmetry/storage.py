@@ -1,4 +1,4 @@
-"""Which nodes of a graph share memory, so that a write through one is seen through the others."""
+"""The nodes of a graph that share memory, so that a write through one is seen through the others."""
 
 from __future__ import annotations
 
@@ -93,11 +93,11 @@ class Storage:
             self._members.setdefault(a, [a]).extend(self._members.pop(b, [b]))
 
     def members(self, node: fx.Node) -> list[fx.Node]:
-        """All nodes that may share memory with `node`, itself included."""
+        """Returns all nodes that may share memory with `node`, itself included."""
         return self._members.get(self._root(node), [node])
 
     def read_later(self, node: fx.Node, after: fx.Node) -> list[fx.Node]:
-        """The other nodes of the same memory that are read behind the node `after`."""
+        """Returns the other nodes of the same memory that are read behind the node `after`."""
         limit = self.order[after]
         return [
             other

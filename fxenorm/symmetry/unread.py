@@ -57,7 +57,7 @@ class _Reads(Equations):
 def unread_positions(
     traced: Sequence[TracedModel], facts_of: Callable[[TracedModel], GraphFacts] = GraphFacts.of
 ) -> dict[str, list[Ids]]:
-    """By parameter name, for each axis the positions at which no trace read any entry; only parameters that have such positions.
+    """Returns, by parameter name, for each axis the positions at which no trace read any entry; other parameters are left out.
 
     Every axis of a parameter is followed through the operators that move entries, on numbers in place of scales.
 
@@ -157,7 +157,7 @@ class _Follower:
         return rule.function(call)  # type: ignore[union-attr]
 
     def masks(self, node: fx.Node) -> list[np.ndarray[Any, np.dtype[np.bool_]]]:
-        """For each axis of the parameter, which positions were read."""
+        """Returns for each axis of the parameter which positions were read."""
         seen = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *self.reads.seen]))
         found = []
         for axis, numbers in enumerate(self.numbers[node]):

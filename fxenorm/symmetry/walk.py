@@ -168,7 +168,7 @@ class _GraphWalk:
             self.values[node] = AnyField(shape)
 
     def _given(self, node: fx.Node) -> int:
-        """Number a model input or a constant."""
+        """Numbers a model input or a constant as an origin."""
         known = self.traced.placeholders.get(node.name)
         kind, name = ("input", node.name) if known is None else (known.kind, known.name)
         number = self.walk.origin(Origin(kind, name, "", ""))
@@ -219,7 +219,7 @@ class _GraphWalk:
         return value.looked(self.walk.parameters) if isinstance(value, Picked) else self._current(node)
 
     def _reader(self, node: fx.Node) -> Callable[[fx.Node], Any]:
-        """How the call reads its arguments: constants beside activations show that their zeros carry any field."""
+        """Returns how the call reads its arguments: constants beside activations show that their zeros carry any field."""
         values = [self._kept(source) for source in node.all_input_nodes]
         values = [value.value if isinstance(value, Picked) else value for value in values]
         # A parameter times a mask stays a parameter, which takes its form from what follows.
@@ -448,7 +448,7 @@ class _GraphWalk:
             self.zeros.write(self.storage.members(target), node)
 
     def _zeros_by_entry(self, node: fx.Node, origin: int) -> Any:
-        """Who made each entry of the result zero, where these are several: the call's rule moves the numbers of the origins."""
+        """Returns the origin of each zero of the result, where these are several: the call's rule moves their numbers."""
         sources = [source for source in node.all_input_nodes if is_floating(self.sizes.of(source))]
         if any(isinstance(self._kept(source), Picked) for source in sources):
             return None
@@ -604,7 +604,7 @@ def _note_uses(call: Call, result: Any) -> None:
 
 
 def _unread(node: fx.Node) -> tuple[str, ...]:
-    """Names of the arguments whose values the call does not look at."""
+    """Returns the names of the arguments whose values the call does not look at."""
     return ("self",) if operator_name(node) in _OVERWRITE else ()
 
 

@@ -1,4 +1,4 @@
-"""Who made a field zero where no equation says so: model inputs, constants, and operators whose result carries no scale."""
+"""The origins of zeros that no equation tells: model inputs, constants, and operators whose result carries no scale."""
 
 from __future__ import annotations
 

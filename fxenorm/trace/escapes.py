@@ -69,7 +69,7 @@ def _copied(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
 
 
 class ExportWatch(TorchFunctionMode):
-    """For runs with fake tensors: ``.data``, which `torch.export` cannot follow, becomes ``detach()``, memory is refused.
+    """Watches runs with fake tensors: ``.data``, which `torch.export` cannot follow, becomes ``detach()``; memory is refused.
 
     (A fake tensor has no memory: whoever reads it by its address crashes the process.)
 
@@ -102,7 +102,7 @@ class ExportWatch(TorchFunctionMode):
 
 
 class RealRunWatch(TorchFunctionMode):
-    """For a real run: a tensor whose values or memory leave the graph is held from there on, and the graph says so.
+    """Watches a real run: a tensor whose values or memory leave the graph is held from there on, and the graph says so.
 
     Without it the values would come back as constants, or change where no operator writes.
     """

@@ -1,4 +1,4 @@
-"""Which axes of the example inputs could have another size: read off the first operators that meet them."""
+"""The axes of the example inputs that could have another size, read off the first operators that meet them."""
 
 from __future__ import annotations
 

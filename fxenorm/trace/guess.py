@@ -157,7 +157,7 @@ def _device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def _smallest_vocabulary(model: nn.Module) -> int:
-    """Number of rows of the smallest embedding, so that made-up indices fit every one of them."""
+    """Returns the number of rows of the smallest embedding, so that made-up indices fit every one of them."""
     sizes = [module.num_embeddings for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
     return max(1, min(sizes, default=2))
 

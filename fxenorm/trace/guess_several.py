@@ -249,7 +249,7 @@ def _edge_weight(found: Reached, setting: _Setting, maker: Maker) -> Iterator[to
 
 
 def _rows_for(layer: nn.Module, count: int, maker: Maker) -> Iterator[torch.Tensor]:
-    """As many rows, or indices, as are wanted for one layer; nothing where it takes no known shape."""
+    """Yields as many rows, or indices, as one layer is to get; nothing where it takes no known shape."""
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         yield maker.integers(count, below=layer.num_embeddings)
     else:

@@ -89,7 +89,7 @@ class _Call:
         return list(results) if isinstance(results, (list, tuple)) else [results]
 
     def length(self, position: int) -> int:
-        """Number of nodes of the body at `position`."""
+        """Returns the number of nodes of the body at `position`."""
         return len(getattr(self.module, str(self.args[position].target)).graph.nodes)  # type: ignore[union-attr]
 
     def emit(self, target: Any, args: tuple[Any, ...], value: torch.Tensor, **kwargs: Any) -> fx.Node:

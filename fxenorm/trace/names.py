@@ -12,7 +12,7 @@ __all__ = ["overlapping", "storage_id", "tied_names"]
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:
-    """Every further name of a parameter or buffer -> its first name in registration order.
+    """Returns, for every further name of a parameter or buffer, its first name in registration order.
 
     Two parameters that are the same view of the same memory are one tensor, as one parameter under two names is.
     """

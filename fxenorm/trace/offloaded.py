@@ -41,7 +41,7 @@ def without_offloading(model: nn.Module) -> Iterator[bool]:
 
 
 def _device(module: nn.Module) -> torch.device:
-    """Where the module's hook would bring its weights."""
+    """Returns the device to which the module's hook would bring its weights."""
     found = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     return torch.device("cpu" if found is None else f"cuda:{found}" if isinstance(found, int) else found)
 

@@ -198,9 +198,10 @@ def graph_values(leaves: Sequence[Leaf], read: Sequence[torch.Tensor] = ()) -> t
 
 
 def chosen(outputs: Sequence[Output | Leaf], patterns: Sequence[str] | None) -> list[bool]:
-    """Which outputs are held: those that a pattern names; without patterns all but caches, and caches where nothing else is.
+    """Tells of each output whether it is held: those that a pattern names; without patterns all but caches.
 
-    Values that Python read on the way are held unless the patterns name tensors only.
+    Without patterns, caches are held where nothing else leaves. Values that Python read on the way are held unless the patterns
+    name tensors only.
     """
     if patterns is None:
         all_of_it = all(item.cache for item in outputs if item.kind == "tensor")

@@ -61,7 +61,7 @@ def _numpy() -> np.random.RandomState:
 
 
 def _kind(value: Any) -> type:
-    """Which of the four kinds of generators `value` is."""
+    """Returns the kind of a generator, one of the four of `_KINDS`."""
     return next(kind for kind in _KINDS if isinstance(value, kind))
 
 

@@ -1,4 +1,4 @@
-"""Where releases of torch differ for the tracers: each difference is found by a look at torch itself, not at its number."""
+"""Differences between releases of torch that matter to the tracers, each found by a look at torch itself, not at its number."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _default_generator(device: torch.device) -> torch.Generator | None:
 
 
 def default_device() -> torch.device:
-    """Where a new tensor lies that names no device: torch 2.6 does not say it within ``with torch.device(...)``."""
+    """Returns the device of a new tensor that names none: torch 2.6 does not say it within ``with torch.device(...)``."""
     return torch.empty(0, dtype=torch.float32, device=None).device
 
 

@@ -92,7 +92,7 @@ def trace_model(
 
 
 def _ordinary_device(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """Inside ``with torch.device("meta")`` a forward pass would mix its weights with new tensors that have no values."""
+    """Lets new tensors have values: under ``with torch.device("meta")`` forward would mix them with its weights."""
     if default_device().type == "meta" and not is_meta(model):
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         return device if isinstance(device, contextlib.AbstractContextManager) else contextlib.nullcontext()

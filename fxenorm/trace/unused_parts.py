@@ -15,7 +15,7 @@ _SHOWN = 10
 
 
 def unused_parts(model: nn.Module, traced: Iterable[TracedModel]) -> dict[str, int]:
-    """By path, the largest parts of a model of whose parameters no graph uses any, with the number of these."""
+    """Returns, by path, the largest parts of a model of whose parameters no graph uses any, with the number of these."""
     used = set()
     for graph in traced:
         for path in (graph, *graph.paths):

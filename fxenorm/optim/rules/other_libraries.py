@@ -19,7 +19,7 @@ from ..registry import Factor, Follows, power_of_present, register
     "timm.optim.nadamw.NAdamW", "timm.optim.radam.RAdamLegacy",
 )  # fmt: skip
 def adam_by_another_name(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Follows]:
-    """As Adam's. Lamb clips by the norm of all gradients, which acts on gradients of another size after a rescaling."""
+    """Moments as Adam's. Lamb clips by the norm of all gradients, which acts on gradients of another size after a rescaling."""
     return power_of_present(state, {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2})
 
 
@@ -69,7 +69,7 @@ def muon_state(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, 
 
 @register("timm.optim.rmsprop_tf.RMSpropTF", contract="by definition")
 def rmsprop_state(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Follows]:
-    """As RMSprop's, the mean square times 1 / D^2 together with the ones that it starts from."""
+    """The mean square as RMSprop's, times 1 / D^2, together with the ones that it starts from."""
     return power_of_present(state, {"square_avg": -2, "grad_avg": -1, "momentum_buffer": 0})
 
 
