@@ -24,8 +24,12 @@ from .registry import get_solver
 __all__ = ["Solution", "move", "round_limit", "solve", "solve_rounded"]
 
 _ROUNDED_CYCLES = 100
+"""Cycles in powers of two at most. They start at the rounded optimum, where most variables move by one octave or not at all; the
+bound is for loops on which they move in turn."""
 
 _SQUARED, _LEAST = 0.01, 1e-9
+"""One more iteration of Newton's method, which squares the imbalance, where that is above this share of `tol`. For a `tol`
+below the second, rounding of float64 leaves nothing to square."""
 
 _TIE = 1e-9
 """For p = inf, half an octave (but for this share) stays: a whole one would swap the sides, and the next cycle swap them back."""
