@@ -141,6 +141,21 @@ def test_the_command_answers_without_torch(arguments: list[str], code: int, else
     assert "Traceback" not in finished.stderr
 
 
+def test_help_waits_for_the_parser_alone(elsewhere: Path) -> None:
+    program = (
+        "import sys, argparse\n"
+        "before = set(sys.modules)\n"
+        "from fxenorm.inspect.cli import main\n"
+        "try:\n"
+        "    main(['--help'])\n"
+        "finally:\n"
+        "    print(*sorted(set(sys.modules) - before))"
+    )
+    loaded = succeed(sys.executable, "-c", program, folder=elsewhere, path=ROOT).splitlines()[-1].split()
+    assert "fxenorm.inspect.cli" in loaded
+    assert not {"dataclasses", "inspect", "json", "pathlib", "traceback"} & set(loaded)
+
+
 @pytest.mark.parametrize("what", ["import fxenorm; fxenorm.analyze", "from fxenorm import Plan", "inspect"])
 def test_without_torch_one_line_says_what_to_install(what: str, elsewhere: Path) -> None:
     missing = "import sys; sys.modules['torch'] = None\n"  # as Python marks a module that cannot be imported

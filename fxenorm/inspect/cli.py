@@ -1,23 +1,24 @@
-"""The console script ``fxenorm-inspect``."""
+"""The console script ``fxenorm-inspect``.
+
+Only a run imports more than the parser: ``--help`` waits for nothing else.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import FxenormError, FxenormWarning
 from ..version import __version__
 from .apart import answer_stream, one_line, printable, run_apart
-from .input_spec import InputSpec, parse_input
-from .load import check_target, load
-from .stages import Stages
+
+if TYPE_CHECKING:
+    from .input_spec import InputSpec
 
 __all__ = ["main"]
 
@@ -69,6 +70,8 @@ def _guarded(arguments: argparse.Namespace, lasting: bool) -> int:
                 f"the model's code raised {type(error).__name__}{': ' if message else ''}{message} (--traceback shows where)"
             )
         if arguments.traceback:
+            import traceback
+
             traceback.print_exc()
         print(f"fxenorm-inspect: error: {one_line(message)}", file=sys.stderr)
         return 2
@@ -76,6 +79,9 @@ def _guarded(arguments: argparse.Namespace, lasting: bool) -> int:
 
 def _run(arguments: argparse.Namespace, stream: TextIO) -> None:
     """Load, analyse, print."""
+    from .load import check_target, load
+    from .stages import Stages
+
     check_target(arguments.model)
     with Stages() as stages:
         stages.begin("importing torch")
@@ -96,6 +102,8 @@ def _run(arguments: argparse.Namespace, stream: TextIO) -> None:
             stages.begin("measuring the weights")
             answer = report(plan, arguments.model)
     if arguments.json:
+        import json
+
         print(json.dumps(answer, indent=2, allow_nan=False), file=stream)
     else:
         show(printable(answer), make_console(stream))
@@ -189,6 +197,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _input(text: str) -> InputSpec:
     """``--input`` with argparse's kind of error."""
+    from .input_spec import parse_input
+
     try:
         return parse_input(text)
     except ValueError as error:
