@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 import fxenorm
@@ -18,6 +19,7 @@ from tests.distributed_models import (
     batch,
     build,
 )
+from tests.releases import TRAINS_ON_CPUS
 
 Check = Callable[[Path], dict[str, Any]]
 CHECKS: dict[str, Check] = {}
@@ -29,14 +31,18 @@ def check(function: Check) -> Check:
     return function
 
 
-def sharded(kind: type[nn.Module], *args: Any, mesh: Any = None) -> nn.Module:
+def shard(module: nn.Module, mesh: DeviceMesh | None = None) -> nn.Module:
+    """A module under fully_shard, in a way in which this release trains it on CPUs."""
+    return fully_shard(module, mesh=mesh, **TRAINS_ON_CPUS)
+
+
+def sharded(kind: type[nn.Module], *args: Any, mesh: DeviceMesh | None = None) -> nn.Module:
     """The model of `build`, its children and itself under fully_shard."""
     model = build(kind, *args)
-    options = {} if mesh is None else {"mesh": mesh}
     children = [child for child in model.children() if next(child.parameters(), None) is not None and kind is not Transformer]
     for child in children:
-        fully_shard(child, **options)
-    return fully_shard(model, **options)
+        shard(child, mesh)
+    return shard(model, mesh)
 
 
 def optimizer_for(name: str, model: nn.Module) -> torch.optim.Optimizer:

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 
 import fxenorm
-from tests.distributed_harness import check, optimizer_for, plan_for, refusal, sharded
+from tests.distributed_harness import check, optimizer_for, plan_for, refusal, shard, sharded
 from tests.distributed_models import (
     Allocations,
     Collectives,
@@ -50,7 +49,7 @@ def analysis(folder: Path) -> dict[str, Any]:
     # The plan of a model that is sharded afterwards needs no new look.
     model = build(ConvNet)
     plan = fxenorm.Plan.from_dict(plan_for(model, ConvNet).to_dict(), model)
-    fully_shard(model)
+    shard(model)
     plan.step()
     found["verify"] = refusal(lambda: plan.verify(batch(ConvNet)))
     return found
@@ -97,7 +96,7 @@ def balance(folder: Path) -> dict[str, Any]:
 def dead_and_pruned(folder: Path) -> dict[str, Any]:
     """Channels that lead nowhere are found across shards, and overflow on one process holds the channel on all."""
     pair: list[tuple[Any, dict[str, Tensor], list[str]]] = []
-    for shard in (False, True):
+    for cut in (False, True):
         model = build(Residual)
         with torch.no_grad():
             model.up.weight[1] = 0  # nothing writes this channel but hidden unit 9, which nothing writes:
@@ -110,8 +109,8 @@ def dead_and_pruned(folder: Path) -> dict[str, Any]:
             model.down.weight[:, 4] *= 1e-120  # this channel would have to grow by more than its bias can
             model.read.weight[:, 4] *= 1e-120
             model.up.bias[4] = 1e280
-        if shard:
-            fully_shard(model)
+        if cut:
+            shard(model)
         plan = plan_for(model, Residual)
         result = plan.balance()
         pair.append((result, state_of(model), [str(item) for item in plan.held]))
@@ -185,8 +184,8 @@ def memory(folder: Path) -> dict[str, Any]:
     model = nn.Sequential(*[part for _ in range(layers) for part in (nn.Linear(width, width, bias=False), nn.ReLU())]).double()
     plan = fxenorm.analyze(model, torch.zeros(2, width, dtype=torch.float64))
     for layer in model:
-        fully_shard(layer)
-    fully_shard(model)
+        shard(layer)
+    shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model(torch.randn(2, width, dtype=torch.float64)).square().mean().backward()
     optimizer.step()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.torch_version import TorchVersion
@@ -34,8 +36,15 @@ def need(network: str) -> None:
         pytest.skip(_LACKING[network])
 
 
+TRAINS_ON_CPUS: dict[str, Any] = {"reshard_after_forward": False} if RELEASE < (2, 7) else {}
+"""Options of `fully_shard` with which modules within modules train on CPUs: 2.6 counts a second gathering there as a change."""
+
+MULTIPLIES_PARTIAL_SUMS = RELEASE >= (2, 9)
+"""`mul_` by a number changes a distributed tensor that is still to be summed: 2.6 leaves it as it is, so no momentum decays."""
+
+
 def complete_cpu_streams() -> None:
-    """Lets `fully_shard` run on CPUs in torch 2.6, which forgot two methods there; from 2.7 on they exist and do nothing."""
+    """Lets `fully_shard` run on CPUs in torch 2.6, which forgot two methods there; later ones have them, and they do nothing."""
     for name in ("record_event", "wait_event"):
         if not hasattr(torch.cpu.Stream, name):
-            setattr(torch.cpu.Stream, name, lambda stream, event=None: None)
+            setattr(torch.cpu.Stream, name, lambda stream, event=None: object())  # an event that is over

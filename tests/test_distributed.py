@@ -24,9 +24,6 @@ from fxenorm.analysis.attained.channel_fields import ChannelFields
 from fxenorm.analysis.attained.exponent_rows import exponent_rows
 from fxenorm.analysis.attained.missing_equations import missing_equations
 from tests.distributed_models import Residual, batch, build
-from tests.releases import RELEASE
-
-pytestmark = pytest.mark.skipif(RELEASE < (2, 7), reason="nested fully_shard trains on CPUs from torch 2.7 on")
 
 ROOT = Path(__file__).resolve().parent.parent
 WORLDS = (1, 2, 4)
