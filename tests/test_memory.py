@@ -7,6 +7,10 @@ import sys
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+
+import fxenorm
 
 SETUP = """
 import copy, ctypes, torch, numpy as np, fxenorm
@@ -105,3 +109,26 @@ def test_no_scale_is_claimed_where_memory_is_read_past_the_dispatcher(answers: d
         assert found[0] == "refused" or found == ["0", "True"]
     else:
         assert found == ["0", "True"]
+
+
+class _Aligned(nn.Module):
+    """Asks where its hidden layer lies, by a function that some module is said to hold."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.namespace: dict[str, Any] = {"__name__": module}
+        exec("def _can_use_grouped_mm(h): return h.data_ptr() % 16 == 0", self.namespace)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x)
+        return self.b(torch.relu(h) if self.namespace["_can_use_grouped_mm"](h) else h.clamp(min=0))
+
+
+@pytest.mark.parametrize(
+    ("module", "tracer", "scales"), [("transformers.integrations.moe", "export", 8), ("other", "make_fx", 0)]
+)
+def test_who_looks_at_the_alignment_alone_holds_nothing(module: str, tracer: str, scales: int) -> None:
+    """Where transformers chooses between two ways to compute the same; other code may do anything with an address."""
+    plan = fxenorm.analyze(_Aligned(module), torch.randn(4, 6))
+    assert (plan.tracer, plan.num_scales) == (tracer, scales)

@@ -38,6 +38,8 @@ _MEMORY = {
 }
 # Torch's own Python code asks for these to compare identities.
 _ALSO_ASKED_BY_TORCH = {torch.Tensor.untyped_storage, torch.Tensor._typed_storage, torch.Tensor.data_ptr}
+# Functions that look at an address to see how it is aligned, and compute the same either way: by module and name.
+_ASK_FOR_ALIGNMENT = {("transformers.integrations.moe", "_can_use_grouped_mm")}
 _READS = _named(("item", "tolist", "__repr__", "__format__", "__bool__", "__float__", "__int__", "__index__", "__complex__"))
 _OWN_FOLDERS = tuple(
     os.path.dirname(os.path.abspath(file)) + os.sep for file in (torch._utils.__file__, os.path.dirname(__file__))
@@ -48,16 +50,25 @@ _WATCHED = frozenset({_DATA, _COPY, *_MEMORY, *_READS})
 
 
 def _taken(func: Callable[..., Any]) -> str | None:
-    """The name of `func` where it hands out the memory of a tensor to code that is not torch's or ours."""
+    """The name of `func` where it hands out the memory of a tensor to code that may read or write it there."""
     name = _MEMORY.get(func)
-    return None if name is not None and func in _ALSO_ASKED_BY_TORCH and _asked_by_torch(sys._getframe(2)) else name
+    if name is None or func not in _ALSO_ASKED_BY_TORCH:
+        return name
+    frame = _caller(sys._getframe(2))
+    return None if frame.f_code.co_filename.startswith(_OWN_FOLDERS) or _asks_for_alignment(func, frame) else name
 
 
-def _asked_by_torch(frame: FrameType) -> bool:
-    """Whether code of torch or ours makes the call that `frame` hands on; modes of a tracer may hand it on too."""
+def _caller(frame: FrameType) -> FrameType:
+    """The code that makes the call which `frame` hands on; modes of a tracer may hand it on too."""
     while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
         frame = frame.f_back
-    return frame.f_code.co_filename.startswith(_OWN_FOLDERS)
+    return frame
+
+
+def _asks_for_alignment(func: Callable[..., Any], frame: FrameType) -> bool:
+    """Whether the code of `frame` asks by `func` for an address on which no result depends."""
+    asking = (frame.f_globals.get("__name__"), frame.f_code.co_name)
+    return func == torch.Tensor.data_ptr and asking in _ASK_FOR_ALIGNMENT
 
 
 def _copied(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
@@ -96,6 +107,8 @@ class ExportWatch(TorchFunctionMode):
         name = _taken(func)
         if name is not None:
             raise RuntimeError(f"{name} takes a tensor out of the graph")
+        if _asks_for_alignment(func, _caller(sys._getframe(1))):
+            return 0  # what has no memory is aligned for everything
         if func in _READS:
             self.read.append(args[0].detach().clone())
         return func(*args, **(kwargs or {}))
