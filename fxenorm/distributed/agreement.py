@@ -32,7 +32,7 @@ TOPICS = {
         "Give every process the same, for example drawn from generators with one seed",
     ),
 }
-"""What has to be equal: how a difference is said, and what to do about it."""
+"""The facts that have to be equal: how a difference is said, and its remedy."""
 
 _FAILED, _OPEN, _EXECUTOR, _DIGESTS = range(4)
 _SHOWN = 5
@@ -44,7 +44,7 @@ class Statement:
     """The next step of one process, in words that others can compare.
 
     Attributes:
-        topics: by topic of `TOPICS`, what is said of it, in short items; a topic that is missing says nothing.
+        topics: by topic of `TOPICS`, the statement in short items; a topic that is missing says nothing.
         error: why this process cannot take part; None: it can.
     """
 
@@ -204,10 +204,10 @@ def _refusal(
     """The error of a process that is not at fault itself, or not alone.
 
     Args:
-        rows: what all processes said.
+        rows: the notes of all processes.
         members: their ranks.
         failed, topics: see `_complaints`.
-        said: by process, what `_reasons` gave; None: that is not known.
+        said: by process, its `_reasons`; None: they are not known.
     """
     if failed:
         if said is None:
@@ -215,7 +215,7 @@ def _refusal(
             return AgreementError(f"{ELSEWHERE}; its own message says why (rank {ranks})")
         reasons = "; ".join(f"rank {members[place]}: {said[place].get('error', '')}" for place in failed)
         return AgreementError(f"{ELSEWHERE}: {reasons}")
-    # What comes behind the first of them in the order of `TOPICS` may only follow from it.
+    # Differences behind the first, in the order of `TOPICS`, may only follow from it.
     topic, number = topics[0], list(TOPICS).index(topics[0])
     opening, remedy = TOPICS[topic]
     alike: dict[float, list[int]] = {}

@@ -65,7 +65,7 @@ class Ranks:
         board = self._board(logs.new_zeros(0) if notes is None else notes.to(logs))
         n, head, linear = logs.numel(), board.numel(), p <= LINEAR_UP_TO
         if math.isinf(p):
-            # What MAX makes of NaN depends on the order; both mean that a weight is not finite.
+            # The MAX of NaN depends on the order; NaN and infinity both mean that a weight is not finite.
             values = torch.where(logs.isnan(), math.inf, logs)
         elif linear:
             values = (logs if reference is None else logs - reference).exp()

@@ -16,7 +16,7 @@ from .scale_field import FIXED, AnyField, Ids, ScaleField, Term, compress, simpl
 __all__ = ["GARBAGE", "OPEN", "SETTLED", "Patchwork", "Place", "block_of", "filled", "overlay", "patchwork_of", "shape_at"]
 
 Place = slice | Ids | None
-"""What is written of one axis: a range of positions, positions (arrays of several axes are read together), or all (None)."""
+"""The written part of one axis: a range of positions, positions (arrays of several axes are read together), or all (None)."""
 
 SETTLED, OPEN, GARBAGE = 0, 1, 2
 """States of an entry: its field is known; it is 0 or infinite and carries any; nobody has written it as yet."""

@@ -40,7 +40,7 @@ class ParameterView:
         name: the parameter's name.
         shape: the shape of the view.
         steps: the operators that lead from the parameter to the view.
-        offset: what is added to the parameter, in its own units; 0 where nothing is.
+        offset: the number that is added to the parameter, in its own units; 0 where none is.
         factor: by which number it is multiplied; None: by numbers that are not known or not all the same.
     """
 

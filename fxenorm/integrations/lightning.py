@@ -119,7 +119,7 @@ class FxenormCallback(_Callback):
             self._logged = step
             values = {"fxenorm/norm": self.plan.norm().float(), "fxenorm/imbalance": self.plan.imbalance().float()}
             trainer.callback_metrics.update(values)
-            # Not pl_module.log: what that is told between two of the trainer's own logs is thrown away.
+            # Not pl_module.log, which throws away values between two of the trainer's own logs.
             for logger in trainer.loggers:
                 logger.log_metrics({key: float(value) for key, value in values.items()}, step=step)
 

@@ -38,8 +38,8 @@ class OptimizerCheck:
 
     Attributes:
         optimizer: the class.
-        contract: what its rule promises.
-        at_fault: by state key, the mistake; "(updates)" stands for what is in no key of the state.
+        contract: the promise of its rule.
+        at_fault: by state key, the mistake; "(updates)" stands for a mistake in no key of the state.
         keys: the keys of the state, with the power of D by which each follows, 0 where it stays.
     """
 
@@ -263,7 +263,7 @@ def _is_covariant(make: Callable[[], _Run], instead: Mapping[str, int] | None = 
     for one in (untouched, run):
         one.feed(_STEPS)
         for number, parameter in enumerate(one.parameters):
-            # Squares of steps begin with what eps makes of them, which follows nothing.
+            # Squares of steps begin with multiples of eps, which follow nothing.
             for key, value in one.held(number).items():
                 if key == "acc_delta" and value.shape == parameter.shape:
                     value.copy_(parameter.detach().square() * 1e-2)

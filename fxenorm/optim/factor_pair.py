@@ -21,7 +21,7 @@ def terms_of_factor(terms: Terms, axis: int, name: str) -> Terms:
 
     Args:
         terms: the parameter's exponents: (coefficient, ids of the parameter's number of axes, size 1 where constant).
-        axis: -1 for rows, which also take what varies along neither of the last two axes, or -2 for columns.
+        axis: -1 for rows, which also take terms that vary along neither of the last two axes, or -2 for columns.
         name: the parameter's, for the message.
 
     Returns:

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 Contract = Literal["re-expressed", "covariant", "by definition"]
-"""What a rule promises, D being the parameter's factor.
+"""The promise of a rule, D being the parameter's factor.
 
 "re-expressed": the state is that of a fresh optimizer that was fed the rescaled gradients from the start.
 "covariant": later updates are D times those of the run that was never rescaled.
@@ -90,7 +90,7 @@ class Rule:
 
     Attributes:
         follows: the rule itself.
-        contract: what it promises.
+        contract: its promise.
         keys: the state keys that a rule given as a dict names; empty for a function.
     """
 
@@ -110,7 +110,7 @@ _CHOICES = (
 )
 
 _METHODS_THAT_MATTER = ("step", "_init_group")
-"""What decides which gradients enter the state, and how."""
+"""Methods that decide which gradients enter the state, and how."""
 
 
 def register(*names: str, contract: Contract = "re-expressed", replace: bool = False) -> Callable[[StateRule], StateRule]:
@@ -158,7 +158,7 @@ def register_optimizer(
             what stays as it is. Every float tensor of the parameter's shape has to be named, and every key has to occur. Or a
             function of one parameter's state and its group that returns such a dict, with ``Steps()`` for "steps". Tensors
             have the parameter's shape.
-        contract: what the rule promises: "re-expressed", the state is that of a fresh optimizer fed the rescaled gradients;
+        contract: the promise of the rule: "re-expressed", the state is that of a fresh optimizer fed the rescaled gradients;
             "covariant", later updates are D times what they would have been; "by definition", anything else.
 
     `fxenorm.check_optimizer` tests a rule.

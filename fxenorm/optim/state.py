@@ -31,7 +31,7 @@ OptimizerLike = Any
 """An optimizer, something that holds one as ``.optimizer``, a sequence of these, or None."""
 
 StateChoice = Literal["reexpress", "reset", "keep"]
-"""What becomes of optimizer state: it follows by its class's rule, is dropped, or stays as it is."""
+"""The choices for optimizer state: it follows by its class's rule, is dropped, or stays as it is."""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Call:
             tensors a list of them).
         fakes: by schema name, the fake tensors of the same arguments.
         output: the fake output, or tuple of outputs.
-        equations, parameters: what the rule may add to.
+        equations, parameters: the rule may add to them.
         origin: position of the node, given to every equation.
         options: see `RuleOptions`.
         constants: gives the value of an integer argument that depends on no model input, None where it is unknown.
@@ -77,8 +77,8 @@ class Call:
         active: by schema name, whether the argument depends on a model input.
         unknown: names of the arguments that are, or hold, numbers which depend on the data; they read as some integer.
         unwritten: by schema name, whether the argument's memory was made without values (`empty`) and never written to.
-        roles: by schema name, as what the call uses the argument if it is a parameter: one of `ROLES`; filled by the rule.
-        inexact: sentences that say what the rule gave up; filled by the rule.
+        roles: by schema name, the role of the argument if it is a parameter: one of `ROLES`; filled by the rule.
+        inexact: sentences that say how far the law is not exact; filled by the rule.
         barrier: why the call forces its inputs to zero, where it does; filled by the rule.
         own: whether the rule is a user's.
         settled: what `field` returned, by the argument's name.

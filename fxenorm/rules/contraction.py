@@ -40,7 +40,7 @@ def take_bias(call: Call, field: Field, bias: Field, axis: int) -> Field:
     if isinstance(bias, ParameterView) and isinstance(field, ScaleField):
         take_as_is(call, _reshaped(bias, shape), field)
         return field
-    # What is added is as free as what it is added to, so the order of the two does not matter.
+    # Both terms of the sum are equally free, so their order does not matter.
     return same_field(call, [field, reshape(call.settle(bias), shape)], field.shape)
 
 

@@ -137,7 +137,7 @@ def slice_backward(call: Call) -> Field:
     field = call.field("grad_output")
     if call.operator == "aten::select_backward":
         one = (*shape[:axis], 1, *shape[axis + 1 :])
-        # One position out of many: the zeros around it carry what it carries.
+        # One position out of many: the zeros around it carry its field.
         return broadcast(reshape(field, one), shape)
     positions = range(*slice(call["start"], call["end"], call["step"]).indices(shape[axis]))
     return placed(call, field, axis, shape[axis], positions)

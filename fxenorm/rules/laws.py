@@ -209,7 +209,7 @@ def _absorb(
         return any(ids.shape[axis] > 1 for axis in axes)
 
     mixed = [(c, ids) for c, ids in terms if varies(ids, summed) and varies(ids, foreign)]
-    # What the weight can undo it undoes, also on letters that it shares with the output (depthwise), so that each of its
+    # The weight undoes all it can, also on letters that it shares with the output (depthwise), so that each of its
     # entries has one variable that it writes and one that it reads.
     inner = [(c, ids) for c, ids in terms if not varies(ids, foreign)]
     outer = [(c, ids) for c, ids in terms if varies(ids, foreign) and not varies(ids, summed)]

@@ -94,14 +94,14 @@ def write_somewhere(
 
     Args:
         call: of the operator.
-        base: what is written to.
-        value: what is written, with the tensor's axes, of size 1 along `axes`.
+        base: the field of the tensor that is written to.
+        value: the field of the written values, with the tensor's axes, of size 1 along `axes`.
         axes: along which it is not known where it is written; both fields are constant there.
         touched: on the other axes, which positions are written (slices); None: all.
         how: "" where entries are replaced.
     """
     if isinstance(value, AnyField):
-        # Zeros carry what their neighbours carry.
+        # Zeros carry the field of their neighbours.
         return base
     if isinstance(base, ScaleField):
         inside = call.constant(_read(base, touched), axes)
@@ -192,7 +192,7 @@ def _products(call: Call, base: ScaleField | AnyField, value: ScaleField | AnyFi
         return base
     call.zero(value)
     if outside and isinstance(base, ScaleField):
-        # What was there is dropped where something is written.
+        # The former value is dropped where something is written.
         call.zero(base)
     return ScaleField(base.shape) if outside else base
 

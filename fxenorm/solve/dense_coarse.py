@@ -46,7 +46,7 @@ class CoarseProblem:
             if solve is None:
                 break
             direction = -solve(gradient) / self.p**2
-            # A step that multiplies an entry by more than e^4 is beyond what the quadratic model knows.
+            # A step that multiplies an entry by more than e^4 is beyond the reach of the quadratic model.
             direction *= (4.0 / (self.p * direction.abs().amax() + 1e-300)).clamp(max=1.0)
             length, slope = 1.0, float(gradient @ direction)
             while length > 1e-4:

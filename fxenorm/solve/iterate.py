@@ -67,7 +67,7 @@ def solve(
     """Repeats a solver's cycles until the imbalance is at most `tol`; none of them raises the objective.
 
     Args:
-        problem: the objective and what is held.
+        problem: the objective, with the variables that are held.
         tol: the imbalance to reach.
         max_iterations: cycles at most.
         start: log-scales to start from; None: 0.

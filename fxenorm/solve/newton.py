@@ -167,7 +167,7 @@ def _line_search(objective: Objective, log_scales: Tensor, direction: Tensor, sl
     before = float(objective.log_objective(log_scales))
     fall = objective.p**2 * math.exp(min(log_unit - before, 0.0)) * slope
     length = min(1.0, _LONGEST / (objective.p * longest))
-    # What rounding leaves of the objective's digits: near the optimum it is flat, and Newton's step is right.
+    # The digits of the objective that rounding spoils: near the optimum it is flat, and Newton's step is right.
     slack = 1e-13 * (1.0 + abs(before))
     for _ in range(_HALVINGS):
         ahead = clamped(log_scales + length * direction, objective.limit)

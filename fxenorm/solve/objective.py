@@ -91,7 +91,7 @@ class Cycle(Protocol):
         """Returns the next (K,) log-scales, within the objective's limit.
 
         Args:
-            objective: what is minimised.
+            objective: the function to minimise.
             log_scales: (K,) where.
             log_negative, log_positive: (K,) log N and log P there.
         """

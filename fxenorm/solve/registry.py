@@ -39,7 +39,7 @@ def register_solver(name: str, solver: Solver, *, replace: bool = False) -> None
 
     Args:
         name: the name that `get_solver` finds it by.
-        solver: how it is made and what it needs.
+        solver: how it is made, and its needs.
         replace: whether a solver that has the name already gives way.
 
     Raises:

@@ -127,7 +127,7 @@ def _fixed(walk: Walk, forms: _Forms, solution: Solution, moves: Any, given: Equ
     still = np.flatnonzero(~moves)
     length = np.diff(forms.matrix.indptr)
     found: Counter[int] = Counter()
-    # What no equation made zero was so before the weight read it, or the weight itself stays as it is.
+    # A form that no equation made zero was zero before the weight read it, or the weight itself stays as it is.
     before = still[length[still] == 0]
     births = walk.parameters.births
     end_of = np.searchsorted(forms.starts, before, side="right") - 1

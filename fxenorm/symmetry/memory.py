@@ -44,7 +44,7 @@ class Block:
     Attributes:
         base: the node that made it.
         tangled: whether it is not known which node sees which part of it.
-        patch: what it holds after the first write, None before.
+        patch: its content after the first write, None before.
         fields: the fields of its nodes since the last write.
     """
 

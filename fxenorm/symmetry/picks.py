@@ -64,7 +64,7 @@ class Picks:
 
     Args:
         graph: the graph.
-        storage, sizes, known: what is known about it.
+        storage, sizes, known: its shared memory, sizes and known values.
         probe: runs the rule of a call on other fields; None where that imposes anything.
     """
 

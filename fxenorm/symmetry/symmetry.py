@@ -125,7 +125,7 @@ class OutputUse:
     """One value that leaves forward.
 
     Attributes:
-        path: where it is in what forward returns ("logits", "0.1"), in the model ("self.aux") or in its arguments ("inputs.0").
+        path: its place in the returned value ("logits", "0.1"), in the model ("self.aux") or in its arguments ("inputs.0").
         held: whether it stays as it is under every rescaling.
         variables: number of variables fixed first because it carries them.
         reason: why it is not held, "" where it is.
@@ -168,7 +168,7 @@ class Symmetry:
         second_sizes: by input tensor, by axis, its size in the example and at the second size that was seen; () without one.
         offsets: by name of a tensor in `exponents`, the number o, not 0, that the model adds to it: offset + entry is multiplied,
             so that the entry moves as (o + w) * factor - o.
-        outputs: what leaves forward, in order, the held ones first; empty in plans that were stored by older versions.
+        outputs: the values that leave forward, in order, the held ones first; empty in plans that were stored by older versions.
         account: the channel ends, free, fixed or tied away; None in plans that were stored by older versions.
         channels: in graph order, the fields of the activations that layers read and write, as terms; none where all are held.
     """

@@ -53,11 +53,11 @@ class Walk:
 
     Attributes:
         equations, parameters: shared by all graphs of the model.
-        options: what the rules may depend on.
+        options: the options that rules may depend on.
         origins: by the number that equations carry.
         events: by mode (and path, where random numbers choose one), the calls that depend on a model input or read a parameter.
         roles: by parameter name, all roles seen.
-        inexact: what rules gave up, in sentences, in order.
+        inexact: sentences that say how far laws are not exact, in order.
         movable: names of buffers that carry a field.
         held_outputs: fnmatch patterns of the outputs that are held; None: all but caches.
         left_out: by path, why an output is not held.
@@ -128,7 +128,7 @@ class _GraphWalk:
         self.event_of: dict[fx.Node, int] = {}
         self.events = events
         self.ends = OutputEnds(traced, self.storage, walk.held_outputs)
-        # Fields are dropped after their last user; events keep what sites need.
+        # Fields are dropped after their last user; events keep those that sites need.
         users = [node for node in traced.graph.nodes if node.op == "output" or node in self.ends.live]
         self.last_use = {source: node for node in users for source in node.all_input_nodes}
 
@@ -222,7 +222,7 @@ class _GraphWalk:
         """Returns how the call reads its arguments: constants beside activations show that their zeros carry any field."""
         values = [self._kept(source) for source in node.all_input_nodes]
         values = [value.value if isinstance(value, Picked) else value for value in values]
-        # A parameter times a mask stays a parameter, which takes its form from what follows.
+        # A parameter times a mask stays a parameter, which takes its form from its next use.
         if node not in self.active or any(isinstance(value, ParameterView) for value in flat(values)):
             return self._current
         return self._with_zeros

@@ -61,7 +61,7 @@ class Writes:
 
         Args:
             target: the node that is written to.
-            new: field of what is written.
+            new: the field of the written values.
             before: gives the field of a base to which nothing was written as yet.
             origin: of the writing call.
 
@@ -115,7 +115,7 @@ class Writes:
             return False
         places, order = found
         for axis in unknown:
-            # It is not known where: what is read along the axis was written.
+            # The place is not known: every entry that is read along the axis was written.
             places[axis] = None
         value = placed(new, order, shape_at(patch.shape, places))
         block.write(overlay(patch, patchwork_of(value), places))

@@ -11,7 +11,7 @@ from torch import fx
 
 __all__ = ["copy_body", "drop_idle", "inline_regions", "replace_results"]
 
-# Position of the body among the operands; what stands in front of it are switches that do not change the mathematics.
+# Position of the body among the operands; in front of it stand switches that do not change the mathematics.
 _BODY_POSITION = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4, "tag_activation_checkpoint": 0, "wrap": 0}
 
 _IDLE = frozenset(

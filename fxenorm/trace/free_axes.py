@@ -78,7 +78,7 @@ class _Search:
     def __init__(self, traced: TracedModel) -> None:
         self.facts = AxisFacts()
         self.labels: dict[fx.Node, Labels] = {}
-        # What parameters, buffers and constants become with their size unchanged.
+        # Parameters, buffers and constants, and tensors made of them with their size unchanged.
         self.sized: set[fx.Node] = {
             node for node in traced.graph.nodes if node.op in ("placeholder", "get_attr") and not _is_input(traced, node)
         }

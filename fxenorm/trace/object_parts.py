@@ -53,7 +53,7 @@ _RAW = (
 )  # fmt: skip
 
 PAST_NAMES = ("past_key_values", "cache", "cache_params")
-"""What Transformers calls one and the same entry, by version."""
+"""The names that Transformers gives one and the same entry, by version."""
 _OTHER_CACHE_NAMES = ("mems", "state", "past_buckets_states")
 
 

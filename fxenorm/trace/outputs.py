@@ -33,14 +33,14 @@ class Output:
     """One value that leaves forward.
 
     Attributes:
-        path: keys, positions and attribute names that lead to it from what forward returns ("logits", "0.1"; a single tensor is
+        path: keys, positions and attribute names that lead to it from the returned value ("logits", "0.1"; a single tensor is
             "output"), from the model ("self.aux") or from the arguments ("inputs.0").
         kind: "tensor", "number", "text", "unsearched" (an object that may hold tensors where they are not seen) or "read" (the
             value of a tensor that Python read on the way).
         position: of its node among the graph's outputs, None where no node stands for it.
         cache: whether Transformers marks it as a cache.
         reason: why an object cannot be searched.
-        returned: whether it is part of what forward returns; else it was left in an attribute or an argument.
+        returned: whether it is part of the returned value; else it was left in an attribute or an argument.
     """
 
     path: str
@@ -56,10 +56,10 @@ class OutputWatch:
 
     Args:
         model: the module that is called.
-        raises: whether what a returned iterator raises is passed on.
+        raises: whether the errors of a returned iterator are passed on.
 
     Attributes:
-        leaves: after the call, what was found; None where the call did not end.
+        leaves: after the call, the values that left; None where the call did not end.
     """
 
     def __init__(self, model: nn.Module, raises: bool = False) -> None:

@@ -33,7 +33,7 @@ class Notes(list[str]):
     """Sentences for the user.
 
     Attributes:
-        state: what forward can reach and write.
+        state: the objects that forward can reach and write.
         generators: of random numbers that forward can draw from.
         drew: after the run, whether it drew from one of Python's or numpy's, whose numbers no trace sees.
     """

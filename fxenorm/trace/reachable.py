@@ -33,9 +33,9 @@ class Leaf:
         path: keys, positions and attribute names, joined by dots ("" for the object itself).
         value: a tensor, a number (an array of them too), a text, or the object that cannot be searched.
         kind: which of these.
-        cache: whether it lies in what Transformers marks as a cache.
+        cache: whether it lies in a cache of Transformers.
         reason: why the object cannot be searched.
-        returned: whether it is part of what forward returns; else forward left it in an attribute or an argument.
+        returned: whether it is part of the returned value; else forward left it in an attribute or an argument.
     """
 
     path: str
@@ -50,12 +50,12 @@ class Search:
     """A search through objects that visits each of them once, whatever refers to whatever.
 
     Args:
-        runs_lazy_code: whether iterators, generators and coroutines are run to see what a user would get from them; they are
+        runs_lazy_code: whether iterators, generators and coroutines are run to see the items that a user would get; they are
             spent then. Else only what they hold now is looked at.
-        raises: whether what such code raises is passed on; else the iterator counts as one that cannot be searched.
+        raises: whether the errors of such code are passed on; else the iterator counts as one that cannot be searched.
         skip: objects that are not entered.
         enters: whether an object of a class of its own is entered.
-        returned: what the leaves say of themselves.
+        returned: the value of `Leaf.returned` for all leaves.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Search:
         returned: bool = True,
     ) -> None:
         self._runs_lazy_code, self._raises, self._enters, self._returned = runs_lazy_code, raises, enters, returned
-        # Visited objects are kept alive: what is made on the way (an item of an iterator) would give its id to the next.
+        # Visited objects are kept alive: an object made on the way (an item of an iterator) would give its id to the next.
         self._seen: dict[int, Any] = {id(value): value for value in skip}
         self._paths: set[str] = set()
 

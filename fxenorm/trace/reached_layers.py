@@ -198,7 +198,7 @@ class _Walk(ast.NodeVisitor):
             return node.id in self._names
         if isinstance(node, ast.Attribute) and node.attr in ("shape", "device", "dtype", "ndim"):
             return False
-        if isinstance(node, ast.Subscript):  # what it picks is made of what it picks from
+        if isinstance(node, ast.Subscript):  # an entry is made of its tensor
             return self._holds(node.value)
         if isinstance(node, ast.Call) and _name(node) in _INDEXING:
             return self._holds(node.func) or any(self._holds(value) for value in node.args[2:])

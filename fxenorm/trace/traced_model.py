@@ -46,9 +46,9 @@ class TracedModel:
         graph: placeholder, get_attr, call_function and output nodes only; regions under ``no_grad`` or autocast are inlined.
         mode: the mode that the model was in.
         tracer: ``"export"`` or ``"make_fx"``; the second holds for one path of the given inputs only.
-        placeholders: by node name, what each placeholder and get_attr node stands for.
+        placeholders: by node name, the tensor that each placeholder and get_attr node stands for.
         aliases: every further name of a parameter or buffer -> its first name.
-        notes: what was lost on the way, in sentences for the user.
+        notes: losses on the way, in sentences for the user.
         shared_storage: names of distinct parameters, buffers and constants whose entries overlap in memory, one tuple a
             block: they are no aliases, and scaling one of them would scale a part of another.
         covers: the modes that this graph stands for: `mode`, and the other one too where the trace in the other mode was

@@ -76,7 +76,7 @@ def trace_model(
         raise OptionError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     if modes not in ("both", "train", "eval"):
         raise OptionError(f'modes must be "both", "train" or "eval", got {modes!r}.')
-    # What is made on the way, made-up inputs among it, must be ordinary tensors wherever the call comes from.
+    # Tensors made on the way, made-up inputs among them, must be ordinary ones wherever the call comes from.
     inner = unwrap(model)
     if isinstance(inner, torch.jit.ScriptModule):
         raise TraceError(
