@@ -166,7 +166,7 @@ class FxenormCallback(_Callback):
             self._stored = None
 
     def _forget_averages(self) -> None:
-        """Stops the tracking of averages."""
+        """Stops the tracking of averages that callbacks hold."""
         if self._averages is not None:
             self._averages.remove()
             self._averages = None

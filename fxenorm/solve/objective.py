@@ -60,10 +60,10 @@ class Objective(Protocol):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is counted."""
+        """Whether no entry is counted, so that F is 0."""
 
     def within(self, limit: Tensor) -> Objective:
-        """The same within another limit."""
+        """Returns the same objective within another limit."""
 
     def log_sums(self, log_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(K,) log N and log P after a rescaling."""

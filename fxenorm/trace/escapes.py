@@ -95,7 +95,7 @@ class ExportWatch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs `func`, or its stand-in."""
+        """Runs `func`, or its stand-in where no graph can show it."""
         if torch.compiler.is_dynamo_compiling():  # in the body of a loop: Dynamo refuses what leaves it, and cannot follow us
             return func(*args, **(kwargs or {}))
         if func not in _WATCHED:  # nearly always
