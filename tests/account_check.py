@@ -29,3 +29,5 @@ def assert_adds_up(symmetry: Symmetry) -> None:
     assert set(kinds) <= {"input", "output", "barrier", "option", "tied"} and all(row.count > 0 for row in account.rows)
     assert account.free + sum(kinds.values()) == account.total
     assert all(row.operator for row in account.rows)
+    assert all(row.reason for row in account.rows if row.kind == "barrier"), "a barrier says why"
+    assert not any(row.reason for row in account.rows if row.kind == "tied" and row.node), "a tie of nodes needs none"

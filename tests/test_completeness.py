@@ -69,12 +69,12 @@ def test_the_whole_group_is_found(name: str) -> None:
     assert_adds_up(found.symmetry)
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_is_found_keeps_the_function(name: str, mode: str) -> None:
+def test_what_is_found_keeps_the_function(name: str) -> None:
+    """In both modes, in one test: the analysis takes most of the time."""
     found, inputs = _found(name)
     with in_plain_python():
-        assert soundness(found, inputs, mode) <= TOLERANCE
+        assert {mode for mode in ("eval", "train") if soundness(found, inputs, mode) > TOLERANCE} == set()
 
 
 def test_at_most_two_networks_miss_anything() -> None:

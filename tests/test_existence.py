@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -128,6 +129,23 @@ def test_entries_of_two_variables_with_unlike_coefficients(entries: list[tuple[i
     assert falls_for_ever(entries_of(case), []) is not attained
     for seed in range(3):
         assert bool(assert_enough_and_not_in_vain(case, seed)) is not attained
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_large_tensor_with_zeros_in_some_rows_counts_all_of_its_entries(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows without zeros are looked at as one, the others entry by entry: what has to be held is what every entry says."""
+    monkeypatch.setattr(sys.modules[exponent_rows.__module__], "_FEW", 8)
+    random = np.random.default_rng(seed)
+    outputs, inputs = np.arange(6)[:, None], np.arange(6, 11)[None]
+    middle = torch.ones(6, 5, dtype=torch.float64)
+    for row in random.choice(6, 2, replace=False):
+        middle[row, torch.from_numpy(random.permutation(5)[:3])] = 0.0
+    first, last = (torch.from_numpy(random.integers(0, 2, shape)).double() for shape in ((5, 1), (1, 6)))
+    case = Case(
+        11, 2.0, [(6, 5), (5, 1), (1, 6)], [[(1, outputs), (-1, inputs)], [(1, inputs.T)], [(-1, outputs.T)]], [0.0] * 3,
+        [middle, first, last],
+    )  # fmt: skip
+    assert_enough_and_not_in_vain(case, seed)
 
 
 @settings(deadline=None, max_examples=40)

@@ -370,3 +370,15 @@ def test_of_equations_that_say_the_same_the_first_origin_is_kept() -> None:
     for origin, factor in ((9, 3), (4, 2), (6, 4)):
         equations.sums.append(((factor - 1, 1), np.zeros((2, 1), dtype=np.int64), origin))
     assert solve(equations).zero_origin.tolist() == [4, NEVER]
+
+
+def test_terms_of_equal_ids_become_one_and_what_cancels_is_gone() -> None:
+    """Whether they are one array or two, as long as they stand for the same form."""
+    ids, row = np.array([[0, 1], [2, 3]]), np.array([[0, 1]])
+    assert simplify([(2, ids), (-2, ids.copy())]) == () and simplify([(2, ids), (-2, ids)]) == ()
+    ((coefficient, found),) = simplify([(1, ids), (2, ids.copy())])
+    assert coefficient == 3 and found.tolist() == ids.tolist()
+    assert [(c, i.tolist()) for c, i in simplify([(1, row), (1, np.array([[1, 0]])), (1, row.T), (1, row)])] == [
+        (2, [[0, 1]]), (1, [[1, 0]]), (1, [[0], [1]]),
+    ]  # fmt: skip
+    assert simplify([(1, np.array([[-1]])), (3, np.full((2, 2), -1))]) == ()
