@@ -107,7 +107,7 @@ def before_the_writes(folder: Path) -> dict[str, Any]:
             expected = Session(kind, backend)
             expected.plan.step(expected.optimizer)
             failing = mock.Mock(side_effect=torch.OutOfMemoryError("none left"))
-            places = ["fxenorm.weights.weights.Snapshot.apply", "fxenorm.rescale.prepared_step.PreparedStep.run"]
+            places = ["fxenorm.weights.targets.Targets.apply", "fxenorm.rescale.prepared_step.PreparedStep.run"]
             with ExitStack() as stack:
                 if dist.get_rank() == 1:
                     for place in places:

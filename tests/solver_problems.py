@@ -13,23 +13,23 @@ from fxenorm.analysis.attained.exponent_rows import exponent_rows
 from fxenorm.analysis.attained.missing_equations import missing_equations
 from fxenorm.kernels.reference.executor import EagerBackend
 from fxenorm.solve.jacobi import solvable
-from fxenorm.weights.objective import Problem
+from fxenorm.weights.objective import CurrentObjective
 
 from .random_plans import Case
 
 BACKEND = EagerBackend()
 
 
-def problem_of(case: Case, groups: np.ndarray | None = None, held: np.ndarray | None = None) -> Problem:
+def problem_of(case: Case, groups: np.ndarray | None = None, held: np.ndarray | None = None) -> CurrentObjective:
     """A case, read once, with a cap on its log-scales."""
     program = case.program()
     mask = torch.zeros(case.num_scales, dtype=torch.bool) if held is None else torch.from_numpy(held)
     matrices = BACKEND.matrices(program, case.tensors, [None] * len(case.tensors))
     limit = torch.full((case.num_scales,), 300.0, dtype=torch.float64)
-    return Problem(BACKEND, program, matrices, mask, limit, None if groups is None else torch.from_numpy(groups))
+    return CurrentObjective(BACKEND, program, matrices, mask, limit, None if groups is None else torch.from_numpy(groups))
 
 
-def chain(depth: int, width: int, kind: str = "dense", p: float = 2.0, bad_start: float = 0.0, seed: int = 0) -> Problem:
+def chain(depth: int, width: int, kind: str = "dense", p: float = 2.0, bad_start: float = 0.0, seed: int = 0) -> CurrentObjective:
     """A fully connected chain; what has no finite optimum is held."""
     random = np.random.default_rng(seed)
     shapes, terms, tensors = [], [], []
@@ -58,7 +58,7 @@ def chain(depth: int, width: int, kind: str = "dense", p: float = 2.0, bad_start
     return dataclasses.replace(problem, held=torch.from_numpy(dead))
 
 
-def gated(p: float) -> Problem:
+def gated(p: float) -> CurrentObjective:
     """Layers with a shared stream, a weight that both reads and writes it, three variables an entry, and exponents of 2."""
     random, width = np.random.default_rng(3), 4
     stream, inner, gate = (np.arange(start, start + width) for start in (0, width, 2 * width))
@@ -76,7 +76,7 @@ def gated(p: float) -> Problem:
     return problem_of(case, np.repeat(np.arange(3), width))
 
 
-def ring(weights: list[float], p: float) -> Problem:
+def ring(weights: list[float], p: float) -> CurrentObjective:
     """Scalar layers in a loop: layer i reads variable i and writes variable i + 1."""
     count = len(weights)
     ids = [np.array([[k]]) for k in range(count)]
@@ -85,7 +85,7 @@ def ring(weights: list[float], p: float) -> Problem:
     return problem_of(Case(count, p, [(1, 1)] * count, terms, [0.0] * count, tensors))
 
 
-def by_definition(problem: Problem, log_scales: torch.Tensor, matrices: Any = None) -> torch.Tensor:
+def by_definition(problem: CurrentObjective, log_scales: torch.Tensor, matrices: Any = None) -> torch.Tensor:
     """F, entry by entry, for autograd."""
     padded = torch.nn.functional.pad(log_scales, (0, 1))
     total = log_scales.new_zeros(())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fxenorm
 from fxenorm.solve.coarse import CoarseProblem
 from fxenorm.solve.sparse_coarse import SparseCoarseProblem
-from fxenorm.weights.objective import Problem
+from fxenorm.weights.objective import CurrentObjective
 
 
 def chain(depth: int, width: int = 3) -> nn.Sequential:
@@ -45,11 +45,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def problem_of(name: str, p: float) -> Problem:
+def problem_of(name: str, p: float) -> CurrentObjective:
     """The objective of a model, read."""
     make, shape = MODELS[name]
     plan = fxenorm.analyze(make(), torch.randn(shape, dtype=torch.float64, device="cpu"), p=p)
-    return plan.rescaler.open().problem()
+    return plan.rescaler.open().objective()
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])

@@ -256,7 +256,7 @@ def test_what_is_held_follows_from_the_rows_of_all_parts(seed: int) -> None:
         for parameter in model.parameters():
             parameter.mul_(torch.rand(parameter.shape, generator=generator) < 0.2)
     plan = fxenorm.analyze(model, batch(Residual))
-    problem = plan.rescaler.open().problem()
+    problem = plan.rescaler.open().objective()
     program, matrices = problem.program, problem.matrices
     nothing, channels = np.zeros(plan.num_scales, dtype=bool), ChannelFields(plan.symmetry.channels, program, None)
     expected = missing_equations(exponent_rows(program, matrices).matrix(nothing), nothing, channels)

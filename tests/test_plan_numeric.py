@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxenorm.analysis.options import Options
 from fxenorm.errors import BindError, FxenormWarning, OptimizerError, OptionError, RescaleError
 from fxenorm.plan.plan import Plan
-from fxenorm.weights.weights import Snapshot
 
 from .hand_made import Builder, chain
 
@@ -370,7 +369,7 @@ class NoReading(TorchDispatchMode):
 @pytest.mark.parametrize("p", [2.0, 12.0, math.inf])
 def test_step_waits_for_no_value(p: float, solver: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a device that computes beside Python: on a CPU a step looks at the weights first, which costs no wait."""
-    monkeypatch.setattr(Snapshot, "_looks_first", lambda self, targets: False)
+    monkeypatch.setattr("fxenorm.rescale.cycles._looks_first", lambda weights, targets: False)
     model = mlp(dtype=dtype)
     optimizer, plan = momentum(model, foreach=False), plan_of(model, p=p, solver=solver)
     with NoReading():

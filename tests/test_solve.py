@@ -19,7 +19,7 @@ from fxenorm.kernels.reference.executor import EagerBackend
 from fxenorm.solve import SOLVER_NAMES
 from fxenorm.solve.iterate import move, round_limit, solve, solve_rounded
 from fxenorm.solve.jacobi import imbalance, jacobi_step, round_to_powers_of_two, truncate_to_powers_of_two
-from fxenorm.weights.objective import Problem
+from fxenorm.weights.objective import CurrentObjective
 
 from .coarse_cycles import TEST_SOLVERS
 from .random_plans import Case, cases
@@ -27,13 +27,13 @@ from .random_plans import Case, cases
 BACKEND = EagerBackend()
 
 
-def problem(case: Case, held: list[int] | None = None, limit: float = math.inf) -> Problem:
+def problem(case: Case, held: list[int] | None = None, limit: float = math.inf) -> CurrentObjective:
     """A case, read once."""
     program = case.program()
     mask = torch.zeros(case.num_scales, dtype=torch.bool)
     mask[held or []] = True
     matrices = BACKEND.matrices(program, case.tensors, [None] * len(case.tensors))
-    return Problem(BACKEND, program, matrices, mask, torch.full((case.num_scales,), limit, dtype=torch.float64))
+    return CurrentObjective(BACKEND, program, matrices, mask, torch.full((case.num_scales,), limit, dtype=torch.float64))
 
 
 def ring(weights: list[float], p: float = 2.0) -> Case:

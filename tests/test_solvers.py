@@ -20,7 +20,7 @@ from fxenorm.solve import SOLVER_NAMES, fastest_solver, get_solver, register_sol
 from fxenorm.solve.iterate import solve
 from fxenorm.solve.jacobi import solvable
 from fxenorm.solve.registry import Solver
-from fxenorm.weights.objective import Problem
+from fxenorm.weights.objective import CurrentObjective
 
 from .coarse_cycles import TEST_SOLVERS
 from .random_plans import Case, cases
@@ -252,7 +252,7 @@ def test_single_precision_weights_keep_matrices_no_larger_than_themselves() -> N
             if kind == torch.float32:
                 assert sum(m.numel() * m.element_size() for m in matrices) <= sum(4 * w.numel() for w in weights)
             limit = torch.full((170,), math.inf, dtype=torch.float64)
-            problems.append(Problem(BACKEND, program, matrices, torch.zeros(170, dtype=torch.bool), limit))
+            problems.append(CurrentObjective(BACKEND, program, matrices, torch.zeros(170, dtype=torch.bool), limit))
         narrow, wide = problems
         assert narrow.matrices[1].dtype == torch.float32 and wide.matrices[1].dtype == torch.float64
         scales = torch.randn(170, dtype=torch.float64, generator=random)

@@ -268,7 +268,7 @@ def balance(case: Case, effort: Effort) -> Iterable[Row]:
         scales[list(item.variables)] = 0.0
     case.plan.rescale(scales)
     start = time.perf_counter()
-    problem = case.plan.rescaler.open().problem()
+    problem = case.plan.rescaler.open().objective()
     sweeps = solve(problem, tol=1e-6, max_iterations=SWEEPS, solver="jacobi")
     middle = time.perf_counter()
     del problem

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import fxenorm
-from fxenorm.weights.objective import Problem
+from fxenorm.weights.objective import CurrentObjective
 
 Made = tuple[nn.Module, Any]
 """A model and example inputs."""
@@ -150,13 +150,13 @@ def random_rescaling(plan: fxenorm.Plan, size: float, seed: int = 0) -> None:
     plan.rescale(scales)
 
 
-def problem_of(plan: fxenorm.Plan) -> tuple[Problem, Tensor]:
+def problem_of(plan: fxenorm.Plan) -> tuple[CurrentObjective, Tensor]:
     """The objective at the current weights, and which variables it holds."""
     _, problem, left = plan.rescaler.open().within_now()
     return problem, torch.from_numpy(left.held)
 
 
-def value_and_gradient(problem: Problem, held: Tensor, scales: Tensor) -> tuple[float, Tensor]:
+def value_and_gradient(problem: CurrentObjective, held: Tensor, scales: Tensor) -> tuple[float, Tensor]:
     """log F after a rescaling, and its derivatives: p (P - N) / F."""
     log_negative, log_positive = problem.log_sums(scales)
     value = problem.log_objective(scales)
@@ -164,7 +164,7 @@ def value_and_gradient(problem: Problem, held: Tensor, scales: Tensor) -> tuple[
     return float(value), torch.where(held, 0.0, slope)
 
 
-def lbfgs(problem: Problem, held: Tensor, max_iterations: int = 3000) -> float:
+def lbfgs(problem: CurrentObjective, held: Tensor, max_iterations: int = 3000) -> float:
     """The least log F that scipy's L-BFGS finds from the weights as they are."""
     from scipy.optimize import minimize
 

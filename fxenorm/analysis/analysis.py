@@ -65,7 +65,7 @@ class Analysis:
         self.basis: Basis | None = None
         """Where the variables are places of a basis of another plan's."""
         self.parts: dict[Any, Any] = {}
-        """What depends on which part of the model a process holds; see `fxenorm.weights.shards`."""
+        """What depends on which part of the model a process holds; see `fxenorm.weights.shared.shards`."""
 
     @property
     def backend(self) -> Backend:

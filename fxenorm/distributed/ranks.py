@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import AgreementError, RescaleError
 from .dtensors import is_distributed
+from .processes import Processes
 
 __all__ = ["LINEAR_UP_TO", "Ranks", "ranks_of", "replica_ranks"]
 
@@ -21,7 +22,7 @@ LINEAR_UP_TO = 4.0
 fourth power of 4e-180, within the range of float64 (2e-308), and so has its largest; both would be up to p = 6.8."""
 
 
-class Ranks:
+class Ranks(Processes):
     """The processes of one mesh, in a fixed order.
 
     Args:
@@ -31,6 +32,8 @@ class Ranks:
         rank: this process's global rank.
         device: where collectives take their tensors.
     """
+
+    holds_all = False
 
     def __init__(
         self, groups: list[Any], places: list[tuple[int, int]], members: list[int], rank: int, device: torch.device

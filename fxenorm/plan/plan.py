@@ -33,8 +33,8 @@ from ..trace import Inputs, resolve_inputs, unwrap
 from ..trace.unwrap import replica_group
 from ..verify.subject import Subject
 from ..verify.verification import Verification, verify
-from ..weights.bind import check_fits
-from ..weights.log_scales import checked_log_scales
+from ..weights.targets import checked_log_scales
+from ..weights.tensors import check_fits
 from ..weights.tracked import Tracked
 
 if TYPE_CHECKING:
@@ -160,9 +160,9 @@ class Plan:
         if not self.num_scales:
             return ()
         with self.rescaler.lock:
-            snapshot = self.rescaler.open_together()
-            _, _, left = snapshot.within_now()
-            return held_by_group(self.groups, left.reasons, self.num_scales, left.equations, snapshot.frozen)
+            weights = self.rescaler.open_together()
+            _, _, left = weights.within_now()
+            return held_by_group(self.groups, left.reasons, self.num_scales, left.equations, weights.frozen)
 
     @property
     def exact(self) -> bool:
@@ -198,7 +198,7 @@ class Plan:
             A 0-d tensor on the weights' device; nothing waits for it.
         """
         with self.rescaler.lock:
-            return self.rescaler.open_together().problem().norm()
+            return self.rescaler.open_together().objective().norm()
 
     def layer_norms(self) -> dict[str, Tensor]:
         """By layer, the p-norm of its counted tensors, without layer weights.
@@ -207,8 +207,8 @@ class Plan:
             0-d tensors on the weights' device; nothing waits for them.
         """
         with self.rescaler.lock:
-            snapshot = self.rescaler.open_together()
-            return snapshot.layer_norms(snapshot.problem())
+            weights = self.rescaler.open_together()
+            return weights.layer_norms(weights.objective())
 
     def imbalance(self) -> Tensor:
         """How far the weights are from balanced: the largest |log(N_k / P_k)| / p over the variables that are not held.
@@ -217,9 +217,8 @@ class Plan:
             A 0-d tensor on the weights' device; nothing waits for it.
         """
         with self.rescaler.lock:
-            snapshot = self.rescaler.open_together().within()
-            sums = snapshot.sums()
-            return imbalance(sums.log_negative, sums.log_positive, self.options.p, snapshot.held_mask())
+            weights = self.rescaler.open_together().within()
+            return imbalance(*weights.log_sums(), self.options.p, weights.held_mask())
 
     def channel_imbalance(self) -> Tensor:
         """The signed imbalance of each variable, log(N_k / P_k) / p: positive where the consumers outweigh the producers.
@@ -228,8 +227,8 @@ class Plan:
             (num_scales,) on the weights' device, held variables included; not finite where N or P is zero.
         """
         with self.rescaler.lock:
-            sums = self.rescaler.open_together().sums()
-        return (sums.log_negative - sums.log_positive) / (1.0 if math.isinf(self.options.p) else self.options.p)
+            negative, positive = self.rescaler.open_together().log_sums()
+        return (negative - positive) / (1.0 if math.isinf(self.options.p) else self.options.p)
 
     # ---------------------------------------------------------------- what rescales
 
@@ -336,15 +335,15 @@ class Plan:
         def look() -> Looked:
             """What follows, and by what; raises where that would overflow."""
             given = checked_log_scales(log_scales, self.num_scales)
-            snapshot, targets = self.rescaler.targets(optimizer, frozen=True, state=state)
-            scales = snapshot.checked_scales(given)
-            snapshot.refuse_overflow(targets, scales)
-            return Looked(snapshot, targets, scales)
+            weights, targets = self.rescaler.targets(optimizer, frozen=True, state=state)
+            scales = weights.checked_scales(given)
+            targets.refuse_overflow(scales)
+            return Looked(weights, targets, scales)
 
         with self.rescaler.lock:
-            snapshot, targets, scales = self.rescaler.look_up(("rescale", f"state={state!r}"), look, optimizer)
+            _, targets, scales = self.rescaler.look_up(("rescale", f"state={state!r}"), look, optimizer)
             if scales is not None:
-                snapshot.apply_told(targets, scales)
+                targets.apply_and_tell(scales)
 
     def repair(self) -> None:
         """Finishes what an interrupted call has left; every other call does so too before anything else.

@@ -64,7 +64,9 @@ class Attachment:
             # A model that is frozen as a whole for now is looked at once it is trained.
             if self._is_trained():
                 say_if_nothing_moves(rescaler, "attach")
-            return Looked(*rescaler.targets(followed, state=state)) if self._is_trained() else Looked(rescaler.open(), [])
+                return Looked(*rescaler.targets(followed, state=state))
+            weights = rescaler.open()
+            return Looked(weights, weights.no_targets())
 
         said = ("attach", *(f"{name}={value!r}" for name, value in {**options, "grads": grads, "state": state}.items()))
         rescaler.look_up(said, look, optimizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from ..analysis.held import Held, held_by_group
 from ..analysis.options import Options
-from ..kernels.program import ScaleTarget
 from ..optim.state import OptimizerLike, StateChoice, unwrap_optimizers
 from ..solve import fastest_solver
 from ..solve.iterate import solve_rounded
 from ..text.describe import plural
-from ..weights.weights import Snapshot, Solved
-from .agreeing import Looked
+from ..text.progress import progress
+from ..weights.targets import Targets
+from ..weights.weights import Weights
+from .agreeing import Looked, Solved, agreed_scales
 from .nothing import say_if_nothing_moves
-from .progress import progress
 from .rescaler import Rescaler
 
 __all__ = ["BalanceResult", "balance"]
@@ -106,8 +106,8 @@ def balance(
     whole, targets, _ = rescaler.look_up(words, look, optimizer)
     optimizers = unwrap_optimizers(optimizer)
 
-    def targets_of(other: Snapshot) -> Sequence[ScaleTarget]:
-        """Finds what follows, in the basis of a snapshot."""
+    def targets_of(other: Weights) -> Targets:
+        """Finds what follows, in the basis of a weights."""
         return targets if other.analysis is whole.analysis else other.targets(optimizers, frozen=False, state=state)
 
     result = _balanced(whole, targets_of, tol=tol, max_iterations=max_iterations)
@@ -116,15 +116,13 @@ def balance(
     return result
 
 
-def _balanced(
-    whole: Snapshot, targets_of: Callable[[Snapshot], Sequence[ScaleTarget]], *, tol: float, max_iterations: int
-) -> BalanceResult:
+def _balanced(whole: Weights, targets_of: Callable[[Weights], Targets], *, tol: float, max_iterations: int) -> BalanceResult:
     """Solves for the least norm, writes the targets once, and reports.
 
     Where entries would leave the range of their types, what moves them there goes only as far as they all have room, and the rest
     is solved again: so nothing is lost.
     """
-    targets: Sequence[ScaleTarget] = ()
+    targets: Targets | None = None
 
     def solve() -> Solved[BalanceResult]:
         """All that comes before the writes."""
@@ -132,64 +130,64 @@ def _balanced(
         found, targets = _solved(whole, targets_of, tol=tol, max_iterations=max_iterations)
         return found
 
-    agreed = whole.agreed_scales(solve)
-    log_scales = agreed.snapshot.analysis.to_plan(agreed.log_scales).to("cpu", torch.float64, copy=True)
-    if bool(log_scales.any()):
-        agreed.snapshot.apply_told(targets, agreed.log_scales)
+    agreed = agreed_scales(whole, solve)
+    log_scales = agreed.weights.analysis.to_plan(agreed.log_scales).to("cpu", torch.float64, copy=True)
+    if targets is not None and bool(log_scales.any()):
+        targets.apply_and_tell(agreed.log_scales)
     return replace(agreed.result, log_scales=log_scales)
 
 
 def _solved(
-    whole: Snapshot, targets_of: Callable[[Snapshot], Sequence[ScaleTarget]], *, tol: float, max_iterations: int
-) -> tuple[Solved[BalanceResult], Sequence[ScaleTarget]]:
+    whole: Weights, targets_of: Callable[[Weights], Targets], *, tol: float, max_iterations: int
+) -> tuple[Solved[BalanceResult], Targets]:
     """What is to be written, what the report says, and the targets."""
-    snapshot, problem, left = whole.within_now()
-    analysis = snapshot.analysis
-    targets = targets_of(snapshot)
-    powers_of_two = snapshot.powers_of_two()
-    limit = problem.limit.clamp(max=_CAP / (1.0 if analysis.basis is None else analysis.basis.growth)).expand(2, -1)
-    problem = replace(problem, limit=limit)
+    weights, objective, left = whole.within_now()
+    analysis = weights.analysis
+    targets = targets_of(weights)
+    powers_of_two = weights.powers_of_two()
+    limit = objective.limit.clamp(max=_CAP / (1.0 if analysis.basis is None else analysis.basis.growth)).expand(2, -1)
+    objective = objective.within(limit)
     solver = solver_for(analysis.options)
-    by_tensor, problem = problem, problem if "gauss-seidel" in solver else problem.stacked()
-    passes, confined = 2, torch.zeros_like(problem.held)
+    by_tensor, objective = objective, objective if "gauss-seidel" in solver else objective.stacked()
+    passes, confined = 2, torch.zeros_like(objective.held)
     most = max_iterations
     rooms: Tensor | None = None
     while True:
         with progress(tol) as report:
-            solution = solve_rounded(problem, powers_of_two, tol=tol, max_iterations=most, solver=solver, report=report)
-        flagged = snapshot.leaving(targets, solution.log_scales) & ~confined
+            solution = solve_rounded(objective, powers_of_two, tol=tol, max_iterations=most, solver=solver, report=report)
+        flagged = targets.overflowing(solution.log_scales) & ~confined
         passes += 1
         if not bool(flagged.any()):
             break
         confined = confined | flagged if passes < _MOST_ROUNDS else torch.ones_like(confined)
-        rooms = snapshot.rooms(targets) if rooms is None else rooms
+        rooms = targets.headroom() if rooms is None else rooms
         most = min(max_iterations, _AT_ENDS) if solver == "newton" else max_iterations
-        problem = replace(problem, limit=torch.where(confined, torch.minimum(limit, rooms), limit))
+        objective = objective.within(torch.where(confined, torch.minimum(limit, rooms), limit))
     at_limit = _AT_CAP if analysis.options.max_log_scale is None else _AT_LIMIT
     stopped = [
         ((solution.at_limit & confined).cpu().numpy(), _ROOM),
         ((solution.at_limit & ~confined).cpu().numpy(), at_limit),
     ]
     log_scales = analysis.to_plan(solution.log_scales)
-    everything = by_tensor if analysis is whole.analysis else whole.problem()
+    everything = by_tensor if analysis is whole.analysis else whole.objective()
     result = BalanceResult(
         solver=solver,
         converged=solution.converged,
         iterations=solution.iterations,
         passes=passes if solution.iterations else passes - 1,
         log_scales=log_scales.to("cpu", torch.float64, copy=True),
-        norm_before=float((problem if everything is by_tensor else everything).norm()),
-        norm_after=float((problem if everything is by_tensor else everything).norm(log_scales)),
-        imbalance_before=problem.imbalance(),
-        imbalance_after=problem.imbalance(solution.log_scales),
+        norm_before=float((objective if everything is by_tensor else everything).norm()),
+        norm_after=float((objective if everything is by_tensor else everything).norm(log_scales)),
+        imbalance_before=objective.imbalance(),
+        imbalance_after=objective.imbalance(solution.log_scales),
         layer_norms_before=_floats(whole.layer_norms(everything)),
         layer_norms_after=_floats(whole.layer_norms(everything, log_scales)),
         held=held_by_group(
             analysis.groups, [*left.reasons, *stopped], analysis.symmetry.num_scales, left.equations, whole.frozen
         ),
-        rounded=snapshot.rounded(targets, solution.log_scales) if powers_of_two is not None else 0,
+        rounded=targets.rounded(solution.log_scales) if powers_of_two is not None else 0,
     )
-    return Solved(snapshot, solution.log_scales, result), targets
+    return Solved(weights, solution.log_scales, result), targets
 
 
 def solver_for(options: Options) -> str:

@@ -32,10 +32,10 @@ def say_if_nothing_moves(rescaler: Rescaler, call: str) -> None:
     if not rescaler.num_scales:
         warnings.nothing(call, why_no_scale(rescaler.model, analysis.symmetry))
         return
-    snapshot = rescaler.open()
-    left = snapshot.movable()
+    weights = rescaler.open()
+    left = weights.movable()
     if left.held.all():
-        held = held_by_group(analysis.groups, left.reasons, rescaler.num_scales, left.equations, snapshot.frozen)
+        held = held_by_group(analysis.groups, left.reasons, rescaler.num_scales, left.equations, weights.frozen)
         warnings.nothing_moves(call, held, rescaler.num_scales)
 
 

@@ -17,10 +17,12 @@ from torch.optim import Optimizer
 from ..distributed.agreement import Statement
 from ..kernels.backend import Backend, CycleRunner, CycleTask
 from ..kernels.memory import has_plain_memory
-from ..kernels.program import ScaleTarget
 from ..solve.jacobi import jacobi_step
+from ..weights.targets import Targets
 from ..weights.tracked import Tracked
-from ..weights.weights import Snapshot
+from ..weights.weights import Weights
+from .cycles import cycles as run_cycles
+from .cycles import takes_groups
 
 __all__ = ["PreparedStep"]
 
@@ -29,14 +31,14 @@ _FREE_OPTIONS = frozenset({"params", "lr"})
 
 
 class PreparedStep:
-    """A snapshot and its targets, as long as nothing that they depend on has changed.
+    """Weights and what is multiplied, as long as nothing that they depend on has changed.
 
     Args:
-        snapshot: the model's tensors, checked.
+        weights: the model's tensors, checked.
         model: its module.
         optimizers: those whose state follows.
         tracked: the copies that follow.
-        targets: what `Snapshot.targets` found for all of them.
+        targets: all that is multiplied.
 
     Attributes:
         repeatable: whether the next step may use it.
@@ -45,27 +47,26 @@ class PreparedStep:
 
     def __init__(
         self,
-        snapshot: Snapshot,
+        weights: Weights,
         model: nn.Module,
         optimizers: Sequence[Optimizer],
         tracked: Sequence[Tracked],
-        targets: list[ScaleTarget],
+        targets: Targets,
     ) -> None:
-        self.snapshot, self.targets = snapshot, targets
+        self.weights, self.targets = weights, targets
         self.statements: dict[tuple[str, ...], Statement] = {}
-        jacobi = not snapshot.analysis.options.solver.endswith("gauss-seidel")
-        self._by_factors = jacobi and snapshot.powers_of_two() is None
+        self._by_factors = weights.powers_of_two() is None and not takes_groups(weights)
         self._task: CycleTask | None = None
         self._prepared: tuple[Backend, CycleRunner | None] | None = None
-        self._seen = Seen(snapshot, model, optimizers, tracked, [target.tensor for target in targets])
-        self.repeatable = self._seen.repeatable
+        self._seen = Seen(weights, model, optimizers, tracked, [target.tensor for target in targets.tensors])
+        self.repeatable = self._seen.repeatable and targets.repeatable
 
     def holds(self, optimizers: Sequence[Optimizer], tracked: Sequence[Tracked]) -> bool:
         """Whether a new look at model, optimizers and copies would find the same; reads no values and writes nothing."""
         return self._seen.holds(optimizers, tracked)
 
     def run(self, cycles: int, gate: Tensor | None = None) -> None:
-        """Moves the weights: as the executor has prepared it where it can, else as `Snapshot.cycles` does.
+        """Moves the weights: as the executor has prepared it where it can, else as the loop of cycles does.
 
         Args:
             cycles: how many.
@@ -73,34 +74,34 @@ class PreparedStep:
         """
         if self._by_factors and self._run_prepared(cycles, gate):
             return
-        scales = self.snapshot.cycles(self.targets, cycles)
-        self.snapshot.apply(self.targets, scales if gate is None else scales * gate.to(scales))
+        scales = run_cycles(self.weights, self.targets, cycles)
+        self.targets.apply(scales if gate is None else scales * gate.to(scales))
 
     def _run_prepared(self, cycles: int, gate: Tensor | None) -> bool:
         """Runs whole cycles, or one in two calls; False where the executor has no way for that, and then nothing changes."""
-        backend, task = self.snapshot.backend, self._the_task()
+        backend, task = self.weights.backend, self._the_task()
         if self._prepared is None or self._prepared[0] is not backend:
             # Biases that are counted on folded norms are worked out anew each time: they do not stay where they are.
-            stays = not self.snapshot.analysis.objective.folds_biases
+            stays = not self.weights.analysis.objective.folds_biases
             self._prepared = backend, backend.cycles(task) if stays else None
         runner = self._prepared[1]
         if runner is not None:
-            folds = self.snapshot.analysis.objective.folds
-            return runner.run(self.snapshot.gather()[1] if folds else task.factors, cycles, gate)
+            folds = self.weights.analysis.objective.folds
+            return runner.run(self.weights.gather()[1] if folds else task.factors, cycles, gate)
         return cycles == 1 and gate is None and self._run_in_two(backend, task)
 
     def _the_task(self) -> CycleTask:
         """Returns what executors are asked to run; made once."""
         if self._task is None:
-            snapshot, analysis = self.snapshot, self.snapshot.analysis
+            weights, analysis = self.weights, self.weights.analysis
             counted = {item.parameter for item in analysis.objective.counted}
             self._task = CycleTask(
                 analysis.objective.program,
-                *snapshot.gather(),
-                self.targets,
-                model_tensors=len(snapshot.tensors),
-                counted=frozenset(target.name for target in self.targets if target.name in counted),
-                held=snapshot.held_mask(),
+                *weights.gather(),
+                self.targets.tensors,
+                model_tensors=len(weights.tensors),
+                counted=frozenset(target.name for target in self.targets.tensors if target.name in counted),
+                held=weights.held_mask(),
                 limit=math.inf if analysis.most_log_scale is None else analysis.most_log_scale,
                 reach=float(analysis.reach.max(initial=2)),
             )
@@ -108,23 +109,23 @@ class PreparedStep:
 
     def _run_in_two(self, backend: Backend, task: CycleTask) -> bool:
         """Runs one cycle in two calls; False where an entry would leave its type's range, and then nothing changes."""
-        if not backend.applies_within(self.snapshot.device):
+        if not backend.applies_within(self.weights.device):
             return False
-        program, sums = self.snapshot.program, self.snapshot.sums()
+        program, (negative, positive) = self.weights.program, self.weights.log_sums()
         limit = torch.full_like(program.degree, task.limit)
-        scales = jacobi_step(sums.log_negative, sums.log_positive, program.degree, program.p, task.held, limit)
+        scales = jacobi_step(negative, positive, program.degree, program.p, task.held, limit)
         growth = task.reach * float(np.abs(scales.numpy()).max()) if scales.numel() else 0.0
         if growth == 0.0:
             return True
-        with self.snapshot.journal.kept():
-            return growth <= task.growth and backend.apply_within(self.targets, scales, task.counted)
+        with self.weights.journal.kept():
+            return growth <= task.growth and backend.apply_within(self.targets.tensors, scales, task.counted)
 
 
 class Seen:
     """Everything by which a model, optimizers and copies could come to hold other tensors, as it was when a step was prepared.
 
     Args:
-        snapshot, model, optimizers, tracked: see `PreparedStep`.
+        weights, model, optimizers, tracked: see `PreparedStep`.
         multiplied: the tensors of the targets, those of the model first.
 
     Attributes:
@@ -133,7 +134,7 @@ class Seen:
 
     def __init__(
         self,
-        snapshot: Snapshot,
+        weights: Weights,
         model: nn.Module,
         optimizers: Sequence[Optimizer],
         tracked: Sequence[Tracked],
@@ -141,15 +142,15 @@ class Seen:
     ) -> None:
         self._tracked, self._optimizers = tuple(tracked), tuple(optimizers)
         watched = [copy.watched() for copy in tracked]
-        self._dicts = [*_dicts_of(snapshot, model, optimizers), *(one for dicts, _ in filter(None, watched) for one in dicts)]
+        self._dicts = [*_dicts_of(weights, model, optimizers), *(one for dicts, _ in filter(None, watched) for one in dicts)]
         self._lists = [(listed, list(listed)) for _, listed in filter(None, watched)]
         self._entries, self._lengths = list(_values(self._dicts)), list(map(len, self._dicts))
         self._parameters = _distinct(model.parameters())
         self._flags = list(map(attrgetter("requires_grad"), self._parameters))
-        self._tensors = _distinct([*snapshot.read_tensors(), *self._parameters, *snapshot.copied_tensors()])
-        self._state_tensors = list(multiplied[len(snapshot.tensors) :])
+        self._tensors = _distinct([*weights.read_tensors(), *self._parameters, *weights.copied_tensors()])
+        self._state_tensors = list(multiplied[len(weights.tensors) :])
         # Of tensors without memory of their own no address tells whether they are still the same.
-        self.repeatable = snapshot.repeatable and None not in watched and _are_plain([*self._tensors, *multiplied])
+        self.repeatable = weights.repeatable and None not in watched and _are_plain([*self._tensors, *multiplied])
         self._places = _places(self._tensors) if self.repeatable else None
         self._states = [state for optimizer in optimizers for state in optimizer.state.values() if isinstance(state, dict)]
         self._state_values, self._state_lengths = list(_values(self._states)), list(map(len, self._states))
@@ -184,9 +185,9 @@ class Seen:
         )
 
 
-def _dicts_of(snapshot: Snapshot, model: nn.Module, optimizers: Sequence[Optimizer]) -> list[dict[Any, Any]]:
+def _dicts_of(weights: Weights, model: nn.Module, optimizers: Sequence[Optimizer]) -> list[dict[Any, Any]]:
     """Returns the dicts of modules and optimizers that hold what a step reads and writes."""
-    read = {id(tensor) for tensor in snapshot.read_tensors()}
+    read = {id(tensor) for tensor in weights.read_tensors()}
     found: list[dict[Any, Any]] = []
     for module in model.modules():
         # Where there is nothing, something new would be none of the plan's.

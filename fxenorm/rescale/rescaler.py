@@ -8,24 +8,26 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from ..analysis.analysis import Analysis
 from ..distributed.agreement import ELSEWHERE, LateAnswers, Statement
 from ..distributed.dtensors import reshard
 from ..distributed.ranks import Ranks, ranks_of
-from ..kernels.program import ScaleTarget
 from ..optim.state import OptimizerLike, StateChoice, check_choice, unwrap_optimizers
 from ..weights.journal import Journal
-from ..weights.open_snapshot import open_snapshot
-from ..weights.replicas import Replicas
+from ..weights.open_weights import open_weights
+from ..weights.shared.replicas import Replicas
+from ..weights.targets import Targets
 from ..weights.tensors import named_tensors
 from ..weights.tracked import Tracked
-from ..weights.weights import Snapshot
+from ..weights.weights import Weights
 from .agreeing import Looked, meeting_of, statement_of
-from .left_gradients import LeftGradients
 from .one_at_a_time import OneAtATime
 from .prepared_step import PreparedStep
-from .warn_once import WarnOnce
+from .request import StepRequest
+from .warnings.left_gradients import LeftGradients
+from .warnings.warn_once import WarnOnce
 
 __all__ = ["LastStep", "Rescaler"]
 
@@ -109,14 +111,12 @@ class Rescaler:
             if self.journal.is_open:
                 self.journal.repair(named_tensors(self.model))
 
-    def open(self) -> Snapshot:
+    def open(self) -> Weights:
         """Returns the model's tensors now, once what an interrupted call may have left is finished."""
         self.repair()
-        snapshot = open_snapshot(self.analysis, self.model, self.tracked, self.replicas())
-        snapshot.journal = self.journal
-        return snapshot
+        return open_weights(self.analysis, self.model, self.tracked, self.journal, self.replicas())
 
-    def open_together(self) -> Snapshot:
+    def open_together(self) -> Weights:
         """`open`, for what is read of the whole model: where one of several processes cannot, all raise.
 
         But for models on a device, for which nothing waits.
@@ -126,11 +126,11 @@ class Rescaler:
             return self.open()
         error: BaseException | None = None
         try:
-            snapshot = self.open()
+            weights = self.open()
         except BaseException as raised:  # whatever it is, the others wait
             error = raised
         ranks.tell(error, f"{ELSEWHERE}; its own message says why (rank {{}})")
-        return snapshot
+        return weights
 
     def targets(
         self,
@@ -140,18 +140,25 @@ class Rescaler:
         grads: bool = False,
         state: StateChoice = "reexpress",
         within: bool = True,
-    ) -> tuple[Snapshot, list[ScaleTarget]]:
+    ) -> tuple[Weights, Targets]:
         """Opens the weights and finds everything that follows a rescaling; raises before anything is written.
 
         Without frozen tensors this is in the basis of what is left of the variables, unless `within` is False.
         """
         check_choice(state)
         optimizers = unwrap_optimizers(optimizer)
-        snapshot = self.open() if frozen or not within else self.open().within()
-        targets = snapshot.targets(optimizers, frozen=frozen, grads=grads, state=state)
+        weights = self.open() if frozen or not within else self.open().within()
+        targets = weights.targets(optimizers, frozen=frozen, grads=grads, state=state)
         if optimizers:
-            self.warnings.unowned(snapshot.unowned(optimizers))
-        return snapshot, targets
+            self.warnings.unowned(weights.unowned(optimizers))
+        return weights, targets
+
+    def warn_of_gradients(self, request: StepRequest, optimizers: Sequence[Optimizer], weights: Weights) -> None:
+        """Warns once of training without its optimizer, and once of gradients that no optimizer step has used."""
+        if not optimizers and request.state != "keep" and not request.grads:
+            self.warnings.unseen(weights.a_gradient())
+        if not request.in_hook and self.num_scales and self.left_gradients.are_left(optimizers, weights, follow=request.grads):
+            self.warnings.accumulating()
 
     def look_up(self, words: Sequence[str], look: Callable[[], Looked], optimizer: OptimizerLike = None) -> Looked:
         """Returns what a call looks up before it writes; on several processes on all of them, or it raises on all of them.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,12 +13,9 @@ from ..distributed.dtensors import local_part
 from ..distributed.ranks import Ranks
 from ..errors import RescaleError
 from ..kernels.writes import signals_held_back
-from ..solve.iterate import move, round_limit
-from ..solve.jacobi import jacobi_step
-from ..solve.sweeps import gauss_seidel_sweep
-from ..weights.sharded_problem import ShardedProblem
-from ..weights.sharded_snapshot import ShardedSnapshot
+from ..weights.objective import CurrentObjective
 from .agreeing import Looked, meeting_of, statement_of
+from .cycles import needs_one_sum, within_limit
 from .request import StepRequest
 from .rescaler import Rescaler
 
@@ -60,7 +56,7 @@ def step_together(
         if rescaler.analysis.asks_apart:
             answer, found = meeting_of(rescaler.analysis, ranks).tell(step.notes), None
         else:
-            answer, found = step.snapshot.exchange(step.notes, step.own_logs, step.own_rooms)
+            answer, found = step.spread.exchange(step.notes, step.own_logs, step.own_rooms)
         if ranks.device.type == "cpu":
             settle(ranks, answer, step.statement)
             if not answer.moves:
@@ -81,30 +77,24 @@ class _Step:
     """
 
     def __init__(self, rescaler: Rescaler, request: StepRequest, optimizers: Sequence[Optimizer], gate: Tensor | None) -> None:
-        snapshot, self.targets = rescaler.targets(optimizers, grads=request.grads, state=request.state)
-        if not isinstance(snapshot, ShardedSnapshot):
+        weights, self.targets = rescaler.targets(optimizers, grads=request.grads, state=request.state)
+        if weights.spread is None:
             raise RescaleError("the model's tensors were replaced while they were looked up")
-        if not optimizers and request.state != "keep" and not request.grads:
-            rescaler.warnings.unseen(snapshot.a_gradient())
-        if not request.in_hook and rescaler.left_gradients.are_left(optimizers, snapshot, follow=request.grads):
-            rescaler.warnings.accumulating()
-        self.snapshot, self._cycles = snapshot, request.cycles
-        self._powers_of_two = snapshot.powers_of_two()
-        self._sweeps = rescaler.analysis.options.solver.endswith("gauss-seidel") and self._powers_of_two is None
-        self._problem: ShardedProblem | None = None
-        self._is_one = request.cycles == 1 and self._powers_of_two is None and not self._sweeps
-        self.own_rooms = snapshot.local_rooms(self.targets)
-        self.statement = statement_of(rescaler.analysis, request.words(), optimizers, Looked(snapshot, self.targets))
+        rescaler.warn_of_gradients(request, optimizers, weights)
+        self.weights, self.spread, self._count = weights, weights.spread, request.cycles
+        self._objective: CurrentObjective | None = None
+        self.own_rooms = self.targets.own_headroom()
+        self.statement = statement_of(rescaler.analysis, request.words(), optimizers, Looked(weights, self.targets))
         self.notes = self.statement.notes(self.own_rooms, is_open=None if gate is None else local_part(gate))
         # What folded BatchNorms are put together from travels first; with it this process learns whether to go on.
-        self.own_logs = None if snapshot.joins else self._read()
+        self.own_logs = None if self.spread.joins else self._read()
 
     def _read(self) -> Tensor:
         """(2 K,) log N and log P of this process's part."""
-        if self._is_one:
-            return self.snapshot.local_logs()
-        self._problem = self.snapshot.problem(self.snapshot.held_mask())
-        return self._problem.local_logs()
+        if needs_one_sum(self.weights, self._count):
+            return torch.cat(self.weights.own_log_sums())
+        self._objective = self.weights.objective(self.weights.held_mask())
+        return torch.cat(self._objective.own_log_sums())
 
     def move(self, answer: Answer, found: tuple[Tensor, Tensor] | None) -> None:
         """Rescales; an error of this process between two collectives is raised when all of them are over.
@@ -113,48 +103,26 @@ class _Step:
             answer: what all processes said.
             found: (2 K,) log N and log P of all, and (2, K) the rooms that all have; None: they are still to be told.
         """
-        snapshot, targets = self.snapshot, self.targets
+        weights, targets, sums = self.weights, self.targets, self.spread.sums
         if found is None:
-            own = snapshot.reducer.own(self._read, 2 * snapshot.analysis.symmetry.num_scales)
-            logs, rooms, _ = snapshot.reducer.with_rooms(own, self.own_rooms)
+            own = sums.own(self._read, 2 * weights.analysis.symmetry.num_scales)
+            logs, rooms, _ = sums.with_rooms(own, self.own_rooms)
         else:
             logs, rooms = found
-        limit = self._limit(rooms)
-        total = None if self._is_one else self._all_cycles(answer, logs, limit)
+        negative, positive = logs.chunk(2)
+
+        def log_scales() -> Tensor:
+            """(K,) of all cycles, 0 where nothing is to move; one collective a cycle but for the first."""
+            total = within_limit(weights, rooms, self._count, (negative, positive), self._objective)
+            return torch.where(answer.goes_on, total, 0.0)
+
+        total = None if needs_one_sum(weights, self._count) else log_scales()
 
         def rescale() -> None:
             """What every process does without another word."""
-            snapshot.apply(targets, self._one_cycle(answer, logs, limit) if total is None else total)
+            targets.apply(log_scales() if total is None else total)
 
-        with snapshot.journal.promised(rescale, targets):
+        with weights.journal.promised(rescale, targets.tensors):
             rescale()
-        if snapshot.failures:
-            raise snapshot.failures[0]
-
-    def _limit(self, rooms: Tensor) -> Tensor:
-        """(2, K) how far a variable may go up and down."""
-        most = self.snapshot.analysis.most_log_scale
-        limit = rooms if most is None else rooms.clamp(max=most)
-        return limit if self._powers_of_two is None else round_limit(limit, self._powers_of_two)
-
-    def _one_cycle(self, answer: Answer, logs: Tensor, limit: Tensor) -> Tensor:
-        """(K,) log-scales of one cycle, 0 where nothing is to move."""
-        snapshot, (negative, positive) = self.snapshot, logs.chunk(2)
-        degree, p = snapshot.program.degree, snapshot.analysis.options.p
-        found = jacobi_step(negative, positive, degree, p, snapshot.held_mask(), limit)
-        return torch.where(answer.goes_on, found, 0.0)
-
-    def _all_cycles(self, answer: Answer, logs: Tensor, limit: Tensor) -> Tensor:
-        """(K,) log-scales of all cycles as `Snapshot.cycles` takes them, 0 where nothing is to move; one collective a cycle."""
-        snapshot, held = self.snapshot, self.snapshot.held_mask()
-        degree, p = snapshot.program.degree, snapshot.analysis.options.p
-        whole = snapshot.problem(held) if self._problem is None else self._problem
-        problem = replace(whole, limit=limit)
-        total = torch.zeros_like(degree)
-        for cycle in range(self._cycles):
-            if self._sweeps:
-                total = gauss_seidel_sweep(problem, total)
-                continue
-            negative, positive = problem.log_sums(total) if cycle else logs.chunk(2)
-            total = move(problem, total, jacobi_step(negative, positive, degree, p, held), self._powers_of_two)
-        return torch.where(answer.goes_on, total, 0.0)
+        if weights.failures:
+            raise weights.failures[0]

@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 from ..distributed.agreement import Statement
 from ..distributed.replicas import is_alone
 from ..kernels.writes import signals_held_back
-from ..weights.replicas import Replicas
+from ..weights.shared.replicas import Replicas
 from .agreeing import Looked, statement_of
+from .cycles import cycles as run_cycles
 from .nothing import say_if_nothing_moves
 from .prepared_step import PreparedStep
 from .request import StepRequest
@@ -100,9 +101,9 @@ class _Found:
             self.prepared.run(cycles, gate)
             rescaler.last_step.prepared = self.prepared if self.prepared.repeatable else None
         else:
-            snapshot, targets, _ = self.looked
-            scales = snapshot.cycles(targets, cycles)
-            snapshot.apply(targets, scales if gate is None else scales * gate.to(scales))
+            weights, targets, _ = self.looked
+            scales = run_cycles(weights, targets, cycles)
+            targets.apply(scales if gate is None else scales * gate.to(scales))
         rescaler.left_gradients.note()
 
 
@@ -111,23 +112,16 @@ def _look_up(
 ) -> _Found:
     """What is multiplied, checked; the last step's where that still holds."""
     if last is not None:
-        found = _Found(Looked(last.snapshot, last.targets), last)
+        found = _Found(Looked(last.weights, last.targets), last)
     else:
-        snapshot, targets = rescaler.targets(optimizers, grads=request.grads, state=request.state)
+        weights, targets = rescaler.targets(optimizers, grads=request.grads, state=request.state)
         statistics = rescaler.analysis.objective.statistics
         if optimizers and rescaler.group is None and statistics and not is_alone(rescaler.model, statistics):
             rescaler.warnings.apart()
-        keeps = request.repeats(gate) and snapshot.repeatable
-        prepared = PreparedStep(snapshot, rescaler.model, optimizers, rescaler.tracked, targets) if keeps else None
-        found = _Found(Looked(snapshot, targets), prepared)
-    if not optimizers and request.state != "keep" and not request.grads:
-        rescaler.warnings.unseen(found.looked.snapshot.a_gradient())
-    if (
-        not request.in_hook
-        and rescaler.num_scales
-        and rescaler.left_gradients.are_left(optimizers, found.looked.snapshot, follow=request.grads)
-    ):
-        rescaler.warnings.accumulating()
+        keeps = request.repeats(gate) and weights.repeatable and targets.repeatable
+        prepared = PreparedStep(weights, rescaler.model, optimizers, rescaler.tracked, targets) if keeps else None
+        found = _Found(Looked(weights, targets), prepared)
+    rescaler.warn_of_gradients(request, optimizers, found.looked.weights)
     return found
 
 
@@ -162,7 +156,7 @@ def _step_with_others(
             """What every process does without another word."""
             found.move(rescaler, request.cycles, closed)
 
-        with rescaler.journal.promised(rescale, found.looked.targets):
+        with rescaler.journal.promised(rescale, found.looked.targets.tensors):
             rescale()
 
 

@@ -18,8 +18,9 @@ from ..kernels.reference.curvature import Curvature, aggregate
 from ..kernels.reference.stacked import stacked
 from ..solve.jacobi import imbalance
 from ..solve.objective import GroupUpdate, Operator
+from .shared.sums import OwnSums, Sums
 
-__all__ = ["Problem"]
+__all__ = ["CurrentObjective"]
 
 
 _REMEMBERED = 4
@@ -44,8 +45,11 @@ class _Recent:
 
 
 @dataclass(frozen=True)
-class Problem:
+class CurrentObjective:
     """The objective at the current weights; an `fxenorm.solve.objective.Objective`.
+
+    Of a model that is spread over processes, program and matrices are those of this process's part, and every number that is
+    asked for is that of all.
 
     Attributes:
         backend, program: the executor and what it runs.
@@ -54,6 +58,9 @@ class Problem:
         limit: (2, K) how far log-scales may go up and down, may be infinite; or (K,) for both.
         groups: (K,) int64: the group of each variable, numbered in the order in which Gauss-Seidel takes them; None: one group.
         order: what that needs of the groups, for the program on its device; None: it is worked out, on a CPU.
+        whole: the program of all counted tensors; None: `program` is it.
+        positions: (blocks of the program,) the place of each in `whole`; None: their own.
+        sums: makes sums of all processes from those of this one.
     """
 
     backend: Backend
@@ -63,6 +70,9 @@ class Problem:
     limit: Tensor
     groups: Tensor | None = None
     order: Callable[[ReduceProgram], GroupOrder] | None = None
+    whole: ReduceProgram | None = None
+    positions: Tensor | None = None
+    sums: Sums = field(default_factory=OwnSums)
     _recent: _Recent = field(default_factory=_Recent, repr=False, compare=False)
 
     @property
@@ -73,7 +83,7 @@ class Problem:
     @property
     def whole_program(self) -> ReduceProgram:
         """The program of all counted tensors, whatever part of them this process reads."""
-        return self.program
+        return self.program if self.whole is None else self.whole
 
     @property
     def is_empty(self) -> bool:
@@ -85,7 +95,7 @@ class Problem:
         """(K,) A_k."""
         return self.program.degree
 
-    def within(self, limit: Tensor) -> Problem:
+    def within(self, limit: Tensor) -> CurrentObjective:
         """The same within another limit."""
         return replace(self, limit=limit)
 
@@ -96,6 +106,10 @@ class Problem:
 
     def log_sums(self, log_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(K,) log N and log P after a rescaling."""
+        return self.sums.pair("sums", lambda: self.own_log_sums(log_scales), self.held.numel())
+
+    def own_log_sums(self, log_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(K,) log N and log P of this process's part, after a rescaling."""
         sums = channel_sums(self.program, self.contributions(log_scales))
         return sums.log_negative, sums.log_positive
 
@@ -104,8 +118,11 @@ class Problem:
         return self._recent.get(log_scales, lambda where: self.backend.contributions(self.program, self.matrices, where))
 
     def energies(self, log_scales: Sequence[Tensor | None]) -> list[Tensor]:
-        """For each of some rescalings, (blocks,) the log of each counted tensor's sum of |w|^p, without layer weights."""
-        return [self._own_energies(scales) for scales in log_scales]
+        """For each of some rescalings, (counted tensors,) the log of the sum of |w|^p, without layer weights."""
+        count = len(self.whole_program.blocks)
+        return self.sums.blocks(
+            lambda: [self._own_energies(scales) for scales in log_scales], len(log_scales), self.positions, count
+        )
 
     def _own_energies(self, log_scales: Tensor | None) -> Tensor:
         """(blocks,) as `Backend.energies` returns them; all channels of one side together are all of a tensor."""
@@ -142,21 +159,28 @@ class Problem:
 
     def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Operator:
         """The Hessian; see `Curvature`."""
-        return Curvature(self.program, self.matrices, log_scales, log_diagonal, free, self.contributions(log_scales))
+        own = Curvature(self.program, self.matrices, log_scales, log_diagonal, free, self.contributions(log_scales))
+        return self.sums.operator(own)
 
-    def stacked(self) -> Problem:
-        """The same objective with many small matrices as few large ones: for solvers that look at all of them at once."""
+    def stacked(self) -> CurrentObjective:
+        """The same objective with many small matrices as few large ones: for solvers that look at all of them at once.
+
+        Itself where several processes tell one another sums, which are made for the tensors one by one.
+        """
+        if self.sums.is_shared:
+            return self
         program, matrices = stacked(self.program, self.matrices)
         return (
             self if program is self.program else replace(self, program=program, matrices=matrices, order=None, _recent=_Recent())
         )
 
-    def softened(self, p: float) -> Problem | None:
+    def softened(self, p: float) -> CurrentObjective | None:
         """The same weights (where kernels were summed: the kernels' norms) with a smaller exponent.
 
-        None for large float64 weights: their powers would need as much room again.
+        None for large float64 weights: their powers would need as much room again. None too where processes tell one another
+        sums, which are made for one exponent.
         """
-        if any(map(is_full, self.program.blocks, self.matrices)):
+        if self.sums.is_shared or any(map(is_full, self.program.blocks, self.matrices)):
             return None
         share = p / self.p
         own = self.program.log_weights
@@ -168,16 +192,21 @@ class Problem:
 
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The objective as a function of one scalar a label; see `fxenorm.kernels.reference.curvature.aggregate`."""
-        return aggregate(self.program, self.matrices, log_scales, labels, count)
+        return self.sums.entries(lambda: aggregate(self.program, self.matrices, log_scales, labels, count), log_scales, labels)
 
     @cached_property
     def group_updates(self) -> tuple[GroupUpdate, ...]:
-        """What Gauss-Seidel needs of each group: only the tensors that carry one of its variables are read."""
-        return self.find_updates()
+        """What Gauss-Seidel needs of each group: only the tensors that carry one of its variables are read.
 
-    def find_updates(self) -> tuple[GroupUpdate, ...]:
-        """`group_updates`, from this process's program."""
-        return tuple(self._update(group) for group in self._order.groups)
+        Sums of several processes are one collective a group; a process may hold no part of a group.
+        """
+        groups = self._order.groups
+        if not self.sums.is_shared:
+            return tuple(self._update(number, group.variables, group) for number, group in enumerate(groups))
+        own = {int(self.labels[group.variables[0]]): group for group in groups}
+        slots, count = self.whole_program.slots, self.whole_program.num_scales
+        labels = torch.unique(self.labels[slots[slots < 2 * count] % max(count, 1)]).tolist()
+        return tuple(self._update(label, (self.labels == label).nonzero().reshape(-1), own.get(label)) for label in labels)
 
     @cached_property
     def _order(self) -> GroupOrder:
@@ -186,13 +215,21 @@ class Problem:
             return self.order(self.program)
         return group_order(self.program, self.labels.numpy())
 
-    def _update(self, group: GroupSums) -> GroupUpdate:
-        """One group."""
-        matrices = [self.matrices[number] for number in group.numbers]
+    def _update(self, label: int, variables: Tensor, group: GroupSums | None) -> GroupUpdate:
+        """One group, of which this process may hold no part."""
+        matrices = [] if group is None else [self.matrices[number] for number in group.numbers]
 
         def sums(log_scales: Tensor) -> tuple[Tensor, Tensor]:
             """Logs of N and P of the group's variables."""
-            found = self.backend.sums(group.program, matrices, log_scales)
-            return found.log_negative, found.log_positive
 
-        return GroupUpdate(group.variables, sums)
+            def own() -> tuple[Tensor, Tensor]:
+                """Sums this process's part."""
+                if group is None:
+                    nothing = log_scales.new_full((variables.numel(),), -math.inf)
+                    return nothing, nothing
+                found = self.backend.sums(group.program, matrices, log_scales)
+                return found.log_negative, found.log_positive
+
+            return self.sums.pair(f"group {label}", own, variables.numel())
+
+        return GroupUpdate(variables, sums)

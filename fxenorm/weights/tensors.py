@@ -10,8 +10,9 @@ from ..distributed.dtensors import local_part, memory_of, refuse_flat_parameters
 from ..errors import BindError, RescaleError
 from ..symmetry.symmetry import Symmetry
 from ..trace.names import overlapping
+from ..trace.unwrap import unwrap
 
-__all__ = ["differences", "model_tensors", "named_tensors", "tie_again", "twins"]
+__all__ = ["check_fits", "differences", "model_tensors", "named_tensors", "tie_again", "twins"]
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -110,3 +111,20 @@ def tie_again(model: nn.Module, aliases: Mapping[str, str]) -> None:
 def _same_memory(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are one, or start at the same place in memory."""
     return one is other or memory_of(one) == memory_of(other)
+
+
+def check_fits(model: nn.Module, symmetry: Symmetry) -> None:
+    """Raises unless a module has the parameter names, shapes and ties of the analysed one.
+
+    Raises:
+        BindError: it has not, or it is no module; at most ten differences are listed.
+        RescaleError: FSDP1 has flattened the module's parameters.
+    """
+    if not isinstance(model, nn.Module):
+        raise BindError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    refuse_flat_parameters(model)
+    found = differences(unwrap(model), symmetry)
+    if found:
+        raise BindError(
+            "the plan was made for a model with other parameters; call fxenorm.analyze on this one:\n  " + "\n  ".join(found)
+        )

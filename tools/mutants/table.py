@@ -94,7 +94,7 @@ TESTS: dict[str, list[str]] = {
     ],
     "verify/compared*": ["test_verify", "test_second_size"],
     "verify/*": ["test_verify"],
-    "weights/shard*": ["test_distributed"],
+    "weights/shared/*": ["test_distributed"],
     "rescale/agreeing*": ["test_agreement"],
     "plan/*": MIDDLE,
     "analysis/*": MIDDLE,

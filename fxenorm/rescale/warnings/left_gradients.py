@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..distributed.dtensors import is_distributed, local_part
-from ..optim.wrappers import held_by
-from ..weights.weights import Snapshot
+from ...distributed.dtensors import is_distributed, local_part
+from ...optim.wrappers import held_by
+from ...weights.weights import Weights
 
 __all__ = ["LeftGradients"]
 
@@ -37,12 +37,12 @@ class LeftGradients:
         self._found = False
         self._asked: list[_Question] = []
 
-    def are_left(self, optimizers: Sequence[Optimizer], snapshot: Snapshot, *, follow: bool) -> bool:
+    def are_left(self, optimizers: Sequence[Optimizer], weights: Weights, *, follow: bool) -> bool:
         """Whether this is so now; once it was, it is not looked for any more.
 
         Args:
             optimizers: given to `step`.
-            snapshot: of the model, before the weights move.
+            weights: of the model, before the weights move.
             follow: whether the gradients move along.
         """
         if self._found:
@@ -52,7 +52,7 @@ class LeftGradients:
             return self._give_up()
         self._asked = [question for question in self._asked if question.answer() is None]
         known = [(optimizer, self._last.get(optimizer)) for optimizer in optimizers]
-        self._now = [(optimizer, _seen(optimizer, snapshot, before)) for optimizer, before in known]
+        self._now = [(optimizer, _seen(optimizer, weights, before)) for optimizer, before in known]
         pairs = [(before, now) for (_, before), (_, now) in zip(known, self._now, strict=True)]
         stepped = [before is not None and now.stepped_since(before) for before, now in pairs]
         for optimizer, (before, now), moved in zip(optimizers, pairs, stepped, strict=True):
@@ -91,7 +91,7 @@ class _Seen:
     """One optimizer at one call.
 
     Attributes:
-        snapshot: of the model.
+        weights: of the model.
         parameters: those of the optimizer that move.
         parameter: one of them, with a gradient if any has one.
         steps: counts its steps, where nothing else tells of them.
@@ -102,7 +102,7 @@ class _Seen:
         question: whether it then was worth keeping.
     """
 
-    snapshot: weakref.ref[Snapshot]
+    weights: weakref.ref[Weights]
     parameters: list[Tensor]
     parameter: Tensor | None
     steps: _Steps | None
@@ -183,12 +183,12 @@ class _Question:
         return 0 < float(self._largest) < float("inf")
 
 
-def _seen(optimizer: Optimizer, snapshot: Snapshot, before: _Seen | None) -> _Seen:
+def _seen(optimizer: Optimizer, weights: Weights, before: _Seen | None) -> _Seen:
     """An optimizer as it is now."""
-    if before is not None and before.snapshot() is snapshot:
+    if before is not None and before.weights() is weights:
         parameters = before.parameters
     else:
-        moved = snapshot.moved_ids()
+        moved = weights.moved_ids()
         parameters = [one for group in optimizer.param_groups for one in group["params"] if id(one) in moved]
     known = [] if before is None or before.parameter is None else [before.parameter]
     parameter = next((one for one in parameters if one.grad is not None), next(iter([*known, *parameters]), None))
@@ -196,7 +196,7 @@ def _seen(optimizer: Optimizer, snapshot: Snapshot, before: _Seen | None) -> _Se
         steps = before.steps
     else:
         steps = None if _tells(optimizer) else _Steps(optimizer)
-    made = _Seen(weakref.ref(snapshot), parameters, parameter, steps)
+    made = _Seen(weakref.ref(weights), parameters, parameter, steps)
     made.look_again(optimizer)
     return made
 

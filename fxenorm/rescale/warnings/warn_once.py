@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..analysis.held import FROZEN, Held
-from ..errors import warn_user
+from ...analysis.held import FROZEN, Held
+from ...errors import warn_user
 
 __all__ = ["WarnOnce"]
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..analysis.analysis import Analysis
-from ..analysis.counted import Counted
-from ..distributed.dtensors import is_distributed, local_part
-from ..distributed.layout import Layout, layout_of, placements_of, whole
-from ..distributed.ranks import Ranks
-from ..kernels.program import ReduceProgram, ScaleTarget, TermTensors, build_program
-from ..kernels.terms import normalise
+from ...analysis.analysis import Analysis
+from ...analysis.counted import Counted
+from ...distributed.dtensors import is_distributed, local_part
+from ...distributed.layout import Layout, layout_of, placements_of, whole
+from ...distributed.ranks import Ranks
+from ...kernels.program import ReduceProgram, ScaleTarget, TermTensors, build_program
+from ...kernels.terms import normalise
 
 __all__ = ["LocalObjective", "empty_objective", "local_objective", "local_target", "put_together"]
 

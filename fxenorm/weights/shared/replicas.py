@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed.agreement import Answer, LateAnswers, Meeting, Statement
-from ..distributed.ranks import Ranks, replica_ranks
-from ..errors import RescaleError
-from ..kernels.backend import Backend
-from ..kernels.choice import HERE, NOT_YET, ExecutorChoice
+from ...distributed.agreement import Answer, LateAnswers, Meeting, Statement
+from ...distributed.ranks import Ranks, replica_ranks
+from ...errors import RescaleError
+from ...kernels.backend import Backend
+from ...kernels.choice import HERE, NOT_YET, ExecutorChoice
 
 __all__ = ["Replicas"]
 

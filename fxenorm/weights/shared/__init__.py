@@ -1,0 +1,6 @@
+"""What several processes have of one model: a part each (fully_shard, tensor parallel), or a copy each (replicas).
+
+In: an `Analysis`, a model's tensors, and the processes.
+Out: this process's part of the objective, sums of all processes, and what replicas agree on.
+Imports: analysis, solve, kernels, distributed; never weights itself.
+"""

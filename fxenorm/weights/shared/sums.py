@@ -1,0 +1,241 @@
+"""What a process has summed, and what all of them have: the numbers by which the solvers decide, the same everywhere.
+
+Every number that leaves `SharedSums` is the same on every process, bit for bit, so the solvers decide alike everywhere. The
+matrices of |W|^p are read once and stay where they are. What travels are sums by channel, once a question.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...distributed.ranks import Ranks
+from ...kernels.program import float_dtype
+from ...solve.objective import Operator
+
+__all__ = ["OwnSums", "SharedSums", "Sums"]
+
+_WITH_ROOMS = "sums and rooms"
+_SHARPNESS, _FARTHEST = 20.0, 30.0
+"""exp(-20 times a room) of at most 30 is far inside a float64's range, and the sum of some is nearly the largest."""
+
+Pattern = tuple[tuple[int, int], ...]
+"""Labels and exponents of an entry of the coarse problem."""
+
+Pair = tuple[Tensor, Tensor]
+"""Logarithms of N and of P."""
+
+
+class Sums(abc.ABC):
+    """How what one process has summed becomes what all have.
+
+    Attributes:
+        is_shared: whether other processes have a part in the sums.
+    """
+
+    is_shared: bool
+
+    @abc.abstractmethod
+    def pair(self, question: str, make: Callable[[], Pair], count: int) -> Pair:
+        """Returns (count,) log N and log P of all.
+
+        Args:
+            question: names what is asked, the same on every process.
+            make: sums this process's part.
+            count: number of variables.
+        """
+
+    @abc.abstractmethod
+    def blocks(self, make: Callable[[], Sequence[Tensor]], number: int, positions: Tensor | None, count: int) -> list[Tensor]:
+        """Returns, for each of some rescalings, the logs of the sums of all counted tensors.
+
+        Args:
+            make: sums this process's blocks.
+            number: of rescalings.
+            positions: of this process's blocks among the counted tensors; None: they are all.
+            count: of counted tensors.
+        """
+
+    @abc.abstractmethod
+    def operator(self, own: Operator) -> Operator:
+        """Returns the matrix that is the sum of all processes' matrices."""
+
+    @abc.abstractmethod
+    def entries(self, make: Callable[[], Pair], log_scales: Tensor, labels: Tensor) -> Pair:
+        """Returns the coarse problem of all; see `fxenorm.solve.objective.Objective.aggregate`."""
+
+    @abc.abstractmethod
+    def least(self, make: Callable[[], Tensor], count: int) -> Tensor:
+        """Returns (2, count) the least of all processes' rooms."""
+
+    @abc.abstractmethod
+    def anywhere(self, make: Callable[[], Tensor], count: int) -> Tensor:
+        """Returns (count,) bool: what is so on any process."""
+
+    @abc.abstractmethod
+    def number(self, make: Callable[[], int]) -> int:
+        """Returns the sum of all processes' numbers."""
+
+
+class OwnSums(Sums):
+    """One process has all: its own sums are everybody's."""
+
+    is_shared = False
+
+    def pair(self, question: str, make: Callable[[], Pair], count: int) -> Pair:
+        """Returns this process's sums."""
+        return make()
+
+    def blocks(self, make: Callable[[], Sequence[Tensor]], number: int, positions: Tensor | None, count: int) -> list[Tensor]:
+        """Returns this process's sums."""
+        return list(make())
+
+    def operator(self, own: Operator) -> Operator:
+        """Returns the matrix itself."""
+        return own
+
+    def entries(self, make: Callable[[], Pair], log_scales: Tensor, labels: Tensor) -> Pair:
+        """Returns this process's entries."""
+        return make()
+
+    def least(self, make: Callable[[], Tensor], count: int) -> Tensor:
+        """Returns this process's rooms."""
+        return make()
+
+    def anywhere(self, make: Callable[[], Tensor], count: int) -> Tensor:
+        """Returns what is so on this process."""
+        return make()
+
+    def number(self, make: Callable[[], int]) -> int:
+        """Returns this process's number."""
+        return make()
+
+
+class SharedSums(Sums):
+    """Adds up what all processes have summed, as logarithms relative to the last answer to the same question.
+
+    Args:
+        ranks: the processes.
+        p: the norm's exponent.
+        reference: (2 K,) logarithms near those of N and P, before anything is known of the weights.
+        failures: takes the errors that this process met in the middle of a solution.
+    """
+
+    is_shared = True
+
+    def __init__(self, ranks: Ranks, p: float, reference: Tensor, failures: list[BaseException]) -> None:
+        self.ranks, self._failures = ranks, failures
+        self._p = p
+        self._near: dict[str, Tensor] = {"sums": reference}
+
+    def own(self, numbers: Callable[[], Tensor], count: int) -> Tensor:
+        """(count,) numbers of this process; not a number where an error is met, so that others need not wait in vain.
+
+        They do not move what they cannot know then, and the error is raised when it is this process's turn.
+        """
+        try:
+            return numbers()
+        except BaseException as error:  # the others are in the same collective
+            self._failures.append(error)
+            return torch.full((count,), math.nan, dtype=float_dtype(self.ranks.device), device=self.ranks.device)
+
+    def combined(self, question: str, logs: Tensor, notes: Tensor | None = None, least: int = 0) -> tuple[Tensor, Tensor]:
+        """The logarithms of all processes' sums, and everybody's notes; see `Ranks.combined`."""
+        near = self._near.get(question, torch.zeros_like(logs))
+        found, board = self.ranks.combined(logs, self._p, near, notes, least)
+        self._near[question] = torch.where(found.isfinite(), found, near)
+        return found, board
+
+    def with_rooms(
+        self, logs: Tensor, rooms: Tensor, notes: Tensor | None = None, least: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The logarithms of all sums, the least of all rooms, and everybody's notes, in the collective that the sums need anyway.
+
+        What travels there is added up, not compared: of the rooms of n processes the answer is smaller than the least by at most
+        log(n) / 20, and none is larger than 30.
+
+        Args:
+            logs: (2 K,) log N and log P of this process's part.
+            rooms: (2, K) its rooms, natural logarithms.
+            notes, least: as `Ranks.combined` takes them.
+        """
+        sharp = -_SHARPNESS * rooms.clamp(max=_FARTHEST).reshape(-1)
+        near = self._near["sums"]
+        self._near.setdefault(_WITH_ROOMS, torch.cat([near, torch.zeros_like(sharp)]))
+        found, board = self.combined(_WITH_ROOMS, torch.cat([logs, sharp]), notes, least)
+        sums, common = found[: logs.numel()], found[logs.numel() :] / -_SHARPNESS
+        return sums, common.clamp(0.0, _FARTHEST).nan_to_num(nan=0.0).reshape(rooms.shape), board
+
+    def pair(self, question: str, make: Callable[[], Pair], count: int) -> Pair:
+        """Returns log N and log P of all processes, by one collective."""
+        found, _ = self.combined(question, self.own(lambda: torch.cat(make()), 2 * count))
+        negative, positive = found.chunk(2)
+        return negative, positive
+
+    def blocks(self, make: Callable[[], Sequence[Tensor]], number: int, positions: Tensor | None, count: int) -> list[Tensor]:
+        """Returns the sums of all counted tensors, in one collective for all rescalings."""
+
+        def own_blocks() -> Tensor:
+            """Puts those of this process's part into their places."""
+            logs = []
+            for own in make():
+                full = own.new_full((count,), -math.inf)
+                logs.append(own if positions is None else full.index_put((positions.to(full.device),), own))
+            return torch.cat(logs)
+
+        found, _ = self.combined(f"{number} energies", self.own(own_blocks, number * count))
+        return list(found.chunk(number)) if found.numel() else [found] * number
+
+    def operator(self, own: Operator) -> Operator:
+        """Returns the sum; every product with it is one collective."""
+        return _SummedOperator(own, self)
+
+    def entries(self, make: Callable[[], Pair], log_scales: Tensor, labels: Tensor) -> Pair:
+        """Returns the entries of all processes, equal exponents put together."""
+
+        def own_entries() -> list[tuple[Pattern, float]]:
+            """Lists those of this process's part."""
+            logs, triples = make()
+            terms: list[list[tuple[int, int]]] = [[] for _ in range(logs.numel())]
+            for entry, label, exponent in triples.T.tolist():
+                terms[entry].append((label, exponent))
+            return list(zip((tuple(sorted(members)) for members in terms), logs.tolist(), strict=True))
+
+        merged: dict[Pattern, float] = {}
+        for part in self.ranks.gather_made(own_entries):
+            for pattern, log in part:
+                merged[pattern] = float(np.logaddexp(merged.get(pattern, -math.inf), log))
+        rows = [(entry, label, exponent) for entry, pattern in enumerate(merged) for label, exponent in pattern]
+        found = torch.tensor(rows, dtype=torch.int64, device=labels.device).reshape(-1, 3).T
+        return torch.tensor(list(merged.values()), dtype=log_scales.dtype, device=log_scales.device), found
+
+    def least(self, make: Callable[[], Tensor], count: int) -> Tensor:
+        """Returns the least of all processes' rooms; none where an error is met."""
+        own = self.own(lambda: make().reshape(-1), 2 * count).nan_to_num(nan=0.0)
+        return -self.ranks.largest(-own).reshape(2, -1)
+
+    def anywhere(self, make: Callable[[], Tensor], count: int) -> Tensor:
+        """Returns what is so on any process, by one collective."""
+        return self.ranks.total(self.own(lambda: make().double(), count)).nan_to_num() > 0
+
+    def number(self, make: Callable[[], int]) -> int:
+        """Returns the sum of all processes' numbers, by one collective."""
+        device = self.ranks.device
+        own = self.own(lambda: torch.full((1,), float(make()), dtype=float_dtype(device), device=device), 1)
+        return int(self.ranks.total(own).nan_to_num())
+
+
+class _SummedOperator:
+    """A matrix that is the sum of one a process."""
+
+    def __init__(self, own: Operator, shared: SharedSums) -> None:
+        self._own, self._shared = own, shared
+
+    def product(self, vector: Tensor) -> Tensor:
+        """(K,) the sum's rows times a vector."""
+        return self._shared.ranks.total(self._shared.own(lambda: self._own.product(vector), vector.numel()))
