@@ -97,7 +97,7 @@ class Coverage:
         block = program.blocks[index]
         if self.linear_up_to < program.p < math.inf:
             return f"sums of powers of p={program.p:g} leave the range of float64"
-        if not abs(float(program.log_weights[index])) < self.most_log_weight:
+        if not abs(program.log_weights.numpy()[index]) < self.most_log_weight:
             return "its layer weight is too large or too small"
         if block.collided is not None:
             return "two of its terms meet in one variable"

@@ -132,7 +132,7 @@ class ReduceTable:
         self.forms.append(form)
         if factored:
             self._factored.append((position, index))
-        layer_weight = math.exp(float(self.program.log_weights[index]))
+        layer_weight = math.exp(self.program.log_weights.numpy()[index])
         for source, terms in ((row_sums, form.row_terms), (column_sums, form.column_terms)):
             for coefficient, ids in terms:
                 slots = self._slots_of(ids, coefficient)
