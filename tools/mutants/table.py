@@ -79,7 +79,8 @@ TESTS: dict[str, list[str]] = {
         "test_balance_models",
     ],
     "kernels/gpu/*": ["test_triton"],
-    "kernels/cpu/native/*": ["test_whole_steps", "test_compiled", "test_range_of_p", "test_momentum"],
+    "kernels/cpu/structures*": ["test_native_structures", "test_compiled"],
+    "kernels/cpu/native/*": ["test_native_structures", "test_whole_steps", "test_compiled", "test_range_of_p", "test_momentum"],
     "kernels/*": [
         "test_kernels",
         "test_compiled",

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from .cache import Cache, open_cache
 from .compilers import find_compilers
+from .structures import differences
 
 __all__ = ["COMPILE_SECONDS", "BuildError", "Kernels", "kernels", "library"]
 
@@ -264,7 +265,14 @@ def _processor() -> str:
 
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
-    """The library with the types of its functions' arguments; pointers are passed as integers."""
+    """Returns the library with the types of its functions' arguments; pointers are passed as integers.
+
+    Raises:
+        BuildError: its structures are not those that Python fills.
+    """
+    unlike = differences(found)
+    if unlike:
+        raise BuildError(f"the structures of the kernels are not those of this fxenorm: {'; '.join(unlike)}; install it again")
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     found.fxenorm_reduce.argtypes = [
         *(pointer, integer, pointer, integer, pointer, integer),

@@ -16,10 +16,11 @@ from torch import Tensor
 from ..backend import CycleTask
 from ..layout import MatrixForm
 from ..program import ReduceProgram
-from .step_table import StepTable, fields
+from .step_table import StepTable
+from .structures import Condensed, CyclesArguments
 from .tables import TYPES, ReduceTable, reduce_signature, row_factors
 
-__all__ = ["Condensed", "CyclesArguments", "CyclesTable"]
+__all__ = ["CyclesTable"]
 
 _WIDEST = 20_000
 """Columns of sums that a tile may have: as many as the step's own tiles, so that a row is never cut."""
@@ -29,27 +30,6 @@ _POWERS = (1.0, 2.0, 4.0)
 
 _TYPES = (torch.float32, torch.bfloat16)
 """Types whose sums are taken in float32; those of float64 need more digits, and float16 has no room around ordinary weights."""
-
-
-class Condensed(ctypes.Structure):
-    """Mirrors `Condensed` of ``native/tables.h``, field by field."""
-
-    _fields_ = [
-        *fields(ctypes.c_void_p, "source"),
-        *fields(ctypes.c_int64, "dtype width run inner"),
-        *fields(ctypes.c_void_p, "data row_factor"),
-        *fields(ctypes.c_int64, "row_place column_place"),
-    ]
-
-
-class CyclesArguments(ctypes.Structure):
-    """Mirrors `Cycles` of ``native/tables.h``, field by field."""
-
-    _fields_ = [
-        *fields(ctypes.c_void_p, "step matrices condensed tiles links factor_links powers"),
-        *fields(ctypes.c_int64, "matrix_count tile_count link_count factor_link_count power_count count"),
-        *fields(ctypes.c_void_p, "work power_table totals factors claimed"),
-    ]
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from torch import Tensor
 from ..backend import CycleTask
 from ..layout import announce, written
 from ..program import ReduceProgram
+from .structures import StepArguments
 from .tables import ReduceTable, ScaleTable, reduce_signature
 
-__all__ = ["StepArguments", "StepTable", "fields"]
+__all__ = ["StepTable"]
 
 _PHASE_BYTES = 4 << 20
 """Weights that are read before the next are scaled: with their optimizer state they are to stay in the last-level cache."""
@@ -32,26 +33,6 @@ _TYPES = (torch.float32, torch.float64, torch.bfloat16)
 """float16 has too little room around ordinary weights: what has been written would often have to be undone."""
 
 Longs = NDArray[np.int64]
-
-
-def fields(kind: Any, names: str) -> Iterator[tuple[str, Any]]:
-    """Yields some fields of one type, as `ctypes.Structure` wants them."""
-    return ((name, kind) for name in names.split())
-
-
-class StepArguments(ctypes.Structure):
-    """Mirrors `Step` of ``native/tables.h``, field by field."""
-
-    _fields_ = [
-        *fields(ctypes.c_void_p, "matrices reduce_tiles links targets scale_tiles factor_links phases"),
-        *fields(ctypes.c_int64, "phase_count"),
-        *fields(ctypes.c_void_p, "variables held exponents roots powers"),
-        *fields(ctypes.c_int64, "power_count variable_count sum_count scale_tile_count reduce_tile_count"),
-        *fields(ctypes.c_void_p, "work sums power_table narrow_power_table factors narrow_factors done claimed"),
-        *fields(ctypes.c_double, "p limit bound"),
-        *fields(ctypes.c_int64, "threads careful wide"),
-        *fields(ctypes.c_void_p, "largest"),
-    ]
 
 
 class StepTable:
@@ -88,7 +69,7 @@ class StepTable:
         alive = self.reduce.take_factors(factors)
         arguments = self.prepared()
         # Where the last cycle went far or failed, this one writes nothing before all factors are known. The bits are the same.
-        arguments.careful = int(self._stopped or self._arrays["largest"][0] > math.sqrt(arguments.bound))
+        arguments.factors_first = int(self._stopped or self._arrays["largest"][0] > math.sqrt(arguments.bound))
         self._stopped = bool(library.fxenorm_step(ctypes.addressof(arguments)))
         del alive
         return not self._stopped
@@ -209,7 +190,7 @@ class StepTable:
             sum_count=2 * count + 1,
             scale_tile_count=len(self._scale_tiles),
             reduce_tile_count=len(self.reduce.tiles),
-            wide=int(any(target.tensor.dtype == torch.float64 for target in self._scale.members)),
+            has_float64=int(any(target.tensor.dtype == torch.float64 for target in self._scale.members)),
             p=task.program.p,
             limit=math.exp(min(task.limit, _MOST_LIMIT)),
             bound=math.exp(task.growth / task.reach),

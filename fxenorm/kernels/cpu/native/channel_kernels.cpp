@@ -10,6 +10,7 @@
 #include "combine.h"
 #include "cycles.h"
 #include "factors.h"
+#include "layout.h"
 #include "scale.h"
 #include "step.h"
 
@@ -41,10 +42,10 @@ int fxenorm_reduce(const ReduceMatrix *matrices, i64 matrix_count, const ReduceT
     return lost;
 }
 
-// Multiplies everything in place. With `careful`, where a product would leave its room, everything is divided again, so that nothing
+// Multiplies everything in place. With `within`, where a product would leave its room, everything is divided again, so that nothing
 // stays changed but for a rounding, and the answer is 1. `done` holds one number a tile.
 int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_count, const FactorLink *links, i64 link_count,
-                  const double *powers, i64 power_stride, double *factors, int careful, i64 *done, int threads) {
+                  const double *powers, i64 power_stride, double *factors, int within, i64 *done, int threads) {
     int stop = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -59,7 +60,7 @@ int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_
             done[i] = 0;
             if (stopped) continue;
             const ScaleTile &tile = tiles[i];
-            done[i] = scale_any(matrices[tile.matrix], tile, factors, careful != 0);
+            done[i] = scale_any(matrices[tile.matrix], tile, factors, within != 0);
             if (done[i] < tile.rows) {
 #pragma omp atomic write
                 stop = 1;
@@ -74,8 +75,8 @@ int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_
 }
 
 // One cycle; see Phase. Where a factor is too large, sums are lost or a product would leave its room, the answer is 1 and nothing
-// stays changed, but for the rounding of what had to be divided again. The bits do not depend on the order: with `careful` nothing
-// is written before all factors are known.
+// stays changed, but for the rounding of what had to be divided again. The bits do not depend on the order: with `factors_first`
+// nothing is written before all factors are known.
 int fxenorm_step(const Step *given) {
     const Step &step = *given;
     int stop = 0;
@@ -85,8 +86,8 @@ int fxenorm_step(const Step *given) {
     std::memset(step.claimed, 0, step.scale_tile_count + step.reduce_tile_count);
 #pragma omp parallel num_threads(static_cast<int>(step.threads)) if (step.threads > 1)
     {
-        for (i64 number = 0; number < step.phase_count; ++number) run_phase(step, step.phases[number], !step.careful, true, &stop);
-        for (i64 number = 0; step.careful && number < step.phase_count; ++number)
+        for (i64 number = 0; number < step.phase_count; ++number) run_phase(step, step.phases[number], !step.factors_first, true, &stop);
+        for (i64 number = 0; step.factors_first && number < step.phase_count; ++number)
             run_phase(step, step.phases[number], true, false, &stop);
         if (stop) divide_again(step);
     }
@@ -108,11 +109,17 @@ int fxenorm_cycles(const Cycles *given) {
         find_totals(cycles, &stop);
 #pragma omp single
         if (!stop) hand_over(cycles);
-        fill_all_factors(step, 0, step.phases[step.phase_count - 1].factor_links[1], true, step.wide != 0);
+        fill_all_factors(step, 0, step.phases[step.phase_count - 1].factor_links[1], true, step.has_float64 != 0);
         for (i64 number = 0; number < step.phase_count; ++number) run_phase(step, step.phases[number], true, false, &stop);
         if (stop) divide_again(step);
     }
     return stop;
+}
+
+// All structures and their fields, by name, and how many there are of both.
+const Field *fxenorm_layout(i64 *count) {
+    *count = sizeof(FIELDS) / sizeof(FIELDS[0]);
+    return FIELDS;
 }
 
 }  // extern "C"

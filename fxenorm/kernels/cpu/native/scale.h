@@ -28,9 +28,9 @@ void divide_row(typename T::Storage *x, i64 count, Number factor, const Number *
 
 constexpr i64 AT_ONCE = 256;
 
-// Multiplies some entries of a row. False, and nothing has changed, where `careful` and a product would leave its room.
+// Multiplies some entries of a row. False, and nothing has changed, where `within` and a product would leave its room.
 template <class T, class Number, bool COLUMNS>
-bool scale_some(const ScaleMatrix &m, typename T::Storage *x, i64 count, Number factor, const Number *column, bool careful) {
+bool scale_some(const ScaleMatrix &m, typename T::Storage *x, i64 count, Number factor, const Number *column, bool within) {
     typename T::Storage before[AT_ONCE];
     const Number smallest = static_cast<Number>(m.smallest), largest = static_cast<Number>(m.largest);
     Number least = largest, most = 0;
@@ -44,44 +44,44 @@ bool scale_some(const ScaleMatrix &m, typename T::Storage *x, i64 count, Number 
         least = some < least ? some : least;
         most = size > most ? size : most;
     }
-    if (!careful || (least >= smallest && most <= largest)) return true;
+    if (!within || (least >= smallest && most <= largest)) return true;
     if (stays<T>(m, before, count, factor, COLUMNS ? column : nullptr)) return true;
     std::memcpy(x, before, sizeof(before[0]) * count);
     return false;
 }
 
 template <class T, class Number, bool COLUMNS>
-bool scale_row(const ScaleMatrix &m, typename T::Storage *x, i64 count, Number factor, const Number *column, bool careful) {
+bool scale_row(const ScaleMatrix &m, typename T::Storage *x, i64 count, Number factor, const Number *column, bool within) {
     for (i64 j = 0; j < count; j += AT_ONCE) {
         const i64 some = count - j < AT_ONCE ? count - j : AT_ONCE;
-        if (scale_some<T, Number, COLUMNS>(m, x + j, some, factor, COLUMNS ? column + j : nullptr, careful)) continue;
+        if (scale_some<T, Number, COLUMNS>(m, x + j, some, factor, COLUMNS ? column + j : nullptr, within)) continue;
         divide_row<T>(x, j, factor, COLUMNS ? column : nullptr);
         return false;
     }
     return true;
 }
 
-// Returns the number of rows done; with `careful`, fewer than all where a product would leave its room.
+// Returns the number of rows done; with `within`, fewer than all where a product would leave its room.
 template <class T, class Number>
-i64 scale_tile(const ScaleMatrix &m, const ScaleTile &tile, const Number *factors, bool careful) {
+i64 scale_tile(const ScaleMatrix &m, const ScaleTile &tile, const Number *factors, bool within) {
     typename T::Storage *x = static_cast<typename T::Storage *>(m.data) + tile.row * m.width + tile.column;
     const Number *row = m.row_factor < 0 ? nullptr : factors + m.row_factor + tile.row;
     const Number *column = m.column_factor < 0 ? nullptr : factors + m.column_factor + tile.segment * m.width + tile.column;
     for (i64 r = 0; r < tile.rows; ++r, x += m.width) {
         const Number factor = row ? row[r] : Number(1);
-        const bool good = column ? scale_row<T, Number, true>(m, x, tile.columns, factor, column, careful)
-                                 : scale_row<T, Number, false>(m, x, tile.columns, factor, nullptr, careful);
+        const bool good = column ? scale_row<T, Number, true>(m, x, tile.columns, factor, column, within)
+                                 : scale_row<T, Number, false>(m, x, tile.columns, factor, nullptr, within);
         if (!good) return r;
     }
     return tile.rows;
 }
 
-i64 scale_any(const ScaleMatrix &m, const ScaleTile &tile, const double *factors, bool careful) {
+i64 scale_any(const ScaleMatrix &m, const ScaleTile &tile, const double *factors, bool within) {
     switch (m.dtype) {
-    case 0: return scale_tile<F32>(m, tile, factors, careful);
-    case 1: return scale_tile<F64>(m, tile, factors, careful);
-    case 2: return scale_tile<BF16>(m, tile, factors, careful);
-    default: return scale_tile<F16>(m, tile, factors, careful);
+    case 0: return scale_tile<F32>(m, tile, factors, within);
+    case 1: return scale_tile<F64>(m, tile, factors, within);
+    case 2: return scale_tile<BF16>(m, tile, factors, within);
+    default: return scale_tile<F16>(m, tile, factors, within);
     }
 }
 

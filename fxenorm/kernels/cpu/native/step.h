@@ -156,7 +156,7 @@ void run_phase(const Step &step, const Phase &phase, bool write, bool read, int 
         if (size > *step.largest) *step.largest = size;
     }
     if (!(size <= step.bound)) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
-    fill_all_factors(step, phase.factor_links[0], phase.factor_links[1], true, step.wide != 0);
+    fill_all_factors(step, phase.factor_links[0], phase.factor_links[1], true, step.has_float64 != 0);
 }
 
 // Called by all threads together: undoes what has been scaled, but for a rounding.

@@ -62,7 +62,7 @@ struct Step {
     i64 *done;                       // by scale tile
     std::uint8_t *claimed;           // by scale tile, then by reduce tile: whether a thread has taken it
     double p, limit, bound;          // the largest factor: what it is cut to, and where the step gives up
-    i64 threads, careful, wide;      // wide: whether there are targets of float64
+    i64 threads, factors_first, has_float64;   // nothing is written before all factors are known; there are targets of float64
     double *largest;                 // set to the largest factor, or inverse of one
 };
 
