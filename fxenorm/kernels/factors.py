@@ -16,7 +16,7 @@ MOST_GROWTH = 690.0
 
 
 def log2_factors(log_scales: Tensor) -> Tensor:
-    """(K + 1,) base-2 log-scales, 0 for "fixed" at the end; what only a rounding error keeps from an integer becomes it."""
+    """Returns (K + 1,) base-2 log-scales, 0 for "fixed" at the end; those within a rounding of an integer become it."""
     log2_scales = as_float(log_scales, log_scales.device) * math.log2(math.e)
     whole = log2_scales.round()
     slack = 4 * torch.finfo(log2_scales.dtype).eps
@@ -25,7 +25,7 @@ def log2_factors(log_scales: Tensor) -> Tensor:
 
 
 def exact_exp2(exponent: Tensor) -> Tensor:
-    """2 ** exponent, exact for integers, whatever the device's exp2 does."""
+    """Returns 2 ** exponent, exact for integers, whatever the device's exp2 does."""
     if exponent.dtype == torch.float64:
         bias, width, kind = 1023, 52, torch.int64
     else:

@@ -144,7 +144,7 @@ def announce(tensors: Sequence[Tensor]) -> None:
 
 
 def matrix_form(shape: Sequence[int], strides: Sequence[int], terms: TermTensors) -> MatrixForm | None:
-    """The table of a tensor; None where its memory has gaps, or no table is much smaller than the tensor itself.
+    """Returns the table of a tensor; None where its memory has gaps, or no table is much smaller than the tensor itself.
 
     Args:
         shape, strides: the tensor's, in any order of the axes (contiguous, channels_last, transposed).
@@ -183,7 +183,7 @@ def matrix_form(shape: Sequence[int], strides: Sequence[int], terms: TermTensors
 
 
 def cut(form: MatrixForm, target: int, columns: int) -> Table:
-    """(tiles, 5): row, rows, column, columns, segment; about `target` entries each, whatever the number of threads.
+    """Returns (tiles, 5): row, rows, column, columns, segment; about `target` entries each, whatever the number of threads.
 
     Args:
         form: the table.
@@ -202,13 +202,13 @@ def cut(form: MatrixForm, target: int, columns: int) -> Table:
 
 
 def _in_memory_order(ids: NDArray[np.int64], ndim: int, axes: Sequence[int]) -> NDArray[np.int64]:
-    """Ids with one axis for each axis of the table, in its order."""
+    """Returns ids with one axis for each axis of the table, in its order."""
     others = [axis for axis in range(ndim) if axis not in axes]
     return np.reshape(np.transpose(ids, [*others, *axes]), [ids.shape[axis] for axis in axes])
 
 
 def _cost(sizes: Sequence[int], arrays: Sequence[NDArray[np.int64]], split: int) -> float:
-    """What a split of the axes into rows and columns costs, in entries: short rows are slow."""
+    """Returns the cost of a split of the axes into rows and columns, in entries: short rows are slow."""
     columns = [array for array in arrays if any(size > 1 for size in array.shape[split:])]
     rows, width = math.prod(sizes[:split]), math.prod(sizes[split:])
     if not columns:
@@ -221,7 +221,7 @@ def _cost(sizes: Sequence[int], arrays: Sequence[NDArray[np.int64]], split: int)
 
 
 def _changes(sizes: Sequence[int], columns: Sequence[NDArray[np.int64]], split: int) -> NDArray[np.bool_]:
-    """(rows - 1,) whether the next row has other column ids."""
+    """Returns (rows - 1,) whether the next row has other column ids."""
     changed = np.zeros(max(0, math.prod(sizes[:split]) - 1), dtype=bool)
     for array in columns:
         by_row = _rows(sizes, array, split).reshape(changed.size + 1, -1)
@@ -230,6 +230,6 @@ def _changes(sizes: Sequence[int], columns: Sequence[NDArray[np.int64]], split: 
 
 
 def _rows(sizes: Sequence[int], array: NDArray[np.int64], split: int) -> NDArray[np.int64]:
-    """Ids with the rows as one axis."""
+    """Returns ids with the rows as one axis."""
     full = np.broadcast_to(array, (*sizes[:split], *array.shape[split:]))
     return full.reshape(math.prod(sizes[:split]), *array.shape[split:])

@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["Index", "part_of", "parts_of", "rows_of"]
 
 _PART_ON_CPU, _PART_ELSEWHERE = 1 << 17, 1 << 26
-"""Entries at a time: on a CPU what its second-level cache holds in float64, elsewhere a bound on the temporaries."""
+"""Entries at a time: on a CPU 1 MiB of float64, which its second-level cache holds; elsewhere a bound on temporaries, 512 MiB."""
 
 
 Index = tuple[slice, ...]
@@ -19,7 +19,7 @@ Index = tuple[slice, ...]
 
 
 def parts_of(tensor: Tensor) -> Iterator[Index]:
-    """Parts of few enough entries each that together are a tensor, each of them without gaps in the order of its axes."""
+    """Yields parts of few enough entries each that together are a tensor, each without gaps in the order of its axes."""
     most = _most(tensor)
     if tensor.numel() <= most:
         yield ()
@@ -33,17 +33,17 @@ def parts_of(tensor: Tensor) -> Iterator[Index]:
 
 
 def part_of(tensor: Tensor, index: Index) -> Tensor:
-    """The part of something that broadcasts to a tensor which belongs to a part of the tensor."""
+    """Returns the part that belongs to a part of a tensor, of another that broadcasts to the tensor."""
     return tensor[tuple(slice(None) if size == 1 else part for size, part in zip(tensor.shape, index, strict=False))]
 
 
 def rows_of(table: Tensor) -> Iterator[slice]:
-    """Slices of the rows of a table of few enough entries each."""
+    """Yields slices of the rows of a table of few enough entries each."""
     step = max(1, _most(table) // max(1, table.shape[1]))
     for start in range(0, table.shape[0], step):
         yield slice(start, start + step)
 
 
 def _most(tensor: Tensor) -> int:
-    """Entries at a time."""
+    """Returns how many entries are taken at a time."""
     return _PART_ON_CPU if tensor.device.type == "cpu" else _PART_ELSEWHERE

@@ -9,9 +9,10 @@ from enum import Enum
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .terms import Ids, collisions, cycle_degrees, joint_shape, normalise
+from .terms import Collisions, Ids, Terms, collisions, cycle_degrees, joint_shape, normalise
 
 __all__ = [
     "LINEAR_UP_TO",
@@ -50,7 +51,7 @@ class ChannelSums:
 
 
 class Keep(Enum):
-    """What rescalings of our own leave of a tensor, beside that nothing becomes infinite.
+    """The part of a tensor that rescalings of our own keep, beside that nothing becomes infinite.
 
     ENTRIES: what is not zero stays so (optimizer state, gradients, 16-bit weights that are rewritten from a wider copy).
     LARGEST: the largest of each row and column keeps all its digits too, so that less is lost of others than is rounded there.
@@ -112,7 +113,7 @@ class Block:
 
     @property
     def slots(self) -> int:
-        """How many contributions the block yields."""
+        """Returns how many contributions the block yields."""
         return sum(ids.numel() for _, ids in self.terms) + (0 if self.collided_rows is None else self.collided_rows.numel())
 
 
@@ -147,7 +148,7 @@ class ReduceProgram:
     _parts: dict[tuple[int, ...], ReduceProgram] = field(default_factory=dict, repr=False, compare=False)
 
     def part(self, positions: Sequence[int]) -> ReduceProgram:
-        """The same with some of the blocks only, in their order; made once for each choice."""
+        """Returns the same with some of the blocks only, in their order; made once for each choice."""
         key = tuple(positions)
         known = self._parts.get(key)
         if known is None:
@@ -166,7 +167,7 @@ class ReduceProgram:
         return known
 
     def to(self, device: torch.device) -> ReduceProgram:
-        """The same program with its tensors on `device`; made once a device."""
+        """Returns the same program with its tensors on `device`; made once a device."""
         if self.slots.device == device:
             return self
         known = self._copies.get(device)
@@ -187,17 +188,17 @@ class ReduceProgram:
 
 
 def as_float(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`, in float64 where the device has it."""
+    """Returns `tensor` on `device`, in float64 where the device has it."""
     return tensor.to(device=device, dtype=float_dtype(device))
 
 
 def float_dtype(device: torch.device) -> torch.dtype:
-    """The dtype in which sums and log-scales are kept: float64, but for Apple's GPUs, which lack it."""
+    """Returns the dtype of sums and log-scales: float64, but for Apple's GPUs, which lack it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def term_tensors(terms: Sequence[tuple[int, Ids]], ndim: int, num_scales: int) -> TermTensors:
-    """Terms in normal form as index tensors on the CPU, "fixed" mapped to `num_scales`."""
+    """Returns terms in normal form as index tensors on the CPU, "fixed" mapped to `num_scales`."""
     return tuple(
         (coefficient, torch.from_numpy(np.where(ids < 0, num_scales, ids).copy())) for coefficient, ids in normalise(terms, ndim)
     )
@@ -209,7 +210,7 @@ def build_program(
     p: float,
     added: Sequence[float] | None = None,
 ) -> ReduceProgram:
-    """The program for tensors given as (shape, terms, log of the layer weight).
+    """Returns the program for tensors given as (shape, terms, log of the layer weight).
 
     Args:
         counted: the counted tensors.
@@ -222,34 +223,17 @@ def build_program(
     """
     blocks: list[Block] = []
     slots: list[Ids] = []
-    offsets: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = []
+    offsets: list[NDArray[np.float64]] = []
     degree = np.full(num_scales, 2, dtype=np.int64)
-    nowhere = 2 * num_scales
     finite = math.isfinite(p)
     for (shape, given, log_weight), offset in zip(counted, added or [0.0] * len(counted), strict=True):
-        ndim = len(shape)
-        terms = normalise(given, ndim)
-        met = collisions(terms, ndim)
-        cycle_degrees(terms, ndim, met, degree)
-        joint = joint_shape(terms, ndim)
-        for coefficient, ids in terms:
-            flat = ids.reshape(-1)
-            slots.append(np.where(flat < 0, nowhere, flat + (num_scales if coefficient > 0 else 0)))
-            offsets.append(np.full(flat.size, math.log(abs(coefficient)) + log_weight if finite else 0.0))
-        if met is not None:
-            slots.append(met.ids + np.where(met.coefficients > 0, num_scales, 0))
-            offsets.append(np.log(np.abs(met.coefficients)) + log_weight if finite else np.zeros(met.ids.size))
-        blocks.append(
-            Block(
-                shape=tuple(shape),
-                terms=term_tensors(terms, ndim, num_scales),
-                kernel_axes=tuple(axis for axis in range(ndim) if joint[axis] == 1),
-                term_axes=tuple(tuple(axis for axis in range(ndim) if joint[axis] != ids.shape[axis]) for _, ids in terms),
-                collided=None if met is None else torch.from_numpy(met.entries),
-                collided_rows=None if met is None else torch.from_numpy(met.rows),
-                offset=offset,
-            )
-        )
+        terms = normalise(given, len(shape))
+        met = collisions(terms, len(shape))
+        cycle_degrees(terms, len(shape), met, degree)
+        places, logs = _slots_of(terms, met, num_scales)
+        slots += places
+        offsets += [some + log_weight if finite else np.zeros(some.size) for some in logs]
+        blocks.append(_block(shape, terms, met, num_scales, offset))
     all_slots = np.concatenate(slots) if slots else np.zeros(0, dtype=np.int64)
     present = np.zeros(2 * num_scales + 1, dtype=bool)
     present[all_slots] = True
@@ -266,8 +250,35 @@ def build_program(
     )
 
 
+def _slots_of(terms: Terms, met: Collisions | None, num_scales: int) -> tuple[list[Ids], list[NDArray[np.float64]]]:
+    """Returns where the contributions of a block go, and log |coefficient|: term by term, then those of collisions."""
+    places, logs = [], []
+    for coefficient, ids in terms:
+        flat = ids.reshape(-1)
+        places.append(np.where(flat < 0, 2 * num_scales, flat + (num_scales if coefficient > 0 else 0)))
+        logs.append(np.full(flat.size, math.log(abs(coefficient))))
+    if met is not None:
+        places.append(met.ids + np.where(met.coefficients > 0, num_scales, 0))
+        logs.append(np.log(np.abs(met.coefficients)))
+    return places, logs
+
+
+def _block(shape: tuple[int, ...], terms: Terms, met: Collisions | None, num_scales: int, offset: float) -> Block:
+    """Returns a counted tensor with what its sums run over."""
+    axes, joint = range(len(shape)), joint_shape(terms, len(shape))
+    return Block(
+        shape=tuple(shape),
+        terms=term_tensors(terms, len(shape), num_scales),
+        kernel_axes=tuple(axis for axis in axes if joint[axis] == 1),
+        term_axes=tuple(tuple(axis for axis in axes if joint[axis] != ids.shape[axis]) for _, ids in terms),
+        collided=None if met is None else torch.from_numpy(met.entries),
+        collided_rows=None if met is None else torch.from_numpy(met.rows),
+        offset=offset,
+    )
+
+
 def _moved(block: Block, device: torch.device) -> Block:
-    """`block` with its index tensors on `device`."""
+    """Returns `block` with its index tensors on `device`."""
     return replace(
         block,
         terms=tuple((coefficient, ids.to(device)) for coefficient, ids in block.terms),

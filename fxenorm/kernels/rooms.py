@@ -23,10 +23,11 @@ _KEPT = 0.75
 """In units of the smallest number of a type: what a product must not fall below, which half of it would be rounded to zero."""
 
 SLACK = 1e-6
-"""Rounding errors of factors must not decide; a natural logarithm."""
+"""Rounding errors of factors must not decide; a natural logarithm, about ten times the rounding of a float32."""
 
 _TRIFLE = 2.0**-11
-"""In float16, entries below this part of the largest of their row may lose digits to powers of two."""
+"""In float16, entries below this part of the largest of their row may lose digits to powers of two: half of the last digit of a
+number as large as that one."""
 
 _BITS = {
     torch.float16: (torch.int16, 10, 0x7FFF),
@@ -38,7 +39,7 @@ _BITS = {
 
 
 def ends_of(target: ScaleTarget) -> tuple[float, float, float]:
-    """Three sizes: no entry may fall below the first, what is to keep all its digits below the second, or pass the third."""
+    """Returns three sizes: no entry may fall below the first, none that keeps its digits below the second, or pass the third."""
     kind = torch.finfo(target.tensor.dtype)
     if target.offset:
         # Beside the offset an entry has no more digits than the offset leaves it.
@@ -49,7 +50,7 @@ def ends_of(target: ScaleTarget) -> tuple[float, float, float]:
 
 
 def rooms(targets: Sequence[ScaleTarget], num_scales: int, device: torch.device) -> Tensor:
-    """(2, K): how far each variable can go up and down, natural logarithms >= 0; waits for nothing.
+    """Returns (2, K): how far each variable can go up and down, natural logarithms >= 0; waits for nothing.
 
     What is zero or not finite has left its type's range already, and limits nothing.
 
@@ -107,7 +108,7 @@ def are_far_from_ends(targets: Sequence[ScaleTarget], log_scales: Tensor) -> boo
 
 
 def _least_and_largest(target: ScaleTarget) -> tuple[float, float]:
-    """The least entry that is not 0, and the largest."""
+    """Returns the least entry that is not 0, and the largest."""
     least, largest = [], []
     for index in parts_of(target.tensor):
         part = target.tensor.detach()[index]
@@ -118,7 +119,7 @@ def _least_and_largest(target: ScaleTarget) -> tuple[float, float]:
 
 
 def leaving(targets: Sequence[ScaleTarget], log2_scales: Callable[[torch.device], Tensor], num_scales: int) -> Tensor:
-    """(K,) bool: the variables that carry an entry over an end of its room; a rescaling that flags none loses nothing.
+    """Returns (K,) bool: the variables that carry an entry over an end of its room; a rescaling that flags none loses nothing.
 
     Args:
         targets: everything that is multiplied.
@@ -149,7 +150,7 @@ def leaving(targets: Sequence[ScaleTarget], log2_scales: Callable[[torch.device]
 
 
 def rounded(targets: Sequence[ScaleTarget], log2_scales: Callable[[torch.device], Tensor]) -> int:
-    """How many entries of the targets that are to keep their digits lose some; waits for the device."""
+    """Returns how many entries of the targets that are to keep their digits lose some; waits for the device."""
     count = 0
     for target, index, part in _all_parts([target for target in targets if target.keep == Keep.DIGITS]):
         growth = sum(_changes(target, index, log2_scales(part.device)))
@@ -158,7 +159,7 @@ def rounded(targets: Sequence[ScaleTarget], log2_scales: Callable[[torch.device]
 
 
 def _all_parts(targets: Sequence[ScaleTarget]) -> Iterator[tuple[ScaleTarget, Index, Tensor]]:
-    """What there is of the targets, a part at a time."""
+    """Yields the entries of all targets, a part at a time."""
     for target in targets:
         if target.terms and target.tensor.numel():
             for index in parts_of(target.tensor):
@@ -166,17 +167,17 @@ def _all_parts(targets: Sequence[ScaleTarget]) -> Iterator[tuple[ScaleTarget, In
 
 
 def _changes(target: ScaleTarget, index: Index, log2_scales: Tensor) -> list[Tensor]:
-    """By term, the octaves by which a part grows."""
+    """Returns by term the octaves by which a part grows."""
     return [target.power * coefficient * log2_scales[part_of(ids, index)] for coefficient, ids in target.terms]
 
 
 def reach_of(target: ScaleTarget) -> int:
-    """The largest sum of |exponents| of an entry."""
+    """Returns the largest sum of |exponents| of an entry."""
     return abs(target.power) * sum(abs(coefficient) for coefficient, _ in target.terms)
 
 
 def _size(target: ScaleTarget, part: Tensor) -> Tensor:
-    """Absolute values in a wide type, the offset added."""
+    """Returns absolute values in a wide type, the offset added."""
     if target.offset:
         part = part.to(torch.promote_types(part.dtype, float_dtype(part.device))) + target.offset
     size = part.abs()
@@ -184,13 +185,13 @@ def _size(target: ScaleTarget, part: Tensor) -> Tensor:
 
 
 def _narrow_size(target: ScaleTarget, part: Tensor) -> Tensor:
-    """Absolute values in the tensor's own type where that will do; 0 for what is not finite."""
+    """Returns absolute values in the tensor's own type where that will do; 0 for what is not finite."""
     size = _size(target, part) if target.offset else part.abs()
     return size.nan_to_num_(nan=0.0, posinf=0.0)
 
 
 def _lines(target: ScaleTarget) -> list[Tensor]:
-    """The largest of each row and of each column, broadcastable to the tensor; none where they do not matter.
+    """Returns the largest of each row and of each column, broadcastable to the tensor; none where they do not matter.
 
     In a vector every entry is a row.
     """
@@ -211,8 +212,8 @@ def _lines(target: ScaleTarget) -> list[Tensor]:
     return found
 
 
-def _careful(target: ScaleTarget, index: Index, size: Tensor, lines: Sequence[Tensor]) -> Tensor:
-    """Which entries of a part are to keep all their digits."""
+def _keep_digits(target: ScaleTarget, index: Index, size: Tensor, lines: Sequence[Tensor]) -> Tensor:
+    """Returns which entries of a part are to keep all their digits."""
     if target.keep == Keep.ENTRIES:
         return torch.zeros_like(size, dtype=torch.bool)
     if not lines:
@@ -224,7 +225,7 @@ def _careful(target: ScaleTarget, index: Index, size: Tensor, lines: Sequence[Te
 
 
 def _octaves_of_digits(part: Tensor) -> Tensor:
-    """By how many octaves entries can shrink without losing a digit that they have; infinite for 0."""
+    """Returns by how many octaves entries can shrink without losing a digit that they have; infinite for 0."""
     kind, width, mask = _BITS[part.dtype]
     bits = part.view(kind) & mask
     exponent = bits >> width
@@ -235,60 +236,60 @@ def _octaves_of_digits(part: Tensor) -> Tensor:
 
 
 def _octaves_below(target: ScaleTarget, index: Index, part: Tensor, lines: Sequence[Tensor]) -> Tensor:
-    """By how many octaves entries of a part may shrink; infinite for 0 and for what is not finite."""
+    """Returns by how many octaves entries of a part may shrink; infinite for 0 and for what is not finite."""
     kept, whole, _ = ends_of(target)
     size = _size(target, part)
-    careful = _careful(target, index, _narrow_size(target, part), lines)
+    keeping = _keep_digits(target, index, _narrow_size(target, part), lines)
     above_kept = (size.log2() - math.log2(kept)).clamp(min=0.0)
     if target.keep == Keep.DIGITS and part.dtype in _BITS:
-        octaves = torch.where(careful, _octaves_of_digits(part), above_kept)
+        octaves = torch.where(keeping, _octaves_of_digits(part), above_kept)
     else:
-        octaves = torch.where(careful, (size.log2() - math.log2(whole)).clamp(min=0.0), above_kept)
+        octaves = torch.where(keeping, (size.log2() - math.log2(whole)).clamp(min=0.0), above_kept)
     return torch.where((size > 0) & size.isfinite(), octaves, math.inf)
 
 
 def _sizes_by_term(target: ScaleTarget) -> list[Tensor]:
-    """By term, (3, ids): the largest entry; the least that is not 0; and the least of those that keep their digits.
+    """Returns by term (3, ids): the largest entry; the least that is not 0; and the least of those that keep their digits.
 
     The last are octaves where powers of two are to leave all digits.
     """
     tensor, lines = target.tensor.detach(), _lines(target)
     by_bits = target.keep == Keep.DIGITS and tensor.dtype in _BITS
-    found = [_nothing(ids, tensor) for _, ids in target.terms]
+    found = [_no_sizes(ids, tensor) for _, ids in target.terms]
     for index in parts_of(tensor):
         part = tensor[index]
         size = _narrow_size(target, part)
-        careful = None if target.keep == Keep.ENTRIES else _careful(target, index, size, lines)
+        keeping = None if target.keep == Keep.ENTRIES else _keep_digits(target, index, size, lines)
         some = size.masked_fill(size == 0, math.inf)
         least = some
-        if careful is not None:
-            least = torch.where(careful, _octaves_of_digits(part) if by_bits else some, math.inf)
+        if keeping is not None:
+            least = torch.where(keeping, _octaves_of_digits(part) if by_bits else some, math.inf)
             if by_bits:
-                some = some.masked_fill(careful, math.inf)
+                some = some.masked_fill(keeping, math.inf)
         for (_, ids), total in zip(target.terms, found, strict=True):
             axes = tuple(axis for axis in range(part.ndim) if ids.shape[axis] != tensor.shape[axis])
             own = [part_of(one, index) for one in total.unbind()]
             torch.maximum(own[0], _least(-size, axes).neg().to(own[0].dtype), out=own[0])
             torch.minimum(own[1], _least(some, axes).to(own[1].dtype), out=own[1])
-            if careful is not None:
+            if keeping is not None:
                 torch.minimum(own[2], _least(least, axes).to(own[2].dtype), out=own[2])
     return [total.reshape(3, -1) for total in found]
 
 
-def _nothing(ids: Tensor, tensor: Tensor) -> Tensor:
-    """(3, *ids.shape) sizes of nothing."""
+def _no_sizes(ids: Tensor, tensor: Tensor) -> Tensor:
+    """Returns (3, *ids.shape) the sizes of no entries at all."""
     found = torch.full((3, *ids.shape), math.inf, dtype=float_dtype(tensor.device), device=tensor.device)
     found[0] = 0.0
     return found
 
 
 def _least(values: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The least along some axes, which stay with size 1."""
+    """Returns the least along some axes, which stay with size 1."""
     return values.amin(axes, keepdim=True) if axes else values
 
 
 def _room(target: ScaleTarget, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """By how much entries can grow and shrink, natural logarithms, from the sizes of `_sizes_by_term`."""
+    """Returns by how much entries can grow and shrink, natural logarithms, from the sizes of `_sizes_by_term`."""
     kept, whole, largest = ends_of(target)
     logs = sizes.log()
     above, below = math.log(largest) - SLACK - logs[0], logs[1] - math.log(kept) - SLACK

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Collisions", "Ids", "collisions", "cycle_degrees", "degrees", "joint_shape", "normalise", "split_repeats"]
+__all__ = ["Collisions", "Ids", "Terms", "collisions", "cycle_degrees", "degrees", "joint_shape", "normalise", "split_repeats"]
 
 Ids = NDArray[np.int64]
 """Variable ids of one term: one axis for each axis of the tensor, of the tensor's size or 1; -1 = fixed."""
 
 Terms = tuple[tuple[int, Ids], ...]
+"""Exponents of one tensor: (coefficient, ids), summed."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Collisions:
 
 
 def normalise(terms: Sequence[tuple[int, Ids]], ndim: int) -> Terms:
-    """Terms with one axis for each axis of the tensor, constant axes at size 1, and equal id arrays merged."""
+    """Returns terms with one axis for each axis of the tensor, constant axes at size 1, and equal id arrays merged."""
     merged: dict[tuple[tuple[int, ...], bytes], tuple[int, Ids]] = {}
     for coefficient, array in terms:
         ids = np.asarray(array, dtype=np.int64)
@@ -51,12 +52,12 @@ def normalise(terms: Sequence[tuple[int, Ids]], ndim: int) -> Terms:
 
 
 def joint_shape(terms: Terms, ndim: int) -> tuple[int, ...]:
-    """The shape that the terms' ids broadcast to: size 1 on the axes along which no exponent varies."""
+    """Returns the shape that the terms' ids broadcast to: size 1 on the axes along which no exponent varies."""
     return np.broadcast_shapes((1,) * ndim, *(ids.shape for _, ids in terms))
 
 
 def collisions(terms: Terms, ndim: int) -> Collisions | None:
-    """The entries in which two terms carry the same variable; None where there are none (nearly always)."""
+    """Returns the entries in which two terms carry the same variable; None where there are none (nearly always)."""
     shape = joint_shape(terms, ndim)
     met = None
     for position, (_, one) in enumerate(terms):
@@ -86,7 +87,7 @@ def collisions(terms: Terms, ndim: int) -> Collisions | None:
 
 
 def split_repeats(shape: Sequence[int], terms: Sequence[tuple[int, Ids]]) -> tuple[tuple[int, ...], Terms]:
-    """The same tensor with axes split where ids come in runs of one length: there are fewer sums then.
+    """Returns the same tensor with axes split where ids come in runs of one length: there are fewer sums then.
 
     A linear layer behind a flatten has one variable for each channel, not for each pixel; heads of attention have one for all of
     a head; all rows of one group of a convolution read the same channels.
@@ -114,7 +115,7 @@ def split_repeats(shape: Sequence[int], terms: Sequence[tuple[int, Ids]]) -> tup
 
 
 def _run(ids: Ids, axis: int) -> int:
-    """The largest length of runs of equal ids that an axis is made of."""
+    """Returns the largest length of runs of equal ids that an axis is made of."""
     lines = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)
     return int(np.gcd.reduce([ids.shape[axis], *(np.flatnonzero((lines[1:] != lines[:-1]).any(axis=1)) + 1)]))
 
@@ -160,7 +161,7 @@ def cycle_degrees(terms: Terms, ndim: int, met: Collisions | None, into: NDArray
 
 
 def _apart(ids: Ids, shape: tuple[int, ...], met: Collisions) -> NDArray[np.bool_]:
-    """Which ids of a term stand in at least one entry that is no collision."""
+    """Returns which ids of a term stand in at least one entry that is no collision."""
     apart = np.ones(shape, dtype=bool)
     apart.reshape(-1)[met.entries] = False
     constant = tuple(axis for axis, size in enumerate(ids.shape) if size == 1)

@@ -41,7 +41,7 @@ class Write(ABC):
 
     @abstractmethod
     def forward(self) -> None:
-        """Writes."""
+        """Writes all of it, or raises and writes nothing."""
 
     @abstractmethod
     def backward(self) -> None:
@@ -56,7 +56,7 @@ class Write(ABC):
         return self._before is not None and versions(self.tensors) != self._before
 
     def run(self) -> None:
-        """Writes, unless that has happened."""
+        """Writes, unless that has happened already."""
         if not self.written:
             self._guarded(True)
 
@@ -82,7 +82,7 @@ class Unfinished(list[Write]):
 
 
 def versions(tensors: Sequence[Tensor]) -> list[int]:
-    """How often each tensor was written; inference tensors are not counted."""
+    """Returns how often each tensor was written; inference tensors are not counted."""
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
@@ -125,7 +125,7 @@ def _all(writes: Sequence[Write], ahead: bool) -> bool:
 
 @contextmanager
 def signals_held_back() -> Iterator[None]:
-    """In the main thread, which alone runs handlers: signals that come inside are handled behind the block."""
+    """Holds signals back until the block is left; in the main thread, which alone runs handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

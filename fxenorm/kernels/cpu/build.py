@@ -125,7 +125,7 @@ class Kernels:
 
 @cache
 def kernels() -> Kernels:
-    """The kernels of this process, asked for now if nobody did before."""
+    """Returns the kernels of this process; asks for them now if nobody did before."""
     found = Kernels()
     atexit.register(found.close)
     return found
@@ -145,7 +145,7 @@ def library() -> ctypes.CDLL:
 
 
 def _restart_in_child() -> None:
-    """After a fork: a compiler that was at work belongs to the parent, so the child asks anew, when it needs the kernels."""
+    """Forgets, after a fork, a compiler at work: it belongs to the parent, and the child asks anew when it needs the kernels."""
     if kernels.cache_info().currsize and not kernels().is_decided:
         _OF_PARENT.append(kernels())
         kernels.cache_clear()
@@ -246,7 +246,7 @@ def _run(command: list[str], folder: Path) -> Generator[None, None, tuple[int | 
 
 
 def _key(compiler: tuple[str, ...], variant: tuple[str, ...]) -> str:
-    """Hash of all that the result depends on: sources, compiler, flags, variant and processor."""
+    """Returns a hash of all that the result depends on: sources, compiler, flags, variant and processor."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_FOLDER.iterdir()) if path.is_file()))
     stamp = os.stat(compiler[0])
     facts = (os.path.realpath(compiler[0]), compiler[1:], stamp.st_size, stamp.st_mtime_ns, _FLAGS, variant)
@@ -256,7 +256,7 @@ def _key(compiler: tuple[str, ...], variant: tuple[str, ...]) -> str:
 
 @cache
 def _processor() -> str:
-    """The processor with its instruction sets: a home folder may be shared by machines of several kinds."""
+    """Returns the processor with its instruction sets: a home folder may be shared by machines of several kinds."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -158,7 +158,7 @@ def _reduce_table(task: CycleTask, members: list[int], read: list[Tensor], forms
 
 
 def _run_of(form: MatrixForm) -> _Run:
-    """The most columns that carry the same, side by side or spread evenly."""
+    """Returns the most columns that carry the same, side by side or spread evenly."""
     segments, width = form.segments.size - 1, form.width
     columns = [ids.reshape(segments, width) for _, ids in form.column_terms]
     if not columns:
@@ -171,12 +171,12 @@ def _run_of(form: MatrixForm) -> _Run:
 
 
 def _step_of(places: NDArray[np.int64]) -> int:
-    """The largest number of which all places are multiples; 0 for none."""
+    """Returns the largest number of which all places are multiples; 0 for none."""
     return int(np.gcd.reduce(places)) if places.size else 0
 
 
 def _divisors(number: int) -> list[int]:
-    """All divisors but the number itself, from the smallest."""
+    """Returns all divisors but the number itself, from the smallest."""
     small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
     return sorted({*small, *(number // size for size in small)} - {number})
 

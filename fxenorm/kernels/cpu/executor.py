@@ -22,7 +22,7 @@ from .tables import ReduceTable, ScaleTable, reduce_signature
 __all__ = ["CompiledBackend"]
 
 _KEPT = 4
-"""Tables kept at a time; a plan that is used on one module needs one of each."""
+"""Tables kept at a time. A plan that is used on one module needs one of each; four serve a model with copies that take turns."""
 
 
 class CompiledBackend(EagerBackend):
@@ -41,7 +41,7 @@ class CompiledBackend(EagerBackend):
 
     @torch.no_grad()
     def reduce(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> ChannelSums:
-        """N and P of the weights as they are."""
+        """Returns N and P of the weights as they are."""
         if program.slots.device.type != "cpu":
             return super().reduce(program, tensors, factors)
         table = self._reduce_table(program, tensors, factors)
@@ -58,7 +58,7 @@ class CompiledBackend(EagerBackend):
 
     @torch.no_grad()
     def writes(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> list[Write]:
-        """One call for all that the kernels do, with the same roundings as the eager executor, and the rest."""
+        """Returns one write for all that the kernels multiply, with the reference executor's roundings, and those of the rest."""
         table = self._scale_table(targets, frozenset())
         rest = super().writes(table.unsupported, log_scales)
         return [_TableWrite(self.library, table, log_scales.cpu()), *rest] if table.members else rest
@@ -99,7 +99,7 @@ class CompiledBackend(EagerBackend):
         return True
 
     def _reduce_table(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> ReduceTable:
-        """The table for these tensors where they are, made where it is not there yet."""
+        """Returns the table for these tensors where they are; makes it where it is not there yet."""
         signature = reduce_signature(tensors, factors)
         for table in self._reduce:
             if table.program is program and table.signature == signature:
@@ -109,7 +109,7 @@ class CompiledBackend(EagerBackend):
         return table
 
     def _scale_table(self, targets: Sequence[ScaleTarget], counted: frozenset[str]) -> ScaleTable:
-        """As `_reduce_table`; a table serves the very list that it was made for."""
+        """Returns the table for this very list of targets where they are; makes it where it is not there yet."""
         for table in self._scale:
             if table.serves(targets, counted):
                 return table
@@ -119,11 +119,11 @@ class CompiledBackend(EagerBackend):
 
 
 class _NoRoom(Exception):
-    """An entry would leave its type's range, and nothing has changed."""
+    """Raised where an entry would leave its type's range, and nothing has changed."""
 
 
 class _TableWrite(Write):
-    """All that one call of the kernels multiplies."""
+    """The write of all that one call of the kernels multiplies."""
 
     def __init__(self, library: ctypes.CDLL, table: ScaleTable, log_scales: Tensor, *, within: bool = False) -> None:
         super().__init__([target.name for target in table.members], [target.tensor for target in table.members])
@@ -134,13 +134,13 @@ class _TableWrite(Write):
         self._table.done[:] = -1
 
     def forward(self) -> None:
-        """Multiplies."""
+        """Multiplies all tensors of the table in one call."""
         if not self._table.run(self._library, self._log_scales, within=self._within):
             self.watch()
             raise _NoRoom
 
     def backward(self) -> None:
-        """Divides."""
+        """Divides all tensors of the table in one call."""
         self._table.run(self._library, -self._log_scales, within=False)
 
     def happened(self) -> bool:
@@ -149,7 +149,7 @@ class _TableWrite(Write):
 
 
 def make_compiled() -> EagerBackend:
-    """The compiled executor.
+    """Returns the compiled executor, and waits for its kernels.
 
     Raises:
         OptionError: it cannot be compiled here; why.

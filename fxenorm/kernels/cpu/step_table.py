@@ -21,7 +21,8 @@ from .tables import ReduceTable, ScaleTable, reduce_signature
 __all__ = ["StepTable"]
 
 _PHASE_BYTES = 4 << 20
-"""Weights that are read before the next are scaled: with their optimizer state they are to stay in the last-level cache."""
+"""Bytes of weights that are read before the next are scaled: 4 MiB of weights with two states of the same size, 12 MiB, stay in a
+last-level cache of 16 MiB; a bound by estimate."""
 
 _DEEPEST_ROOT = 6
 """Up to so many square roots in a row replace a power 1 / 2^n: six cost less than one exponential and one logarithm."""
@@ -75,7 +76,7 @@ class StepTable:
         return not self._stopped
 
     def prepared(self) -> StepArguments:
-        """What the kernels are given, after which the targets may be written."""
+        """Returns what the kernels are given, and tells autograd that the targets are written."""
         announce(self._model_tensors)
         self._arguments.threads = 1 if self.reduce.single_thread and self._scale.single_thread else torch.get_num_threads()
         return self._arguments
@@ -112,7 +113,7 @@ class StepTable:
         self._phases = np.ascontiguousarray(self._phases, dtype=np.int64)
 
     def _ready_tiles(self, rows: Longs) -> Iterator[Longs]:
-        """The tiles of some targets: what has just been read and is still in the cache first, from where the reading ended."""
+        """Yields the tiles of some targets: first those just read and still in the cache, from where the reading ended."""
         tiles, read = self._scale.tiles, self._scale.just_read[rows]
         for row in rows[read][::-1]:
             yield tiles[tiles[:, 0] == row][::-1]
@@ -120,7 +121,7 @@ class StepTable:
             yield tiles[tiles[:, 0] == row]
 
     def _ready(self, settled: Longs, phase: Longs, tensors: Sequence[Tensor]) -> Longs:
-        """(targets,) the phase after which a tensor may be scaled; -1: nothing that it carries ever moves."""
+        """Returns (targets,) the phase after which a tensor may be scaled; -1: nothing that it carries ever moves."""
         starts = np.array([tensors[index].data_ptr() for index in self.reduce.members], dtype=np.int64)
         bytes_of = np.array([tensors[index].numel() * tensors[index].element_size() for index in self.reduce.members])
         found = np.full(len(self._scale.members), -1, dtype=np.int64)
@@ -134,7 +135,7 @@ class StepTable:
         return found
 
     def _first_use(self, ready: Longs, count_of_phases: int) -> Longs:
-        """(links,) the phase at whose end a link's factors are needed; targets share them."""
+        """Returns (links,) the phase at whose end a link's factors are needed; targets share them."""
         scale = self._scale
         first: dict[int, int] = {}
         for row, at in enumerate(ready.tolist()):
@@ -198,7 +199,7 @@ class StepTable:
 
 
 def _ends(phase: Longs, ends: Longs, count_of_phases: int) -> Longs:
-    """(phases + 2,) where each phase begins in something that is ordered by matrix; the last phase of all reads nothing."""
+    """Returns (phases + 2,) where each phase begins in an array ordered by matrix; the last phase of all reads nothing."""
     last = np.searchsorted(phase, np.arange(count_of_phases), side="right") - 1
     total = np.concatenate([[0], ends[last]]) if count_of_phases else np.zeros(1, dtype=np.int64)
     return np.concatenate([total, total[-1:]])

@@ -35,34 +35,34 @@ second-level cache holds; and of a tile that is scaled. Bounds by estimate.
 """
 
 _SUMMED_COLUMNS = 20_000
-"""Columns in a tile of a wide table: their sums stay in a core's own caches."""
+"""Columns in a tile of a wide table: their sums, 160 kB of float64, stay in a core's own caches."""
 
 _SHARES = 1 << 16
 """``SHARES`` of ``native/tables.h``: the place of a tile in its tensor is a share of so many."""
 
 _SINGLE_THREAD_UP_TO = 1 << 15
-"""Entries that one thread handles faster than several would be woken: about 10 microseconds of work."""
+"""Entries that one thread handles faster than several would be woken: 128 KiB of float32; a bound by estimate."""
 
 Signature = list[Any]
 
 
 def reduce_signature(tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> Signature:
-    """What a table of tensors depends on: where they lie, and how."""
+    """Returns what a table of tensors depends on: where they lie, and how."""
     return [*_places(tensors), *(factor is None for factor in factors)]
 
 
 def _places(tensors: Sequence[Tensor]) -> Signature:
-    """By tensor, its address, its strides and its type. Addresses of all devices differ."""
+    """Returns by tensor its address, its strides and its type. Addresses of all devices differ."""
     return [*map(_address, tensors), *map(Tensor.stride, tensors), *map(attrgetter("dtype"), tensors)]
 
 
 def _address(tensor: Tensor) -> int:
-    """Where a tensor's entries begin; 0 for those that have none."""
+    """Returns the address at which a tensor's entries begin; 0 where it has none."""
     return tensor.data_ptr() if has_plain_memory(tensor) else 0
 
 
 def _shares(cuts: NDArray[np.int64], matrix: int) -> NDArray[np.int64]:
-    """(tiles,) where in the tensor each tile lies; small tensors go to the first and to the last thread by turns."""
+    """Returns (tiles,) where in the tensor each tile lies; small tensors go to the first and to the last thread by turns."""
     if len(cuts) == 1:
         return np.array([_SHARES - 1 if matrix % 2 else 0])
     entries = cuts[:, 1] * cuts[:, 3]
@@ -324,5 +324,5 @@ class ScaleTable:
 
 
 def row_factors(values: Tensor) -> Tensor:
-    """(rows,) the factors of a table's rows, as the kernels read them."""
+    """Returns (rows,) the factors of a table's rows, as the kernels read them."""
     return values.to(torch.float64).reshape(-1).contiguous()

@@ -54,7 +54,7 @@ class TritonBackend(EagerBackend):
 
     @torch.no_grad()
     def writes(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> list[Write]:
-        """The products of every target, done eagerly."""
+        """Returns the writes of the reference executor; warns once where a target is on a device without these kernels."""
         elsewhere = {target.tensor.device.type for target in targets} - {self._device_type}
         if elsewhere and not self._warned:
             self._warned = True

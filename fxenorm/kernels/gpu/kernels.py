@@ -16,13 +16,13 @@ __all__ = ["combine", "fill_factors", "find_rooms", "reduce_tiles", "scale_tiles
 
 @triton.jit
 def _present(place: tl.tensor, count: tl.tensor) -> tl.tensor:
-    """How many entries there are at an offset."""
+    """Returns how many entries there are at an offset."""
     return tl.where(place >= 0, count, 0)
 
 
 @triton.jit
 def _powered(x: tl.tensor, p: tl.tensor, POWER: tl.constexpr) -> tl.tensor:
-    """|x|^p; POWER: p where it is a small integer, 0 for the largest, -1 for any other p."""
+    """Returns |x|^p; POWER: p where it is a small integer, 0 for the largest, -1 for any other p."""
     y = tl.abs(x)
     if POWER == -1:
         # Zero has no logarithm; NaN stays.
@@ -52,7 +52,7 @@ def reduce_tiles(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """One tile's sums of |w|^p by row and by column.
+    """Stores one tile's sums of |w|^p by row and by column.
 
     `tiles`: address, width, rows, columns, then offsets of the sums by row and by column in `work`, of the rows' folded
     BatchNorms in `row_factors`, and of the factors of rows and columns in `factors`, which are used with RESCALED.
@@ -108,7 +108,7 @@ def combine(
     SEGMENTS: tl.constexpr,
     LANES: tl.constexpr,
 ) -> None:
-    """Sums of tiles to sums of segments: each is a piece of what arrives at one N or P, `positions` in `work`."""
+    """Adds sums of tiles to sums of segments, each a piece of what arrives at one N or P; `positions` are those in `work`."""
     segment = tl.program_id(0) * SEGMENTS + tl.arange(0, SEGMENTS)
     inside = segment < count
     begin = tl.load(starts + segment, mask=inside, other=0)
@@ -143,7 +143,7 @@ def _channel_sum(
     VARIABLES: tl.constexpr,
     LANES: tl.constexpr,
 ) -> tl.tensor:
-    """N or P of some variables: their segments, and what was summed elsewhere."""
+    """Returns N or P of some variables: their segments, and sums taken elsewhere."""
     begin = tl.load(slots + slot, mask=inside, other=0)
     end = tl.load(slots + slot + 1, mask=inside, other=0)
     outside = tl.load(extra + slot, mask=inside, other=0.0)
@@ -182,7 +182,7 @@ def settle(
     VARIABLES: tl.constexpr,
     LANES: tl.constexpr,
 ) -> None:
-    """One cycle's log-scales, log(N / P) / (p A), on top of those there are, within the variables' rooms.
+    """Adds one cycle's log-scales, log(N / P) / (p A), to those there are, within the variables' rooms.
 
     `rooms`: how far each may go up, and behind them, one further, how far down; the LAST of some cycles makes them wide again.
     """
@@ -210,7 +210,7 @@ def settle(
 def fill_factors(
     tiles: tl.tensor, terms: tl.tensor, ids: tl.tensor, log_scales: tl.tensor, factors: tl.tensor, ENTRIES: tl.constexpr
 ) -> None:
-    """The factors of some rows or columns, exp of the sum over terms of coefficient times log-scale.
+    """Stores factors of rows or columns: exp of the sum over terms of coefficient times log-scale.
 
     `tiles`: offset in `factors`, entries, first and last row of `terms`, and how far into the ids of each term;
     `terms`: offset in `ids`, coefficient.
@@ -273,7 +273,7 @@ def find_rooms(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """How far the variables of a tile may go up and down; what is zero or not finite limits nothing.
+    """Finds how far the variables of a tile may go up and down; entries that are zero or not finite limit nothing.
 
     `tiles`: address, width, rows, columns, sum of |exponents|, which of the floors, and for rows and for columns the first and
     last row of `terms` and how far into the ids of each term; `ends`: logarithms of the type's largest number, of two floors, and

@@ -23,7 +23,7 @@ from .tables import COLUMNS, FactorPlaces, SumPlaces, tiles_of
 __all__ = ["TritonStep"]
 
 _AT_ONCE = 8
-"""Rows that a kernel reads at a time."""
+"""Rows that a kernel reads at a time, a bound by estimate: 8 x 256 entries in float64 are 16 KiB of registers."""
 
 _MOST_LOG_WEIGHT = 200.0
 """The largest |logarithm| of a layer weight: with exp(200), the 4th powers of a float32 and their sums stay within 1e270."""
@@ -39,7 +39,7 @@ Longs = NDArray[np.int64]
 
 
 def launch(kernel: Any, grid: int, *arguments: Any, **constants: Any) -> None:
-    """One launch; none for an empty grid."""
+    """Launches a kernel once; not at all for an empty grid."""
     if grid:
         # Sums are those of the interpreter, bit by bit, and Triton has no default to warn about.
         kernel[(grid,)](*arguments, **constants, enable_fp_fusion=False)
@@ -108,7 +108,7 @@ class TritonStep:
         return True
 
     def _find_rooms(self) -> None:
-        """How far the variables can go."""
+        """Finds how far the variables can go up and down."""
         for kind, tiles, ends in self._room_tiles:
             constants = {"TYPE": self._type(kind), "ROWS": _AT_ONCE, "COLUMNS": COLUMNS}
             arrays = (tiles, self._fill_terms, self._fill_ids, ends, self._rooms, self._program.num_scales)
@@ -118,14 +118,14 @@ class TritonStep:
             torch.minimum(self._rooms[:, :-1], found, out=self._rooms[:, :-1])
 
     def _reduce(self, rescaled: bool) -> None:
-        """The tiles' sums."""
+        """Sums the powers of all tiles; `rescaled`: after the cycles so far."""
         constants = {"POWER": self._power, "RESCALED": rescaled, "ROWS": _AT_ONCE, "COLUMNS": COLUMNS}
         buffers = (self._row_factors, self._factors, self._work, self._settings)
         for kind, tiles, weights in self._reduce_tiles:
             launch(self._kernels.reduce_tiles, len(tiles), tiles, weights, *buffers, TYPE=self._type(kind), **constants)
 
     def _settle(self, first: bool, last: bool, held: Tensor) -> None:
-        """From sums of tiles to log-scales."""
+        """Turns the sums of all tiles into log-scales."""
         count, largest = self._program.num_scales, self._power == 0
         segments = len(self._starts) - 1
         arrays = (self._starts, self._positions, self._work, self._parts, segments)
@@ -139,12 +139,12 @@ class TritonStep:
         )
 
     def _fill(self, count: int) -> None:
-        """The factors of rows and columns; more of them are needed to go on than to end."""
+        """Makes the factors of rows and columns; more of them are needed to go on than to end."""
         arrays = (self._fill_tiles, self._fill_terms, self._fill_ids, self._log_scales, self._factors)
         launch(self._kernels.fill_factors, count, *arrays, ENTRIES=1024)
 
     def _take_factors(self, factors: Sequence[Tensor | None]) -> None:
-        """The rows' folded norms as they are now, and what the eager executor sums."""
+        """Takes the rows' folded norms as they are now, and what the reference executor sums."""
         if self._folded:
             given = [factor.reshape(-1) for _, index in self._folded if (factor := factors[index]) is not None]
             torch._foreach_copy_([view for view, _ in self._folded], given)
@@ -219,7 +219,7 @@ class TritonStep:
         self._extra = self._zeros(2 * self._program.num_scales)
 
     def _make_rooms(self, targets: Sequence[ScaleTarget]) -> None:
-        """The tiles of all targets, each with the variables of its rows and columns."""
+        """Makes the tiles in which rooms are found, each with the variables of its rows and columns."""
         self._rooms_elsewhere: list[ScaleTarget] = []
         entries = sum(target.tensor.numel() for target in targets)
         found: dict[torch.dtype, list[Longs]] = {}
@@ -250,7 +250,7 @@ class TritonStep:
         self._rooms = torch.full(shape, MOST_GROWTH, dtype=torch.float64, device=self._device)
 
     def _make_factors(self) -> None:
-        """How log-scales become factors."""
+        """Puts on the device how log-scales become factors."""
         places = self._places
         self._fill_tiles = self._put(np.array(places.tiles, dtype=np.int64).reshape(-1, 5))
         self._fill_terms = self._put(np.array(places.terms, dtype=np.int64).reshape(-1, 2))
@@ -258,27 +258,27 @@ class TritonStep:
         self._factors = self._zeros(max(1, places.size))
 
     def _put(self, values: Sequence[float] | NDArray[Any]) -> Tensor:
-        """An array on the device."""
+        """Returns an array as a tensor on the device."""
         array = np.ascontiguousarray(values) if isinstance(values, np.ndarray) else np.array(values, dtype=np.float64)
         return torch.from_numpy(array).to(self._device)
 
     def _zeros(self, size: int) -> Tensor:
-        """Float64 zeros on the device."""
+        """Returns float64 zeros on the device."""
         return torch.zeros(size, dtype=torch.float64, device=self._device)
 
     def _type(self, kind: torch.dtype) -> Any:
-        """Triton's name of a type."""
+        """Returns Triton's name of a type."""
         return getattr(self._kernels.tl, str(kind).removeprefix("torch."))
 
 
 def _based(tensor: Tensor, form: MatrixForm, tiles: Longs) -> Longs:
-    """(tiles, 4): address, width, rows, columns."""
+    """Returns (tiles, 4): address, width, rows, columns."""
     address = tensor.data_ptr() + (tiles[:, 0] * form.width + tiles[:, 2]) * tensor.element_size()
     return np.column_stack([address, np.full(len(tiles), form.width), tiles[:, 1], tiles[:, 3]])
 
 
 def _factored(place: tuple[int, int], form: MatrixForm, tiles: Longs) -> Longs:
-    """(tiles, 2): where the factors of each tile's rows and columns begin."""
+    """Returns (tiles, 2): where the factors of each tile's rows and columns begin."""
     rows = np.full(len(tiles), -1) if place[0] < 0 else place[0] + tiles[:, 0]
     columns = np.full(len(tiles), -1) if place[1] < 0 else place[1] + tiles[:, 4] * form.width + tiles[:, 2]
     return np.column_stack([rows, columns])

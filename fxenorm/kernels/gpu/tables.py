@@ -17,18 +17,23 @@ Longs = NDArray[np.int64]
 Place = tuple[int, int]
 
 COLUMNS = 256
-"""Columns of a tile; its rows are read some at a time."""
+"""Columns of a tile, a power of two; its rows are read some at a time. 256 of float32 are 1 KiB in a row: loads are coalesced."""
 
 _ROWS = 64
 _TILES = 8192
-"""A tile has at least so many rows; more where that would make more tiles than this, so that partial sums stay few."""
+"""A tile has at least so many rows; more where that would make more tiles than this, so that partial sums stay few. Bounds by
+estimate: 64 KiB of float32 a tile, and 60 tiles for each of 132 processors.
+"""
 
 _FILLED = 1024
+"""Factors that one program makes; a bound by estimate: a layer of 1,000 channels is one program."""
+
 _SEGMENT = 512
+"""Sums of tiles in a segment, a bound by estimate: 64 lanes add 8 each. The order of additions depends on it alone."""
 
 
 def tiles_of(form: MatrixForm, entries: int) -> Longs:
-    """(tiles, 5): row, rows, column, columns, segment.
+    """Returns (tiles, 5): row, rows, column, columns, segment.
 
     Args:
         form: the table.
@@ -64,11 +69,11 @@ class FactorPlaces:
     _offset: int = 0
 
     def add(self, form: MatrixForm, power: int) -> Place:
-        """The offsets of a table's factors of rows and of columns, -1 where there are none."""
+        """Reserves the factors of a table's rows and columns; returns their offsets, -1 where there are none."""
         return self._side(form.row_terms, power), self._side(form.column_terms, power)
 
     def _side(self, terms: Sequence[tuple[int, NDArray[np.int32]]], power: int) -> int:
-        """One side's."""
+        """Reserves the factors of one side; returns their offset."""
         if not terms:
             return -1
         first, place, count = len(self.terms), self.size, terms[0][1].size
@@ -102,7 +107,7 @@ class SumPlaces:
     _positions: list[Longs] = field(default_factory=list)
 
     def add(self, form: MatrixForm, tiles: Longs) -> Longs:
-        """(tiles, 2): where in the work space each tile's sums of rows and of columns go."""
+        """Reserves the sums of some tiles; returns (tiles, 2) where in the work space those of rows and of columns go."""
         places = np.full((len(tiles), 2), -1, dtype=np.int64)
         row_ids = tiles[:, 0]
         column_ids = tiles[:, 4] * form.width + tiles[:, 2]
@@ -126,7 +131,7 @@ class SumPlaces:
         return places
 
     def segments(self) -> tuple[Longs, Longs, NDArray[np.int32] | Longs]:
-        """By N and P, where its segments begin; by segment, where its positions begin; positions in the work space."""
+        """Returns by N and P where its segments begin, by segment where its positions begin, and these in the work space."""
         slots = np.concatenate([np.zeros(0, dtype=np.int64), *self._slots])
         positions = np.concatenate([np.zeros(0, dtype=np.int64), *self._positions])
         order = np.argsort(slots, kind="stable")

@@ -40,21 +40,21 @@ __all__ = [
 ]
 
 _SMALL = 1 << 12
-"""Up to this many entries a matrix is kept in float64 anyway."""
+"""Up to this many entries a matrix is kept in float64 anyway: 32 KiB, which matter to no model."""
 
 _LITTLE = 1 << 16
-"""Up to this many entries room does not matter."""
+"""Up to this many entries room does not matter: 512 KiB of float64 a tensor."""
 
 
 def power_matrix(p: float, block: Block, tensor: Tensor, factor: Tensor | None) -> Tensor:
-    """|w * factor|^p summed over the kernel axes, size 1 there; logarithms where p > 4; or the weight, see `expanded`."""
+    """Returns |w * factor|^p summed over the kernel axes, size 1 there; logarithms where p > 4; or the weight, see `expanded`."""
     if _is_kept_narrow(block, tensor):
         # In place a float32 tensor takes the product in the factor's type and rounds it once.
         return tensor.detach() if factor is None else tensor.detach().to(torch.float32, copy=True).mul_(factor)
     shape = torch.Size(1 if axis in block.kernel_axes else size for axis, size in enumerate(tensor.shape))
-    matrix = _nothing(p, shape, tensor.device)
+    matrix = neutral(p, shape, tensor.device)
     for index in parts_of(tensor):
-        _join(p, part_of(matrix, index), _powers(p, block, tensor, factor, index))
+        accumulate_(p, part_of(matrix, index), _part_powers(p, block, tensor, factor, index))
     return matrix
 
 
@@ -79,7 +79,7 @@ def is_full(block: Block, matrix: Tensor) -> bool:
 
 
 def resized(p: float, other: float, matrix: Tensor) -> Tensor:
-    """A matrix of powers or logarithms for another exponent."""
+    """Returns a matrix of powers or logarithms for another exponent."""
     share = other / p
     if is_linear(p):
         return matrix**share if is_linear(other) else share * matrix.log()
@@ -87,17 +87,17 @@ def resized(p: float, other: float, matrix: Tensor) -> Tensor:
 
 
 def is_zero(p: float, matrix: Tensor) -> Tensor:
-    """Which entries of a matrix stand for a weight of zero."""
+    """Returns which entries of a matrix stand for a weight of zero."""
     return matrix == (0 if is_linear(p) or is_narrow(matrix) else -math.inf)
 
 
 def expanded(p: float, matrix: Tensor) -> Tensor:
-    """A matrix, or a part of it, as powers or logarithms in the wide type; the same tensor where it is that already."""
-    return _raised(p, matrix.to(float_dtype(matrix.device))) if is_narrow(matrix) else matrix
+    """Returns a matrix, or a part of it, as powers or logarithms in the wide type; the same tensor where it is that already."""
+    return powers_(p, matrix.to(float_dtype(matrix.device))) if is_narrow(matrix) else matrix
 
 
 def contributions(p: float, block: Block, matrix: Tensor, log_scales: Tensor | None = None) -> Iterator[Tensor]:
-    """The logs of one tensor's channel sums, in the order of the program's slots.
+    """Yields the logs of one tensor's channel sums, in the order of the program's slots.
 
     Args:
         p: the norm's exponent.
@@ -113,7 +113,7 @@ def contributions(p: float, block: Block, matrix: Tensor, log_scales: Tensor | N
 
 
 def shifted_parts(p: float, matrix: Tensor, shifts: Sequence[Tensor]) -> Iterator[tuple[Index, Tensor]]:
-    """A matrix after a rescaling, a part at a time, as powers or logarithms; see `shifts_of`."""
+    """Yields a matrix after a rescaling, a part at a time, as powers or logarithms; see `shifts_of`."""
     factors = [shift.exp() for shift in shifts] if is_linear(p) else list(shifts)
     for index in parts_of(matrix):
         part = expanded(p, matrix[index])
@@ -123,28 +123,28 @@ def shifted_parts(p: float, matrix: Tensor, shifts: Sequence[Tensor]) -> Iterato
 
 
 def streamed_contributions(p: float, block: Block, tensor: Tensor, factor: Tensor | None) -> Iterator[Tensor]:
-    """`contributions` of a tensor as it is, without its matrix ever being there as a whole."""
+    """Yields `contributions` of a tensor as it is, without its matrix ever being there as a whole."""
     if block.collided is not None and block.kernel_axes:
         # Which entries collide is known of the matrix, not of the tensor.
         yield from contributions(p, block, power_matrix(p, block, tensor, factor))
         return
     shape = torch.Size(1 if axis in block.kernel_axes else size for axis, size in enumerate(tensor.shape))
-    parts = ((index, _powers(p, block, tensor, factor, index)) for index in parts_of(tensor))
+    parts = ((index, _part_powers(p, block, tensor, factor, index)) for index in parts_of(tensor))
     yield from _accumulated(p, block, shape, tensor.device, parts)
 
 
 def _accumulated(
     p: float, block: Block, shape: torch.Size, device: torch.device, parts: Iterable[tuple[Index, Tensor]]
 ) -> Iterator[Tensor]:
-    """Logs of channel sums from a matrix of some shape that comes a part at a time."""
-    totals = [_nothing(p, ids.shape, device) for _, ids in block.terms]
+    """Yields logs of channel sums from a matrix of some shape that comes a part at a time."""
+    totals = [neutral(p, ids.shape, device) for _, ids in block.terms]
     apart: Tensor | None = None
     for index, given in parts:
         matrix = given
         if block.collided is not None:
             matrix, apart = _without_collided(p, block.collided, shape, index, matrix, apart)
         for total, axes in zip(totals, block.term_axes, strict=True):
-            _join(p, part_of(total, index), _total(p, matrix, axes))
+            accumulate_(p, part_of(total, index), reduce_axes(p, matrix, axes))
     for total in totals:
         yield _logs(p, total).reshape(-1)
     if apart is not None and block.collided_rows is not None:
@@ -154,7 +154,7 @@ def _accumulated(
 def _without_collided(
     p: float, collided: Tensor, shape: torch.Size, index: Index, part: Tensor, apart: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """A part without the entries at the collided positions of the whole, and these entries as far as they have come."""
+    """Returns a part without the entries at the collided positions of the whole, and these entries as far as they have come."""
     nothing = 0.0 if is_linear(p) else -math.inf
     count = part.numel()
     first = sum((piece.start or 0) * math.prod(shape[axis + 1 :]) for axis, piece in enumerate(index))
@@ -170,13 +170,13 @@ def _without_collided(
 
 
 def energy(p: float, block: Block, matrix: Tensor, log_scales: Tensor | None = None) -> Tensor:
-    """0-d: the log of the sum (p = inf: the largest) over the whole of a matrix, after a rescaling where given."""
+    """Returns 0-d the log of the sum (p = inf: the largest) over a whole matrix, after a rescaling where given."""
     if block.collided is None and block.terms:
         logs = next(contributions(p, block, matrix, log_scales))
         return logs.amax() if math.isinf(p) else logs.logsumexp(0)
     shifts = [] if log_scales is None else shifts_of(p, block, log_scales)
-    totals = [_total(p, part.reshape(-1), (0,)) for _, part in shifted_parts(p, matrix, shifts)]
-    return _logs(p, _total(p, torch.cat(totals), (0,))).reshape(())
+    totals = [reduce_axes(p, part.reshape(-1), (0,)) for _, part in shifted_parts(p, matrix, shifts)]
+    return _logs(p, reduce_axes(p, torch.cat(totals), (0,))).reshape(())
 
 
 def is_linear(p: float) -> bool:
@@ -184,16 +184,16 @@ def is_linear(p: float) -> bool:
     return p <= LINEAR_UP_TO
 
 
-def _powers(p: float, block: Block, tensor: Tensor, factor: Tensor | None, index: Index) -> Tensor:
-    """|w * factor|^p of a part, its offset added to w first, summed over the kernel axes."""
+def _part_powers(p: float, block: Block, tensor: Tensor, factor: Tensor | None, index: Index) -> Tensor:
+    """Returns |w * factor|^p of a part, its offset added to w first, summed over the kernel axes."""
     wide = _sizes(tensor.detach()[index], block.offset)
     if factor is not None:
         wide *= part_of(factor, index)
-    return _total(p, _raised(p, wide), block.kernel_axes)
+    return reduce_axes(p, powers_(p, wide), block.kernel_axes)
 
 
 def _sizes(part: Tensor, offset: float) -> Tensor:
-    """A wide copy of a part, `offset` added; of complex numbers, their absolute values."""
+    """Returns a wide copy of a part, `offset` added; of complex numbers, their absolute values."""
     if offset:
         part = part.to(torch.promote_types(part.dtype, float_dtype(part.device))) + offset
         return part.abs() if part.is_complex() else part
@@ -202,8 +202,8 @@ def _sizes(part: Tensor, offset: float) -> Tensor:
     return part.to(float_dtype(part.device), copy=True)
 
 
-def _raised(p: float, values: Tensor) -> Tensor:
-    """Powers or logarithms of absolute values, in place."""
+def powers_(p: float, values: Tensor) -> Tensor:
+    """Turns values in place into |w|^p: powers where p is linear, else p log |w|; p = inf: log |w|."""
     if p == 2:
         return values.mul_(values)
     size = values.abs_()
@@ -213,8 +213,8 @@ def _raised(p: float, values: Tensor) -> Tensor:
     return size if p == 1 else size.pow_(p)
 
 
-def _total(p: float, matrix: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The sum over some axes, which stay with size 1: of powers, of exponentials (result in logs), or the largest."""
+def reduce_axes(p: float, matrix: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Returns the reduction over some axes, which stay with size 1: a sum, a log-sum or a maximum, by p."""
     if not axes:
         return matrix
     if is_linear(p):
@@ -222,13 +222,13 @@ def _total(p: float, matrix: Tensor, axes: tuple[int, ...]) -> Tensor:
     return matrix.amax(axes, keepdim=True) if math.isinf(p) else matrix.logsumexp(axes, keepdim=True)
 
 
-def _nothing(p: float, shape: torch.Size, device: torch.device) -> Tensor:
-    """Totals of nothing yet."""
+def neutral(p: float, shape: torch.Size, device: torch.device) -> Tensor:
+    """Returns totals of a shape to which nothing has been added: zeros, or logarithms of zero, by p."""
     return torch.full(shape, 0.0 if is_linear(p) else -math.inf, dtype=float_dtype(device), device=device)
 
 
-def _join(p: float, total: Tensor, share: Tensor) -> None:
-    """Adds to a total what a part has, in place."""
+def accumulate_(p: float, total: Tensor, share: Tensor) -> None:
+    """Accumulates `share` into `total` in place: a sum, a log-sum or a maximum, by p."""
     if is_linear(p):
         total += share
     elif math.isinf(p):
@@ -238,12 +238,12 @@ def _join(p: float, total: Tensor, share: Tensor) -> None:
 
 
 def _logs(p: float, sums: Tensor) -> Tensor:
-    """Sums as logarithms."""
+    """Returns sums as logarithms, whichever of both they were."""
     return sums.log() if is_linear(p) else sums
 
 
 def shifts_of(p: float, block: Block, log_scales: Tensor) -> list[Tensor]:
-    """By term, the logarithm by which a rescaling multiplies |w|^p."""
+    """Returns by term the logarithm of the factor by which a rescaling multiplies |w|^p."""
     padded = torch.nn.functional.pad(log_scales, (0, 1))
     return [(coefficient if math.isinf(p) else p * coefficient) * padded[ids] for coefficient, ids in block.terms]
 
@@ -264,7 +264,7 @@ def _is_stack(block: Block) -> bool:
 
 
 def sides_of(block: Block) -> tuple[Tensor, Tensor]:
-    """The ids of rows and of columns of `has_two_sides`: (rows,) and (columns,), or (matrices, rows) and (matrices, columns)."""
+    """Returns ids of rows and columns of `has_two_sides`: (rows,) and (columns,), or (matrices, rows) and (matrices, columns)."""
     (_, rows), (_, columns) = block.terms
     if _is_stack(block):
         return rows.reshape(block.shape[0], -1), columns.reshape(block.shape[0], -1)
@@ -272,7 +272,7 @@ def sides_of(block: Block) -> tuple[Tensor, Tensor]:
 
 
 def table_of(block: Block, matrix: Tensor) -> Tensor:
-    """The matrix of `has_two_sides` as rows by columns, or (matrices, rows, columns)."""
+    """Returns the matrix of `has_two_sides` as rows by columns, or (matrices, rows, columns)."""
     columns, rows = block.term_axes
     own, other = sides_of(block)
     stack = [0] if own.ndim == 2 else []
@@ -280,7 +280,7 @@ def table_of(block: Block, matrix: Tensor) -> Tensor:
 
 
 def table_products(p: float, table: Tensor, right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-    """(table @ right, table.T @ left); a narrow table is widened a part at a time, which is read once for both."""
+    """Returns table @ right and table.T @ left; a narrow table is widened a part at a time, which is read once for both."""
     if table.ndim == 3:
         table = expanded(p, table)
         return (table @ right[..., None])[..., 0], (table.mT @ left[..., None])[..., 0]
@@ -296,7 +296,7 @@ def table_products(p: float, table: Tensor, right: Tensor, left: Tensor) -> tupl
 
 
 def _two_sides(p: float, block: Block, matrix: Tensor, shifts: Sequence[Tensor]) -> Iterator[Tensor]:
-    """`contributions` of rows by columns: two products of the matrix with a vector, nothing of its size in between."""
+    """Yields `contributions` of rows by columns by two products of the matrix with a vector: nothing of its size is made."""
     wide = float_dtype(matrix.device)
     sides = sides_of(block)
     zeros = [torch.zeros(ids.shape, dtype=wide, device=matrix.device) for ids in sides]
@@ -309,14 +309,14 @@ def _two_sides(p: float, block: Block, matrix: Tensor, shifts: Sequence[Tensor])
 
 
 def channel_sums(program: ReduceProgram, logs: Tensor) -> ChannelSums:
-    """All contributions, as `Backend.contributions` returns them, gathered by variable and sign."""
+    """Gathers by variable and sign the contributions that `Backend.contributions` returns."""
     count = program.num_scales
     totals = _combine(program, logs)
     return ChannelSums(totals[:count], totals[count : 2 * count])
 
 
 def _combine(program: ReduceProgram, logs: Tensor) -> Tensor:
-    """(2 K + 1,) log of what arrives in each slot; the largest is taken out first, so that no power leaves float64."""
+    """Returns (2 K + 1,) the log of each slot's sum; the largest is taken out first, so that no power leaves float64."""
     totals = logs.new_full((2 * program.num_scales + 1,), -math.inf)
     weighted = logs + program.offsets
     largest = totals.scatter_reduce(0, program.slots, weighted, "amax")

@@ -34,7 +34,7 @@ _LITTLE = 1 << 16
 """Tables of more entries are kept in float32: what they cost in precision does not matter to the direction of a step."""
 
 _MOST_CELLS = 1 << 20
-"""Combinations of labels that are counted whether they occur or not."""
+"""Combinations of labels that are counted whether they occur or not: 8 MiB of float64 a tensor."""
 
 _LARGEST = 600.0
 """Exponents are cut here: beyond it a float64 over- or underflows, and the entry does not matter beside others."""
@@ -83,35 +83,23 @@ class Curvature:
         contributions: Tensor,
     ) -> None:
         self._program, self._free = program, free
-        self._parts: list[_Sides | _Entries] = []
         # A variable that does not move has a column of zeros: it is multiplied by 0 below.
         scale = torch.nn.functional.pad(torch.where(free, log_diagonal, 0.0), (0, 1))
         padded = torch.nn.functional.pad(log_scales, (0, 1))
-        own = torch.zeros_like(scale)
-        position, log_weights = 0, program.log_weights.tolist()
+        log_weights = program.log_weights.tolist()
+        own = _own_entries(program, matrices, contributions, scale, log_weights)
+        self._own = torch.where(free, own[:-1], 1.0)
+        self._parts: list[_Sides | _Entries] = []
         for number, matrix in enumerate(matrices):
             block = program.to(matrix.device).blocks[number]
-            log_weight = log_weights[number]
-            simple = block.collided is None and (len(block.terms) == 1 or has_two_sides(block))
-            for coefficient, ids in block.terms:
-                flat = ids.reshape(-1).to(scale.device)
-                if simple:
-                    sums = contributions[position : position + flat.numel()] + log_weight - scale[flat]
-                    own.index_add_(0, flat, coefficient**2 * sums.clamp(max=_LARGEST).exp())
-                position += flat.numel()
-            position += 0 if block.collided_rows is None else block.collided_rows.numel()
             if len(block.terms) > 1:
-                # A float64 weight whose logarithms are kept leaves no room for a table.
-                table = is_linear(program.p) or not is_full(block, matrix)
-                # A stack of logarithms is taken entry by entry.
-                stacked = has_two_sides(block) and sides_of(block)[0].ndim == 2
-                make = _sides if has_two_sides(block) and table and not (stacked and not is_linear(program.p)) else _entries
-                self._parts.append(make(program.p, block, matrix, padded.to(matrix.device), scale.to(matrix.device), log_weight))
-        self._own = torch.where(free, own[:-1], 1.0)
+                make = _sides if _has_table(program.p, block, matrix) else _entries
+                part = make(program.p, block, matrix, padded.to(matrix.device), scale.to(matrix.device), log_weights[number])
+                self._parts.append(part)
 
     @torch.no_grad()
     def product(self, vector: Tensor) -> Tensor:
-        """(K,) the Hessian times a vector (K,), row k divided by p^2 (N_k + P_k); 0 in places that do not move."""
+        """Returns (K,) the Hessian times a vector (K,), row k divided by p^2 (N_k + P_k); 0 in places that do not move."""
         moving = torch.where(self._free, vector, 0.0)
         padded = torch.nn.functional.pad(moving, (0, 1))
         total = torch.nn.functional.pad(self._own * moving, (0, 1))
@@ -131,13 +119,40 @@ class Curvature:
         return torch.where(self._free, total[:-1], 0.0)
 
 
+def _own_entries(
+    program: ReduceProgram, matrices: Sequence[Tensor], contributions: Tensor, scale: Tensor, log_weights: Sequence[float]
+) -> Tensor:
+    """Returns (K + 1,) the diagonal, as far as it follows from the channel sums: of blocks with one term or two sides."""
+    own = torch.zeros_like(scale)
+    position = 0
+    for number, matrix in enumerate(matrices):
+        block = program.to(matrix.device).blocks[number]
+        simple = block.collided is None and (len(block.terms) == 1 or has_two_sides(block))
+        for coefficient, ids in block.terms:
+            flat = ids.reshape(-1).to(scale.device)
+            if simple:
+                sums = contributions[position : position + flat.numel()] + log_weights[number] - scale[flat]
+                own.index_add_(0, flat, coefficient**2 * sums.clamp(max=_LARGEST).exp())
+            position += flat.numel()
+        position += 0 if block.collided_rows is None else block.collided_rows.numel()
+    return own
+
+
+def _has_table(p: float, block: Block, matrix: Tensor) -> bool:
+    """Whether a block is taken as rows by columns."""
+    # A float64 weight whose logarithms are kept leaves no room for a table, and a stack of logarithms is taken entry by entry.
+    if not has_two_sides(block):
+        return False
+    return is_linear(p) or not (is_full(block, matrix) or sides_of(block)[0].ndim == 2)
+
+
 def _exp(exponent: Tensor) -> Tensor:
-    """exp, cut before it leaves float64."""
+    """Returns exp, cut before it leaves float64."""
     return exponent.clamp(-_LARGEST, _LARGEST).exp()
 
 
 def _sides(p: float, block: Block, matrix: Tensor, log_scales: Tensor, scale: Tensor, log_weight: float) -> _Sides:
-    """Rows by columns: two vectors a side, so that outer * (table @ (inner * v)) is the rows' share of the product."""
+    """Returns rows by columns with two vectors a side: outer * (table @ (inner * v)) is the rows' share of the product."""
     (row_coefficient, _), (column_coefficient, _) = block.terms
     rows, columns = sides_of(block)
     up = p * row_coefficient * log_scales[rows].to(scale)
@@ -155,7 +170,7 @@ def _sides(p: float, block: Block, matrix: Tensor, log_scales: Tensor, scale: Te
 
 
 def _equilibrated(p: float, logs: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A table of logarithms as numbers whose largest is 1 in every row and column, and the logs of rows and columns beside it.
+    """Returns a table of logarithms as numbers, at most 1 in every row and column, and the logs of rows and columns beside it.
 
     Args:
         p: the norm's exponent.
@@ -177,7 +192,7 @@ def _equilibrated(p: float, logs: Tensor, up: Tensor, down: Tensor) -> tuple[Ten
 
 
 def _sides_product(p: float, part: _Sides, vector: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Each side's share; the products with a variable's own entries are in the diagonal already."""
+    """Returns each side's share; the products with a variable's own entries are in the diagonal already."""
     local = vector.to(part.inner[0])
     both = part.coefficients[0] * part.coefficients[1]
     right, left = part.inner[0] * local[part.ids[1]], part.inner[1] * local[part.ids[0]]
@@ -187,7 +202,7 @@ def _sides_product(p: float, part: _Sides, vector: Tensor) -> list[tuple[Tensor,
 
 
 def _entries(p: float, block: Block, matrix: Tensor, log_scales: Tensor, scale: Tensor, log_weight: float) -> _Entries:
-    """Everything else, as entries relative to a bound of them."""
+    """Returns any other tensor as entries relative to a bound of them."""
     shifts = shifts_of(p, block, log_scales[:-1])
     if is_linear(p):
         most = [shift.amax() for shift in shifts]
@@ -203,7 +218,7 @@ def _entries(p: float, block: Block, matrix: Tensor, log_scales: Tensor, scale: 
 
 
 def _entries_product(p: float, part: _Entries, vector: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The terms' shares, a variable's own entries included; where two terms meet in one variable their sum is right too."""
+    """Returns the terms' shares, a variable's own entries included, and right also where two terms meet in one variable."""
     block = part.block
     slopes = [coefficient * vector.to(part.outer[0])[ids] for coefficient, ids in block.terms]
     totals = [torch.zeros_like(ids, dtype=slopes[0].dtype) for _, ids in block.terms]
@@ -223,7 +238,7 @@ def _entries_product(p: float, part: _Entries, vector: Tensor) -> list[tuple[Ten
 def aggregate(
     program: ReduceProgram, matrices: Sequence[Tensor], log_scales: Tensor, labels: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    """The objective as a function of one scalar a label, which is added to all log-scales of that label.
+    """Returns the objective as a function of one scalar a label, which is added to all log-scales of that label.
 
     Args:
         program: the objective.
@@ -258,7 +273,7 @@ def aggregate(
 
 
 def _by_label_sides(p: float, block: Block, matrix: Tensor, log_scales: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logs of a two-sided tensor's totals by row and column label, and these labels (2, E)."""
+    """Returns logs of a two-sided tensor's totals by row and column label, and these labels (2, E)."""
     (row_coefficient, rows), (column_coefficient, columns) = block.terms
     up, down = p * row_coefficient * log_scales[rows].reshape(-1), p * column_coefficient * log_scales[columns].reshape(-1)
     row_labels, row_places = torch.unique(labels[rows.reshape(-1)], return_inverse=True)
@@ -278,7 +293,7 @@ def _by_label_sides(p: float, block: Block, matrix: Tensor, log_scales: Tensor, 
 
 
 def _by_label(p: float, block: Block, matrix: Tensor, log_scales: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for any tensor: logs by combination of labels, and the combinations (terms, E)."""
+    """Returns the same for any tensor: logs by combination of labels, and the combinations (terms, E)."""
     shifts = shifts_of(p, block, log_scales[:-1])
     found_and_places = [torch.unique(labels[ids], return_inverse=True) for _, ids in block.terms]
     known = [found for found, _ in found_and_places]
@@ -311,7 +326,7 @@ def _by_label(p: float, block: Block, matrix: Tensor, log_scales: Tensor, labels
 
 
 def _cells(p: float, matrix: Tensor, shifts: Sequence[Tensor], places: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The entries after a rescaling, a part at a time, and the number of each entry's combination of labels."""
+    """Yields the entries after a rescaling, a part at a time, and the number of each entry's combination of labels."""
     for index, part in shifted_parts(p, matrix, shifts):
         cells = sum((part_of(place, index) for place in places[1:]), part_of(places[0], index))
         yield cells.expand(part.shape).reshape(-1), part.reshape(-1)

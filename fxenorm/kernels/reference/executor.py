@@ -39,13 +39,13 @@ class EagerBackend:
 
     @torch.no_grad()
     def matrices(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> list[Tensor]:
-        """By block, |w|^p summed over the kernel axes; see `power_matrix`."""
+        """Returns by block |w|^p summed over the kernel axes; see `power_matrix`."""
         members = zip(program.blocks, tensors, factors, strict=True)
         return [power_matrix(program.p, block, tensor, factor) for block, tensor, factor in members]
 
     @torch.no_grad()
     def reduce(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> ChannelSums:
-        """N and P of the weights as they are."""
+        """Returns N and P of the weights as they are."""
         members = zip(program.blocks, tensors, factors, strict=True)
         parts = [
             part.to(program.slots.device)
@@ -56,12 +56,12 @@ class EagerBackend:
 
     @torch.no_grad()
     def sums(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> ChannelSums:
-        """N and P, after a rescaling by `log_scales` where given."""
+        """Returns N and P, after a rescaling by `log_scales` where given."""
         return channel_sums(program, self.contributions(program, matrices, log_scales))
 
     @torch.no_grad()
     def contributions(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> Tensor:
-        """(slots,) the logs of all blocks' channel sums, without coefficients and layer weights."""
+        """Returns (slots,) the logs of all blocks' channel sums, without coefficients and layer weights."""
         device = program.slots.device
         parts: list[Tensor] = []
         for position, matrix in enumerate(matrices):
@@ -72,7 +72,7 @@ class EagerBackend:
 
     @torch.no_grad()
     def energies(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> Tensor:
-        """By block, the logarithm of its sum of |w|^p."""
+        """Returns by block the logarithm of its sum of |w|^p."""
         found = []
         for position, matrix in enumerate(matrices):
             block = program.to(matrix.device).blocks[position]
@@ -86,7 +86,7 @@ class EagerBackend:
 
     @torch.no_grad()
     def writes(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> list[Write]:
-        """The writes of `apply`, one for each part of a target; nothing is written yet."""
+        """Returns the writes of `apply`, one for each part of a target; nothing is written yet."""
         found: list[Write] = []
         exponents: dict[torch.device, Tensor] = {}
         for target in targets:
@@ -106,22 +106,22 @@ class EagerBackend:
 
     @torch.no_grad()
     def rooms(self, targets: Sequence[ScaleTarget], num_scales: int, device: torch.device) -> Tensor:
-        """(2, K) natural logarithms by which each variable can go up and down."""
+        """Returns (2, K) natural logarithms by which each variable can go up and down."""
         return rooms(targets, num_scales, device)
 
     @torch.no_grad()
     def leaving(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
-        """The variables that carry an entry out of its room."""
+        """Returns (K,) the variables that carry an entry out of its room."""
         return leaving(targets, _by_device(log_scales), log_scales.numel()).to(log_scales.device)
 
     @torch.no_grad()
     def rounded(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> int:
-        """How many entries lose digits that powers of two should leave."""
+        """Returns how many entries lose digits that powers of two should leave."""
         return rounded(targets, _by_device(log_scales))
 
     @torch.no_grad()
     def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
-        """The variables that make an entry grow too far."""
+        """Returns (K,) the variables that make an entry grow too far."""
         flagged = log_scales.new_zeros(log_scales.numel() + 1, dtype=float_dtype(log_scales.device))
         for target in targets:
             tensor = target.tensor
@@ -156,7 +156,7 @@ class _PartWrite(Write):
         self._index, self._factors = index, factors
 
     def _product(self) -> Tensor:
-        """The part's factors, in float64."""
+        """Returns the product of the part's factors, in float64."""
         return math.prod((factor(self._index) for factor in self._factors[1:]), start=self._factors[0](self._index))
 
     def _multiply(self, product: Tensor) -> None:
@@ -166,11 +166,11 @@ class _PartWrite(Write):
             tensor[self._index].mul_(product)
 
     def forward(self) -> None:
-        """Multiplies."""
+        """Multiplies the part by its factors."""
         self._multiply(self._product())
 
     def backward(self) -> None:
-        """Divides."""
+        """Divides the part by its factors."""
         self._multiply(self._product().reciprocal())
 
 
@@ -185,7 +185,7 @@ class _AffineWrite(Write):
         self._index, self._changes, self._offset = index, changes, target.offset
 
     def _move(self, sign: int) -> None:
-        """By the factors, or by their inverses."""
+        """Moves the part by its factors (+1), or by their inverses (-1)."""
         (tensor,) = self.tensors
         with torch.no_grad(), torch.inference_mode() if tensor.is_inference() else nullcontext():
             part = tensor[self._index]
@@ -198,23 +198,23 @@ class _AffineWrite(Write):
         self._move(1)
 
     def backward(self) -> None:
-        """Divides it."""
+        """Divides the sum of offset and entry."""
         self._move(-1)
 
 
 def _by_part(
     target: ScaleTarget, log2_scales: Tensor, then: Callable[[Tensor], Tensor] | None = None
 ) -> list[Callable[[Index], Tensor]]:
-    """By term, what gives the base-2 logarithms of its factors for a part of the target, or what `then` makes of them.
+    """Returns by term a function that gives, for a part of the target, log2 of its factors, or what `then` makes of it.
 
     All at once where a term's ids are few beside the tensor, else for each part anew: some terms have an id for each entry.
     """
 
     def prepared(coefficient: int, ids: Tensor) -> Callable[[Index], Tensor]:
-        """One term."""
+        """Returns the function of one term."""
 
         def make(some: Tensor) -> Tensor:
-            """The values for some ids."""
+            """Returns the values for some ids of the term."""
             change = target.power * coefficient * log2_scales[some]
             return change if then is None else then(change)
 
@@ -227,11 +227,11 @@ def _by_part(
 
 
 def _by_device(log_scales: Tensor) -> Callable[[torch.device], Tensor]:
-    """By device, what `log2_factors` makes of log-scales, copied there once."""
+    """Returns a function that gives `log2_factors` of some log-scales by device, copied there once."""
     known: dict[torch.device, Tensor] = {}
 
     def on(device: torch.device) -> Tensor:
-        """The base-2 logarithms there."""
+        """Returns the base-2 logarithms on that device."""
         if device not in known:
             known[device] = log2_factors(log_scales.to(device))
         return known[device]

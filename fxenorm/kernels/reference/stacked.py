@@ -17,11 +17,11 @@ _LARGEST = 1 << 12
 """Entries of a matrix beyond which a call on it costs more than what surrounds the call: measured on one core."""
 
 _FEWEST = 8
-"""Matrices of one kind that are worth a copy."""
+"""Matrices of one kind that are worth a copy: fewer save less than a copy costs; a bound by estimate."""
 
 
 def stacked(program: ReduceProgram, matrices: Sequence[Tensor]) -> tuple[ReduceProgram, list[Tensor]]:
-    """The same objective with the small matrices of each kind as one tensor, their number its first axis.
+    """Returns the same objective with the small matrices of each kind as one tensor, their number its first axis.
 
     Args:
         program: the objective.
@@ -55,7 +55,7 @@ def stacked(program: ReduceProgram, matrices: Sequence[Tensor]) -> tuple[ReduceP
 
 
 def _kind(p: float, block: Block, matrix: Tensor, log_weight: float) -> Hashable | None:
-    """What matrices must have in common to be stacked; None: this one stays alone."""
+    """Returns a key that matrices to be stacked have in common; None: this one stays alone."""
     if not is_linear(p) or is_narrow(matrix) or matrix.numel() > _LARGEST or not has_two_sides(block):
         return None
     terms = tuple((coefficient, tuple(ids.shape)) for coefficient, ids in block.terms)
@@ -63,7 +63,7 @@ def _kind(p: float, block: Block, matrix: Tensor, log_weight: float) -> Hashable
 
 
 def _stack(blocks: Sequence[Block]) -> Block:
-    """Blocks of one kind as one."""
+    """Returns blocks of one kind as one block."""
     first = blocks[0]
     if len(blocks) == 1:
         return first
@@ -80,7 +80,7 @@ def _stack(blocks: Sequence[Block]) -> Block:
 
 
 def _by_term(block: Block, of_each: Sequence[Tensor]) -> Tensor:
-    """What belongs to the contributions of blocks of one kind, in the order of those of their stack: term by term."""
+    """Returns values of the contributions of blocks of one kind, in the order of those of their stack: term by term."""
     if len(of_each) == 1:
         return of_each[0]
     sizes = [ids.numel() for _, ids in block.terms]
