@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -63,3 +64,35 @@ def test_a_norm_that_cannot_be_folded_stays() -> None:
     made = fxenorm.canonical(model, x)
     assert relative_difference(outputs(model, (x,)), outputs(made, (x,))) < 1e-10
     assert sum(isinstance(module, nn.BatchNorm1d) for module in made.modules()) == 2
+
+
+class OwnNorm(nn.BatchNorm1d):
+    """Does more than its kind."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).abs()
+
+
+class OwnLayer(nn.Module):
+    """A linear layer that is no nn.Linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight).relu() - nn.functional.linear(x, -self.weight).relu()
+
+
+@pytest.mark.parametrize(
+    ("layer", "norm"),
+    [(lambda: nn.Linear(4, 8), lambda: OwnNorm(8)), (OwnLayer, lambda: nn.BatchNorm1d(8)), (OwnLayer, lambda: OwnNorm(8))],
+    ids=["norm", "layer", "both"],
+)
+def test_classes_of_a_user_are_not_folded(layer: Callable[[], nn.Module], norm: Callable[[], nn.Module]) -> None:
+    """Nobody knows what else they do; the model is balanced with the norm where it is."""
+    model = randomise(nn.Sequential(layer(), norm(), nn.ReLU(), nn.Linear(8, 2)).double(), seed=2).eval()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    made = fxenorm.canonical(model, x)
+    assert [type(module) for module in made] == [type(module) for module in model]
+    assert relative_difference(outputs(model, (x,)), outputs(made, (x,))) < 1e-10

@@ -17,7 +17,7 @@ from fxenorm.errors import ModelFileError
 from fxenorm.inspect.apart import answer_stream
 from fxenorm.inspect.cli import main
 from fxenorm.inspect.input_spec import DTYPES, parse_input
-from fxenorm.inspect.load import load
+from fxenorm.inspect.load import check_target, load
 
 NET = """
 import torch
@@ -78,6 +78,37 @@ def width_of(target: str) -> int:
 )
 def test_the_model_that_a_file_most_plainly_offers(write, ending, width):
     assert width_of(write(NET + ending)) == width
+
+
+def test_a_file_that_is_not_there_is_told_at_once_and_a_name_of_torchvision_is_no_file(tmp_path):
+    check_target("torchvision:resnet18")
+    for target in (str(tmp_path / "missing.py"), f"{tmp_path / 'missing.py'}:Net"):
+        with pytest.raises(ModelFileError, match=r"missing\.py"):
+            check_target(target)
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_the_stream_of_the_answer_leaves_no_file_open(lasting):
+    """Looked at in a child, whose stdout a lasting stream has taken for good."""
+    done = python(
+        f"""
+        import os
+        from fxenorm.inspect.apart import answer_stream
+
+        def lowest():
+            number = os.dup(0)
+            os.close(number)
+            return number
+
+        before = lowest()
+        for _ in range(2):
+            with answer_stream(lasting={lasting}) as stream:
+                stream.write("an answer ")
+        assert lowest() == before, (lowest(), before)
+        """
+    )
+    assert (done.returncode, done.stderr) == (0, "" if not lasting else "an answer ")
+    assert done.stdout == ("an answer " if lasting else "an answer an answer ")
 
 
 @pytest.mark.parametrize(("name", "width"), [("Net", 5), ("small", 2), ("built", 3), ("holder.inner", 4)])

@@ -237,8 +237,29 @@ def test_within_their_rooms_nothing_is_lost(case: Case, seed: int, size: float, 
         BACKEND.apply(moved, scales)
         for item, before in zip(moved, given, strict=True):
             assert item.tensor.isfinite().all()
-            if not item.offset:
-                assert not ((item.tensor == 0) & (before != 0)).any()
+            lost = (item.tensor.double() + item.offset == 0) & (before.double() + item.offset != 0)
+            assert not lost.any()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    case=cases(offsets=True),
+    types=st.lists(st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]), min_size=8, max_size=8),
+    kept=st.lists(st.sampled_from(list(Keep)), min_size=8, max_size=8),
+    powers=st.lists(st.sampled_from([1, -1, -2]), min_size=8, max_size=8),
+)
+def test_the_rooms_of_several_tensors_are_the_least_of_the_rooms_of_each(
+    case: Case, types: list[torch.dtype], kept: list[Keep], powers: list[int]
+) -> None:
+    """Whatever their types, offsets, exponents and powers are, and what is to be kept of them."""
+    targets = [
+        replace(target(tensor.to(kind), terms, case.num_scales, power, case.offset(index, power)), keep=keep)
+        for index, (tensor, terms, kind, keep, power) in enumerate(
+            zip(case.tensors, case.terms, types, kept, powers, strict=False)
+        )
+    ]
+    rooms = [BACKEND.rooms(some, case.num_scales, torch.device("cpu")) for some in (targets, *([one] for one in targets))]
+    torch.testing.assert_close(rooms[0], torch.stack(rooms[1:]).amin(0), rtol=0, atol=0)
 
 
 def test_the_largest_of_a_column_keeps_its_digits_as_the_largest_of_a_row_does() -> None:

@@ -369,3 +369,30 @@ def test_slopes_that_are_no_derivatives_name_no_innocent_group() -> None:
     assert plan.num_scales == 23 and plan.verify(VECTORS)
     wrong, guilty = without(plan, "o.weight")
     assert set(wrong.verify(VECTORS).at_fault) == guilty and len(guilty) == 1 < len(plan.groups)
+
+
+def _read_beside_the_input(model: Two, x: Tensor) -> Tensor:
+    return model.o(torch.cat([x[:, :3], model.a(x).relu()], 1)[:, :8])
+
+
+def test_the_slopes_that_name_the_groups_at_fault_are_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By variable, of a function of the outputs; columns of a layer that read the input carry no variable."""
+    seen: list[tuple[Runs, Any]] = []
+    slopes = Runs.slopes
+
+    def noted(runs: Runs) -> Any:
+        found = slopes(runs)
+        seen.append((runs, found))
+        return found
+
+    monkeypatch.setattr(Runs, "slopes", noted)
+    torch.manual_seed(0)
+    wrong, _ = without(fxenorm.analyze(Two(_read_beside_the_input), VECTORS), "a.weight")
+    assert (torch.cat([ids.flatten() for _, ids in wrong.exponents["o.weight"]]) < 0).any()
+    assert not wrong.verify(VECTORS) and len(seen) >= 2
+    for runs, found in seen:
+        assert found is not None
+        total, size = found
+        for k, step in enumerate(1e-6 * torch.eye(wrong.num_scales, dtype=torch.float64)):
+            assert (runs.loss(step) - runs.loss(-step)) / 2e-6 == pytest.approx(float(total[k]), rel=1e-5, abs=1e-7)
+        assert (size >= total.abs()).all() and total.abs().max() > 1e-2

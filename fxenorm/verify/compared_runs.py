@@ -142,18 +142,18 @@ class Runs(abc.ABC):
 
         The slope along variable k is the sum of a_ek (o + w_e) dL/dw_e over all entries e. None: the model has no derivative.
         """
-        try:
-            with self._model(None) as model, torch.enable_grad():
-                tensors = named_tensors(model)
-                moved = {name: tensors[name] for name in self._subject.analysis.exponents}
+        with self._model(None) as model, torch.enable_grad():
+            tensors = named_tensors(model)
+            moved = {name: tensors[name] for name in self._subject.analysis.exponents}
+            try:
                 for tensor in moved.values():
                     tensor.requires_grad_(True)
                 loss = self._loss([numbers_of(leaf) for leaf in self._leaves(model) if leaf.kind == "tensor"])
                 gradients = torch.autograd.grad(loss, list(moved.values()), allow_unused=True)
-                return self._along_variables(moved, gradients)
-        except (RuntimeError, RescaleError):
-            # In-place writes, custom functions or what has no gradient at all forbid a backward pass.
-            return None
+            except (RuntimeError, RescaleError):
+                # In-place writes, custom functions or what has no gradient at all forbid a backward pass.
+                return None
+            return self._along_variables(moved, gradients)
 
     def loss(self, log_scales: Tensor) -> float:
         """The function of the outputs that `slopes` differentiates, after a rescaling."""
