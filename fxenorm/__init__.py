@@ -13,7 +13,16 @@ _HOMES = {
     "canonical": "fxenorm.plan.canonical",
     "check_optimizer": "fxenorm.optim.check",
     "Plan": "fxenorm.plan.plan",
-    "BalanceResult": "fxenorm.plan.plan",
+    "BalanceResult": "fxenorm.rescale.balance",
+    "Attachment": "fxenorm.rescale.attach",
+    "Barrier": "fxenorm.symmetry",
+    "Group": "fxenorm.analysis.groups",
+    "Held": "fxenorm.analysis.held",
+    "Pair": "fxenorm.analysis.pairs",
+    "Port": "fxenorm.analysis.groups",
+    "Site": "fxenorm.symmetry",
+    "Tracked": "fxenorm.weights.tracked",
+    "Verification": "fxenorm.verify.verification",
     "FxenormError": "fxenorm.errors",
     "FxenormWarning": "fxenorm.errors",
     "errors": "fxenorm",
@@ -24,10 +33,19 @@ _HOMES = {
 }
 
 __all__ = [
+    "Attachment",
     "BalanceResult",
+    "Barrier",
     "FxenormError",
     "FxenormWarning",
+    "Group",
+    "Held",
+    "Pair",
     "Plan",
+    "Port",
+    "Site",
+    "Tracked",
+    "Verification",
     "analyze",
     "canonical",
     "check_optimizer",
@@ -40,13 +58,21 @@ __all__ = [
 
 if TYPE_CHECKING:
     from . import errors
+    from .analysis.groups import Group, Port
+    from .analysis.held import Held
+    from .analysis.pairs import Pair
     from .errors import FxenormError, FxenormWarning
     from .optim.check import check_optimizer
     from .optim.registry import register_optimizer
     from .plan.analyze import analyze
     from .plan.canonical import canonical
-    from .plan.plan import BalanceResult, Plan, plan_from_dict
+    from .plan.plan import Plan, plan_from_dict
+    from .rescale.attach import Attachment
+    from .rescale.balance import BalanceResult
     from .rules import register_rule, supported_operators
+    from .symmetry import Barrier, Site
+    from .verify.verification import Verification
+    from .weights.tracked import Tracked
 
 
 def __getattr__(name: str) -> Any:

@@ -90,6 +90,14 @@ class Analysis:
         """What is counted."""
         return build_objective(self.symmetry, self.options, self.depths)
 
+    def prepare(self) -> None:
+        """Works out now what the first step needs and what checks the options against the model.
+
+        Raises:
+            OptionError: the dict `c` names a layer that is not counted.
+        """
+        _ = self.objective
+
     @cached_property
     def least_message(self) -> int:
         """How many numbers processes send at least, when they begin to speak of a call.

@@ -7,24 +7,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..errors import OptionError
-from ..kernels import BACKEND_NAMES
+from ..kernels import BACKEND_NAMES, BackendName
 from ..rules import APPROXIMABLE
-from ..solve import SOLVER_NAMES
+from ..solve import SOLVER_NAMES, SolverName
 
-__all__ = ["Options"]
+__all__ = ["BatchNormChoice", "BiasChoice", "ModeChoice", "Options", "ScaleChoice", "SolverChoice", "UnknownChoice"]
+
+BatchNormChoice = Literal["affine", "folded", "frozen", "skip"]
+BiasChoice = Literal["scale", "count", "skip"]
+ModeChoice = Literal["both", "train", "eval"]
+UnknownChoice = Literal["barrier", "error"]
+SolverChoice = Literal["auto"] | SolverName
+ScaleChoice = Literal["exact", "pow2", "auto"]
 
 _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "batchnorm": ("affine", "folded", "frozen", "skip"),
-        "biases": ("scale", "count", "skip"),
-        "modes": ("both", "train", "eval"),
-        "on_unknown": ("barrier", "error"),
+        "batchnorm": get_args(BatchNormChoice),
+        "biases": get_args(BiasChoice),
+        "modes": get_args(ModeChoice),
+        "on_unknown": get_args(UnknownChoice),
         "solver": ("auto", *SOLVER_NAMES),
         "backend": BACKEND_NAMES,
-        "scales": ("exact", "pow2", "auto"),
+        "scales": get_args(ScaleChoice),
     }
 )
 
@@ -48,16 +55,16 @@ class Options:
 
     p: float = 2.0
     c: float | str | dict[str, float] = 1.0
-    batchnorm: str = "affine"
-    biases: str = "scale"
+    batchnorm: BatchNormChoice = "affine"
+    biases: BiasChoice = "scale"
     balance_last: bool = True
     exclude: tuple[str, ...] = ()
-    modes: str = "both"
+    modes: ModeChoice = "both"
     approximate: tuple[str, ...] = ()
-    on_unknown: str = "barrier"
-    solver: str = "jacobi"
-    backend: str = "auto"
-    scales: str = "auto"
+    on_unknown: UnknownChoice = "barrier"
+    solver: SolverChoice = "jacobi"
+    backend: BackendName = "auto"
+    scales: ScaleChoice = "auto"
     max_log_scale: float | None = None
     outputs: tuple[str, ...] | None = None
 

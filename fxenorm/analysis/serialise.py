@@ -48,7 +48,32 @@ def to_dict(symmetry: Symmetry, options: Options, groups: Sequence[Group], pairs
         A dict that ``json.dumps`` takes; all variable ids lie in one compressed block under "arrays".
     """
     arrays = _ArrayWriter()
-    stored_symmetry = {
+    stored_groups = [
+        [
+            group.name,
+            group.kind,
+            group.variables.start,
+            group.variables.stop,
+            _ports(group.producers),
+            _ports(group.consumers),
+            group.depth,
+        ]
+        for group in groups
+    ]
+    return {
+        "format": FORMAT,
+        "fxenorm": __version__,
+        "options": {field.name: _plain(getattr(options, field.name)) for field in dataclasses.fields(options)},
+        "symmetry": _stored_symmetry(symmetry, arrays),
+        "groups": stored_groups,
+        "pairs": [[pair.producer, pair.consumer, pair.group, pair.channels, list(pair.operators)] for pair in pairs],
+        "arrays": arrays.packed(),
+    }
+
+
+def _stored_symmetry(symmetry: Symmetry, arrays: _ArrayWriter) -> Json:
+    """Returns a symmetry as plain data; its ids go to `arrays`."""
+    stored: Json = {
         "num_scales": symmetry.num_scales,
         "exponents": {
             name: [[int(coefficient), arrays.add(ids)] for coefficient, ids in terms]
@@ -75,30 +100,10 @@ def to_dict(symmetry: Symmetry, options: Options, groups: Sequence[Group], pairs
         "channels": [[[int(coefficient), arrays.add(ids)] for coefficient, ids in terms] for terms in symmetry.channels],
     }
     if symmetry.account is not None:
-        stored_symmetry["account"] = account_to_dict(symmetry.account)
+        stored["account"] = account_to_dict(symmetry.account)
     if symmetry.offsets:
-        stored_symmetry["offsets"] = dict(symmetry.offsets)
-    stored_groups = [
-        [
-            group.name,
-            group.kind,
-            group.variables.start,
-            group.variables.stop,
-            _ports(group.producers),
-            _ports(group.consumers),
-            group.depth,
-        ]
-        for group in groups
-    ]
-    return {
-        "format": FORMAT,
-        "fxenorm": __version__,
-        "options": {field.name: _plain(getattr(options, field.name)) for field in dataclasses.fields(options)},
-        "symmetry": stored_symmetry,
-        "groups": stored_groups,
-        "pairs": [[pair.producer, pair.consumer, pair.group, pair.channels, list(pair.operators)] for pair in pairs],
-        "arrays": arrays.packed(),
-    }
+        stored["offsets"] = dict(symmetry.offsets)
+    return stored
 
 
 def from_dict(stored: Mapping[str, Any]) -> tuple[Symmetry, Options, tuple[Group, ...], tuple[Pair, ...]]:
@@ -194,14 +199,7 @@ def _symmetry(stored: Mapping[str, Any], read: Callable[[Sequence[Any]], NDArray
     """The stored symmetry, checked for what would index out of bounds later."""
     num_scales = int(stored["num_scales"])
     shapes = {name: tuple(shape) for name, shape in stored["shapes"].items()}
-    exponents = {
-        name: tuple((_coefficient(coefficient), _within(read(entry), num_scales, name)) for coefficient, entry in terms)
-        for name, terms in stored["exponents"].items()
-    }
-    for name, terms in exponents.items():
-        for _, ids in terms:
-            if np.broadcast_shapes(ids.shape, shapes[name]) != shapes[name]:
-                raise ValueError(f"ids of shape {ids.shape} do not broadcast to {name!r} of shape {shapes[name]}")
+    exponents = _exponents(stored["exponents"], read, num_scales, shapes)
     starts = read(stored["group_starts"])
     if starts.ndim != 1 or not starts.size or starts[0] != 0 or starts[-1] != num_scales or np.any(np.diff(starts) < 0):
         raise ValueError(f"the groups do not cover the {num_scales} variables")
@@ -239,6 +237,24 @@ def _symmetry(stored: Mapping[str, Any], read: Callable[[Sequence[Any]], NDArray
             for terms in stored.get("channels", ())
         ),
     )
+
+
+def _exponents(
+    stored: Mapping[str, Any],
+    read: Callable[[Sequence[Any]], NDArray[np.int64]],
+    num_scales: int,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, tuple[tuple[int, NDArray[np.int64]], ...]]:
+    """Returns the stored exponents, whose ids must be variables and broadcast to their tensors."""
+    exponents = {
+        name: tuple((_coefficient(coefficient), _within(read(entry), num_scales, name)) for coefficient, entry in terms)
+        for name, terms in stored.items()
+    }
+    for name, terms in exponents.items():
+        for _, ids in terms:
+            if np.broadcast_shapes(ids.shape, shapes[name]) != shapes[name]:
+                raise ValueError(f"ids of shape {ids.shape} do not broadcast to {name!r} of shape {shapes[name]}")
+    return exponents
 
 
 def _offsets(stored: Mapping[str, Any], exponents: Mapping[str, Any]) -> dict[str, float]:

@@ -65,22 +65,22 @@ class OneProcess(Processes):
         self.device = torch.device("cpu")
 
     def largest(self, values: Tensor) -> Tensor:
-        """Returns the values."""
+        """Returns the values: there are no others."""
         return values
 
     def total(self, values: Tensor) -> Tensor:
-        """Returns the values."""
+        """Returns the values: there are no others."""
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Returns the object alone."""
+        """Returns a list of this object alone."""
         return [value]
 
     def gather_made(self, make: Callable[[], T]) -> list[T]:
-        """Returns what the function makes alone."""
+        """Returns a list of what the function makes."""
         return [make()]
 
     def tell(self, error: BaseException | None, message: str) -> None:
-        """Raises this process's error."""
+        """Raises the error, if there is one."""
         if error is not None:
             raise error

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..errors import FxenormError, FxenormWarning
+from ..errors import FxenormError, FxenormWarning, MissingTorchError
 from ..version import __version__
 from .apart import answer_stream, one_line, printable, run_apart
 
@@ -85,20 +85,15 @@ def _run(arguments: argparse.Namespace, stream: TextIO) -> None:
     check_target(arguments.model)
     with Stages() as stages:
         stages.begin("importing torch")
-        from .. import analyze  # imports torch, the slow part of every run
+        analyze_with, kind = _analysis()
         from .report import report
         from .tables import make_console, show
 
         stages.begin(f"building {printable(arguments.model)}")
         loaded = load(arguments.model, arguments.input, arguments.seed)
         with _own_warnings():
-            plan = analyze(
-                loaded.model,
-                loaded.example_inputs,
-                example_kwargs=loaded.example_kwargs,
-                _report=stages.begin,
-                **_options(arguments),
-            )
+            options = kind(**_options(arguments))
+            plan = analyze_with(loaded.model, options, loaded.example_inputs, loaded.example_kwargs, stages.begin)
             stages.begin("measuring the weights")
             answer = report(plan, arguments.model)
     if arguments.json:
@@ -124,6 +119,18 @@ def _own_warnings() -> Iterator[None]:
         warnings.simplefilter("always", FxenormWarning)
         warnings.showwarning = show
         yield
+
+
+def _analysis() -> tuple[Any, Any]:
+    """Imports torch, the slow part of every run, and what analyses a model; raises a MissingTorchError where there is none."""
+    try:
+        from ..analysis.options import Options
+        from ..plan.analyze import analyze_with
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingTorchError("fxenorm.analyze needs PyTorch, which is not installed: pip install torch") from None
+    return analyze_with, Options
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from typing import Any
 
 from ..analysis.options import Options
 from ..errors import OptionError
-from ..rescale.attach import check_attach_options
+from ..rescale.attach import AttachOptions
 
 __all__ = ["CallbackOptions", "check_count"]
 
 _OF_ANALYZE = frozenset(field.name for field in dataclasses.fields(Options))
-_OF_ATTACH = frozenset({"every", "start", "stop", "cycles", "grads", "state", "agree_every"})
+_OF_ATTACH = frozenset(field.name for field in dataclasses.fields(AttachOptions))
 _BATCH = frozenset({"example_inputs", "example_kwargs", "model"})
 
 
@@ -50,7 +50,7 @@ class CallbackOptions:
         self.of_analyze = {name: value for name, value in given.items() if name in _OF_ANALYZE}
         self.of_attach = {name: value for name, value in given.items() if name in _OF_ATTACH}
         Options(**self.of_analyze)
-        check_attach_options(**self.of_attach)
+        AttachOptions(**self.of_attach).check()
 
 
 def check_count(name: str, value: object) -> None:

@@ -9,7 +9,15 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from ..analysis.options import Options
+from ..analysis.options import (
+    BatchNormChoice,
+    BiasChoice,
+    ModeChoice,
+    Options,
+    ScaleChoice,
+    SolverChoice,
+    UnknownChoice,
+)
 from ..collection import collection_paused
 from ..distributed.dtensors import refuse_flat_parameters
 from ..errors import ExampleInputsError, OptionError, TraceError, warn_user
@@ -21,7 +29,7 @@ from ..trace import trace_model
 from ..trace.unwrap import unwrap
 from .plan import Plan
 
-__all__ = ["analyze"]
+__all__ = ["analyze", "analyze_with"]
 
 
 _RIGHT_CALL = (
@@ -37,19 +45,18 @@ def analyze(
     example_kwargs: dict[str, Any] | None = None,
     p: float = 2.0,
     c: float | Literal["adaptive"] | Mapping[str, float] = 1.0,
-    batchnorm: Literal["affine", "folded", "frozen", "skip"] = "affine",
-    biases: Literal["scale", "count", "skip"] = "scale",
+    batchnorm: BatchNormChoice = "affine",
+    biases: BiasChoice = "scale",
     balance_last: bool = True,
     exclude: str | Sequence[str] = (),
     outputs: str | Sequence[str] | None = None,
-    modes: Literal["both", "train", "eval"] = "both",
+    modes: ModeChoice = "both",
     approximate: str | Sequence[str] = (),
-    on_unknown: Literal["barrier", "error"] = "barrier",
-    solver: Literal["auto", "jacobi", "gauss-seidel", "newton"] = "jacobi",
+    on_unknown: UnknownChoice = "barrier",
+    solver: SolverChoice = "jacobi",
     backend: BackendName = "auto",
-    scales: Literal["exact", "pow2", "auto"] = "auto",
+    scales: ScaleChoice = "auto",
     max_log_scale: float | None = None,
-    _report: Callable[[str], None] | None = None,
 ) -> Plan:
     """Finds every way to rescale a model's weights without changing its function, and returns the plan that uses it.
 
@@ -134,11 +141,31 @@ def analyze(
         scales=scales,
         max_log_scale=max_log_scale,
     )
-    say = _report or (lambda stage: None)
+    return analyze_with(model, options, example_inputs, example_kwargs)
+
+
+def analyze_with(
+    model: nn.Module,
+    options: Options,
+    example_inputs: Any = None,
+    example_kwargs: dict[str, Any] | None = None,
+    report: Callable[[str], None] | None = None,
+) -> Plan:
+    """Analyses a model by checked options, and tells a waiting user how far it is.
+
+    Args:
+        model, example_inputs, example_kwargs: as `analyze` takes them.
+        options: the others of its arguments.
+        report: called with the name of each stage that begins.
+
+    Raises:
+        FxenormError: as `analyze`.
+    """
+    say = report or (lambda stage: None)
     refuse_flat_parameters(model)
     inner = unwrap(model)
     try:
-        traced = trace_model(inner, example_inputs, example_kwargs=example_kwargs, modes=modes, report=_report)
+        traced = trace_model(inner, example_inputs, example_kwargs=example_kwargs, modes=options.modes, report=report)
     except (TraceError, ExampleInputsError) as error:
         if is_quantised(inner):
             raise TraceError(f"{QUANTISED} ({error})") from error
@@ -158,7 +185,7 @@ def analyze(
     _warn(symmetry, options)
     say("building the plan")
     plan = Plan(symmetry, options, model, example=traced[0].inputs)
-    plan.prepare()
+    plan.rescaler.analysis.prepare()
     return plan
 
 

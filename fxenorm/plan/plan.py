@@ -20,7 +20,7 @@ from ..analysis.serialise import to_dict
 from ..errors import OptionError, RescaleError
 from ..optim.state import OptimizerLike, StateChoice
 from ..rescale.agreeing import Looked
-from ..rescale.attach import Attachment
+from ..rescale.attach import Attachment, AttachOptions
 from ..rescale.balance import BalanceResult, balance
 from ..rescale.request import StepRequest
 from ..rescale.rescaler import Rescaler
@@ -75,14 +75,6 @@ class Plan:
         found = Analysis(symmetry, options) if analysis is None else analysis
         self._rescaler = Rescaler(found, unwrap(model), replica_group(model))
         self._example = example
-
-    def prepare(self) -> None:
-        """Works out now what the first step needs and what checks the options against the model; else it waits until then.
-
-        Raises:
-            OptionError: the dict `c` names a layer that is not counted.
-        """
-        _ = self.rescaler.analysis.objective
 
     # ---------------------------------------------------------------- what was found
 
@@ -363,7 +355,16 @@ class Plan:
         self.rescaler.repair()
 
     def attach(
-        self, optimizer: OptimizerLike, every: int = 1, start: int = 0, stop: int | None = None, **options: Any
+        self,
+        optimizer: OptimizerLike,
+        every: int = 1,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        cycles: int = 1,
+        grads: bool = False,
+        state: StateChoice = "reexpress",
+        agree_every: int = 1,
     ) -> Attachment:
         """Calls `step` from the optimizer's own step hook, so that it works under every trainer that steps that optimizer.
 
@@ -375,8 +376,8 @@ class Plan:
         Args:
             optimizer: one, a sequence (rescaled when the last of them has stepped), or a wrapper with ``.optimizer``.
             every, start, stop: rescaled after each `every`-th of the steps start + 1, start + 2, ..., stop (None: no end).
-            options: `cycles`, `grads`, `state` and `agree_every` of `step`; `grads` where gradients are kept from one step to
-                the next. ``state="reset"`` waits for the device where a GradScaler drives a fused optimizer.
+            cycles, grads, state, agree_every: as in `step`; `grads` where gradients are kept from one step to the next.
+                ``state="reset"`` waits for the device where a GradScaler drives a fused optimizer.
 
         Returns:
             A handle with ``remove``, ``state_dict`` and ``load_state_dict``; also a context manager.
@@ -384,7 +385,8 @@ class Plan:
         Raises:
             OptimizerError, OptionError: as `step`; in the hook, OptimizerError where a CUDA graph is being captured.
         """
-        return Attachment(self.rescaler, optimizer, every=every, start=start, stop=stop, **options)
+        options = AttachOptions(every, start, stop, cycles, grads, state, agree_every)
+        return Attachment(self.rescaler, optimizer, options)
 
     def track(self, copy: Any, *, master: bool = False) -> Tracked:
         """Has a copy of the weights follow every later rescaling, in the same call.

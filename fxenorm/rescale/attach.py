@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,39 @@ from .request import StepRequest
 from .rescaler import Rescaler
 from .step import step
 
-__all__ = ["Attachment", "check_attach_options"]
+__all__ = ["AttachOptions", "Attachment"]
+
+
+@dataclass(frozen=True)
+class AttachOptions:
+    """The options of `Plan.attach`, unchecked; for their meaning see there.
+
+    Attributes:
+        every, start, stop, cycles, grads, state, agree_every: see `Plan.attach`.
+    """
+
+    every: int = 1
+    start: int = 0
+    stop: int | None = None
+    cycles: int = 1
+    grads: bool = False
+    state: StateChoice = "reexpress"
+    agree_every: int = 1
+
+    def check(self) -> None:
+        """Raises an OptionError where an option is not valid."""
+        for name in ("every", "start", "stop", "cycles", "agree_every"):
+            value, least = getattr(self, name), 0 if name in ("start", "stop") else 1
+            if not ((value is None and name == "stop") or (type(value) is int and value >= least)):
+                raise OptionError(f"{name}={value!r} is not valid: expected an integer >= {least}")
+        if type(self.grads) is not bool:
+            raise OptionError(f"grads={self.grads!r} is not valid: expected True or False")
+        check_choice(self.state)
+
+    def words(self) -> tuple[str, ...]:
+        """Returns the options in words that processes compare."""
+        names = ("every", "start", "stop", "cycles", "agree_every", "grads", "state")
+        return tuple(f"{name}={getattr(self, name)!r}" for name in names)
 
 
 class Attachment:
@@ -32,44 +65,12 @@ class Attachment:
     Args:
         rescaler: what rescales.
         optimizer: one, a sequence, or a wrapper with ``.optimizer``.
-        every, start, stop, cycles, grads, state: see `Plan.attach`.
+        options: when and how it rescales.
     """
 
-    def __init__(
-        self,
-        rescaler: Rescaler,
-        optimizer: OptimizerLike,
-        *,
-        every: int = 1,
-        start: int = 0,
-        stop: int | None = None,
-        cycles: int = 1,
-        grads: bool = False,
-        state: StateChoice = "reexpress",
-        agree_every: int = 1,
-    ) -> None:
-        self._rescaler = rescaler
-        self._every, self._start, self._stop = every, start, stop
-        self._cycles, self._grads, self._state, self._agree_every = cycles, grads, state, agree_every
-        options: dict[str, Any] = {"every": every, "start": start, "stop": stop, "cycles": cycles, "agree_every": agree_every}
-
-        def look() -> Looked:
-            """What would go wrong in the hook goes wrong here."""
-            check_attach_options(**options, grads=grads, state=state)
-            followed = unwrap_optimizers(optimizer)
-            optimizers = _hooked(followed)
-            if not optimizers:
-                raise OptimizerError("attach needs an optimizer, or a sequence of them: there is no step to hook into otherwise")
-            _refuse_steps_in_backward(optimizers)
-            # A model that is frozen as a whole for now is looked at once it is trained.
-            if self._is_trained():
-                say_if_nothing_moves(rescaler, "attach")
-                return Looked(*rescaler.targets(followed, state=state))
-            weights = rescaler.open()
-            return Looked(weights, weights.no_targets())
-
-        said = ("attach", *(f"{name}={value!r}" for name, value in {**options, "grads": grads, "state": state}.items()))
-        rescaler.look_up(said, look, optimizer)
+    def __init__(self, rescaler: Rescaler, optimizer: OptimizerLike, options: AttachOptions) -> None:
+        self._rescaler, self._options = rescaler, options
+        rescaler.look_up(("attach", *options.words()), lambda: self._look(optimizer), optimizer)
         self._followed = unwrap_optimizers(optimizer)
         self._optimizers = _hooked(self._followed)
         self._rounds = 0
@@ -80,6 +81,21 @@ class Attachment:
         # A compiled optimizer step would trace the hook too. Torch loads its compiler with the first optimizer, so this is free.
         hook: Any = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
         self._hooks = [one.register_step_post_hook(hook) for one in self._optimizers]
+
+    def _look(self, optimizer: OptimizerLike) -> Looked:
+        """Raises here what would go wrong in the hook; returns what is multiplied."""
+        self._options.check()
+        followed = unwrap_optimizers(optimizer)
+        optimizers = _hooked(followed)
+        if not optimizers:
+            raise OptimizerError("attach needs an optimizer, or a sequence of them: there is no step to hook into otherwise")
+        _refuse_steps_in_backward(optimizers)
+        # A model that is frozen as a whole for now is looked at once it is trained.
+        if self._is_trained():
+            say_if_nothing_moves(self._rescaler, "attach")
+            return Looked(*self._rescaler.targets(followed, state=self._options.state))
+        weights = self._rescaler.open()
+        return Looked(weights, weights.no_targets())
 
     def __enter__(self) -> Attachment:
         """Itself."""
@@ -161,7 +177,7 @@ class Attachment:
             earlier = torch.zeros((), dtype=torch.int64, device=idle.device) if self._skipped is None else self._skipped
             self._skipped = earlier.to(idle.device) + idle
         # With several optimizers, one may still hold gradients of the weights as they were: one that the scaler skipped last.
-        grads = self._grads or len(owners) > 1
+        grads = self._options.grads or len(owners) > 1
         if self._skipped is None:
             if self._is_due(self._rounds):
                 self._step(grads, None)
@@ -171,8 +187,10 @@ class Attachment:
 
     def _step(self, grads: bool, gate: Tensor | None) -> None:
         """Rescales; a model that is frozen as a whole for now is no inference model here, and is left as it is."""
-        rests = not self._is_trained()
-        request = StepRequest(self._followed, self._cycles, grads, self._state, self._agree_every, in_hook=True, rests=rests)
+        rests, options = not self._is_trained(), self._options
+        request = StepRequest(
+            self._followed, options.cycles, grads, options.state, options.agree_every, in_hook=True, rests=rests
+        )
         if not rests or self._rescaler.replicas() is not None or self._rescaler.ranks() is not None:
             step(self._rescaler, request, gate)
 
@@ -194,35 +212,19 @@ class Attachment:
 
     def _is_due(self, count: int) -> bool:
         """Whether the count-th step is followed by a rescaling."""
-        after = count - self._start
-        return after > 0 and after % self._every == 0 and (self._stop is None or count <= self._stop)
+        options, after = self._options, count - self._options.start
+        return after > 0 and after % options.every == 0 and (options.stop is None or count <= options.stop)
 
     def _is_due_on_device(self, count: Tensor) -> Tensor:
         """`_is_due` of a 0-d tensor, without reading it."""
-        after = count - self._start
-        due = (after > 0) & (after % self._every == 0)
-        return due if self._stop is None else due & (count <= self._stop)
+        options, after = self._options, count - self._options.start
+        due = (after > 0) & (after % options.every == 0)
+        return due if options.stop is None else due & (count <= options.stop)
 
 
 def _hooked(followed: Sequence[Optimizer]) -> tuple[Optimizer, ...]:
     """The optimizers that are hooked into: wrappers call those in them, whose hooks are enough."""
     return tuple(one for one in followed if held_by(one) is None)
-
-
-def check_attach_options(*, grads: Any = False, state: Any = "reexpress", **counts: Any) -> None:
-    """Raises an OptionError where an option of `Plan.attach` is not valid.
-
-    Args:
-        grads, state: of `Plan.step`.
-        counts: `every`, `start`, `stop`, `cycles`, `agree_every`.
-    """
-    for name, value in counts.items():
-        least = 0 if name in ("start", "stop") else 1
-        if not ((value is None and name == "stop") or (type(value) is int and value >= least)):
-            raise OptionError(f"{name}={value!r} is not valid: expected an integer >= {least}")
-    if type(grads) is not bool:
-        raise OptionError(f"grads={grads!r} is not valid: expected True or False")
-    check_choice(state)
 
 
 def _is_within_another_step(optimizer: Optimizer) -> bool:

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..analysis.held import Held, held_by_group
+from ..analysis.analysis import Analysis
+from ..analysis.held import Held, Mask, held_by_group
 from ..analysis.options import Options
 from ..optim.state import OptimizerLike, StateChoice, unwrap_optimizers
 from ..solve import fastest_solver
-from ..solve.iterate import solve_rounded
+from ..solve.iterate import Solution, solve_rounded
 from ..text.describe import plural
 from ..text.progress import progress
+from ..weights.objective import CurrentObjective
 from ..weights.targets import Targets
 from ..weights.weights import Weights
 from .agreeing import Looked, Solved, agreed_scales
@@ -96,7 +98,7 @@ class BalanceResult:
 def balance(
     rescaler: Rescaler, optimizer: OptimizerLike, *, tol: float, max_iterations: int, state: StateChoice
 ) -> BalanceResult:
-    """`Plan.balance` with checked options."""
+    """Balances, as `fxenorm.Plan.balance` does, by checked options."""
 
     def look() -> Looked:
         """Finds what follows, in the plan's own basis."""
@@ -140,16 +142,72 @@ def _balanced(whole: Weights, targets_of: Callable[[Weights], Targets], *, tol: 
 def _solved(
     whole: Weights, targets_of: Callable[[Weights], Targets], *, tol: float, max_iterations: int
 ) -> tuple[Solved[BalanceResult], Targets]:
-    """What is to be written, what the report says, and the targets."""
+    """Returns the log-scales to write with the report, and the targets."""
     weights, objective, left = whole.within_now()
-    analysis = weights.analysis
-    targets = targets_of(weights)
-    powers_of_two = weights.powers_of_two()
+    analysis, targets = weights.analysis, targets_of(weights)
     limit = objective.limit.clamp(max=_CAP / (1.0 if analysis.basis is None else analysis.basis.growth)).expand(2, -1)
-    objective = objective.within(limit)
+    by_tensor = objective.within(limit)
     solver = solver_for(analysis.options)
-    by_tensor, objective = objective, objective if "gauss-seidel" in solver else objective.stacked()
-    passes, confined = 2, torch.zeros_like(objective.held)
+    solved = by_tensor if solver == "gauss-seidel" else by_tensor.stacked()
+    found = _within_rooms(solved, targets, weights.powers_of_two(), solver, tol=tol, max_iterations=max_iterations)
+    solution, log_scales = found.solution, analysis.to_plan(found.solution.log_scales)
+    in_plan = by_tensor if analysis is whole.analysis else whole.objective()
+    measured = solved if in_plan is by_tensor else in_plan
+    held = held_by_group(
+        analysis.groups, [*left.reasons, *found.stopped(analysis)], analysis.symmetry.num_scales, left.equations, whole.frozen
+    )
+    result = BalanceResult(
+        solver=solver,
+        converged=solution.converged,
+        iterations=solution.iterations,
+        passes=found.passes,
+        log_scales=log_scales.to("cpu", torch.float64, copy=True),
+        norm_before=float(measured.norm()),
+        norm_after=float(measured.norm(log_scales)),
+        imbalance_before=found.objective.imbalance(),
+        imbalance_after=found.objective.imbalance(solution.log_scales),
+        layer_norms_before=_floats(whole.layer_norms(in_plan)),
+        layer_norms_after=_floats(whole.layer_norms(in_plan, log_scales)),
+        held=held,
+        rounded=0 if weights.powers_of_two() is None else targets.rounded(solution.log_scales),
+    )
+    return Solved(weights, solution.log_scales, result), targets
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A solution that leaves every entry in its room.
+
+    Attributes:
+        objective: what was minimised, within the limits that were needed.
+        solution: where its minimum is.
+        confined: (K,) bool: variables that were kept to their rooms.
+        passes: how often all weights were read or written.
+    """
+
+    objective: CurrentObjective
+    solution: Solution
+    confined: Tensor
+    passes: int
+
+    def stopped(self, analysis: Analysis) -> list[tuple[Mask, str]]:
+        """Returns the variables that a limit stopped, with the reasons."""
+        at_limit = _AT_CAP if analysis.options.max_log_scale is None else _AT_LIMIT
+        stopped = self.solution.at_limit
+        return [((stopped & self.confined).cpu().numpy(), _ROOM), ((stopped & ~self.confined).cpu().numpy(), at_limit)]
+
+
+def _within_rooms(
+    objective: CurrentObjective,
+    targets: Targets,
+    powers_of_two: Tensor | None,
+    solver: str,
+    *,
+    tol: float,
+    max_iterations: int,
+) -> _Found:
+    """Solves, and solves again with those variables kept to their rooms that would move an entry out of its own."""
+    limit, passes, confined = objective.limit, 2, torch.zeros_like(objective.held)
     most = max_iterations
     rooms: Tensor | None = None
     while True:
@@ -158,36 +216,11 @@ def _solved(
         flagged = targets.overflowing(solution.log_scales) & ~confined
         passes += 1
         if not bool(flagged.any()):
-            break
+            return _Found(objective, solution, confined, passes if solution.iterations else passes - 1)
         confined = confined | flagged if passes < _MOST_ROUNDS else torch.ones_like(confined)
         rooms = targets.headroom() if rooms is None else rooms
         most = min(max_iterations, _AT_ENDS) if solver == "newton" else max_iterations
         objective = objective.within(torch.where(confined, torch.minimum(limit, rooms), limit))
-    at_limit = _AT_CAP if analysis.options.max_log_scale is None else _AT_LIMIT
-    stopped = [
-        ((solution.at_limit & confined).cpu().numpy(), _ROOM),
-        ((solution.at_limit & ~confined).cpu().numpy(), at_limit),
-    ]
-    log_scales = analysis.to_plan(solution.log_scales)
-    everything = by_tensor if analysis is whole.analysis else whole.objective()
-    result = BalanceResult(
-        solver=solver,
-        converged=solution.converged,
-        iterations=solution.iterations,
-        passes=passes if solution.iterations else passes - 1,
-        log_scales=log_scales.to("cpu", torch.float64, copy=True),
-        norm_before=float((objective if everything is by_tensor else everything).norm()),
-        norm_after=float((objective if everything is by_tensor else everything).norm(log_scales)),
-        imbalance_before=objective.imbalance(),
-        imbalance_after=objective.imbalance(solution.log_scales),
-        layer_norms_before=_floats(whole.layer_norms(everything)),
-        layer_norms_after=_floats(whole.layer_norms(everything, log_scales)),
-        held=held_by_group(
-            analysis.groups, [*left.reasons, *stopped], analysis.symmetry.num_scales, left.equations, whole.frozen
-        ),
-        rounded=targets.rounded(solution.log_scales) if powers_of_two is not None else 0,
-    )
-    return Solved(weights, solution.log_scales, result), targets
 
 
 def solver_for(options: Options) -> str:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..analysis.analysis import Analysis
 from ..distributed.agreement import ELSEWHERE, LateAnswers, Statement
 from ..distributed.dtensors import reshard
 from ..distributed.ranks import Ranks, ranks_of
-from ..optim.state import OptimizerLike, StateChoice, check_choice, unwrap_optimizers
+from ..optim.state import OptimizerLike, StateChoice, check_choice, owned_by, unwrap_optimizers
 from ..weights.journal import Journal
 from ..weights.open_weights import open_weights
 from ..weights.shared.replicas import Replicas
@@ -79,7 +79,7 @@ class Rescaler:
 
     @property
     def num_scales(self) -> int:
-        """Number of variables."""
+        """The number of scale variables, K."""
         return self.analysis.symmetry.num_scales
 
     # ---------------------------------------------------------------- other processes
@@ -150,13 +150,13 @@ class Rescaler:
         weights = self.open() if frozen or not within else self.open().within()
         targets = weights.targets(optimizers, frozen=frozen, grads=grads, state=state)
         if optimizers:
-            self.warnings.unowned(weights.unowned(optimizers))
+            self.warnings.parameters_without_optimizer(_unowned(weights, optimizers))
         return weights, targets
 
     def warn_of_gradients(self, request: StepRequest, optimizers: Sequence[Optimizer], weights: Weights) -> None:
         """Warns once of training without its optimizer, and once of gradients that no optimizer step has used."""
         if not optimizers and request.state != "keep" and not request.grads:
-            self.warnings.unseen(weights.a_gradient())
+            self.warnings.optimizer_not_passed(_first_gradient(weights))
         if not request.in_hook and self.num_scales and self.left_gradients.are_left(optimizers, weights, follow=request.grads):
             self.warnings.accumulating()
 
@@ -187,3 +187,18 @@ class Rescaler:
         if found is None:
             raise RuntimeError("an agreement on an error raises")
         return found
+
+
+def _unowned(weights: Weights, optimizers: Sequence[Optimizer]) -> list[str]:
+    """Returns the moved parameters that none of the optimizers holds, neither themselves nor as a tracked copy."""
+    owned = owned_by(optimizers)
+    skipped = weights.frozen | weights.analysis.symmetry.buffers
+    held_by = (weights.tensors, *weights.twins, *weights.copies)
+    held = {name for one in held_by for name, tensor in one.items() if id(tensor) in owned}
+    return [name for name in weights.tensors if name not in skipped and name not in held]
+
+
+def _first_gradient(weights: Weights) -> Tensor | None:
+    """Returns the gradient of the first parameter that has one."""
+    owners = (tensor for name, tensor in weights.tensors.items() if name not in weights.analysis.symmetry.buffers)
+    return next((tensor.grad for tensor in owners if tensor.grad is not None), None)

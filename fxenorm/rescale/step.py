@@ -117,7 +117,7 @@ def _look_up(
         weights, targets = rescaler.targets(optimizers, grads=request.grads, state=request.state)
         statistics = rescaler.analysis.objective.statistics
         if optimizers and rescaler.group is None and statistics and not is_alone(rescaler.model, statistics):
-            rescaler.warnings.apart()
+            rescaler.warnings.replicas_may_drift()
         keeps = request.repeats(gate) and weights.repeatable and targets.repeatable
         prepared = PreparedStep(weights, rescaler.model, optimizers, rescaler.tracked, targets) if keeps else None
         found = _Found(Looked(weights, targets), prepared)

@@ -72,22 +72,19 @@ class Weights:
         ranks: Ranks | None = None,
         replicas: Replicas | None = None,
     ) -> None:
-        self.analysis = analysis
-        tensors = model_tensors(model, analysis.symmetry, analysis.objective.folded_names)
-        self.tensors = {name: tensor for name, tensor in tensors.items() if name in analysis.symmetry.exponents}
-        self.read = tensors
+        self.analysis, self.model, self.ranks, self.replicas = analysis, model, ranks, replicas
+        self.read = model_tensors(model, analysis.symmetry, analysis.objective.folded_names)
+        self.tensors = {name: tensor for name, tensor in self.read.items() if name in analysis.symmetry.exponents}
         self.twins = twins(model, analysis.symmetry)
-        self.model = model
         self.given = [one.tensors(model) for one in tracked]
         self.copies = distinct(self.given)
         self.mastered = {name for one in tracked for name in one.masters(model)}
         self.journal = Journal() if journal is None else journal
-        self.ranks, self.replicas = ranks, replicas
         self._statistics: dict[str, Tensor] | None = None
         self.failures: list[BaseException] = []
         self._held: Mask | None = None
         first = analysis.objective.counted[0].parameter if analysis.objective.counted else next(iter(self.tensors), None)
-        self.device = tensors[first].device if first is not None else torch.device("cpu")
+        self.device = self.read[first].device if first is not None else torch.device("cpu")
         self.spread = self._spread()
 
     def _spread(self) -> Spread | None:
@@ -265,19 +262,6 @@ class Weights:
         left_out = self.frozen | self.analysis.symmetry.buffers
         copies = (self.tensors, *self.twins, *self.copies)
         return {id(tensor) for tensors in copies for name, tensor in tensors.items() if name not in left_out}
-
-    def a_gradient(self) -> Tensor | None:
-        """The gradient of the first parameter that has one."""
-        owners = (tensor for name, tensor in self.tensors.items() if name not in self.analysis.symmetry.buffers)
-        return next((tensor.grad for tensor in owners if tensor.grad is not None), None)
-
-    def unowned(self, optimizers: Sequence[Optimizer]) -> list[str]:
-        """Moved parameters that none of the optimizers holds, neither themselves nor as a tracked copy."""
-        owned = owned_by(optimizers)
-        skipped = self.frozen | self.analysis.symmetry.buffers
-        held_by = (self.tensors, *self.twins, *self.copies)
-        held = {name for one in held_by for name, tensor in one.items() if id(tensor) in owned}
-        return [name for name in self.tensors if name not in skipped and name not in held]
 
     def copied_tensors(self) -> list[Tensor]:
         """All tensors of tracked copies."""

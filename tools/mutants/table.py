@@ -140,6 +140,7 @@ QUOTAS = {"symmetry": 0.21, "field": 0.21}
 # Files that judge no mutant, with the reason.
 NOT_FOR_MUTANTS: dict[str, str] = {
     "test_bench": "runs a measuring program",
+    "test_house": "reads the sources, runs none of them",
     "test_demo": "runs a measuring program",
     "test_notebooks": "executes notebooks in kernels of their own",
     "test_package": "builds and installs the package",

@@ -14,7 +14,7 @@ __all__ = ["WarnOnce"]
 
 
 class WarnOnce:
-    """Remembers which warnings one plan has given.
+    """Gives each warning of one plan once.
 
     Attributes:
         looked: whether the plan's first call has looked whether there is anything to move.
@@ -25,8 +25,8 @@ class WarnOnce:
         self.looked = False
         self._gradient: tuple[weakref.ref[Tensor], int] | None = None
 
-    def unowned(self, names: Sequence[str]) -> None:
-        """Parameters move that no optimizer holds; nothing is said where there are none."""
+    def parameters_without_optimizer(self, names: Sequence[str]) -> None:
+        """Warns of parameters that move and that no optimizer holds; says nothing where there are none."""
         if names:
             shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
             self._warn(
@@ -35,8 +35,8 @@ class WarnOnce:
                 "them, pass all of them as a sequence",
             )
 
-    def unseen(self, gradient: Tensor | None) -> None:
-        """The model is being trained by an optimizer that was not passed.
+    def optimizer_not_passed(self, gradient: Tensor | None) -> None:
+        """Warns that the model is being trained by an optimizer that was not passed.
 
         An optimizer that nobody passes cannot be seen, and one call says little: what is seen is that there is another gradient
         than at an earlier call, as in every training loop and hardly ever elsewhere.
@@ -58,7 +58,7 @@ class WarnOnce:
         )
 
     def accumulating(self) -> None:
-        """The weights move away from gradients that are still being accumulated."""
+        """Warns that the weights move away from gradients that are still being accumulated."""
         self._warn(
             "accumulating",
             "step() moves weights whose .grad no optimizer step has used: under gradient accumulation that gradient no longer "
@@ -66,8 +66,8 @@ class WarnOnce:
             "plan.attach(optimizer), which does; plan.step(optimizer, grads=True) rescales .grad too",
         )
 
-    def apart(self) -> None:
-        """Copies of the model on other processes may be rescaled otherwise, for their running statistics differ."""
+    def replicas_may_drift(self) -> None:
+        """Warns that replicas may drift apart: each reads its own running statistics."""
         self._warn(
             "apart",
             "batchnorm='folded' reads running statistics, and there are other processes, whose batches and statistics differ. If "
@@ -76,7 +76,7 @@ class WarnOnce:
         )
 
     def without_kernels(self, ranks: Sequence[int]) -> None:
-        """Other processes cannot have the compiled kernels, which are here."""
+        """Warns that other processes cannot have the compiled kernels, which are here."""
         listed = ", ".join(map(str, ranks[:10])) + (f" and {len(ranks) - 10} more" if len(ranks) > 10 else "")
         self._warn(
             "without kernels",
@@ -85,11 +85,11 @@ class WarnOnce:
         )
 
     def nothing(self, call: str, reason: str) -> None:
-        """A call moves nothing, whatever the weights are."""
+        """Warns that a call moves nothing, whatever the weights are."""
         self._warn("nothing moves", f"{call}() moved nothing: {reason}")
 
     def nothing_moves(self, call: str, held: Sequence[Held], count: int) -> None:
-        """All variables are held; nothing is said where any can move."""
+        """Warns that all variables are held; says nothing where any can move."""
         totals: dict[str, int] = {}
         for item in held:
             totals[item.reason] = totals.get(item.reason, 0) + item.count

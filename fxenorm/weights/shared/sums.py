@@ -88,23 +88,23 @@ class OwnSums(Sums):
     is_shared = False
 
     def pair(self, question: str, make: Callable[[], Pair], count: int) -> Pair:
-        """Returns this process's sums."""
+        """Returns the sums as they are made here."""
         return make()
 
     def blocks(self, make: Callable[[], Sequence[Tensor]], number: int, positions: Tensor | None, count: int) -> list[Tensor]:
-        """Returns this process's sums."""
+        """Returns the sums as they are made here."""
         return list(make())
 
     def operator(self, own: Operator) -> Operator:
-        """Returns the matrix itself."""
+        """Returns the matrix: there are no others to add."""
         return own
 
     def entries(self, make: Callable[[], Pair], log_scales: Tensor, labels: Tensor) -> Pair:
-        """Returns this process's entries."""
+        """Returns the entries as they are made here."""
         return make()
 
     def least(self, make: Callable[[], Tensor], count: int) -> Tensor:
-        """Returns this process's rooms."""
+        """Returns the rooms as they are found here."""
         return make()
 
     def anywhere(self, make: Callable[[], Tensor], count: int) -> Tensor:
@@ -112,7 +112,7 @@ class OwnSums(Sums):
         return make()
 
     def number(self, make: Callable[[], int]) -> int:
-        """Returns this process's number."""
+        """Returns the number as it is counted here."""
         return make()
 
 
