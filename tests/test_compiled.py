@@ -9,8 +9,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 import fxenorm
@@ -18,10 +16,10 @@ from fxenorm.errors import FxenormWarning
 from fxenorm.kernels.cpu import build
 from fxenorm.kernels.cpu.executor import CompiledBackend
 from fxenorm.kernels.layout import matrix_form
-from fxenorm.kernels.program import ChannelSums, ScaleTarget, build_program, term_tensors
+from fxenorm.kernels.program import ScaleTarget, build_program, term_tensors
 from fxenorm.kernels.reference.executor import EagerBackend
 
-from .random_plans import Case, cases
+from .executor_cases import assert_same_sums, assert_same_weights, network, trained
 
 try:
     build.library()
@@ -35,60 +33,6 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 def compiled() -> CompiledBackend:
     """A backend without tables."""
     return CompiledBackend()
-
-
-def assert_same_sums(one: ChannelSums, other: ChannelSums) -> None:
-    """Up to the order of additions."""
-    for a, b in ((one.log_negative, other.log_negative), (one.log_positive, other.log_positive)):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, equal_nan=True)
-
-
-def assert_same_weights(one: torch.Tensor, other: torch.Tensor) -> None:
-    """Up to one unit in the last place: with three terms the factors may be multiplied in another order."""
-    assert one.dtype == other.dtype
-    torch.testing.assert_close(one.double(), other.double(), rtol=2 * torch.finfo(one.dtype).eps, atol=1e-44)
-
-
-def targets_of(case: Case, tensors: list[torch.Tensor], power: int = 1) -> list[ScaleTarget]:
-    """One for each tensor."""
-    return [
-        ScaleTarget(str(index), tensor, term_tensors(terms, tensor.ndim, case.num_scales), power, case.offset(index, power))
-        for index, (tensor, terms) in enumerate(zip(tensors, case.terms, strict=True))
-    ]
-
-
-@pytest.mark.usefixtures("default_dtype")
-@settings(max_examples=150)
-@given(case=cases(offsets=True), dtype=st.sampled_from(DTYPES), order=st.permutations(range(3)))
-def test_sums_are_the_eager_ones(case: Case, dtype: torch.dtype, order: list[int]) -> None:
-    tensors = [in_order(tensor.to(dtype), order) for tensor in case.tensors]
-    program, none = case.program(), [None] * len(tensors)
-    assert_same_sums(compiled().reduce(program, tensors, none), EAGER.reduce(program, tensors, none))
-
-
-@pytest.mark.usefixtures("default_dtype")
-@settings(max_examples=100)
-@given(
-    case=cases(offsets=True),
-    dtype=st.sampled_from(DTYPES),
-    order=st.permutations(range(3)),
-    power=st.sampled_from([1, -1, -2]),
-    seed=st.integers(0, 99),
-)
-def test_weights_are_the_eager_ones(case: Case, dtype: torch.dtype, order: list[int], power: int, seed: int) -> None:
-    log_scales = torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, case.num_scales))
-    ours = [in_order(tensor.to(dtype), order) for tensor in case.tensors]
-    theirs = [tensor.clone() for tensor in ours]
-    compiled().apply(targets_of(case, ours, power), log_scales)
-    EAGER.apply(targets_of(case, theirs, power), log_scales)
-    for one, other in zip(ours, theirs, strict=True):
-        assert_same_weights(one, other)
-
-
-def in_order(tensor: torch.Tensor, order: list[int]) -> torch.Tensor:
-    """The same values with the axes in another order in memory."""
-    chosen = [axis for axis in order if axis < tensor.ndim]
-    return tensor.permute(chosen).contiguous().permute([chosen.index(axis) for axis in range(tensor.ndim)])
 
 
 def rows_and_columns(outputs: int, inputs: int) -> list[tuple[int, np.ndarray]]:
@@ -172,13 +116,6 @@ def test_all_16_bit_numbers() -> None:
                 torch.testing.assert_close(theirs, product.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
-def network() -> nn.Sequential:
-    """Two convolutions and a linear layer."""
-    return nn.Sequential(
-        nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 96, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10)
-    )
-
-
 def test_the_number_of_threads_changes_no_bit() -> None:
     found = []
     threads = torch.get_num_threads()
@@ -194,28 +131,6 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-
-
-def trained(backend: str, **options: object) -> tuple[nn.Sequential, torch.optim.SGD, fxenorm.Plan]:
-    """A network with momentum, and its plan."""
-    torch.manual_seed(0)
-    model = network()
-    plan = fxenorm.analyze(model, torch.randn(2, 3, 8, 8), backend=backend, **options)  # type: ignore[arg-type]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    model(torch.randn(2, 3, 8, 8)).square().sum().backward()
-    optimizer.step()
-    return model, optimizer, plan
-
-
-@pytest.mark.parametrize("options", [{}, {"p": 1.0}, {"p": math.inf}, {"c": 1.2}, {"max_log_scale": 0.1}, {"scales": "pow2"}])
-def test_steps_are_the_eager_ones(options: dict[str, object]) -> None:
-    (one, first, plan), (other, second, reference) = trained("compiled", **options), trained("eager", **options)
-    for _ in range(3):
-        plan.step(first)
-        reference.step(second)
-    for a, b in zip(one.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-30)
-        torch.testing.assert_close(first.state[a]["momentum_buffer"], second.state[b]["momentum_buffer"], rtol=2e-6, atol=1e-30)
 
 
 def test_a_step_sees_what_changed_since_the_last() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,87 +11,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxenorm
-from fxenorm.kernels.backend import CycleTask
 from fxenorm.kernels.cpu import build
 from fxenorm.kernels.cpu.cycles_table import CyclesTable
 from fxenorm.kernels.cpu.executor import CompiledBackend
 from fxenorm.kernels.cpu.step_table import StepTable
-from fxenorm.kernels.program import ScaleTarget, term_tensors
-from fxenorm.kernels.reference.executor import EagerBackend
-from fxenorm.solve.jacobi import jacobi_step
 
+from .executor_cases import ROUNDINGS, Twin
 from .random_plans import Case, cases
-from .test_compiled import in_order
 
 try:
     build.library()
 except build.BuildError as error:
     pytest.skip(f"no compiler: {error}", allow_module_level=True)
-
-EAGER = EagerBackend()
-ROUNDINGS = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 2**-7}
-
-
-def moving(case: Case) -> Case:
-    """A case in which every variable has both sides: two more tensors that carry all of them, one each way."""
-    ids = np.arange(case.num_scales)
-    sizes = [
-        torch.linspace(0.5, 2.0, case.num_scales, dtype=torch.float64),
-        torch.linspace(3.0, 1.0, case.num_scales, dtype=torch.float64),
-    ]
-    return replace(
-        case,
-        shapes=[*case.shapes, (case.num_scales,), (case.num_scales,)],
-        terms=[*case.terms, [(1, ids)], [(-1, ids)]],
-        log_weights=[*case.log_weights, 0.0, 0.0],
-        tensors=[*case.tensors, *sizes],
-    )
-
-
-class Twin:
-    """Weights and their momentum, moved by the compiled kernels and by the eager executor."""
-
-    def __init__(self, case: Case, dtype: torch.dtype, order: list[int]) -> None:
-        self.case = case = moving(case)
-        self.ours = [in_order(tensor.to(dtype), order) for tensor in case.tensors]
-        self.theirs = [tensor.clone() for tensor in self.ours]
-        self.our_momentum = [torch.ones_like(tensor) for tensor in self.ours]
-        self.their_momentum = [torch.ones_like(tensor) for tensor in self.ours]
-
-    def targets(self, weights: list[torch.Tensor], momentum: list[torch.Tensor]) -> list[ScaleTarget]:
-        """What follows a rescaling."""
-        terms = [
-            term_tensors(given, tensor.ndim, self.case.num_scales) for given, tensor in zip(self.case.terms, weights, strict=True)
-        ]
-        named = [ScaleTarget(str(index), *item) for index, item in enumerate(zip(weights, terms, strict=True))]
-        return named + [ScaleTarget("momentum", *item, power=-1) for item in zip(momentum, terms, strict=True)]
-
-    def task(self, held: torch.Tensor, limit: float) -> CycleTask:
-        """What executors are asked to run on our side."""
-        return CycleTask(
-            *(self.case.program(), self.ours, [None] * len(self.ours), self.targets(self.ours, self.our_momentum)),
-            model_tensors=len(self.ours),
-            counted=frozenset(map(str, range(len(self.ours)))),
-            held=held,
-            limit=limit,
-            reach=float(max(2, sum(abs(coefficient) for terms in self.case.terms for coefficient, _ in terms))),
-            growth=80.0,
-        )
-
-    def eager_cycles(self, count: int, held: torch.Tensor, limit: float) -> None:
-        """Their side, by definition."""
-        program, none = self.case.program(), [None] * len(self.theirs)
-        matrices, total = EAGER.matrices(program, self.theirs, none), torch.zeros(self.case.num_scales, dtype=torch.float64)
-        for _ in range(count):
-            sums = EAGER.sums(program, matrices, total)
-            total += jacobi_step(sums.log_negative, sums.log_positive, program.degree, program.p, held)
-            total.clamp_(-limit, limit)
-        EAGER.apply(self.targets(self.theirs, self.their_momentum), total)
-
-    def assert_same(self, roundings: float = 1.0) -> None:
-        """Weights and momentum agree to some roundings of their type."""
-        for one, other in zip(self.ours + self.our_momentum, self.theirs + self.their_momentum, strict=True):
-            torch.testing.assert_close(one.double(), other.double(), rtol=roundings * ROUNDINGS[one.dtype], atol=1e-37)
 
 
 @settings(max_examples=150)

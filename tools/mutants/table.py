@@ -83,6 +83,7 @@ TESTS: dict[str, list[str]] = {
     "kernels/cpu/native/*": ["test_native_structures", "test_whole_steps", "test_compiled", "test_range_of_p", "test_momentum"],
     "kernels/*": [
         "test_kernels",
+        "test_executors",
         "test_compiled",
         "test_whole_steps",
         "test_momentum",
