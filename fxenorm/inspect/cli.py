@@ -1,4 +1,4 @@
-"""The console script ``fxenorm-inspect``.
+"""The console script ``fxenorm-inspect``: its arguments, its exit code, its errors in one line.
 
 Only a run imports more than the parser: ``--help`` waits for nothing else.
 """
@@ -38,7 +38,7 @@ exit code: 0; 2 after an error; 130 when interrupted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Runs the command.
 
     Args:
         argv: the arguments; None: those of the process.
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(arguments: argparse.Namespace, lasting: bool) -> int:
-    """Run, and make one line of whatever is raised: the exit code."""
+    """Runs, and makes one line of every error; returns the exit code."""
     try:
         with answer_stream(lasting) as stream:
             _run(arguments, stream)
@@ -78,7 +78,7 @@ def _guarded(arguments: argparse.Namespace, lasting: bool) -> int:
 
 
 def _run(arguments: argparse.Namespace, stream: TextIO) -> None:
-    """Load, analyse, print."""
+    """Loads the model, analyses it, and prints the answer."""
     from .load import check_target, load
     from .stages import Stages
 
@@ -106,7 +106,7 @@ def _run(arguments: argparse.Namespace, stream: TextIO) -> None:
 
 @contextlib.contextmanager
 def _own_warnings() -> Iterator[None]:
-    """fxenorm's warnings in the form of its errors; others as they come."""
+    """Shows fxenorm's warnings in the form of its errors; others as they come."""
     with warnings.catch_warnings():
         show_other = warnings.showwarning
 
@@ -145,7 +145,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="fxenorm-inspect",
         usage="%(prog)s [options] model",
@@ -203,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _input(text: str) -> InputSpec:
-    """``--input`` with argparse's kind of error."""
+    """Reads ``--input``, with argparse's kind of error."""
     from .input_spec import parse_input
 
     try:
@@ -213,7 +213,7 @@ def _input(text: str) -> InputSpec:
 
 
 def _p(text: str) -> float:
-    """``--p``."""
+    """Reads ``--p``, with argparse's kind of error."""
     with contextlib.suppress(ValueError):
         value = float(text)
         if value > 0:
@@ -222,7 +222,7 @@ def _p(text: str) -> float:
 
 
 def _c(text: str) -> float | str:
-    """``--c``."""
+    """Reads ``--c``, with argparse's kind of error."""
     if text == "adaptive":
         return text
     with contextlib.suppress(ValueError):
