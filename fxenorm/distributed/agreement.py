@@ -176,7 +176,7 @@ def settle(ranks: Ranks, answer: Answer, statement: Statement) -> None:
 
 
 def _complaints(rows: Sequence[Sequence[float]]) -> tuple[list[int], list[str]]:
-    """The places of processes with an error, and the topics about which the others differ."""
+    """Returns the places of processes with an error, and the topics about which the others differ."""
     failed = [place for place, row in enumerate(rows) if row[_FAILED] > 0]
     whole = [row[_DIGESTS:] for row in rows if not row[_FAILED] > 0]
     if all(row == whole[0] for row in whole):
@@ -201,7 +201,7 @@ def _refusal(
     topics: Sequence[str],
     said: Sequence[Mapping[str, Any]] | None,
 ) -> AgreementError:
-    """The error of a process that is not at fault itself, or not alone.
+    """Returns the error of a process that is not at fault itself, or not alone.
 
     Args:
         rows: the notes of all processes.
@@ -248,7 +248,7 @@ _NAMES = {
 
 
 def _digest(items: Sequence[str]) -> int:
-    """A number below 2 ** 48; 0 for nothing."""
+    """Returns a number below 2 ** 48 that stands for some texts; 0 for none."""
     if not items:
         return 0
     found = hashlib.sha256()

@@ -57,7 +57,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def sharding_modules(model: nn.Module) -> Iterator[Any]:
-    """The modules that `fully_shard` was called on."""
+    """Yields the modules that `fully_shard` was called on."""
     loaded = sys.modules.get("torch.distributed.fsdp")
     if loaded is not None:
         yield from (module for module in model.modules() if isinstance(module, loaded.FSDPModule))

@@ -45,7 +45,7 @@ class Layout:
         return not math.prod(self.local_shape)
 
     def cut(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The part of an array that broadcasts to the tensor, one axis for each of the tensor's."""
+        """Returns the part of an array that broadcasts to the tensor, one axis for each of the tensor's."""
         for axis, held in enumerate(self.positions):
             if held is not None and array.shape[axis] > 1:
                 array = _narrow(array, axis, held)
@@ -64,12 +64,12 @@ class Layout:
 
 
 def whole(shape: Sequence[int], counts: bool) -> Layout:
-    """The layout of a tensor of which every process holds all."""
+    """Returns the layout of a tensor of which every process holds all."""
     return Layout(tuple(shape), (None,) * len(shape), counts)
 
 
 def placements_of(tensor: Tensor) -> tuple[Any, tuple[Any, ...]]:
-    """The mesh and the placements by which a tensor is distributed: equal ones mean the same parts; None and () if it is not."""
+    """Returns the mesh and the placements of a tensor, which are equal for equal parts; None and () if it is not distributed."""
     if not is_distributed(tensor):
         return None, ()
     held: Any = tensor

@@ -97,19 +97,19 @@ class Ranks(Processes):
         return board
 
     def largest(self, values: Tensor) -> Tensor:
-        """The largest of each entry over all processes."""
+        """Returns the largest of each entry over all processes."""
         sent = values.to(self.device, copy=True)
         self._reduce(sent, "MAX")
         return sent.to(values.device)
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum of each entry over all processes."""
+        """Returns the sum of each entry over all processes."""
         sent = values.to(self.device, copy=True)
         self._reduce(sent, "SUM")
         return sent.to(values.device)
 
     def total_with(self, values: Tensor, notes: Tensor, least: int) -> tuple[Tensor, Tensor]:
-        """`total` and `told` in one collective.
+        """Returns `total` and `told` of one collective.
 
         Args:
             values, notes: of one type.
@@ -126,7 +126,7 @@ class Ranks(Processes):
         return sums.to(values.device), sent[: board.numel()].to(values.device).reshape(board.shape)
 
     def gather(self, value: Any) -> list[Any]:
-        """A small object of every process, in the same order everywhere."""
+        """Gathers a small object of every process, in the same order everywhere."""
         import torch.distributed as dist
 
         found = [value]
@@ -191,7 +191,7 @@ class Ranks(Processes):
 
 
 def ranks_of(tensors: Iterable[Tensor]) -> Ranks | None:
-    """The processes over which tensors are spread: those of the mesh that contains all others; None where none is a DTensor.
+    """Returns the processes over which tensors are spread, those of the widest mesh; None where none is a DTensor.
 
     Raises:
         RescaleError: no mesh contains all others, or this process is in none.
@@ -233,7 +233,7 @@ def ranks_of(tensors: Iterable[Tensor]) -> Ranks | None:
 
 
 def replica_ranks(group: Any, device: torch.device) -> Ranks:
-    """The processes of a group, each of which has all of the model.
+    """Returns the processes of a group, each of which has all of the model.
 
     Args:
         group: the process group.

@@ -12,7 +12,7 @@ __all__ = ["merge_entries"]
 
 
 def merge_entries(terms: Iterable[Term]) -> tuple[Term, ...]:
-    """The same field, with the terms of one shape merged wherever an entry carries one variable in two of them.
+    """Merges the terms of one shape wherever an entry carries one variable in two of them; the field is the same.
 
     Terms that meet nowhere are returned as they are.
 

@@ -39,7 +39,7 @@ class Equations:
     """(coefficients, ids of shape (number of terms, number of equations), origin)."""
 
     def fresh(self, shape: Sequence[int], varying: Sequence[int] | None = None) -> ScaleField:
-        """A field of new variables over a tensor of `shape`: one for each position on the `varying` axes (default: all)."""
+        """Returns a field of new variables over a tensor of `shape`, one for each position on the `varying` axes (default: all)."""
         axes = range(len(shape)) if varying is None else varying
         sizes = [size if axis in axes else 1 for axis, size in enumerate(shape)]
         number = math.prod(sizes)
@@ -77,7 +77,7 @@ class Equations:
         self.require_zero(ScaleField(shape, terms), origin)
 
     def require_constant(self, fields: ScaleField, axes: Sequence[int], origin: int) -> ScaleField:
-        """The field must not change along `axes`; returns it, reduced to size-1 ids there."""
+        """Requires that the field does not change along `axes`; returns it, reduced to size-1 ids there."""
         for axis in axes:
             varying = [term for term in fields.terms if term[1].shape[axis] != 1]
             if not varying:
@@ -90,7 +90,7 @@ class Equations:
 
 
 def _independent(terms: tuple[Term, ...]) -> list[tuple[Term, ...]]:
-    """The terms in parts that share no varying axis; constant terms go with the first."""
+    """Returns the terms in parts that share no varying axis; constant terms go with the first."""
     parts: list[tuple[set[int], list[Term]]] = []
     constant = []
     for term in terms:
@@ -108,7 +108,7 @@ def _independent(terms: tuple[Term, ...]) -> list[tuple[Term, ...]]:
 
 
 def _rows(terms: Sequence[Term]) -> Ids:
-    """The ids of all terms broadcast against each other: shape (terms, entries), without entries that only repeat others."""
+    """Returns the ids of all terms broadcast against each other, (terms, entries), without entries that only repeat others."""
     arrays = [ids for _, ids in terms]
     for axis in range(arrays[0].ndim):
         varying = [ids for ids in arrays if ids.shape[axis] > 1]
@@ -122,7 +122,7 @@ def _rows(terms: Sequence[Term]) -> Ids:
 
 
 def _distinct(rows: Ids) -> Ids:
-    """The columns without repetition. A hash brings equal ones together; only truly equal neighbours are dropped."""
+    """Returns the columns without repetition. A hash brings equal ones together; only truly equal neighbours are dropped."""
     if rows.shape[1] <= 1:
         return rows
     random: Ids = np.random.default_rng(0).integers(1, 2**62, size=(rows.shape[0], 1), dtype=np.int64)

@@ -42,7 +42,7 @@ class Patchwork:
 
 
 def patchwork_of(field: ScaleField | AnyField, state: int = OPEN) -> Patchwork:
-    """A tensor as it is before the first write; `state` is that of a tensor which carries any field."""
+    """Returns a tensor as it is before the first write; `state` is that of a tensor which carries any field."""
     ones = (1,) * len(field.shape)
     if isinstance(field, AnyField):
         return Patchwork(field.shape, (), np.full(ones, state, dtype=np.int8))
@@ -108,7 +108,7 @@ def overlay(base: Patchwork, value: Patchwork, places: Sequence[Place]) -> Patch
 
 
 def _written(shape: tuple[int, ...], old: NDArray[np.generic], new: NDArray[np.generic], places: Sequence[Place]) -> Any:
-    """One array of ids or states; axes that are written whole stay of size 1 where both are."""
+    """Returns one array of ids or states; axes that are written whole stay of size 1 where both are."""
     if old.size == new.size == 1 and old.item() == new.item():
         return old
     _, _, axes = block_of(places)
@@ -122,7 +122,7 @@ def _written(shape: tuple[int, ...], old: NDArray[np.generic], new: NDArray[np.g
 
 
 def filled(patchwork: Patchwork, equations: Equations) -> ScaleField | AnyField:
-    """The field of the tensor as it is now: open entries get variables that are tied to nothing, unwritten ones stay.
+    """Returns the field of the tensor as it is now: open entries get variables that are tied to nothing, unwritten ones stay.
 
     A new variable differs along every axis along which the states or the settled fields do.
     """
@@ -144,7 +144,7 @@ def filled(patchwork: Patchwork, equations: Equations) -> ScaleField | AnyField:
 
 
 def _merged(shape: tuple[int, ...], terms: tuple[Term, ...], ids: Ids) -> ScaleField:
-    """The settled terms and the new variables, in one term where that is possible."""
+    """Returns the settled terms and the new variables, in one term where that is possible."""
     for position, (coefficient, old) in enumerate(terms):
         if coefficient == 1:
             both = np.broadcast_arrays(old, ids)

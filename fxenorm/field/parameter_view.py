@@ -51,16 +51,16 @@ class ParameterView:
     factor: float | None = 1.0
 
     def then(self, shape: tuple[int, ...], step: Step) -> ParameterView:
-        """The view behind one more operator, whose result has `shape`."""
+        """Returns the view behind one more operator, whose result has `shape`."""
         return replace(self, shape=shape, steps=(*self.steps, step))
 
     def plus(self, number: float) -> ParameterView | None:
-        """The view and a number added to every entry; None where that has no offset of its own, as the factor is not known."""
+        """Returns the view plus a number in every entry; None where that has no offset of its own, as the factor is not known."""
         offset = self.offset + number / self.factor if self.factor else math.nan
         return replace(self, offset=offset) if math.isfinite(offset) else None
 
     def multiplied(self, number: float | None) -> ParameterView:
-        """The view times a number that is not 0, None where it is not known."""
+        """Returns the view times a number that is not 0, None where it is not known."""
         factor = None if number is None or self.factor is None else self.factor * number
         return replace(self, factor=factor if factor and math.isfinite(factor) else None)
 
@@ -83,7 +83,7 @@ class ParameterFields:
     ends: ChannelEnds = field(default_factory=ChannelEnds)
 
     def look(self, view: ParameterView) -> ScaleField | ParameterView:
-        """The field of `view` if its parameter has one already and the view its offset, else the view itself."""
+        """Returns the field of `view` if its parameter has one already and the view its offset, else the view itself."""
         born = self.fields.get(view.name)
         if born is None or self.disagrees(view):
             return view
@@ -112,14 +112,14 @@ class ParameterFields:
             self.equations.require_equal(self.form(view, origin), wanted, origin)
 
     def free(self, shape: tuple[int, ...]) -> ScaleField:
-        """A field of new variables, as free as the size allows: one an entry, or one a position on each axis."""
+        """Returns a field of new variables, as free as the size allows: one an entry, or one a position on each axis."""
         if math.prod(shape) <= ENTRYWISE or sum(size > 1 for size in shape) <= 1:
             return self.equations.fresh(shape)
         axes = [self.equations.fresh(shape, [axis]) for axis, size in enumerate(shape) if size > 1]
         return ScaleField(shape, simplify(term for f in axes for term in f.terms))
 
     def form(self, view: ParameterView, origin: int) -> ScaleField:
-        """The field of `view`; where its parameter has none, one is created that is as free as its size allows."""
+        """Returns the field of `view`; a parameter without one gets one that is as free as its size allows."""
         self.use(view, origin)
         if self.disagrees(view):
             return ScaleField(view.shape)

@@ -44,11 +44,11 @@ class Picked:
         return self.value.shape[self.axes[0]]
 
     def looked(self, parameters: ParameterFields) -> Picked:
-        """The same with a parameter that got a field meanwhile shown by it."""
+        """Returns the same, with the field of its parameter where that got one meanwhile."""
         return replace(self, value=parameters.look(self.value)) if isinstance(self.value, ParameterView) else self
 
     def everywhere(self, equations: Equations) -> ScaleField | ParameterView:
-        """The field by position, which is known only if it is the same for all slices."""
+        """Returns the field by position, which is known only if it is the same for all slices."""
         shape, narrow, axes, origin = self.shape, self.value.shape, self.axes, self.origin
 
         def forward(field: ScaleField) -> ScaleField:
@@ -65,7 +65,7 @@ class Picked:
 def pick(
     value: ScaleField | ParameterView, axis: int, shape: tuple[int, ...], rank: int, index: tuple[str, int], origin: int
 ) -> Picked:
-    """The field of ``value[:, index]``: an index of `rank` axes, unknown, on one axis.
+    """Returns the field of ``value[:, index]``: an index of `rank` axes, unknown, on one axis.
 
     Args:
         value: the field of the stack of slices.
@@ -95,14 +95,14 @@ def narrowed(shape: Sequence[int], axes: Sequence[int], count: int) -> tuple[int
 
 
 def numbered_positions(shape: tuple[int, ...], axes: Sequence[int]) -> ScaleField:
-    """A field whose ids number the positions along `axes`, the first of them the slowest."""
+    """Returns a field whose ids number the positions along `axes`, the first of them the slowest."""
     ids = np.arange(math.prod(shape[axis] for axis in axes), dtype=np.int64).reshape([shape[axis] for axis in axes])
     ordered = ids.transpose([int(k) for k in np.argsort(axes)])
     return ScaleField(shape, ((1, ordered.reshape([size if axis in axes else 1 for axis, size in enumerate(shape)])),))
 
 
 def axes_numbered(value: Any, positions: int) -> tuple[int, ...] | None:
-    """The axes along which a field shows all of `numbered_positions` in order; None where it does not.
+    """Returns the axes along which a field shows all of `numbered_positions` in order; None where it does not.
 
     Example:
         >>> axes_numbered(ScaleField((3, 2, 4), numbered_positions((3, 2, 4), (1, 0)).terms), 6)

@@ -105,7 +105,7 @@ def _force(origin: Ids, labels: Ids, variables: Ids, origins: Ids) -> None:
 
 
 def _sum_rows(equations: Equations, labels: Ids, number: int) -> tuple[Any, Ids]:
-    """The sums as a sparse matrix (equations, classes), with the origin of each row."""
+    """Returns the sums as a sparse matrix (equations, classes), with the origin of each row."""
     from scipy.sparse import coo_array
 
     row, column, value, origins = [], [], [], []

@@ -108,7 +108,7 @@ def _ending(status: int) -> str:
 
 
 def printable(value: Any) -> Any:
-    """The same text, or dict or list of texts, with signs that steer a terminal spelt out."""
+    """Returns the same text, or dict or list of texts, with signs that steer a terminal spelt out."""
     if isinstance(value, str):
         return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in value)
     if isinstance(value, dict):
@@ -117,5 +117,5 @@ def printable(value: Any) -> Any:
 
 
 def one_line(text: str) -> str:
-    """A message without line breaks and without signs that steer a terminal."""
+    """Returns a message without line breaks and without signs that steer a terminal."""
     return str(printable(" ".join(text.split())))

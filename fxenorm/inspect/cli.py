@@ -134,7 +134,7 @@ def _analysis() -> tuple[Any, Any]:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of `analyze` that the command line knows."""
+    """Returns the options of `analyze` that the command line knows."""
     names = ("p", "c", "batchnorm", "biases", "modes", "balance_last", "on_unknown")
     return {
         **{name: getattr(arguments, name) for name in names},

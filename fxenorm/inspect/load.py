@@ -62,7 +62,7 @@ def load(target: str, inputs: Sequence[InputSpec], seed: int) -> Loaded:
 
 
 def _from_torchvision(name: str) -> Any:
-    """A model of torchvision with random weights; nothing is downloaded."""
+    """Returns a model of torchvision with random weights; nothing is downloaded."""
     try:
         from torchvision import models
     except ImportError as error:

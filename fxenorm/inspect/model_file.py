@@ -67,7 +67,7 @@ def import_file(path: Path) -> ModuleType:
 
 
 def model_in(module: ModuleType, path: Path, name: str) -> Any:
-    """The model of an imported file: the object called `name`, or the one that the file most plainly offers.
+    """Returns the model of an imported file: the object called `name`, or the one that the file most plainly offers.
 
     Raises:
         ModelFileError: there is none, there are several, or building it fails.
@@ -97,7 +97,7 @@ def model_in(module: ModuleType, path: Path, name: str) -> Any:
 
 
 def _likely(functions: dict[str, Any]) -> dict[str, Any]:
-    """The functions that may return a model by their annotation and name; those named after one, if there are any."""
+    """Returns the functions that may return a model by their annotation and name; those named after one, if there are any."""
     possible = {
         key: value
         for key, value in functions.items()
@@ -107,7 +107,7 @@ def _likely(functions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tried(likely: dict[str, Any], classes: dict[str, Any], path: Path) -> Any:
-    """The model that the only likely function returns, else the only class that can be built without arguments.
+    """Returns the model that the only likely function returns, else the only class that can be built without arguments.
 
     Raises:
         ModelFileError: there is none, there are several, or building it fails.
@@ -129,7 +129,7 @@ def _tried(likely: dict[str, Any], classes: dict[str, Any], path: Path) -> Any:
 
 
 def _named(module: ModuleType, path: Path, name: str) -> Any:
-    """The object called `name`, built if it is a class or a function."""
+    """Returns the object called `name`, built if it is a class or a function."""
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):

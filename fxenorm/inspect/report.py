@@ -106,13 +106,13 @@ def _held(entry: Held) -> Json:
 
 
 def _number(value: Any) -> float | None:
-    """A 0-d tensor as a finite number."""
+    """Returns a 0-d tensor as a finite number."""
     number = float(value)
     return number if math.isfinite(number) else None
 
 
 def _finite(value: Any) -> Any:
-    """An option's value; JSON has no infinity."""
+    """Returns an option's value; JSON has no infinity."""
     if isinstance(value, float) and math.isinf(value):
         return "inf"
     return list(value) if isinstance(value, tuple) else value

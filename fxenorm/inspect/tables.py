@@ -21,7 +21,7 @@ _MOST_PLACES = 3
 
 
 def make_console(stream: TextIO) -> Console:
-    """A console for a stream: as wide as the terminal, without colours and limits where the output goes to a file."""
+    """Returns a console for a stream: as wide as the terminal, without colours and limits where the output goes to a file."""
     from rich.console import Console
 
     if stream.isatty():
@@ -194,14 +194,14 @@ def _totals(report: Json, console: Console) -> None:
 
 
 def _account_lines(stored: Json | None) -> list[str]:
-    """The account of the channel ends in words."""
+    """Returns the account of the channel ends in words."""
     if stored is None:
         return []
     return ChannelAccount(**{**stored, "rows": tuple(AccountRow(**row) for row in stored["rows"])}).lines()
 
 
 def _imbalance(value: float | None) -> str:
-    """An imbalance with a sensible number of digits."""
+    """Returns an imbalance with a sensible number of digits."""
     if value is None:
         return "-"
     return f"{value:.3f}" if value >= 5e-4 or value == 0 else f"{value:.0e}"

@@ -59,7 +59,7 @@ class Averages:
         self._tracked = []
 
     def _part(self, module: nn.Module) -> nn.Module | None:
-        """The copy of the analysed module in a copy of the whole, which may be wrapped as AveragedModel does."""
+        """Returns the copy of the analysed module in a copy of the whole, which may be wrapped as AveragedModel does."""
         if not self._path:
             return module
         for whole in (module, getattr(module, "module", None)):

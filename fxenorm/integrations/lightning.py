@@ -143,7 +143,7 @@ class FxenormCallback(_Callback):
         self._forget_averages()
 
     def state_dict(self) -> dict[str, Any]:
-        """The step counter and the plan's fingerprint; empty before the first batch."""
+        """Returns the step counter and the plan's fingerprint; empty before the first batch."""
         return dict(self._handle.state_dict() if self._handle is not None else self._stored or {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

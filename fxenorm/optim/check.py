@@ -53,7 +53,7 @@ class OptimizerCheck:
         return not self.at_fault
 
     def __str__(self) -> str:
-        """The verdict, and one line a key."""
+        """Returns the verdict, and one line a key."""
         if self.at_fault:
             lines = [f"the rule for {self.optimizer} is WRONG ({self.contract})"]
             return "\n".join([*lines, *(f"  {key}: {mistake}" for key, mistake in self.at_fault.items())])
@@ -189,7 +189,7 @@ class _Run:
         return row / corner if one.factor.axis == -1 else column / corner
 
     def held(self, number: int) -> dict[str, Tensor]:
-        """The tensors of one parameter's state."""
+        """Returns the tensors of one parameter's state."""
         state = self.optimizers[0].state.get(self.parameters[number], {})
         return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
@@ -281,7 +281,7 @@ def _is_covariant(make: Callable[[], _Run], instead: Mapping[str, int] | None = 
 
 
 def _power(keys: Mapping[str, Any], key: str) -> int:
-    """The power of D by which a key follows."""
+    """Returns the power of D by which a key follows."""
     follows = keys.get(key, 0)
     return follows if isinstance(follows, int) else int(follows.power)
 

@@ -17,7 +17,7 @@ Terms = tuple[tuple[int, Tensor], ...]
 
 
 def terms_of_factor(terms: Terms, axis: int, name: str) -> Terms:
-    """The exponents of D that belong to the factor which is constant along `axis`.
+    """Returns the exponents of D that belong to the factor which is constant along `axis`.
 
     Args:
         terms: the parameter's exponents: (coefficient, ids of the parameter's number of axes, size 1 where constant).
@@ -57,7 +57,7 @@ class FactorPair:
     columns: Tensor
 
     def means(self) -> tuple[Tensor, Tensor]:
-        """The means of rows and of columns."""
+        """Returns the means of rows and of columns."""
         return _mean(self.rows, -2), _mean(self.columns, -1)
 
     @torch.no_grad()
@@ -78,7 +78,7 @@ class FactorPair:
 
 
 def _mean(factor: Tensor, axis: int) -> Tensor:
-    """The mean along an axis, in at least float32."""
+    """Returns the mean along an axis, in at least float32."""
     return factor.mean(axis, keepdim=True, dtype=torch.promote_types(factor.dtype, torch.float32))
 
 

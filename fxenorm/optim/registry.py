@@ -56,7 +56,7 @@ class Factor:
     drops_axis: bool = False
 
     def full(self, tensor: Tensor) -> Tensor:
-        """The factor as a view that has all axes."""
+        """Returns the factor as a view that has all axes."""
         return tensor.unsqueeze(self.axis) if self.drops_axis else tensor
 
 
@@ -211,7 +211,7 @@ def supported_optimizers() -> list[str]:
 
 
 def find_rule(optimizer: Any) -> Rule:
-    """The rule for an optimizer: that of its class, or of the base class whose update it uses unchanged.
+    """Returns the rule for an optimizer: that of its class, or of the base class whose update it uses unchanged.
 
     Args:
         optimizer: any optimizer; keys of its state are never looked at, for one key means different things in different classes.
@@ -242,7 +242,7 @@ def find_rule(optimizer: Any) -> Rule:
 
 
 def _function(cls: type, name: str) -> object:
-    """A method without the wrappers that torch puts around it when the first instance is made."""
+    """Returns a method without the wrappers that torch puts around it when the first instance is made."""
     method = getattr(cls, name, None)
     return inspect.unwrap(method) if callable(method) else method
 
@@ -253,5 +253,5 @@ def _named(cls: type) -> str:
 
 
 def power_of_present(state: Mapping[str, Any], powers: Mapping[str, Follows]) -> dict[str, Follows]:
-    """The entries of `powers` whose state exists; None and an empty list stand for state that has not been made yet."""
+    """Returns the entries of `powers` whose state exists; None and an empty list stand for state that has not been made yet."""
     return {key: power for key, power in powers.items() if isinstance(state.get(key), Tensor) or state.get(key)}

@@ -182,7 +182,7 @@ def _refuse_unnamed(
 
 
 def unnamed_keys(parameter: Tensor, state: Mapping[str, Any], powers: Mapping[str, Any]) -> list[str]:
-    """The keys of float tensors of the parameter's shape of which a rule says nothing."""
+    """Returns the keys of float tensors of the parameter's shape of which a rule says nothing."""
 
     def could_follow(value: Any) -> bool:
         """Whether a state is such a tensor."""
@@ -213,7 +213,7 @@ def reset_state(optimizers: Iterable[Optimizer], parameters: Iterable[Tensor]) -
 def _checked(
     optimizer: Optimizer, name: str, parameter: Tensor, key: str, follows: int | Steps | Factor, state: Mapping[str, Any]
 ) -> StateTensor:
-    """One state tensor of a parameter, of the shape that its rule expects."""
+    """Returns one state tensor of a parameter, of the shape that its rule expects."""
     shape = list(parameter.shape)
     if isinstance(follows, Factor):
         shape[follows.axis] = 1
@@ -232,7 +232,7 @@ def _checked(
 
 
 def _flat(optimizer: Optimizer, key: str, value: Any, power: int, names: Mapping[int, str]) -> Iterator[StateTensor]:
-    """The parts of flat state that belong to parameters which are rescaled, as views of the parameters' shapes."""
+    """Yields the parts of flat state that belong to rescaled parameters, as views of the parameters' shapes."""
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     total = sum(parameter.numel() for parameter in held)
     for vector in value if isinstance(value, (list, tuple)) else [value]:

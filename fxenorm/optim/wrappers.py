@@ -26,7 +26,7 @@ def held_by(wrapper: Any) -> Any:
 
 
 def own_state(optimizer: Any) -> Mapping[Any, Any]:
-    """The state that an optimizer holds by itself; a wrapper's may be that of the optimizer in it, and then it has none."""
+    """Returns the state that an optimizer holds by itself; a wrapper that shows the state of the optimizer in it has none."""
     state: Any = getattr(optimizer, "state", None)
     return state if isinstance(state, Mapping) and not _shares_state(optimizer) else {}
 
@@ -45,7 +45,7 @@ def adds_state(wrapper: Any) -> bool:
 
 
 def rules_for(optimizer: Any, optimizers: Sequence[Any]) -> list[Rule]:
-    """The rules for the state that an optimizer holds: its own, and those of the wrappers around it.
+    """Returns the rules for the state that an optimizer holds: its own, and those of the wrappers around it.
 
     Args:
         optimizer: one of `optimizers`.
@@ -70,7 +70,7 @@ def _innermost(wrapper: Any) -> Any:
 
 
 def _rule(wrapper: Any) -> Rule | None:
-    """The rule of a wrapper's class, if there is one."""
+    """Returns the rule of a wrapper's class, if there is one."""
     try:
         return find_rule(wrapper)
     except OptimizerError:

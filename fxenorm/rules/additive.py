@@ -16,7 +16,7 @@ from .registry import scale_rule
 
 
 def _affine_image(call: Call) -> ParameterView | None:
-    """A parameter with a number added to each of its entries: c + k w is still that parameter. None for other sums."""
+    """Returns a parameter with a number added to each of its entries: c + k w is still that parameter. None for other sums."""
     if call.operator == "aten::lerp":
         return None
     alpha = call["alpha"] if isinstance(call["alpha"], (int, float)) else 1

@@ -152,14 +152,14 @@ class Call:
         return found
 
     def open_if_unwritten(self, name: str, value: ScaleField | AnyField) -> ScaleField | AnyField:
-        """The field of an argument that is overwritten at unknown places: memory without values carries any.
+        """Returns the field of an argument that is overwritten at unknown places: memory without values carries any.
 
         What a model computes does not depend on such memory, so every entry that is read was written.
         """
         return AnyField(self.shape(name)) if self.unwritten(name) else value
 
     def repeated_axes(self, name: str, shape: Sequence[int]) -> set[int]:
-        """The axes of `shape` along which the argument, broadcast to it, repeats itself."""
+        """Returns the axes of `shape` along which the argument, broadcast to it, repeats itself."""
         fake = self.fakes[name]
         missing = len(shape) - fake.ndim
         repeated = [k for k, (size, step) in enumerate(zip(fake.shape, fake.stride(), strict=True)) if size == 1 or step == 0]
@@ -182,7 +182,7 @@ class Call:
             self.equations.require_zero(value, self.origin)
 
     def constant(self, value: ScaleField, axes: Sequence[int]) -> ScaleField:
-        """The field must not change along `axes`; returns it with ids of size 1 there."""
+        """Requires that the field does not change along `axes`; returns it with ids of size 1 there."""
         return self.equations.require_constant(value, axes, self.origin)
 
     def equal(self, a: ScaleField, b: ScaleField) -> None:

@@ -90,7 +90,7 @@ def where(call: Call) -> Field:
 
 
 def _or_constant(call: Call, name: str) -> Field:
-    """The field of an argument that may be a Python number."""
+    """Returns the field of an argument that may be a Python number."""
     value = call[name]
     if isinstance(value, (int, float)):
         carries_any = value == 0 or value in (float("inf"), float("-inf"))

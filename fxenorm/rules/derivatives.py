@@ -115,7 +115,7 @@ family("derivative", pool_backward, POOLS)
 
 
 def placed(call: Call, field: ScaleField, axis: int, size: int, positions: Sequence[int]) -> ScaleField:
-    """A field at some positions of an axis of `size`; the others are zeros, which carry whatever they are asked to."""
+    """Returns a field at some positions of an axis of `size`; the others are zeros, which carry whatever they are asked to."""
     shape = (*field.shape[:axis], size, *field.shape[axis + 1 :])
     if not field.varies_along(axis):
         return ScaleField(shape, field.terms)

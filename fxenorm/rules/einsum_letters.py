@@ -15,7 +15,7 @@ __all__ = ["contract_all", "diagonal_field", "read_equation"]
 
 
 def read_equation(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """The letters of every operand and of the output; ellipses get letters of their own, a missing output is filled in.
+    """Returns the letters of every operand and of the output; ellipses get letters of their own, a missing output is filled in.
 
     Example:
         >>> read_equation("...i, ij", [3, 2])
@@ -35,7 +35,7 @@ def read_equation(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
 
 
 def diagonal_field(field: ScaleField, letters: str, once: str) -> ScaleField:
-    """The field of the diagonal along axes that share a letter."""
+    """Returns the field of the diagonal along axes that share a letter."""
     sizes = dict(zip(letters, field.shape, strict=True))
 
     def diagonal(ids: Ids) -> Ids:

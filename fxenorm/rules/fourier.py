@@ -14,7 +14,7 @@ _KINDS = ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
 
 
 def transformed_axes(call: Call) -> list[int]:
-    """The axes along which the call transforms: those named, else the last ones that have a length, else its default."""
+    """Returns the axes along which the call transforms: those named, else the last ones that have a length, else its default."""
     rank = len(call.shape("self"))
     axes = call["dim"]
     if isinstance(axes, int):
@@ -55,7 +55,7 @@ def frequencies(call: Call) -> ScaleField:
 
 
 def _window(call: Call) -> ScaleField:
-    """The one factor of the whole window; none where there is no window."""
+    """Returns the one factor of the whole window; none where there is no window."""
     if call["window"] is None:
         return ScaleField(())
     constant = call.constant(call.field("window"), [0])

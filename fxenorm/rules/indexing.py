@@ -38,7 +38,7 @@ def _names_all(axis: int, positions: Ids, shape: tuple[int, ...]) -> bool:
 
 
 def _gathered_back(call: Call, axis: int, positions: Ids) -> Callable[[ScaleField], ScaleField]:
-    """The inverse of a gather that reads every position of an axis: where it reads one twice, both carry the same field."""
+    """Returns the inverse of a gather that reads every position of an axis; places that are read twice carry one field."""
     shape = call.shape("self")
     places = positions.ravel() % shape[axis]
     _, first = np.unique(places, return_index=True)
@@ -123,7 +123,7 @@ def gather(call: Call) -> Any:
 
 
 def _gathered(field: ScaleField, places: list[Any], order: list[int], shape: tuple[int, ...]) -> ScaleField:
-    """The entries at known places, with the axes of the index."""
+    """Returns the entries at known places, with the axes of the index."""
     for axis, place in enumerate(places):
         field = take_slice(field, axis, place) if isinstance(place, slice) else field
     arrays = [place if isinstance(place, np.ndarray) else None for place in places]

@@ -32,7 +32,7 @@ def barrier(call: Call, reason: str) -> Any:
 
 
 def passes(call: Call, name: str = "self") -> Field:
-    """f(t x) = t f(x) for t > 0: the field passes."""
+    """Returns the field of argument `name`, which passes: f(t x) = t f(x) for t > 0."""
     value = call[name]
     return AnyField(call.out_shape) if isinstance(value, AnyField) else ScaleField(call.out_shape, call.field(name).terms)
 
@@ -54,14 +54,14 @@ def move(
 
 
 def number(value: Any) -> Field:
-    """A Python number as a field: 0 and infinities carry any. Fields are handed on."""
+    """Returns a Python number as a field: 0 and infinities carry any. Fields are handed on."""
     if isinstance(value, (int, float)):
         return AnyField(()) if value == 0 or math.isinf(value) else ScaleField(())
     return value  # type: ignore[no-any-return]
 
 
 def same_field(call: Call, values: Sequence[Field], shape: tuple[int, ...]) -> Field:
-    """A sum of tensors that broadcast to `shape`: all terms carry the same field.
+    """Returns the field of a sum of tensors that broadcast to `shape`: all terms carry the same.
 
     Zero constants carry any field; parameters without a field take that of the others.
     """
@@ -105,7 +105,7 @@ def take_as_is(call: Call, view: ParameterView, total: ScaleField) -> None:
 
 
 def reduce(call: Call, value: Field, axes: Sequence[int], shape: Sequence[int]) -> Field:
-    """A mean, sum, maximum ... over `axes`: the field is constant along them. `shape` is the result's, with them or without."""
+    """Returns the field of a mean, sum, maximum ... over `axes`, constant along them; `shape` is the result's."""
     shape = tuple(shape)
     if isinstance(value, AnyField):
         return AnyField(shape)
@@ -115,7 +115,7 @@ def reduce(call: Call, value: Field, axes: Sequence[int], shape: Sequence[int]) 
 
 
 def _to_letters(field: ScaleField, letters: str, order: str) -> list[Term]:
-    """The terms of a field whose axes are named `letters`, as arrays with one axis for each of `order`."""
+    """Returns the terms of a field whose axes are named `letters`, as arrays with one axis for each of `order`."""
     present = [letter for letter in order if letter in letters]
     permutation = [letters.index(letter) for letter in present]
     terms = []
@@ -127,7 +127,7 @@ def _to_letters(field: ScaleField, letters: str, order: str) -> list[Term]:
 
 
 def _drop_letters(terms: Sequence[Term], letters: str, order: str, sizes: Mapping[str, int]) -> ScaleField:
-    """The inverse of `_to_letters`; axes that are not in `letters` have size 1."""
+    """Returns the inverse of `_to_letters`; axes that are not in `letters` have size 1."""
     squeezed = []
     for coefficient, ids in terms:
         kept = [k for k, letter in enumerate(order) if letter in letters]
@@ -230,11 +230,11 @@ def _absorb(
 
 
 def positions_of(value: Any) -> Ids:
-    """An integer tensor as a numpy array."""
+    """Returns an integer tensor as a numpy array."""
     return np.ascontiguousarray(value.detach().cpu().numpy()).astype(np.int64)
 
 
 def expand_to(field: ScaleField, shape: Sequence[int]) -> ScaleField:
-    """`field` broadcast to `shape`, ids compressed."""
+    """Returns `field` broadcast to `shape`, ids compressed."""
     wide = broadcast(field, tuple(shape))
     return ScaleField(wide.shape, tuple((c, compress(ids)) for c, ids in wide.terms))

@@ -33,7 +33,7 @@ def _hold(call: Call, reason: str) -> None:
 
 
 def _with_statistics(call: Call, y: Any) -> Any:
-    """The result, beside the mean and the deviation of the held input where the operator returns them too."""
+    """Returns the result, beside the mean and the deviation of the held input where the operator returns them too."""
     if not isinstance(call.output, (tuple, list)):
         return y
     return (y, *(ScaleField(tuple(other.shape)) for other in call.output[1:]))

@@ -9,7 +9,7 @@ __all__ = ["axis_of", "operand", "plain_number"]
 
 
 def operand(call: Call, name: str) -> Field:
-    """The field of an argument that may be a Python number or an integer tensor."""
+    """Returns the field of an argument that may be a Python number or an integer tensor."""
     value = call[name]
     if isinstance(value, (ScaleField, AnyField, ParameterView)):
         return value if is_floating(call.fakes[name]) else ScaleField(call.shape(name))
@@ -17,7 +17,7 @@ def operand(call: Call, name: str) -> Field:
 
 
 def plain_number(call: Call, name: str) -> float | None:
-    """The number that an argument is, as Python's number or in every entry of a tensor; None where that is not known."""
+    """Returns the number that an argument is, as Python's number or in every entry of a tensor; None where that is not known."""
     value = call[name]
     if isinstance(value, (int, float)):
         return float(value)
@@ -25,6 +25,6 @@ def plain_number(call: Call, name: str) -> float | None:
 
 
 def axis_of(call: Call, value: int, rank: int | None = None) -> int:
-    """The axis `value`, which may be negative, as a position from 0; `rank`: of the tensor, by default that of `self`."""
+    """Returns the axis `value`, which may be negative, as a position from 0; `rank`: of the tensor, by default that of `self`."""
     rank = len(call.shape("self")) if rank is None else rank
     return value % max(rank, 1)

@@ -65,7 +65,7 @@ def grouped_mm(call: Call) -> Any:
 
 
 def grouped_by_expert(call: Call) -> Field:
-    """The same by expert: y[e, m] = sum_k x[e, k] W[e, k, m], x of one row where it is the same for every expert."""
+    """Returns the same by expert: y[e, m] = sum_k x[e, k] W[e, k, m], x of one row where it is the same for every expert."""
     first, second = list(call.arguments)[:2]
     call.roles[first] = call.roles[second] = "weight"
     return contract(call, call[first], "EK", call[second], "EKM", "EM")

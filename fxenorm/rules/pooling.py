@@ -16,7 +16,7 @@ __all__ = ["within_windows"]
 
 
 def within_windows(call: Call, field: ScaleField, axis: int, windows: Ids) -> ScaleField:
-    """Constant within each window of one axis; position k of the result is window k.
+    """Ties the positions of each window of one axis; returns the field by window.
 
     Args:
         windows: (windows, places) positions along the axis, -1 for padding, which is 0 or -inf and carries any field.
@@ -30,7 +30,7 @@ def within_windows(call: Call, field: ScaleField, axis: int, windows: Ids) -> Sc
 
 
 def _results(call: Call, field: ScaleField | AnyField) -> Any:
-    """The field as that of the first output; a second one holds positions."""
+    """Returns the field as that of the first output; a second one holds positions."""
     outputs = call.output if isinstance(call.output, (tuple, list)) else [call.output]
     shape = tuple(outputs[0].shape)
     value = AnyField(shape) if isinstance(field, AnyField) else ScaleField(shape, field.terms)
@@ -38,7 +38,7 @@ def _results(call: Call, field: ScaleField | AnyField) -> Any:
 
 
 def everywhere(call: Call, axes: int) -> Any:
-    """Each entry comes from positions of the last `axes` axes: the field is constant along them."""
+    """Returns the field of entries that come from positions of the last `axes` axes: constant along these."""
     name = next(iter(call.arguments))
     if isinstance(call[name], AnyField):
         return _results(call, AnyField(()))
@@ -47,14 +47,14 @@ def everywhere(call: Call, axes: int) -> Any:
 
 
 def _by_axis(value: Any, axis: int, default: int) -> int:
-    """An argument that is given once for all axes, or one an axis, or not at all."""
+    """Returns an argument that is given once for all axes, or one an axis, or not at all."""
     if value is None or value == []:
         return default
     return int(value if isinstance(value, int) else value[axis] if len(value) > 1 else value[0])
 
 
 def _windowed(call: Call, axes: int, places: Callable[[int, int, int], Ids]) -> Any:
-    """Each output comes from a window of positions of the last `axes` axes.
+    """Returns the field of outputs that come from windows of positions of the last `axes` axes.
 
     Args:
         call: of the operator.

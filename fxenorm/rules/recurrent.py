@@ -29,7 +29,7 @@ class _Layer:
 
 
 def _layers(call: Call) -> Iterator[list[_Layer]]:
-    """The layers in order, each with one entry a direction."""
+    """Yields the layers in order, each with one entry a direction."""
     biases, directions = 2 * bool(call["has_biases"]), 1 + bool(call["bidirectional"])
     count = call["num_layers"] * directions
     each = len(call["params"]) // count
@@ -43,7 +43,7 @@ def _layers(call: Call) -> Iterator[list[_Layer]]:
 
 
 def _current(call: Call, value: Field) -> Field:
-    """A parameter as of now: its field may have been born in this very call."""
+    """Returns a parameter as of now: its field may have been born in this very call."""
     return call.parameters.look(value) if isinstance(value, ParameterView) else value
 
 
@@ -84,7 +84,7 @@ class _Sequence:
 
 
 def _read(call: Call) -> _Sequence:
-    """The input of a fused call."""
+    """Returns the input of a fused call, its field without the axis of time."""
     packed = call["data"] is not None
     name = "data" if packed else "input"
     shape = call.shape(name)
@@ -98,7 +98,7 @@ def _read(call: Call) -> _Sequence:
 
 
 def _over_time(read: _Sequence, state: Field) -> Field:
-    """The field of a state at every step, as the output holds it."""
+    """Returns the field of a state at every step, as the output holds it."""
     shape = (*read.shape, state.shape[-1])
     if isinstance(state, AnyField):
         return AnyField(shape)
@@ -107,7 +107,7 @@ def _over_time(read: _Sequence, state: Field) -> Field:
 
 
 def _initial(call: Call, value: Field, position: int, batched: bool) -> Field:
-    """The first state of one layer and direction; `batched`: as the rows of the input, else one for all of the batch."""
+    """Returns the first state of one layer and direction; `batched`: as the rows of the input, else one for all of the batch."""
     shape = value.shape[1:] if batched or len(value.shape) == 2 else value.shape[2:]
     if isinstance(value, AnyField):
         return AnyField(shape)
@@ -118,7 +118,7 @@ def _initial(call: Call, value: Field, position: int, batched: bool) -> Field:
 
 
 def _last(call: Call, states: Sequence[Field], name: str) -> Field:
-    """The states of all layers and directions behind each other, in the shape of the first states given."""
+    """Returns the states of all layers and directions behind each other, in the shape of the first states given."""
     position = 1 if name == "hx" else 2
     shape = tuple(call.output[position].shape)
     if all(isinstance(state, AnyField) for state in states):

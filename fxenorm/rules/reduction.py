@@ -14,7 +14,7 @@ __all__ = ["reduced_axes"]
 
 
 def reduced_axes(call: Call) -> list[int]:
-    """The axes that the call reduces, all of them where none is named."""
+    """Returns the axes that the call reduces, all of them where none is named."""
     rank = len(call.shape("self"))
     axes = call["dim"]
     if axes is None or axes == []:

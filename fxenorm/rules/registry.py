@@ -118,14 +118,14 @@ def _is_operator(name: str) -> bool:
 
 
 def _schemas(name: str) -> list[Any]:
-    """The schemas of an operator's overloads."""
+    """Returns the schemas of an operator's overloads."""
     import torch
 
     return list(torch._C._jit_get_schemas_for_operator(name))
 
 
 def _similar(name: str) -> str:
-    """A question, where a name is nearly that of an operator."""
+    """Returns a question for a message, where a name is nearly that of an operator."""
     import difflib
 
     import torch
@@ -149,7 +149,7 @@ def family(name: str, function: RuleFunction, operators: list[str]) -> None:
 
 
 def find_rule(name: str, overload: str) -> Rule | None:
-    """The rule of the operator `name` ("aten::relu_") and `overload`, or of the operator that it is the in-place form of."""
+    """Returns the rule of the operator `name` ("aten::relu_") and `overload`, or of that whose in-place form it is."""
     namespace, base = name.split("::")
     stems = [base]
     if base.endswith("_") and not base.endswith("__"):

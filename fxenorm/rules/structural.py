@@ -25,7 +25,7 @@ def reshaped(call: Call) -> Any:
 
 
 def _one_reshaped(call: Call, value: Field, new: tuple[int, ...]) -> Field:
-    """One tensor in a new shape."""
+    """Returns one tensor in a new shape."""
     old = value.shape
     return move(call, value, new, lambda f: reshape(f, new), lambda f: reshape(f, old))
 
@@ -42,7 +42,7 @@ family(
 
 
 def _permuted(call: Call, value: Field, order: Sequence[int]) -> Field:
-    """`value` with its axes in a new order."""
+    """Returns `value` with its axes in a new order."""
     inverse = [int(k) for k in np.argsort(order)]
     shape = [value.shape[axis] for axis in order]
     return move(call, value, shape, lambda f: permute(f, order), lambda f: permute(f, inverse))

@@ -42,12 +42,12 @@ def _aligned(value: ScaleField | AnyField, shape: Sequence[int]) -> ScaleField |
 
 
 def _settled(call: Call, base: ScaleField | AnyField, value: ScaleField | AnyField, places: Sequence[Place]) -> Field:
-    """Entries at known places replaced by `value`."""
+    """Returns the field of a tensor whose entries at known places are replaced by `value`."""
     return filled(overlay(patchwork_of(base), patchwork_of(value), places), call.equations)
 
 
 def _tie_repeated(call: Call, value: ScaleField | AnyField, shape: Sequence[int], places: Sequence[Place]) -> None:
-    """Values that are written to one place carry the same field."""
+    """Ties values that are written to one place: they carry the same field."""
     start, rank, _ = block_of(places)
     if rank == 0 or isinstance(value, AnyField) or value.is_zero:
         return
@@ -136,7 +136,7 @@ def index_put(call: Call) -> Any:
 
 
 def reshape_block(field: ScaleField, start: int, rank: int, indexed: Sequence[int], shape: tuple[int, ...]) -> ScaleField:
-    """A field that is constant along a block of axes, with the axes of the tensor of `shape`, of which `indexed` are constant."""
+    """Returns a field that is constant along a block of axes, with the axes of the tensor, constant along `indexed`."""
 
     def place(ids: Any) -> Any:
         sizes = iter([*ids.shape[:start], *ids.shape[start + rank :]])
@@ -198,7 +198,7 @@ def _products(call: Call, base: ScaleField | AnyField, value: ScaleField | AnyFi
 
 
 def _all_alike(call: Call, base: ScaleField | AnyField, value: ScaleField | AnyField) -> Any:
-    """The plainest law: one field for all that is written and written to."""
+    """Returns the field by the plainest law: one for all written and former values."""
     fields = [
         reshape(ScaleField((1,) * len(f.shape), call.constant(f, range(len(f.shape))).terms), ())
         for f in (base, value)

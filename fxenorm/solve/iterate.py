@@ -174,5 +174,5 @@ def solve_rounded(
 
 
 def round_limit(limit: Tensor, powers_of_two: Tensor) -> Tensor:
-    """A limit on log-scales, lowered to a whole number of octaves in the masked places."""
+    """Returns a limit on log-scales, lowered to a whole number of octaves in the masked places."""
     return torch.where(powers_of_two, (limit * math.log2(math.e) * (1 + 1e-12)).floor() * math.log(2.0), limit)

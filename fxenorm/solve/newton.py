@@ -110,7 +110,7 @@ def conjugate_gradients(
     precision: float,
     most: int,
 ) -> Tensor:
-    """The solution of operator @ x = wanted, both relative to the diagonal, with the diagonal and a coarse matrix in front.
+    """Solves operator @ x = wanted, both relative to the diagonal, with the diagonal and a coarse matrix in front.
 
     Args:
         operator: the Hessian.
@@ -127,7 +127,7 @@ def conjugate_gradients(
     """
 
     def conditioned(residual: Tensor) -> Tensor:
-        """The residual, plus the best correction by one scalar a group."""
+        """Returns the residual, plus the best correction by one scalar a group."""
         if solve_coarse is None:
             return residual
         totals = residual.new_zeros(count + 1).index_add_(0, labels, weights * residual)

@@ -75,7 +75,7 @@ class Objective(Protocol):
         """0-d: log F after a rescaling."""
 
     def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Operator:
-        """The Hessian in the variables `free`, relative to p^2 exp(log_diagonal)."""
+        """Returns the Hessian in the variables `free`, relative to p^2 exp(log_diagonal)."""
 
     def softened(self, p: float) -> Objective | None:
         """Returns the same with a smaller exponent of the norm, which is less steep; None: it is not to be had."""

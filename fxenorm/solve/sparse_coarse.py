@@ -63,5 +63,5 @@ class SparseCoarseProblem(CoarseProblem):
 
 
 def _numbers(tensor: Tensor) -> Any:
-    """A vector for scipy, in float64 on the CPU."""
+    """Returns a vector for scipy, in float64 on the CPU."""
     return tensor.to(device="cpu", dtype=torch.float64).numpy()

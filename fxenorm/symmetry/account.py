@@ -97,11 +97,11 @@ class ChannelAccount:
         return tuple((*key, count, tuple(places)) for key, (count, places) in ordered)
 
     def __str__(self) -> str:
-        """The sum, and where most is lost."""
+        """Returns the sum, and the operators that hold or tie most."""
         return "\n".join(self.lines())
 
     def lines(self, most: int = 4) -> list[str]:
-        """The sum in one line; in a second the operators that hold or tie most, at most `most` of each."""
+        """Returns the sum in one line; in a second the operators that hold or tie most, at most `most` of each."""
         fixed = ", ".join(
             f"{self.fixed(kind):,} {'fixed ' if kind == 'input' else ''}by {kind}s" for kind in KINDS if kind != "tied"
         )

@@ -17,7 +17,7 @@ def operator_name(node: fx.Node) -> str:
 
 
 def bound_arguments(node: fx.Node) -> dict[str, Any]:
-    """The call's arguments by schema name, defaults included."""
+    """Returns the call's arguments by schema name, defaults included."""
     schema = node.target._schema  # type: ignore[union-attr]
     values = {}
     for position, argument in enumerate(schema.arguments):
@@ -31,12 +31,12 @@ def bound_arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def nodes_in(value: Any) -> Iterator[fx.Node]:
-    """The nodes in an argument that is a node or a (nested) list."""
+    """Yields the nodes in an argument that is a node or a (nested) list."""
     return (item for item in flat(value) if isinstance(item, fx.Node))
 
 
 def replaced(value: Any, function: Callable[[fx.Node], Any]) -> Any:
-    """An argument with its nodes replaced."""
+    """Returns an argument with its nodes replaced."""
     if isinstance(value, fx.Node):
         return function(value)
     if isinstance(value, (list, tuple)):
@@ -45,7 +45,7 @@ def replaced(value: Any, function: Callable[[fx.Node], Any]) -> Any:
 
 
 def flat(value: Any) -> Iterator[Any]:
-    """The items of a value that may be a nested list, without None."""
+    """Yields the items of a value that may be a nested list, without None."""
     if isinstance(value, (list, tuple)):
         for item in value:
             yield from flat(item)

@@ -16,7 +16,7 @@ __all__ = ["channels_of", "flows_of", "sites_of"]
 
 
 def flows_of(events: Sequence[Event], expander: Expander, starts: Ids) -> tuple[FlowNode, ...]:
-    """The calls of one graph, each with the groups that its outputs carry."""
+    """Returns the calls of one graph, each with the groups that its outputs carry."""
     cache: dict[int, frozenset[int]] = {}
     # By variable; the last entry is for fixed positions, whose id is -1.
     group_of = np.append(np.repeat(np.arange(len(starts) - 1), np.diff(starts)), len(starts) - 1)

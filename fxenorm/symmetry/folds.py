@@ -40,7 +40,7 @@ def find_folds(traced: Sequence[TracedModel]) -> tuple[NormFold, ...]:
 
 
 def _fold(graph: TracedModel, norm: fx.Node) -> NormFold | None:
-    """The fold of one BatchNorm call, None where its input is not a layer's output alone."""
+    """Returns the fold of one BatchNorm call, None where its input is not a layer's output alone."""
     values = bound_arguments(norm)
     layer = values["input"]
     if layer.op != "call_function" or not isinstance(layer.target, torch._ops.OpOverload) or len(layer.users) != 1:
@@ -72,6 +72,6 @@ def _fold(graph: TracedModel, norm: fx.Node) -> NormFold | None:
 
 
 def _name(graph: TracedModel, node: object, kind: str) -> str | None:
-    """The name of the parameter or buffer that `node` stands for."""
+    """Returns the name of the parameter or buffer that `node` stands for."""
     known = graph.placeholders.get(getattr(node, "name", ""))
     return known.name if known is not None and known.kind == kind else None

@@ -52,7 +52,7 @@ class KnownValues:
         return self._evaluate(node)
 
     def number(self, node: fx.Node) -> float | None:
-        """The number that every entry of the node's tensor is, None where it is not known or not one number."""
+        """Returns the number that every entry of the node's tensor is, None where it is not known or not one number."""
         found = self._evaluate(node)
         if found is None:
             return self._filled(node)
@@ -62,7 +62,7 @@ class KnownValues:
         return float(first) if bool((found == first).all()) else None
 
     def _filled(self, node: fx.Node) -> float | None:
-        """The number that a new tensor is filled with, whose shape alone is that of a tensor which is not known."""
+        """Returns the number that a new tensor is filled with, whose shape alone is that of a tensor which is not known."""
         name = operator_name(node)
         if name not in _FILLED or any(member in self._writes for member in self._storage.members(node)):
             return None

@@ -115,11 +115,11 @@ class Memory:
         return bool(result.untyped_storage()._cdata == copies[sources[0]].untyped_storage()._cdata)
 
     def block(self, node: fx.Node) -> Block | None:
-        """The block of a node, None where the graph writes nothing."""
+        """Returns the block of a node, None where the graph writes nothing."""
         return self._blocks.get(node)
 
     def path(self, node: fx.Node) -> list[fx.Node]:
-        """The nodes that lead from the base of a block (left out) to a node of it."""
+        """Returns the nodes that lead from the base of a block (left out) to a node of it."""
         found = []
         while node in self._sources:
             found.append(node)
@@ -127,7 +127,7 @@ class Memory:
         return found[::-1]
 
     def source(self, node: fx.Node) -> fx.Node:
-        """The node that a view was made from."""
+        """Returns the node that a view was made from."""
         return self._sources[node]
 
 
@@ -141,7 +141,7 @@ def replaced_in(value: Any, function: Any) -> Any:
 
 
 def _on_meta(fake: Any, node: fx.Node, copies: dict[fx.Node, torch.Tensor]) -> Any:
-    """A tensor of the same sizes and strides without memory."""
+    """Returns a tensor of the same sizes and strides without memory."""
     if not isinstance(fake, torch.Tensor):
         return fake
     if node not in copies:

@@ -62,7 +62,7 @@ class OutputEnds:
 
 
 def _active(traced: TracedModel) -> set[fx.Node]:
-    """The nodes that depend on a model input."""
+    """Returns the nodes that depend on a model input."""
     active: set[fx.Node] = set()
     for node in traced.graph.nodes:
         starts = node.op == "placeholder" and traced.placeholders[node.name].kind == "input"
@@ -72,7 +72,7 @@ def _active(traced: TracedModel) -> set[fx.Node]:
 
 
 def _live(traced: TracedModel, storage: Storage, held: set[fx.Node]) -> set[fx.Node]:
-    """The nodes that lead to held outputs or do more than compute, from the end on: a write knows who reads behind it."""
+    """Returns the nodes that lead to held outputs or do more than compute; goes backwards, as a write knows its later readers."""
     live: set[fx.Node] = set()
     for node in reversed(traced.graph.nodes):
         if node.op != "output" and (node in live or node in held or _does_more(node, traced.tracer, storage, live | held)):

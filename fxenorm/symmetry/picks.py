@@ -55,7 +55,7 @@ class PickedCall:
     wrap: Callable[[Any], Any]
 
     def on_slices(self, rule: Rule, call: Call) -> tuple[Rule, Call]:
-        """The rule and the call that it sees."""
+        """Returns the rule and the call that it sees."""
         return self.rule(rule), replace(call, fakes=self.fakes, output=self.output)
 
 
@@ -163,7 +163,7 @@ class Picks:
     def _grouped(
         self, node: fx.Node, values: Mapping[fx.Node, Any], picked: Mapping[fx.Node, Picked], origin: int
     ) -> PickedCall | None:
-        """Rows sorted by expert, each times the weight of its own."""
+        """Returns a grouped product on slices: rows sorted by expert, each times the weight of its own."""
         bound = bound_arguments(node)
         first, second, ends = list(bound)[:3]
         tokens, stack, offsets = bound[first], bound[second], bound[ends]
@@ -196,7 +196,7 @@ class Picks:
     # --- where they are followed ---------------------------------------------------------------------------------
 
     def _moving(self, node: fx.Node, bound: Mapping[str, Any], picked: Picked, origin: int) -> PickedCall | None:
-        """A call of one tensor: its rule shows where the positions go."""
+        """Returns a call of one tensor on slices: its rule shows where the positions go."""
         key = next(key for key, value in bound.items() if isinstance(value, fx.Node))
         positions = math.prod(picked.shape[axis] for axis in picked.axes)
         shown = self._probe(node, _with(bound, {key: numbered_positions(picked.shape, picked.axes)}), 2 * positions)
@@ -219,7 +219,7 @@ class Picks:
         read: Callable[[fx.Node], Any],
         origin: int,
     ) -> PickedCall | None:
-        """A call of several tensors, of which some are picked by one index."""
+        """Returns a call of several tensors, of which some are picked by one index."""
         tensors = {key: value for key, value in bound.items() if any(True for _ in nodes_in(value))}
         output = self._sizes.of(node)
         if not all(map(is_floating, (output, *(self._sizes.of(source) for source in node.all_input_nodes)))):
@@ -253,7 +253,7 @@ class Picks:
     def _narrow(
         self, node: fx.Node, picked: Picked | None, sizes: Sequence[int], axes: Sequence[int], read: Callable[[fx.Node], Any]
     ) -> Any:
-        """One argument's field by slice; None where it differs from position to position."""
+        """Returns one argument's field by slice; None where it differs from position to position."""
         if picked is not None:
             same = tuple(picked.shape[axis] for axis in picked.axes) == tuple(sizes) and tuple(axes) == picked.axes
             return picked.value if same else None
@@ -274,7 +274,7 @@ class Picks:
         fakes: dict[str, Any],
         origin: int,
     ) -> PickedCall:
-        """The call on slices, whose outputs have their positions on `axes`."""
+        """Returns the call on slices, whose outputs have their positions on `axes`."""
         many = isinstance(outputs, (list, tuple))
         parts = list(outputs) if many else [outputs]
         new = [_fake(part, narrowed(tuple(part.shape), where, picked.count)) for part, where in zip(parts, axes, strict=True)]
@@ -292,24 +292,24 @@ class Picks:
 
 
 def _name(node: fx.Node) -> str:
-    """The operator's name, without the mark of one that works in place."""
+    """Returns the operator's name, without the mark of one that works in place."""
     name = operator_name(node)
     return name.removesuffix("_") if written_arguments(node) else name
 
 
 def _wrapped(picked: Picked) -> Picked | ScaleField:
-    """The field of a result, by position where all slices carry the same."""
+    """Returns the field of a result, by position where all slices carry the same."""
     if isinstance(picked.value, ScaleField) and not any(picked.value.varies_along(axis) for axis in picked.axes):
         return ScaleField(picked.shape, picked.value.terms)
     return picked
 
 
 def _with(bound: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments in their order, tensors by their fields; tensors without one are left out."""
+    """Returns the arguments in their order, tensors by their fields; tensors without one are left out."""
     plain = (key for key, value in bound.items() if key in fields or not any(True for _ in nodes_in(value)))
     return {key: fields.get(key, bound[key]) for key in plain}
 
 
 def _fake(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """A fake tensor of another shape."""
+    """Returns a fake tensor of another shape."""
     return torch.empty(tuple(shape), dtype=like.dtype, device="meta")

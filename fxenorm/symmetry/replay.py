@@ -105,7 +105,7 @@ def _signatures(origin: Ids, row: Ids, variable: Ids, value: Ids, begins: Ids, m
 
 
 def _scramble(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A one-to-one mixing of 64 bits (splitmix64)."""
+    """Mixes 64 bits one to one (splitmix64)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: NDArray[np.uint64] = x ^ (x >> np.uint64(31))

@@ -42,7 +42,7 @@ class Sizes:
         self._fakes: dict[fx.Node, Any] = {}
 
     def of(self, node: fx.Node) -> Any:
-        """The fake value of a node with integers for all sizes."""
+        """Returns the fake value of a node with integers for all sizes."""
         if node not in self._fakes:
             value = node.meta.get("val")
             if is_symbolic(value):
@@ -57,7 +57,7 @@ class Sizes:
         return isinstance(value, torch.SymInt) and self._depends(value)
 
     def unknown_axes(self, value: Any) -> list[int]:
-        """The axes of a fake tensor whose size depends on the data."""
+        """Returns the axes of a fake tensor whose size depends on the data."""
         return [axis for axis, size in enumerate(getattr(value, "shape", ())) if self._depends(size)]
 
     def _depends(self, size: Any) -> bool:
@@ -67,7 +67,7 @@ class Sizes:
         return any(symbol in self._open for symbol in _symbols(size))
 
     def number(self, size: Any) -> int:
-        """The integer that stands for a size."""
+        """Returns the integer that stands for a size."""
         if isinstance(size, int):
             return size
         for symbol in _symbols(size):
@@ -77,7 +77,7 @@ class Sizes:
         return int(size.node.expr.subs({symbol: self._numbers[symbol] for symbol in _symbols(size)}))
 
     def _closed(self, value: Any) -> Any:
-        """The value with integers for sizes."""
+        """Returns the value with integers for sizes."""
         if isinstance(value, (list, tuple)):
             return [self._closed(item) for item in value]
         if isinstance(value, torch.SymInt):
@@ -101,7 +101,7 @@ class Sizes:
                     self._numbers.setdefault(size.node.expr, number)
 
     def _real_shapes(self, node: fx.Node) -> list[tuple[int, ...]] | None:
-        """The true shapes of a node's tensors, where they follow from known values."""
+        """Returns the true shapes of a node's tensors, where they follow from known values."""
         found = self._known.anything(node)
         if found is not None:
             return [tuple(item.shape) for item in flat(found) if isinstance(item, torch.Tensor)]
@@ -124,7 +124,7 @@ def is_symbolic_step(step: Any) -> bool:
 
 
 def _symbols(size: Any) -> Any:
-    """The symbols in an open size."""
+    """Returns the symbols in an open size."""
     return size.node.expr.free_symbols
 
 

@@ -60,7 +60,7 @@ class Storage:
                 self._join(node, source)
 
     def sources(self, node: fx.Node) -> Iterator[fx.Node]:
-        """The arguments whose memory the node's output may share."""
+        """Yields the arguments whose memory the node's output may share."""
         if node.op != "call_function":
             return
         if not isinstance(node.target, torch._ops.OpOverload):

@@ -132,7 +132,7 @@ class _Follower:
                     values[node] = result
 
     def _step(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-        """The node's value if it moves entries; else its arguments are read."""
+        """Returns the node's value if it moves entries; else marks its arguments as read."""
         if node.op == "call_function" and _moves(node):
             if not isinstance(node.target, torch._ops.OpOverload):
                 holder = values[node.args[0]]  # type: ignore[index]

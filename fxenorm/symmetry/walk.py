@@ -205,7 +205,7 @@ class _GraphWalk:
             self.walk.equations.require_zero(value, origin)
 
     def _current(self, node: fx.Node) -> Any:
-        """The node's value as of now: parameters that got a field meanwhile show it."""
+        """Returns the node's value as of now: parameters that got a field meanwhile show it."""
         if self.writes.written(node):
             return self._looked(self.writes.current(node))
         value = self.values.get(node)
@@ -214,7 +214,7 @@ class _GraphWalk:
         return self._looked(value)
 
     def _kept(self, node: fx.Node) -> Any:
-        """The node's value as of now, that of slices which an unknown index picked by slice."""
+        """Returns the node's value as of now, that of slices which an unknown index picked by slice."""
         value = None if self.writes.written(node) else self.values.get(node)
         return value.looked(self.walk.parameters) if isinstance(value, Picked) else self._current(node)
 
@@ -228,7 +228,7 @@ class _GraphWalk:
         return self._with_zeros
 
     def _with_zeros(self, node: fx.Node) -> Any:
-        """The node's value; that of a constant carries any field where it is known to be 0 or infinite."""
+        """Returns the node's value; that of a constant carries any field where it is known to be 0 or infinite."""
         value = self._current(node)
         constant = node not in self.active and not self.made_of.get(node) and isinstance(value, ScaleField) and value.is_zero
         if not constant:
@@ -239,7 +239,7 @@ class _GraphWalk:
         return self.constants[node]
 
     def _looked(self, value: Any) -> Any:
-        """The value, where parameters that have a field show it and slices that an index picked carry the same."""
+        """Returns the value, where parameters that have a field show it and slices that an index picked carry the same."""
         if isinstance(value, (list, tuple)):
             return [self._looked(item) for item in value]
         if isinstance(value, Picked):
@@ -385,7 +385,7 @@ class _GraphWalk:
             self.part_of[node] = parts.pop()  # type: ignore[assignment]
 
     def _apply(self, rule: Rule, call: Call) -> Any:
-        """The rule's answer; a rule that fails on arguments that it did not foresee becomes a barrier, with a warning."""
+        """Returns the rule's answer; a rule that fails on unforeseen arguments becomes a barrier, with a warning."""
         try:
             found = rule.function(call)
             if rule.own:
@@ -404,7 +404,7 @@ class _GraphWalk:
             return barrier(call, f"its rule failed: {type(error).__name__}: {error}")
 
     def _apply_open(self, rule: Rule, call: Call, node: fx.Node) -> Any:
-        """The rule's answer where sizes depend on the data: it runs on numbers in their place, constant along such axes."""
+        """Returns the rule's answer where sizes depend on the data: for numbers in their place, constant along such axes."""
         try:
             result = _only_floating(rule.function(call), call.output)
         except Exception:  # the numbers in place of the sizes need not fit together
@@ -415,7 +415,7 @@ class _GraphWalk:
         return self._same_everywhere(call, result, fake)
 
     def _same_everywhere(self, call: Call, value: Any, fake: Any) -> Any:
-        """The field, constant along the axes of unknown length."""
+        """Returns the field, constant along the axes of unknown length."""
         axes = self.sizes.unknown_axes(fake)
         return call.constant(value, axes) if axes and isinstance(value, ScaleField) else value
 
@@ -527,7 +527,7 @@ class _GraphWalk:
         return self._write_to_shared(target, shared, new, origin)
 
     def _outlives(self, target: fx.Node) -> list[Placeholder]:
-        """The parameters, buffers, attributes and inputs that lie in the memory of a node."""
+        """Returns the parameters, buffers, attributes and inputs that lie in the memory of a node."""
         members = (member for member in self.storage.members(target) if member.op in ("placeholder", "get_attr"))
         owners = [self.traced.placeholders[member.name] for member in members if member.name in self.traced.placeholders]
         return [owner for owner in owners if owner.kind in ("parameter", "buffer", "state", "input")]
@@ -564,7 +564,7 @@ class _GraphWalk:
         return ScaleField(tuple(self.sizes.of(target).shape))
 
     def _settled(self, node: fx.Node, origin: int) -> Any:
-        """The field of a node, where a parameter gets one."""
+        """Returns the field of a node, where a parameter gets one."""
         value = self._current(node)
         return self.walk.parameters.form(value, origin) if isinstance(value, ParameterView) else value
 

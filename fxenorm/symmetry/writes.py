@@ -42,7 +42,7 @@ class Writes:
         return block is not None and block.without_values
 
     def current(self, node: fx.Node) -> Any:
-        """The value of a node whose memory was written to."""
+        """Returns the value of a node whose memory was written to."""
         block = self._memory.block(node)
         if block is None or block.patch is None:
             raise LookupError(f"nothing was written to the memory of {node.name}")

@@ -26,7 +26,7 @@ _BY_MEMORY = (
 
 
 def _named(names: Iterable[str]) -> dict[Any, str]:
-    """The methods of tensors that have these names, in this version of torch."""
+    """Returns the methods of tensors that have these names, in this version of torch."""
     return {getattr(torch.Tensor, name): name for name in names if hasattr(torch.Tensor, name)}
 
 
@@ -72,7 +72,7 @@ def _asks_for_alignment(func: Callable[..., Any], frame: FrameType) -> bool:
 
 
 def _copied(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
-    """A deep copy by operators that a graph shows."""
+    """Returns a deep copy by operators that a graph shows."""
     known = memo.get(id(tensor))
     if known is None:
         known = memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)

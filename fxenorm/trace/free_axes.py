@@ -67,7 +67,7 @@ def _is_input(traced: TracedModel, node: fx.Node) -> bool:
 
 
 def _shape(node: Any) -> tuple[Any, ...]:
-    """The shape of a node's tensor, () for other values; a size that depends on the data is a negative number of its own."""
+    """Returns the shape of a node's tensor, () for other values; a size that depends on the data gets a negative number."""
     shape = getattr(node.meta.get("val"), "shape", ()) if isinstance(node, fx.Node) else ()
     return tuple(size if isinstance(size, int) else -2 - abs(hash(str(size))) for size in shape)
 
@@ -143,7 +143,7 @@ class _Search:
         return None
 
     def _product(self, node: fx.Node, left: Labels, right: Labels) -> Labels:
-        """A matrix product: the axes in the middle are one."""
+        """Labels a matrix product: the axes in the middle are one."""
         args: Any = node.args
         inner = right[-2] if len(right) > 1 else right[-1]
         self._join(left[-1], inner)
@@ -179,7 +179,7 @@ class _Search:
         return None
 
     def _permuted(self, name: str, node: fx.Node, x: Labels) -> Labels:
-        """The labels in their new order."""
+        """Returns the labels in their new order."""
         args: Any = node.args
         if name == "permute":
             return tuple(x[axis] for axis in args[1])
@@ -236,7 +236,7 @@ def _kept(labels: Labels, before: tuple[Any, ...], after: tuple[Any, ...]) -> La
 
 
 def free_classes(facts: AxisFacts, tensors: Sequence[torch.Tensor]) -> list[list[Axis]]:
-    """The axes that may change, those that must change together in one list; the batch first.
+    """Returns the axes that may change, those that must change together in one list; the batch first.
 
     Axes of equal size in several inputs are taken for one axis, unless the inputs have these axes at the same places: then
     each place (height, width) is one.

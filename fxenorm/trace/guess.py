@@ -83,7 +83,7 @@ def further(model: nn.Module, kwargs: Mapping[str, Any], wanted: Iterable[nn.Mod
 
 
 def choose(model: nn.Module, ladder: Iterable[Inputs], mode: Mode) -> Inputs:
-    """The first of `ladder` on which the model runs, with fake values where that can be."""
+    """Returns the first of `ladder` on which the model runs, with fake values where that can be."""
     tried: list[tuple[Inputs, Exception]] = []
     for inputs in ladder:
         failure = runs_on(model, inputs, mode, confirm=False)
@@ -99,7 +99,7 @@ def choose(model: nn.Module, ladder: Iterable[Inputs], mode: Mode) -> Inputs:
 
 
 def resolve_inputs(model: nn.Module, example_inputs: Any = None, example_kwargs: Any = None, mode: Mode = "eval") -> Inputs:
-    """The given inputs in one form, or where none are given the first guess on which the model runs.
+    """Returns the given inputs in one form, or where none are given the first guess on which the model runs.
 
     Raises:
         ExampleInputsError: the inputs are of a wrong type, or no guess runs.
@@ -163,7 +163,7 @@ def _smallest_vocabulary(model: nn.Module) -> int:
 
 
 def _make(shape: tuple[int, ...], integer: bool, vocabulary: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """A made-up tensor; its random numbers come from a generator of its own."""
+    """Returns a made-up tensor; its random numbers come from a generator of its own."""
     if device.type == "meta":
         return torch.empty(shape, dtype=torch.int64 if integer else dtype, device=device)
     if integer:

@@ -54,7 +54,7 @@ class Maker:
     dtype: torch.dtype
 
     def floats(self, *shape: int, value: float | None = None) -> torch.Tensor:
-        """Numbers between 0 and 1, or one number."""
+        """Returns numbers between 0 and 1, or one number everywhere."""
         if self.device.type == "meta":
             return torch.empty(shape, dtype=self.dtype, device=self.device)
         if value is not None:
@@ -63,14 +63,14 @@ class Maker:
         return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu").to(self.device, self.dtype)
 
     def integers(self, *shape: int, below: int, stride: int = 1) -> torch.Tensor:
-        """0, stride, 2 stride and so on, below a bound."""
+        """Returns 0, stride, 2 stride and so on, below a bound."""
         if self.device.type == "meta":
             return torch.empty(shape, dtype=torch.int64, device=self.device)
         numbers = torch.arange(math.prod(shape), dtype=torch.int64, device=self.device) * stride
         return (numbers % max(1, below)).reshape(shape)
 
     def same(self, *shape: int, value: int | bool) -> torch.Tensor:
-        """One integer or truth value everywhere."""
+        """Returns a tensor of one integer or truth value everywhere."""
         dtype = torch.bool if isinstance(value, bool) else torch.int64
         if self.device.type == "meta":
             return torch.empty(shape, dtype=dtype, device=self.device)
@@ -146,7 +146,7 @@ def combinations(model: nn.Module, parameters: Sequence[inspect.Parameter], make
 
 
 def _named_side(model: nn.Module) -> int | None:
-    """The side of the pictures, where a part of the model holds it under its usual name."""
+    """Returns the side of the pictures, where a part of the model holds it under its usual name."""
     for module in model.modules():
         for name in ("image_size", "img_size"):
             value = vars(module).get(name)
@@ -157,7 +157,7 @@ def _named_side(model: nn.Module) -> int | None:
 
 
 def _features(model: nn.Module) -> int:
-    """The width of the vectors that the model, or the first part of it that tells, takes; 0 where none does."""
+    """Returns the width of the vectors that the model, or the first part of it that tells, takes; 0 where none does."""
     return next((width for width in map(width_of, model.modules()) if width), 0)
 
 
@@ -181,7 +181,7 @@ def _role(parameter: inspect.Parameter, found: Reached) -> str:
 
 
 def _values(parameter: inspect.Parameter, role: str, found: Reached, setting: _Setting, maker: Maker) -> Iterator[Any]:
-    """Values of one argument, the likeliest first."""
+    """Yields values of one argument, the likeliest first."""
     plain = {"int": 2, "float": 1.0, "bool": False, int: 2, float: 1.0, bool: False}
     if parameter.annotation in plain:
         yield plain[parameter.annotation]
@@ -216,7 +216,7 @@ def _for_layers(found: Reached, setting: _Setting, maker: Maker) -> Iterator[tor
 
 
 def _unknown(setting: _Setting, maker: Maker) -> Iterator[Any]:
-    """An argument of which nothing is known: a number a sample or a node, or a tensor that broadcasts."""
+    """Yields values for an argument of which nothing is known: a number a sample or a node, or a tensor that broadcasts."""
     count = NODES if setting.graph else BATCH
     if setting.graph and setting.features:
         yield maker.floats(count, setting.features)

@@ -66,7 +66,7 @@ def _expand(module: fx.GraphModule, node: fx.Node, expand: Callable[[_Call], lis
 
 
 def _bodies(module: fx.GraphModule, node: fx.Node) -> list[fx.GraphModule]:
-    """The graphs that a node hands to the operator it calls."""
+    """Returns the graphs that a node hands to the operator it calls."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.HigherOrderOperator):
         return []
     held = (getattr(module, str(item.target), None) for item in node.all_input_nodes if item.op == "get_attr")
@@ -80,7 +80,7 @@ class _Call:
         self.module, self.graph, self.node, self.args = module, module.graph, node, node.args
 
     def run(self, position: int, operands: Sequence[Any]) -> list[Any]:
-        """A copy of the body at `position` among the arguments, called with `operands`; its results."""
+        """Writes a copy of the body at `position` among the arguments, called with `operands`; returns its results."""
         holder = self.args[position]
         body = getattr(self.module, str(getattr(holder, "target", "")), None)
         if not isinstance(body, fx.GraphModule):
@@ -93,17 +93,17 @@ class _Call:
         return len(getattr(self.module, str(self.args[position].target)).graph.nodes)  # type: ignore[union-attr]
 
     def emit(self, target: Any, args: tuple[Any, ...], value: torch.Tensor, **kwargs: Any) -> fx.Node:
-        """A plain operator whose result looks like `value`."""
+        """Writes a plain operator whose result looks like `value`."""
         made = self.graph.call_function(target, args, kwargs)
         made.meta = {key: item for key, item in self.node.meta.items() if key != "val"} | {"val": value}
         return made
 
     def choice(self, like: torch.Tensor) -> fx.Node:
-        """A truth value of which nothing is known."""
+        """Writes a truth value of which nothing is known."""
         return self.emit(aten.randint.default, (2, []), like.new_empty([], dtype=torch.bool), dtype=torch.bool)
 
     def either(self, a: Any, b: Any, condition: fx.Node | None = None) -> Any:
-        """`a` or `b`; by a condition, else whichever."""
+        """Writes a choice of `a` or `b`; by a condition, else whichever."""
         if a is b or (not isinstance(a, fx.Node) and not isinstance(b, fx.Node) and a == b):
             return a
         value = _tensor(a if isinstance(a, fx.Node) else b)
@@ -111,7 +111,7 @@ class _Call:
         return self.emit(aten.where.self, (condition or self.choice(value), a, b), value)
 
     def unknown(self, state: Any) -> Any:
-        """An integer state of a loop, of which no value is known; others stay."""
+        """Writes an integer state of a loop, of which no value is known; others stay."""
         value = _tensor(state)
         if value.is_floating_point() or value.is_complex():
             return state
@@ -126,12 +126,12 @@ class _Call:
         return self.emit(aten.index.Tensor, (xs, [at]), one)
 
     def place(self, xs: Any) -> fx.Node:
-        """A place along the first axis of which nothing is known."""
+        """Writes a place along the first axis of which nothing is known."""
         value = _tensor(xs)
         return self.emit(aten.randint.default, (value.shape[0], []), value.new_empty([], dtype=torch.int64))
 
     def stacked(self, steps: Sequence[Any]) -> fx.Node:
-        """The results of all steps along a new first axis."""
+        """Writes the results of all steps along a new first axis."""
         value = _tensor(steps[0])
         return self.emit(aten.stack.default, (list(steps),), value.new_empty([len(steps), *value.shape]))
 
@@ -143,7 +143,7 @@ class _Call:
 
 
 def _tensor(item: Any) -> torch.Tensor:
-    """The fake value of a node that stands for a tensor of known sizes."""
+    """Returns the fake value of a node that stands for a tensor of known sizes."""
     value = item.meta.get("val") if isinstance(item, fx.Node) else None
     if not isinstance(value, torch.Tensor) or not all(isinstance(size, int) for size in value.shape):
         raise _NotPlain
@@ -175,7 +175,7 @@ def _loop(call: _Call, states: list[Any], round_of: Callable[[list[Any]], tuple[
 
 
 def _while_loop(call: _Call) -> list[Any]:
-    """The body as long as the condition holds."""
+    """Writes a body that runs as long as a condition holds."""
     carried, additional = list(call.args[2]), list(call.args[3])  # type: ignore[arg-type]
 
     def round_of(states: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -186,7 +186,7 @@ def _while_loop(call: _Call) -> list[Any]:
 
 
 def _scan(call: _Call) -> list[Any]:
-    """A state that meets one step after the other; each round gives something out."""
+    """Writes a state that meets one step after the other; each round gives something out."""
     init, xs, additional = (list(item) for item in call.args[1:4])  # type: ignore[arg-type]
     steps, count = _tensor(xs[0]).shape[0], len(init)
     if steps * call.length(0) <= _LONGEST:
@@ -208,7 +208,7 @@ def _scan(call: _Call) -> list[Any]:
 
 
 def _map(call: _Call) -> list[Any]:
-    """The same function of every step."""
+    """Writes the same function of every step."""
     xs, additional = (list(item) for item in call.args[1:3])  # type: ignore[arg-type]
     steps = _tensor(xs[0]).shape[0]
     if steps * call.length(0) <= _LONGEST:
@@ -219,7 +219,7 @@ def _map(call: _Call) -> list[Any]:
 
 
 def _associative_scan(call: _Call) -> list[Any]:
-    """Running results of an associative function, one step after the other."""
+    """Writes running results of an associative function, one step after the other."""
     xs, additional = (list(item) for item in call.args[1:3])  # type: ignore[arg-type]
     steps = _tensor(xs[0]).shape[0]
     if steps * call.length(0) > _LONGEST:
@@ -233,7 +233,7 @@ def _associative_scan(call: _Call) -> list[Any]:
 
 
 def _flex_attention(call: _Call) -> list[Any]:
-    """The products, the score's own function and the softmax, one by one."""
+    """Writes the products, the score's own function and the softmax, one by one."""
     try:
         return lower_attention(call.module, call.node)
     except RuntimeError as error:

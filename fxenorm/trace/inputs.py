@@ -24,7 +24,7 @@ class Inputs:
     guessed: bool = False
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
-        """The same arguments with `function` applied to every tensor in them."""
+        """Returns the same arguments with `function` applied to every tensor in them."""
 
         def apply(leaf: Any) -> Any:
             return function(leaf) if isinstance(leaf, torch.Tensor) else leaf
@@ -36,13 +36,13 @@ class Inputs:
         return [leaf for leaf in tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, torch.Tensor)]
 
     def repeated(self) -> Inputs | None:
-        """The arguments with a batch of one made a batch of two; None if no tensor has such a batch."""
+        """Returns the arguments with a batch of one made a batch of two; None if no tensor has such a batch."""
         if not any(tensor.dim() > 1 and tensor.shape[0] == 1 for tensor in self.tensors()):
             return None
         return self.map(lambda tensor: torch.cat([tensor, tensor]) if tensor.dim() > 0 and tensor.shape[0] == 1 else tensor)
 
     def resized(self, sizes: Sequence[Sequence[int]]) -> Inputs:
-        """The arguments with the tensors repeated or cut to other sizes, one shape for each of `tensors()`."""
+        """Returns the arguments with the tensors repeated or cut to other sizes, one shape for each of `tensors()`."""
         remaining = iter(sizes)
         return self.map(lambda tensor: _resized(tensor, next(remaining)))
 
@@ -53,7 +53,7 @@ class Inputs:
 
 
 def _describe(value: Any) -> str:
-    """A short text: "float32[2, 3, 224, 224]"."""
+    """Returns a short text: "float32[2, 3, 224, 224]"."""
     if isinstance(value, torch.Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, (list, tuple)):

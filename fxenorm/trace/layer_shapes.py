@@ -42,7 +42,7 @@ def is_first_layer(module: nn.Module) -> bool:
 
 
 def width_of(module: nn.Module) -> int | None:
-    """The width of the vectors that a module takes, where an attribute tells it; None otherwise."""
+    """Returns the width of the vectors that a module takes, where an attribute tells it; None otherwise."""
     found = (vars(module).get(name) for name in _WIDTHS)
     return next((value for value in found if isinstance(value, int) and not isinstance(value, bool) and value > 0), None)
 

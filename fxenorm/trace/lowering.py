@@ -17,7 +17,7 @@ _CLOSES = ("_vmap_decrement_nesting", "_grad_decrement_nesting", "_jvp_decrement
 
 
 def recorded(function: Callable[..., Any], values: Sequence[Any]) -> fx.GraphModule:
-    """The plain operators that a call of `function` on fake values runs, below vmap and autograd."""
+    """Returns the plain operators that a call of `function` on fake values runs, below vmap and autograd."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     mode = next(value.fake_mode for value in values if isinstance(value, torch._subclasses.FakeTensor))
@@ -26,7 +26,7 @@ def recorded(function: Callable[..., Any], values: Sequence[Any]) -> fx.GraphMod
 
 
 def lower_attention(module: fx.GraphModule, node: fx.Node) -> list[Any]:
-    """A call of flex_attention as the products and the softmax that it stands for, in front of `node`; the results."""
+    """Writes a call of flex_attention as its products and its softmax, in front of `node`; returns the results."""
     from torch._higher_order_ops.flex_attention import math_attention
 
     operands = [item for item in node.all_input_nodes if item.op != "get_attr" or item.meta.get("val") is not None]

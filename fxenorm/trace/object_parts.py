@@ -125,7 +125,7 @@ def _attributes(value: Any) -> Parts:
 
 
 def _class_data(kind: type) -> Parts:
-    """The data that a user's class keeps in attributes of its own."""
+    """Yields the data that a user's class keeps in attributes of its own."""
     if not _is_librarys(kind.__module__):
         data = (torch.Tensor, list, tuple, dict, set, deque, nn.Module)
         yield from ((name, item) for name, item in _named(vars(kind)) if isinstance(item, data) and not name.startswith("__"))
@@ -138,7 +138,7 @@ def _is_librarys(module: str | None) -> bool:
 
 
 def _named(attributes: Mapping[str, Any]) -> Parts:
-    """The entries of an object's dict."""
+    """Yields the entries of an object's dict."""
     yield from ((str(name), item) for name, item in list(attributes.items()))
 
 
@@ -153,7 +153,7 @@ def _attached(tensor: torch.Tensor) -> Parts:
 
 
 def _of_module(module: nn.Module) -> Parts:
-    """A module's tensors and children by their names, then its other attributes."""
+    """Yields a module's tensors and children by their names, then its other attributes."""
     if isinstance(module, torch.jit.ScriptModule):
         yield from (*module.named_parameters(), *module.named_buffers())
         return
@@ -184,7 +184,7 @@ def _of_callable(function: Any) -> Parts:
 
 
 def _globals_of(function: types.FunctionType) -> Parts:
-    """The globals that a user's function names."""
+    """Yields the globals that a user's function names."""
     if _is_librarys(function.__module__):
         return
     pending: list[types.CodeType] = [function.__code__]
@@ -240,7 +240,7 @@ def _is_lazy(value: Any) -> bool:
 
 
 def _awaited(coroutine: Any) -> Any:
-    """The result of a coroutine that waits for nothing."""
+    """Returns the result of a coroutine that waits for nothing."""
     try:
         coroutine.send(None)
     except StopIteration as end:
@@ -278,7 +278,7 @@ def is_cache(value: Any) -> bool:
 
 
 def cache_name(holder: Any, name: str) -> str | None:
-    """The name of an entry under which Transformers returns a cache, the same in all of its versions; None for other entries."""
+    """Returns the name of an entry that holds a cache of Transformers, one for all of its versions; None for other entries."""
     kinds = type(holder).__mro__
     if any(kind.__name__ == "ModelOutput" and kind.__module__.startswith("transformers.") for kind in kinds):
         if name in PAST_NAMES:

@@ -47,7 +47,7 @@ def _device(module: nn.Module) -> torch.device:
 
 
 def _stand_in(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the same shape that takes no memory."""
+    """Returns a tensor of the same shape that takes no memory."""
     zero = torch.zeros((), dtype=tensor.dtype, device=device).expand(tensor.shape)
     return nn.Parameter(zero, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else zero
 

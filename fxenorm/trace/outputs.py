@@ -117,7 +117,7 @@ class OutputWatch:
         self._model.register_forward_hook(leaving, with_kwargs=True)
 
     def _left(self, args: Any, kwargs: Any) -> Iterator[Leaf]:
-        """The tensors and numbers that attributes of modules and arguments hold."""
+        """Yields the tensors and numbers that attributes of modules and arguments hold."""
         modules = list(self._model.named_modules())
         parameters = [tensor for _, module in modules for tensor in module._parameters.values() if tensor is not None]
         search = Search(
@@ -151,7 +151,7 @@ def _entered(value: Any) -> bool:
 
 
 def _home(value: Any) -> list[str]:
-    """The parts of the name of the module that a function, or an object's class, was defined in."""
+    """Returns the parts of the name of the module in which a function, or an object's class, was defined."""
     return str(getattr(value, "__module__", None) or type(value).__module__).split(".")
 
 

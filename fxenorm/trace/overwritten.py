@@ -41,7 +41,7 @@ def drop_holds_of_what_is_overwritten(traced: Sequence[TracedModel]) -> None:
 
 
 def _graphs(traced: TracedModel) -> Iterator[fx.Graph]:
-    """The graph, and those of other paths and of the second size."""
+    """Yields the graph, and those of other paths and of the second size."""
     yield traced.graph
     for other in (*traced.paths, *(() if traced.second is None else (traced.second,))):
         yield from _graphs(other)

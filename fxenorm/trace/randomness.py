@@ -94,7 +94,7 @@ _RESTORE: dict[type, Callable[[Any, Any], Any]] = {
 
 
 def _state(value: Any) -> Any:
-    """The whole state of a generator."""
+    """Returns the whole state of a generator."""
     return _STATE[_kind(value)](value)
 
 

@@ -73,7 +73,7 @@ class Search:
         self._paths: set[str] = set()
 
     def leaves(self, path: str, root: Any) -> Iterator[Leaf]:
-        """The leaves below `root` in order; an object that was visited before, from this root or another, is passed over."""
+        """Yields the leaves below `root` in order; objects that were visited before, from any root, are passed over."""
         stack: list[tuple[str, Any, bool]] = [(path, root, False)]
         while stack:
             path, value, cache = stack.pop()

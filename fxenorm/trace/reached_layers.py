@@ -163,7 +163,7 @@ class _Walk(ast.NodeVisitor):
             self._enter(self._module, method, mine, lambda m, a, d: self._search.function(m, method, a, d))
 
     def _method(self, node: ast.AST) -> Callable[..., Any] | None:
-        """The method of this module that self.name or super().name is."""
+        """Returns the method of this module that self.name or super().name is."""
         if not isinstance(node, ast.Attribute):
             return None
         found = None
@@ -205,7 +205,7 @@ class _Walk(ast.NodeVisitor):
         return any(self._holds(child) for child in ast.iter_child_nodes(node))
 
     def _submodule(self, node: ast.AST) -> nn.Module | None:
-        """The module that self.a.b[0] is; None for other expressions."""
+        """Returns the module that self.a.b[0] is; None for other expressions."""
         if isinstance(node, ast.Name):
             return self._module if node.id == self._own else self._items.get(node.id)
         if isinstance(node, ast.Attribute):
@@ -227,7 +227,7 @@ def _name(node: ast.Call) -> str:
 
 
 def _written(function: Callable[..., Any]) -> ast.FunctionDef | None:
-    """A function as it is written; None where it has no source."""
+    """Returns the definition of a function in its source; None where it has none."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
     except (OSError, TypeError, SyntaxError, ValueError):

@@ -144,7 +144,7 @@ def _is_known(call: ast.Call, names: Mapping[str, Any]) -> bool:
 
 
 def imported_modules(code: types.CodeType, names: Mapping[str, Any]) -> Iterator[types.ModuleType]:
-    """The modules that code imports when it runs, as far as they are loaded."""
+    """Yields the modules that code imports when it runs, as far as they are loaded."""
     if dis.opmap["IMPORT_NAME"] not in code.co_code[::2]:
         return
     level: Any = 0

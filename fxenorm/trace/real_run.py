@@ -162,7 +162,7 @@ def _take_apart(graph: fx.Graph) -> None:
 
 
 def _unflagged(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values as another tensor, so that a model may ask for its gradient without a trace left behind."""
+    """Returns the same values as another tensor, so that a model may ask for its gradient without a trace left behind."""
     return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
@@ -215,7 +215,7 @@ def _refuse_lost_values(graph: fx.Graph, made: Callable[[torch.Tensor], bool]) -
 
 
 def _unseen(output: Output, graph: fx.Graph, watch: OutputWatch) -> Output:
-    """The output; where it is a tensor that nobody knew and no operator of the graph made, as one that cannot be searched."""
+    """Returns the output; a tensor that nobody knew and no operator of the graph made becomes one that cannot be searched."""
     node = None if output.position is None else graph.output_node().args[0][output.position]  # type: ignore[index]
     value = getattr(graph.owning_module, str(node.target), None) if isinstance(node, fx.Node) and node.op == "get_attr" else None
     if not isinstance(value, torch.Tensor) or not value.is_floating_point() or watch.knew(value):

@@ -27,7 +27,7 @@ screen."""
 
 
 def reason(error: BaseException) -> str:
-    """One line: the error's type, the first line of its message, and the user's line that raised it."""
+    """Returns one line: the error's type, the first line of its message, and the user's line that raised it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = re.sub(r" \(unhinted: .*", "", lines[0] if lines else "no message").rstrip(".")
     if len(text) > _LONGEST:
@@ -37,7 +37,7 @@ def reason(error: BaseException) -> str:
 
 
 def _model_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """The frames of `error` inside the model's code: those after the first call of a module."""
+    """Returns the frames of `error` inside the model's code: those after the first call of a module."""
     frames = list(traceback.extract_tb(error.__traceback__))
     starts = [position for position, frame in enumerate(frames) if frame.name in ("_call_impl", "_wrapped_call_impl")]
     return frames[starts[0] + 1 :] if starts else []

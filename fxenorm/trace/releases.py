@@ -44,7 +44,7 @@ def run_recorded(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
 
 
 def _default_generator(device: torch.device) -> torch.Generator | None:
-    """The generator from which a call draws that names none; None on devices for which there is no way to it."""
+    """Returns the generator from which a call draws that names none; None on devices for which there is no way to it."""
     if device.type == "cuda":
         return torch.cuda.default_generators[device.index or 0]
     return torch.default_generator if device.type == "cpu" else None

@@ -79,7 +79,7 @@ def _may_hold_features(group: list[Axis], facts: AxisFacts, tensors: Sequence[to
 def _other_sizes(
     chosen: list[list[Axis]], facts: AxisFacts, tensors: Sequence[torch.Tensor], fake: bool
 ) -> list[tuple[int, ...]]:
-    """The shapes of all tensors with the chosen axes changed, each by another factor.
+    """Returns the shapes of all tensors with the chosen axes changed, each by another factor.
 
     What a convolution moves along grows (a net may halve it many times), and so does the batch. Other lengths are halved: a
     table of positions ends somewhere.

@@ -30,7 +30,7 @@ class SourceLines:
         self._depth: dict[str, int] = {}
 
     def __call__(self, stack: str | None, else_last: bool = True) -> str:
-        """The last line outside torch and torchvision as ``file.py:41, in forward``; else outside torch.
+        """Returns the last line outside torch and torchvision as ``file.py:41, in forward``; else outside torch.
 
         Else the last line, or with `else_last` off nothing.
         """
@@ -42,7 +42,7 @@ class SourceLines:
         return line
 
     def running(self, root: types.CodeType) -> str:
-        """The line that runs now, chosen in the same way among the calls that `root` has made."""
+        """Returns the line that runs now, chosen in the same way among the calls that `root` has made."""
         innermost = sys._getframe(1)
         library: types.FrameType | None = None
         frame: types.FrameType | None = innermost
@@ -66,7 +66,7 @@ class SourceLines:
         return depth
 
     def _read(self, frames: list[tuple[str, str, str]], else_last: bool) -> str:
-        """The line to show, of (file, line, function) triples, outermost first."""
+        """Returns the line to show, of (file, line, function) triples, outermost first."""
         for skipped in (self._libraries, self._hidden, *([()] if else_last else [])):
             for file, number, function in reversed(frames):
                 if not file.startswith(skipped):
@@ -75,12 +75,12 @@ class SourceLines:
 
 
 def _shown(file: str, number: str | int, function: str) -> str:
-    """One line of code as text."""
+    """Returns one line of code as text."""
     return f"{os.path.basename(file)}:{number}, in {function}"
 
 
 def _line_of(frame: types.FrameType) -> str:
-    """The line at which a frame stands."""
+    """Returns the line at which a frame stands."""
     return _shown(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 

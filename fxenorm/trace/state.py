@@ -47,7 +47,7 @@ _NOT_ENTERED = frozenset(
 
 
 def _home(thing: Any) -> str:
-    """The package in which a class or function was made."""
+    """Returns the package in which a class or function was made."""
     return str(getattr(thing, "__module__", None) or "builtins").split(".")[0]
 
 

@@ -84,5 +84,5 @@ def module_path(node: fx.Node) -> str:
 
 
 def source_line(node: fx.Node) -> str:
-    """The user's source line of `node` as ``file.py:41, in forward``, or "" where it is unknown."""
+    """Returns the user's source line of `node` as ``file.py:41, in forward``, or "" where it is unknown."""
     return str(node.meta.get("source", ""))

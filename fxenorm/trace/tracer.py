@@ -153,7 +153,7 @@ def _at_second_size(model: nn.Module, traced: TracedModel, say: Callable[[str], 
 
 
 def _in_train_mode(model: nn.Module, traced: TracedModel, inputs: Inputs, say: Callable[[str], None]) -> TracedModel:
-    """The graph of train mode: along a run with fake values, which is quicker, where `torch.export` took eval mode.
+    """Returns the graph of train mode: along a run with fake values, which is quicker, where `torch.export` took eval mode.
 
     Where such a run fails, the model is traced like the first time, which also finds out why.
     """
@@ -170,7 +170,7 @@ def _along_paths(model: nn.Module, traced: TracedModel) -> TracedModel:
 
 
 def _trace_again(model: nn.Module, traced: TracedModel, inputs: Inputs, seed: int) -> TracedModel:
-    """One more trace in the same mode, on other inputs or under other random numbers."""
+    """Returns one more trace in the same mode, on other inputs or under other random numbers."""
     if traced.tracer != "export":
         return _follow(model, inputs, traced.mode, "", seed)
     try:
@@ -189,7 +189,7 @@ def _calls_regions(traced: TracedModel) -> bool:
 
 
 def _on_meta(model: nn.Module, inputs: Inputs) -> Inputs:
-    """The same inputs, without values where the model is on the meta device."""
+    """Returns the same inputs, without values where the model is on the meta device."""
     return inputs.map(lambda tensor: torch.empty_like(tensor, device="meta")) if is_meta(model) else inputs
 
 
@@ -222,7 +222,7 @@ def _reaching_more(
 
 
 def _layers_in(model: nn.Module, path: str) -> list[nn.Module]:
-    """The modules in a part of a model; none where the part is a parameter."""
+    """Returns the modules in a part of a model; none where the part is a parameter."""
     part: Any = model
     for name in path.split("."):
         part = part._modules.get(name)

@@ -49,7 +49,7 @@ def unwrapped(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def replica_group(model: nn.Module) -> Any:
-    """The process group of the DistributedDataParallel among a model's wrappers; None where there is none."""
+    """Returns the process group of the DistributedDataParallel among a model's wrappers; None where there is none."""
     from torch.nn.parallel import DistributedDataParallel
 
     return next((module.process_group for module in unwrapped(model) if isinstance(module, DistributedDataParallel)), None)
