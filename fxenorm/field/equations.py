@@ -39,7 +39,7 @@ class Equations:
     """(coefficients, ids of shape (number of terms, number of equations), origin)."""
 
     def fresh(self, shape: Sequence[int], varying: Sequence[int] | None = None) -> ScaleField:
-        """Returns a field of new variables over a tensor of `shape`, one for each position on the `varying` axes (default: all)."""
+        """Returns a field of new variables over `shape`, one for each position on the `varying` axes (default: all)."""
         axes = range(len(shape)) if varying is None else varying
         sizes = [size if axis in axes else 1 for axis, size in enumerate(shape)]
         number = math.prod(sizes)

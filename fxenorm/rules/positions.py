@@ -85,9 +85,7 @@ def along_one_axis(index: Ids, axis: int, shape: Sequence[int]) -> tuple[list[sl
 
 
 def in_order(joint: Sequence[int], rank: int) -> list[int]:
-    """Returns the order of axes of which `joint` are indexed together, as in numpy and torch: in place if adjacent, else in
-    front.
-    """
+    """Returns the order of axes of which `joint` are indexed together: in place if adjacent, else in front, as in torch."""
     if list(joint) == list(range(joint[0], joint[-1] + 1)):
         return list(range(rank))
     return [*joint, *(k for k in range(rank) if k not in joint)]

@@ -250,7 +250,7 @@ def _with_ends(rows: Rows, part: Any, origin: Ids, zero: Any, solution: Solution
 
 
 def _unmoved(walk: Walk, counted: Sequence[str], solution: Solution) -> Any:
-    """Returns (free variables, dimension) a basis of the rescalings that move no counted weight."""
+    """(free variables, dimension) a basis of what moves no counted weight."""
     expander = Expander(solution.matrix)
     equations = Equations(solution.matrix.shape[1])
     for name in counted:
