@@ -211,10 +211,7 @@ class Analysis:
                 digest.update(array.tobytes())
         if self.symmetry.offsets:
             digest.update(json.dumps(dict(sorted(self.symmetry.offsets.items()))).encode())
-        options = dataclasses.asdict(self.options)
-        # Options that came later count where they are used: older checkpoints hold the fingerprint without them.
-        late = {key for key in ("outputs",) if options[key] is None}
-        values = sorted((key, repr(value)) for key, value in options.items() if key != "c" and key not in late)
+        values = sorted((key, repr(value)) for key, value in self.options.of_fingerprint().items() if key != "c")
         c = self.options.c
         digest.update(json.dumps([values, repr(sorted(c.items())) if isinstance(c, dict) else repr(c)]).encode())
         return digest.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -34,6 +34,14 @@ _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "scales": get_args(ScaleChoice),
     }
 )
+
+_FIRST = frozenset(
+    {
+        "p", "c", "batchnorm", "biases", "balance_last", "exclude", "modes", "approximate", "on_unknown", "solver", "backend",
+        "scales", "max_log_scale",
+    }
+)  # fmt: skip
+"""The options of the first stored plans: a fingerprint holds these, and a later option where it is not at its default."""
 
 _LEAST_P, _LARGEST_P = 0.1, 1000.0
 """Below, one step of an unbalanced layer leaves the range of its type; above, powers of its weights do."""
@@ -91,6 +99,16 @@ class Options:
                 "batchnorm='frozen' preserves the function in eval mode only: it cannot be combined with modes='train'; "
                 "pass modes='eval', or batchnorm='affine', which is exact in both modes"
             )
+
+    def of_fingerprint(self) -> dict[str, Any]:
+        """Returns the options by name that a fingerprint holds; an option at a default that older plans did not know is none.
+
+        Example:
+            >>> "outputs" in Options().of_fingerprint(), "outputs" in Options(outputs="logits").of_fingerprint()
+            (False, True)
+        """
+        defaults = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in asdict(self).items() if name in _FIRST or value != defaults[name]}
 
 
 def _set(options: Options, name: str, value: Any) -> None:
