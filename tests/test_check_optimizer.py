@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -313,3 +313,52 @@ def test_no_library_is_imported_for_its_rules() -> None:
     with open(source, encoding="utf-8") as lines:
         imports = [line for line in lines if line.startswith(("import", "from"))]
     assert imports and not any(word in line for line in imports for word in ("timm", "transformers"))
+
+
+def _fed(seed: int, shapes: Sequence[Sequence[int]] = ((4, 3), (5,))) -> list[list[list[torch.Tensor]]]:
+    """By run of the check, by step, the gradients."""
+    runs: list[list[list[torch.Tensor]]] = []
+
+    def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
+        given = list(parameters)
+        assert [tuple(parameter.shape) for parameter in given] == [tuple(shape) for shape in shapes]
+        optimizer, steps = torch.optim.SGD(given, lr=0.1, momentum=0.9), []
+        optimizer.register_step_pre_hook(lambda *_: steps.append([p.grad.clone() for p in given]))  # type: ignore[union-attr]
+        runs.append(steps)
+        return optimizer
+
+    assert fxenorm.check_optimizer(make, shapes=shapes, seed=seed)
+    return runs
+
+
+def test_every_step_has_gradients_of_its_own_and_every_run_the_same_but_for_the_factors() -> None:
+    """A rule that is right for a gradient that never changes may be wrong: the history has to be one."""
+    runs = _fed(0)
+    assert len(runs) >= 3
+    ratios = []
+    for run in runs:
+        for number in range(2):
+            assert len({tuple(step[number].flatten().tolist()) for step in run}) == len(run) > 1
+            several = torch.stack([one[number] / other[number] for one, other in zip(runs[0], run, strict=False)][:5])
+            torch.testing.assert_close(several, several[:1].expand_as(several))
+            ratios.append(several[0])
+    matrices = [ratio for ratio in ratios if ratio.ndim == 2]
+    moved = [ratio for ratio in matrices if not torch.equal(ratio, torch.ones_like(ratio))]
+    assert moved and all((ratio.std(0) > 0.05).all() and (ratio.std(1) > 0.05).all() for ratio in moved)
+    for one, other in zip(runs, _fed(0), strict=True):
+        assert all(torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+    assert not torch.equal(runs[0][0][0], _fed(1)[0][0][0])
+    assert _fed(0, [(2, 3)])
+
+
+def test_an_optimizer_that_has_to_be_set_to_training_is() -> None:
+    told: list[str] = []
+
+    def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
+        optimizer = torch.optim.Adam(parameters)
+        optimizer.train = lambda: told.append("train")  # type: ignore[attr-defined]
+        optimizer.register_step_pre_hook(lambda *_: told.append("step"))
+        return optimizer
+
+    assert fxenorm.check_optimizer(make)
+    assert told[0] == "train" and "step" in told

@@ -87,6 +87,24 @@ def test_a_file_that_is_not_there_is_told_at_once_and_a_name_of_torchvision_is_n
             check_target(target)
 
 
+def test_a_program_that_calls_the_command_has_its_stdout_back(write):
+    """What the model's file prints goes elsewhere, the answer and what the program prints behind it do not."""
+    path = write(NET + "print('loaded')")
+    done = python(
+        """
+        import os
+        from fxenorm.inspect.cli import main
+
+        code = main(sys.argv[1:])
+        print("after", code, flush=True)
+        os.write(1, b"and past Python")
+        """,
+        path,
+    )
+    assert done.returncode == 0 and "loaded" in done.stderr and "loaded" not in done.stdout
+    assert "Pairs: 1" in done.stdout and done.stdout.endswith("after 0\nand past Python")
+
+
 @pytest.mark.parametrize("lasting", [False, True])
 def test_the_stream_of_the_answer_leaves_no_file_open(lasting):
     """Looked at in a child, whose stdout a lasting stream has taken for good."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fxenorm
 from fxenorm.errors import RescaleError
-from fxenorm.kernels.writes import Write
+from fxenorm.kernels.writes import Write, carry_out
 
 from .helpers import draw_log_scales
 from .interrupted_for_real import interrupt
@@ -201,3 +201,45 @@ def test_finishing_that_fails_again_is_told_and_kept() -> None:
 def test_real_signals_leave_the_model_whole(backend: str) -> None:
     found = interrupt(12, backend=backend, seed=0)
     assert found.signals == 12 and found.torn == 0
+
+
+class _Done(Write):
+    """One operation on a tensor, and the one that takes it back."""
+
+    def __init__(self, tensor: torch.Tensor, forward: Callable[[], object], backward: Callable[[], object]) -> None:
+        super().__init__(["tensor"], [tensor])
+        self._ways = forward, backward
+
+    def forward(self) -> None:
+        self._ways[0]()
+
+    def backward(self) -> None:
+        self._ways[1]()
+
+
+def _stopped() -> None:
+    raise ValueError("stopped")
+
+
+def test_writes_are_undone_from_the_last_to_the_first() -> None:
+    """Of two writes to one tensor the second must be taken back before the first."""
+    tensor = torch.tensor([3.0, 5.0])
+    twice = _Done(tensor, lambda: tensor.mul_(2), lambda: tensor.div_(2))
+    more = _Done(tensor, lambda: tensor.add_(1), lambda: tensor.sub_(1))
+    with pytest.raises(ValueError, match="stopped") as raised:
+        carry_out([twice, more, _Done(tensor, _stopped, _stopped)])
+    assert tensor.tolist() == [3.0, 5.0] and not (twice.written or more.written)
+    assert not hasattr(raised.value, "unfinished") and not hasattr(raised.value, "carried_out")
+
+
+def test_where_one_write_cannot_be_undone_the_others_are_and_it_is_told() -> None:
+    one, other = torch.ones(1), torch.ones(1)
+    stuck = _Done(one, lambda: one.mul_(2), _stopped)
+    free = _Done(other, lambda: other.mul_(2), lambda: other.div_(2))
+    for writes in ([stuck, free], [free, stuck]):
+        one.fill_(1.0)
+        stuck.written = free.written = False
+        with pytest.raises(ValueError, match="stopped") as raised:
+            carry_out([*writes, _Done(other, _stopped, _stopped)])
+        assert (one.item(), other.item()) == (2.0, 1.0) and stuck.written and not free.written
+        assert [write.written for write in raised.value.unfinished] == [write.written for write in writes] + [False]

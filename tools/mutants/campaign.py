@@ -40,7 +40,7 @@ def reach(arguments: argparse.Namespace) -> None:
             ):
                 continue
             start = time.monotonic()
-            found = record(copy, name, folder)
+            found = record(copy, name, folder, arguments.new)
             told = "no record, see its log" if found is None else f"{len(found.seconds)} tests, {len(found.failed)} failed"
             print(f"{name}: {told}, {time.monotonic() - start:.0f} s", flush=True)
 
@@ -96,6 +96,10 @@ def run(arguments: argparse.Namespace) -> None:
                 session.set_result(item.job_id, WorkResult(WorkerOutcome.SKIPPED, "its lines are no longer there"))
                 continue
             verdict = judge.judge(drawn)
+            if verdict is None:
+                session.set_result(item.job_id, WorkResult(WorkerOutcome.SKIPPED, "it does not build"))
+                print(f"does not build: {drawn.path}:{drawn.position[0]}", flush=True)
+                continue
             outcome = TestOutcome.KILLED if verdict.noticed_by else TestOutcome.SURVIVED
             output = f"{verdict.noticed_by}\n{verdict.said}" if verdict.noticed_by else f"{verdict.reached_by} tests reach it"
             session.set_result(item.job_id, WorkResult(WorkerOutcome.NORMAL, output, outcome, drawn.changed))
@@ -128,6 +132,7 @@ def main() -> None:
 
     command = commands.add_parser("reach", help=reach.__doc__)
     command.add_argument("files", nargs="*", help="test files, as test_field; all that need it if none is named")
+    command.add_argument("--new", action="store_true", help="only tests that have no record; those of the others stay")
     command.set_defaults(call=reach)
 
     command = commands.add_parser("draw", help=draw_sample.__doc__)

@@ -11,6 +11,15 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ): "repeated equations stay: the elimination makes each of them empty, so only time is lost",
     (
         "fxenorm/field/solution.py",
+        "-difference = rows[order[same]] - rows[order[same - 1]]\n+difference = rows[order[same]] + rows[order[same - 1]]",
+    ): "no row is taken for a repeated one: the elimination makes each of them empty, so only time is lost",
+    (
+        "fxenorm/symmetry/express.py",
+        "-self._simple = np.full(len(self._length) + 1, -1, dtype=np.int64)\n"
+        "+self._simple = np.full(len(self._length) + 1, - 0, dtype=np.int64)",
+    ): "a place that is not written later has the coefficient 0, and such places are never looked up",
+    (
+        "fxenorm/field/solution.py",
         "-matrix.eliminate_zeros()\n+pass",
     ): "zeros that are kept in the rows or in the substitution are dropped by `_tidy` or at the end: only time is lost",
     (

@@ -15,9 +15,11 @@ from forked import in_a_fork
 from mutants import statement_lines
 from reach import PYTEST, Reach, digest_of_tests, place_of, same_lines
 from session import Drawn
-from table import IN_OTHER_PROCESSES, TESTS, WIDER
+from table import CALL_NATIVE, IN_OTHER_PROCESSES, TESTS, WIDER
 
 _NO_TEST_RAN = 5  # pytest's exit status
+_BUILD_LIMIT = 300.0  # seconds
+_FIRST = 3  # so many files of a row run alone at first: most mutants need no others, and to collect tests takes time
 _ROW, _WIDER = "own tests", "wider set"
 
 
@@ -55,6 +57,12 @@ class _Run:
         return int(pytest.main([*PYTEST, "-x", "--tb=line", *map(place_of, self.files)], plugins=[self]))
 
 
+def _build() -> int:
+    """Compile the native kernels into the cache; not 0 if they cannot be had."""
+    build = importlib.import_module("fxenorm.kernels.cpu.build")
+    return 0 if build.library() is not None else 1
+
+
 def row_of(path: str) -> list[str]:
     """The test files of the first row of the table that matches a source."""
     inside = path.removeprefix("fxenorm/")
@@ -71,7 +79,10 @@ class Judge:
         self.log = copy / ".mutant.log"
         self._reaches: dict[str, Reach] = {}
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # two mutants of one size and second would share their bytecode
-        os.environ["XDG_CACHE_HOME"] = str(copy / ".mutant-cache")
+        self._cache, self._clean_cache = copy / ".mutant-cache", copy / ".clean-cache"
+        os.environ["XDG_CACHE_HOME"] = str(self._clean_cache)
+        in_a_fork(_build, copy, self.log, _BUILD_LIMIT)  # once, not once a mutant
+        os.environ["XDG_CACHE_HOME"] = str(self._cache)
 
     def reach_of(self, name: str) -> Reach | None:
         """What was recorded of a test file; None if nothing was, or its work is done in other processes."""
@@ -100,7 +111,10 @@ class Judge:
             return None
         failed = set(reach.failed)
         if not drawn.path.endswith(".py"):
-            return set(reach.seconds) - failed  # nothing says which tests reach native sources
+            callers = [
+                tests for path, tests in reach.lines.items() if any(fnmatch(path, f"fxenorm/{one}") for one in CALL_NATIVE)
+            ]
+            return set().union(*callers) - failed
         source = (self.copy / drawn.path).read_text(encoding="utf-8")
         lines, inside = statement_lines(source, drawn.position[0])
         by_test = reach.lines.get(drawn.path, {})
@@ -114,27 +128,40 @@ class Judge:
                 return {test for test, reached in by_test.items() if not wanted.isdisjoint(reached)} - failed
         return set(by_test) - failed
 
-    def judge(self, drawn: Drawn) -> Verdict:
-        """Write the mutant, run its row and then the wider set, and put the source back."""
+    def judge(self, drawn: Drawn) -> Verdict | None:
+        """Write the mutant, run its row and then the wider set, and put the source back; None if it does not build."""
         path = self.copy / drawn.path
         kept = path.read_bytes()
-        runs = [self._run([drawn.path, *row_of(drawn.path)], drawn), self._run(WIDER, drawn)]
+        row = self._that_reach(row_of(drawn.path), drawn)
+        first, others = row[:_FIRST], [name for name in row[_FIRST:] if name in IN_OTHER_PROCESSES]
+        rest = [name for name in row[_FIRST:] if name not in others]
+        wider = self._run(WIDER, drawn)
+        runs = [*(self._run(names, drawn) for names in ([drawn.path, *first], rest, others) if names), wider]
         reached_by = sum(len(run.chosen) for run in runs)
         path.write_text(drawn.text, encoding="utf-8")
         for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
             compiled.unlink()
         try:
-            for run in runs if drawn.path.endswith(".py") else runs[:1]:  # the wider set says nothing about native sources
+            if drawn.path.endswith(".py"):
+                if self._clean_cache.is_dir():
+                    shutil.copytree(self._clean_cache, self._cache)
+            elif in_a_fork(_build, self.copy, self.log, _BUILD_LIMIT) != 0:
+                return None
+            for run in runs if drawn.path.endswith(".py") else runs[:-1]:  # the wider set says nothing about native sources
                 status = in_a_fork(run.start, self.copy, self.log, run.limit) if run.files else _NO_TEST_RAN
                 if status is None:
-                    return Verdict(_ROW if run is runs[0] else _WIDER, True, reached_by, f"longer than {run.limit:.0f} s")
+                    return Verdict(_WIDER if run is wider else _ROW, True, reached_by, f"longer than {run.limit:.0f} s")
                 if status not in (0, _NO_TEST_RAN):
                     said = self.log.read_text(encoding="utf-8", errors="replace")
-                    return Verdict(_ROW if run is runs[0] else _WIDER, False, reached_by, said[-1500:])
+                    return Verdict(_WIDER if run is wider else _ROW, False, reached_by, said[-1500:])
             return Verdict("", False, reached_by, "")
         finally:
             path.write_bytes(kept)
-            shutil.rmtree(self.copy / ".mutant-cache", ignore_errors=True)
+            shutil.rmtree(self._cache, ignore_errors=True)
+
+    def _that_reach(self, names: list[str], drawn: Drawn) -> list[str]:
+        """Those of the test files that have a test which may notice."""
+        return [name for name in names if self.reaching(name, drawn) != set() or self._has_changed(name)]
 
     def _run(self, names: list[str], drawn: Drawn) -> _Run:
         """The tests of some files that may notice."""

@@ -61,10 +61,16 @@ class Reach:
 class _Contexts:
     """A pytest plugin: each test is a context of coverage.py, with its seconds."""
 
-    def __init__(self, coverage: Any) -> None:
+    def __init__(self, coverage: Any, known: frozenset[str]) -> None:
         self.coverage = coverage
+        self.known = known
+        self.present: set[str] = set()
         self.seconds: dict[str, float] = {}
         self.failed: list[str] = []
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        self.present.update(item.nodeid for item in items)
+        items[:] = [item for item in items if item.nodeid not in self.known]
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         self.coverage.switch_context(item.nodeid)
@@ -75,11 +81,45 @@ class _Contexts:
             self.failed.append(report.nodeid)
 
 
-def _measure(copy: Path, name: str, target: Path) -> int:
+def arcs_of(root: Path, records: Path, path: Path) -> dict[str, list[tuple[int, int]]]:
+    """What one record reaches, in the lines of the sources as they are now; of a changed source the lines that stayed."""
+    from coverage import CoverageData
+
+    seen = CoverageData(str(path.with_suffix(".coverage")))
+    seen.read()
+    then = Reach.read(path).sources
+    found: dict[str, list[tuple[int, int]]] = {}
+    for source in seen.measured_files():
+        arcs, old = seen.arcs(source) or [], records / "sources" / then.get(source, "none")
+        if not (root / source).exists():
+            continue
+        if old.is_file() and digest(root / source) != then[source]:
+            now = same_lines(old.read_text(encoding="utf-8"), (root / source).read_text(encoding="utf-8"))
+            moved = {line: now[abs(line)] * (1 if line > 0 else -1) for arc in arcs for line in arc if abs(line) in now}
+            arcs = [(moved[start], moved[to]) for start, to in arcs if start in moved and to in moved]
+        found[source] = arcs
+    return found
+
+
+def _moved(known: Reach, kept: Path, copy: Path, tests: set[str]) -> dict[str, dict[str, list[int]]]:
+    """What some tests reached, in the lines of the sources as they are now."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for source, by_test in known.lines.items():
+        if not (copy / source).is_file():
+            continue
+        old, new = (kept / known.sources[source]).read_text(encoding="utf-8"), (copy / source).read_text(encoding="utf-8")
+        now = {line: line for line in range(1, new.count("\n") + 2)} if old == new else same_lines(old, new)
+        moved = {test: [now[line] for line in lines if line in now] for test, lines in by_test.items() if test in tests}
+        if moved:
+            found[source] = moved
+    return found
+
+
+def _measure(copy: Path, name: str, target: Path, known: Reach | None, known_arcs: dict[str, list[tuple[int, int]]]) -> int:
     import coverage
 
     measured = coverage.Coverage(data_file=None, branch=True, source=["fxenorm"], config_file=False)
-    contexts = _Contexts(measured)
+    contexts = _Contexts(measured, frozenset(known.seconds if known else ()))
     measured.start()
     status = pytest.main([*PYTEST, "--tb=short", place_of(name)], plugins=[contexts])
     measured.stop()
@@ -96,6 +136,15 @@ def _measure(copy: Path, name: str, target: Path) -> int:
                 by_test.setdefault(test, []).append(line)
         if by_test:
             lines[source] = by_test
+    seconds, failed = contexts.seconds, contexts.failed
+    if known is not None:
+        kept_tests = contexts.present & set(known.seconds)
+        for source, by_test in _moved(known, target.parent / "sources", copy, kept_tests).items():
+            lines[source] = by_test | lines.get(source, {})
+        seconds = {test: known.seconds[test] for test in kept_tests} | seconds
+        failed = [test for test in known.failed if test in kept_tests] + failed
+        for source, before in known_arcs.items():
+            arcs[source] = list({*before, *arcs.get(source, [])})
     merged = coverage.CoverageData(str(target.with_suffix(".coverage")))
     merged.erase()
     merged.add_arcs(arcs)
@@ -105,8 +154,8 @@ def _measure(copy: Path, name: str, target: Path) -> int:
     for source in lines:
         (kept / digest(copy / source)).write_bytes((copy / source).read_bytes())
     found = {
-        "seconds": contexts.seconds,
-        "failed": contexts.failed,
+        "seconds": seconds,
+        "failed": failed,
         "lines": lines,
         "sources": {source: digest(copy / source) for source in lines},
         "test_file": digest_of_tests(copy, name),
@@ -116,9 +165,14 @@ def _measure(copy: Path, name: str, target: Path) -> int:
     return status
 
 
-def record(copy: Path, name: str, folder: Path, limit: float = 7200.0) -> Reach | None:
-    """Run the test file `name` once, unmutated, and record what each of its tests reaches; None if no record came out."""
+def record(copy: Path, name: str, folder: Path, only_new: bool = False, limit: float = 7200.0) -> Reach | None:
+    """Run the test file `name` once, unmutated, and record what each of its tests reaches; None if no record came out.
+
+    `only_new`: run the tests alone that have no record, and keep the record of the others.
+    """
     target = folder / f"{name}.json.gz"
+    known = Reach.read(target) if only_new and target.exists() else None
+    known_arcs = arcs_of(copy, folder, target) if known is not None else {}
     target.unlink(missing_ok=True)
-    in_a_fork(lambda: _measure(copy, name, target), copy, folder / f"{name}.log", limit)
+    in_a_fork(lambda: _measure(copy, name, target, known, known_arcs), copy, folder / f"{name}.log", limit)
     return Reach.read(target) if target.exists() else None

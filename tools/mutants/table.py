@@ -132,6 +132,9 @@ TESTS: dict[str, list[str]] = {
     "integrations/*": ["test_averages", "test_lightning", "test_integrations"],
 }
 
+# The files that call native code: a native mutant meets the tests that reach one of them.
+CALL_NATIVE = ["kernels/cpu/*.py"]
+
 # What a survivor of its own row meets: networks of every structure, drawn networks, and the measured dimension.
 WIDER = ["test_structures", "test_soundness", "test_completeness"]
 

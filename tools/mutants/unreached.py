@@ -9,26 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from coverage import Coverage, CoverageData
-from reach import Reach, digest, same_lines
+from reach import arcs_of
 from session import folder_of
-
-
-def _arcs_of(root: Path, records: Path, path: Path) -> dict[str, list[tuple[int, int]]]:
-    """What one record reaches, in the lines of the sources as they are now; of a changed source the lines that stayed."""
-    seen = CoverageData(str(path.with_suffix(".coverage")))
-    seen.read()
-    then = Reach.read(path).sources
-    found: dict[str, list[tuple[int, int]]] = {}
-    for source in seen.measured_files():
-        arcs, old = seen.arcs(source) or [], records / "sources" / then.get(source, "none")
-        if not (root / source).exists():
-            continue
-        if old.is_file() and digest(root / source) != then[source]:
-            now = same_lines(old.read_text(encoding="utf-8"), (root / source).read_text(encoding="utf-8"))
-            moved = {line: now[abs(line)] * (1 if line > 0 else -1) for arc in arcs for line in arc if abs(line) in now}
-            arcs = [(moved[start], moved[to]) for start, to in arcs if start in moved and to in moved]
-        found[source] = arcs
-    return found
 
 
 def _ranges(lines: list[int]) -> list[str]:
@@ -46,7 +28,7 @@ def unreached(root: Path, records: Path, patterns: list[str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         data = CoverageData(str(Path(folder, "all.coverage")))
         for path in sorted(records.glob("*.json.gz")):
-            data.add_arcs(_arcs_of(root, records, path))
+            data.add_arcs(arcs_of(root, records, path))
         data.write()
         measured = Coverage(data_file=str(Path(folder, "all.coverage")), config_file=str(root / "pyproject.toml"))
         measured.load()
