@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fxenorm.analysis.counted import Objective, build_objective
+from fxenorm.analysis.counted import CountedTensors, count_tensors
 from fxenorm.analysis.options import Options
 from fxenorm.errors import OptionError
 from fxenorm.kernels.reference.executor import EagerBackend
@@ -75,7 +75,7 @@ def folded_case(name: str) -> tuple[nn.Sequential, Symmetry]:
     return model, layer_of_norms(model.conv, fold, 6)
 
 
-def sums_of(objective: Objective, model: nn.Module) -> Any:
+def sums_of(objective: CountedTensors, model: nn.Module) -> Any:
     """N and P at the present weights."""
     return BACKEND.reduce(objective.program, *objective.gather(named_tensors(model)))
 
@@ -85,7 +85,7 @@ def sums_of(objective: Objective, model: nn.Module) -> Any:
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_folded_norms_are_those_of_the_folded_layer(name: str, biases: str, p: float) -> None:
     model, symmetry = folded_case(name)
-    objective = build_objective(symmetry, Options(p=p, batchnorm="folded", biases=biases), {})
+    objective = count_tensors(symmetry, Options(p=p, batchnorm="folded", biases=biases), {})
     _, changes = CONVOLUTIONS[name]
     if name == "grouped transposed":  # torch's folding does not know these: scale the two blocks by hand
         gain = model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()
@@ -105,16 +105,16 @@ def test_folded_norms_are_those_of_the_folded_layer(name: str, biases: str, p: f
     torch.testing.assert_close(sums.log_positive.exp(), expected)
     head = model.head.weight.detach().abs()
     torch.testing.assert_close(sums.log_negative.exp(), head.amax(0) if math.isinf(p) else (head**p).sum(0))
-    layers = [item.layer for item in objective.counted]
+    layers = [item.layer for item in objective.tensors]
     assert set(layers) == {"conv", "head"} and len(layers) == (3 if biases == "count" else 2)
 
 
 def test_affine_counts_gamma_instead() -> None:
     model, symmetry = folded_case("plain")
-    objective = build_objective(symmetry, Options(), {})
-    assert [item.parameter for item in objective.counted] == ["norm.weight", "head.weight"]
+    objective = count_tensors(symmetry, Options(), {})
+    assert [item.parameter for item in objective.tensors] == ["norm.weight", "head.weight"]
     torch.testing.assert_close(sums_of(objective, model).log_positive.exp(), model.norm.weight.detach() ** 2)
-    counted = build_objective(symmetry, Options(biases="count"), {}).counted
+    counted = count_tensors(symmetry, Options(biases="count"), {}).tensors
     assert [item.parameter for item in counted] == ["norm.weight", "norm.bias", "head.weight"]
 
 
@@ -132,7 +132,7 @@ def test_folding_a_norm_without_gamma_takes_the_weights_own_scales() -> None:
         "norm.running_mean": torch.zeros(3).double(),
         "norm.running_var": torch.rand(3).double() + 0.5,
     }
-    objective = build_objective(symmetry, Options(batchnorm="folded"), {})
+    objective = count_tensors(symmetry, Options(batchnorm="folded"), {})
     sums = BACKEND.reduce(objective.program, *objective.gather(tensors))
     expected = (tensors["conv.weight"] ** 2).sum(1) / (tensors["norm.running_var"] + 1e-5)
     torch.testing.assert_close(sums.log_positive.exp(), expected)
@@ -147,7 +147,7 @@ def test_opposite_exponents_of_weight_and_gamma_cancel() -> None:
     builder.linear("head", 2, 3, None, after)
     fold = NormFold("conv.weight", None, 0, "norm.weight", None, "norm.running_mean", "norm.running_var", 1e-5)
     symmetry = builder.build(folds=(fold,))
-    program = build_objective(symmetry, Options(batchnorm="folded"), {}).program
+    program = count_tensors(symmetry, Options(batchnorm="folded"), {}).program
     assert program.counted_positive.tolist() == [False] * 3 + [True] * 3
     assert program.counted_negative.tolist() == [False] * 3 + [True] * 3
 
@@ -160,9 +160,9 @@ def test_roles_decide_what_is_counted() -> None:
     builder.parameter("without scales", (2,), "weight")
     builder.parameter("buffer", (2,), "weight", (1, builder.ids(group, (2,))))
     symmetry = builder.build(buffers=frozenset({"buffer"}))
-    names = [item.parameter for item in build_objective(symmetry, Options(), {}).counted]
+    names = [item.parameter for item in count_tensors(symmetry, Options(), {}).tensors]
     assert names == ["weight", "gamma"]
-    names = [item.parameter for item in build_objective(symmetry, Options(biases="count"), {}).counted]
+    names = [item.parameter for item in count_tensors(symmetry, Options(biases="count"), {}).tensors]
     assert names == ["weight", "gamma", "bias"]
 
 
@@ -171,7 +171,7 @@ def test_layer_weights() -> None:
     depths = {"fc1": 0, "fc2": 1, "fc3": 2}
 
     def weights(**options: Any) -> list[float]:
-        return [math.exp(item.log_weight) for item in build_objective(symmetry, Options(**options), depths).counted]
+        return [math.exp(item.log_weight) for item in count_tensors(symmetry, Options(**options), depths).tensors]
 
     assert weights() == [1.0] * 3
     assert weights(p=3, c=1.2) == pytest.approx([1.0, 1.2**-3, 1.2**-6])
@@ -179,7 +179,7 @@ def test_layer_weights() -> None:
     assert weights(c={"fc2": 4}) == pytest.approx([1.0, 4.0, 1.0])
     assert weights(p=math.inf, c=7.0) == [1.0] * 3, "no part at p = inf"
     with pytest.raises(OptionError, match=r"fc9.*fc1, fc2, fc3"):
-        build_objective(symmetry, Options(c={"fc9": 1.0}), depths)
+        count_tensors(symmetry, Options(c={"fc9": 1.0}), depths)
 
 
 def test_exponents_larger_than_one_and_collisions() -> None:
@@ -190,7 +190,7 @@ def test_exponents_larger_than_one_and_collisions() -> None:
     builder.parameter("mix", (3, 3), "weight", (1, ids[:, None]), (-1, ids[None, :]))
     builder.parameter("square", (3,), "weight", (2, ids))
     builder.parameter("many", (3, 2), "weight", (2, ids[:, None]), (-1, np.array([[0, -1]])))
-    program = build_objective(builder.build(), Options(), {}).program
+    program = count_tensors(builder.build(), Options(), {}).program
     tensors = [torch.randn(3, 3).double(), torch.randn(3).double(), torch.randn(3, 2).double()]
     sums = BACKEND.reduce(program, tensors, [None] * 3)
     mix, square, many = (tensor**2 for tensor in tensors)

@@ -23,7 +23,7 @@ from ..kernels.program import ReduceProgram, TermTensors, as_float, term_tensors
 from ..kernels.terms import collisions, degrees, normalise
 from ..symmetry.symmetry import Symmetry
 from .attained.basis import Basis
-from .counted import Objective, build_objective
+from .counted import CountedTensors, count_tensors
 from .group_order import GroupOrder, group_order
 from .groups import Group, build_groups, layer_of
 from .held import Mask
@@ -86,9 +86,9 @@ class Analysis:
         return layer_depths(pair_graph(self.symmetry, self.pairs))
 
     @cached_property
-    def objective(self) -> Objective:
+    def counted(self) -> CountedTensors:
         """What is counted."""
-        return build_objective(self.symmetry, self.options, self.depths)
+        return count_tensors(self.symmetry, self.options, self.depths)
 
     def prepare(self) -> None:
         """Works out now what the first step needs and what checks the options against the model.
@@ -96,7 +96,7 @@ class Analysis:
         Raises:
             OptionError: the dict `c` names a layer that is not counted.
         """
-        _ = self.objective
+        _ = self.counted
 
     @cached_property
     def least_message(self) -> int:
@@ -110,7 +110,7 @@ class Analysis:
     @property
     def asks_apart(self) -> bool:
         """Whether processes agree in a collective of its own: sums may travel in two ways, and folded BatchNorms first in one."""
-        return bool(self.objective.folded_names) and LINEAR_UP_TO < self.options.p < math.inf
+        return bool(self.counted.folded_names) and LINEAR_UP_TO < self.options.p < math.inf
 
     @cached_property
     def variables_of(self) -> dict[str, NDArray[np.int64]]:
@@ -156,7 +156,7 @@ class Analysis:
         analysis = Analysis(moved, self.options, self.groups, self.pairs)
         analysis.basis = basis
         analysis.__dict__["least_message"] = self.least_message
-        analysis.__dict__["objective"] = self.objective.in_basis(basis, symmetry.num_scales, self.options.p)
+        analysis.__dict__["counted"] = self.counted.in_basis(basis, symmetry.num_scales, self.options.p)
         return analysis
 
     def remembered(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
@@ -189,7 +189,7 @@ class Analysis:
     @cached_property
     def _group_order(self) -> GroupOrder:
         """The groups as Gauss-Seidel takes them, on the CPU."""
-        return group_order(self.objective.program, self.solver_groups)
+        return group_order(self.counted.program, self.solver_groups)
 
     def group_order(self, program: ReduceProgram) -> GroupOrder:
         """The groups as Gauss-Seidel takes them, for a copy of the objective's program on its device; made once a device."""

@@ -21,11 +21,11 @@ from .attained.basis import Basis
 from .groups import layer_of
 from .options import Options
 
-__all__ = ["Counted", "Objective", "build_objective"]
+__all__ = ["CountedTensor", "CountedTensors", "count_tensors"]
 
 
 @dataclass(frozen=True)
-class Counted:
+class CountedTensor:
     """One counted tensor: a parameter as it is, or what folding a BatchNorm would make of a layer's weight or bias.
 
     Attributes:
@@ -50,42 +50,42 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class Objective:
-    """The objective of a plan.
+class CountedTensors:
+    """The tensors whose norm a plan lowers, and the program by which executors read it.
 
     Attributes:
-        counted: the counted tensors.
+        tensors: the counted tensors.
         program: the same for the executors.
     """
 
-    counted: tuple[Counted, ...]
+    tensors: tuple[CountedTensor, ...]
     program: ReduceProgram
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The counted layers, each once, in registration order."""
-        return tuple(dict.fromkeys(item.layer for item in self.counted))
+        return tuple(dict.fromkeys(item.layer for item in self.tensors))
 
     @cached_property
     def folded_names(self) -> frozenset[str]:
         """The names of all tensors that folding BatchNorms reads."""
-        return frozenset(name for item in self.counted if item.fold for name in _names_of(item.fold))
+        return frozenset(name for item in self.tensors if item.fold for name in _names_of(item.fold))
 
     @cached_property
     def statistics(self) -> tuple[str, ...]:
         """The names of the running statistics among them, in order."""
-        folds = [item.fold for item in self.counted if item.fold]
+        folds = [item.fold for item in self.tensors if item.fold]
         return tuple(dict.fromkeys(name for fold in folds for name in (fold.variance, fold.mean)))
 
     @cached_property
     def folds(self) -> bool:
         """Whether anything counted is folded: its factors change from call to call."""
-        return any(item.fold is not None for item in self.counted)
+        return any(item.fold is not None for item in self.tensors)
 
     @cached_property
     def folds_biases(self) -> bool:
         """Whether a folded bias is counted: a new tensor at each call."""
-        return any(item.fold is not None and item.channels is None for item in self.counted)
+        return any(item.fold is not None and item.channels is None for item in self.tensors)
 
     def gather(self, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
         """The counted tensors and the factors by which they are multiplied before their norm is taken.
@@ -101,7 +101,7 @@ class Objective:
         viewed = [_viewed(value, block.shape) for value, block in zip(values, blocks, strict=True)]
         split = [
             None if factor is None else _split_like(factor, item.shape, block.shape)
-            for factor, item, block in zip(factors, self.counted, blocks, strict=True)
+            for factor, item, block in zip(factors, self.tensors, blocks, strict=True)
         ]
         return viewed, split
 
@@ -110,7 +110,7 @@ class Objective:
         values: list[Tensor] = []
         factors: list[Tensor | None] = []
         with torch.no_grad():
-            for position, item in enumerate(self.counted):
+            for position, item in enumerate(self.tensors):
                 if item.fold is None:
                     values.append(tensors[item.parameter])
                     factors.append(None)
@@ -128,9 +128,9 @@ class Objective:
                     factors.append(signed.abs()[known])
         return values, factors
 
-    def in_basis(self, basis: Basis, num_scales: int, p: float) -> Objective:
+    def in_basis(self, basis: Basis, num_scales: int, p: float) -> CountedTensors:
         """The same over the places of a basis, without what does not move."""
-        moved = [replace(item, terms=basis.terms(item.terms)) for item in self.counted]
+        moved = [replace(item, terms=basis.terms(item.terms)) for item in self.tensors]
         return _assembled([item for item in moved if item.terms], num_scales, p)
 
     @cached_property
@@ -139,8 +139,8 @@ class Objective:
         return {}
 
 
-def build_objective(symmetry: Symmetry, options: Options, depths: Mapping[str, int]) -> Objective:
-    """The objective for a symmetry under the options.
+def count_tensors(symmetry: Symmetry, options: Options, depths: Mapping[str, int]) -> CountedTensors:
+    """Finds the counted tensors of a symmetry under the options.
 
     Counted are parameters that multiply and carry a variable; biases with ``biases="count"`` only. With
     ``batchnorm="folded"`` a BatchNorm that can be folded is not counted itself but in the layer in front of it.
@@ -151,7 +151,7 @@ def build_objective(symmetry: Symmetry, options: Options, depths: Mapping[str, i
         depths: by layer, its depth in the pair graph.
 
     Returns:
-        The objective.
+        The counted tensors, each with its layer weight.
 
     Raises:
         OptionError: the dict `c` names a layer that is not counted.
@@ -163,11 +163,11 @@ def build_objective(symmetry: Symmetry, options: Options, depths: Mapping[str, i
     return _assembled([_weighted(item, options, depths) for item in items], symmetry.num_scales, options.p)
 
 
-def _assembled(counted: Sequence[Counted], num_scales: int, p: float) -> Objective:
-    """The objective of some counted tensors."""
+def _assembled(counted: Sequence[CountedTensor], num_scales: int, p: float) -> CountedTensors:
+    """Puts counted tensors and their program together."""
     blocks = [(*split_repeats(item.shape, item.terms), item.log_weight) for item in counted]
     program = build_program(blocks, num_scales, p, [item.offset for item in counted])
-    return Objective(tuple(counted), program)
+    return CountedTensors(tuple(counted), program)
 
 
 def _folds(symmetry: Symmetry, options: Options) -> tuple[NormFold, ...]:
@@ -196,14 +196,16 @@ def _split_like(factor: Tensor, shape: tuple[int, ...], finer: tuple[int, ...]) 
     return factor.reshape(sizes)
 
 
-def _plain(symmetry: Symmetry, options: Options) -> list[Counted]:
+def _plain(symmetry: Symmetry, options: Options) -> list[CountedTensor]:
     """The parameters that are counted as they are."""
     folded: set[str | None] = set()
     for fold in _folds(symmetry, options):
         folded |= {fold.weight, fold.gamma, fold.bias, fold.beta}
     roles = ("weight", "gamma", "bias") if options.biases == "count" else ("weight", "gamma")
     return [
-        Counted(name, layer_of(name), tuple(symmetry.shapes[name]), tuple(terms), 0.0, offset=symmetry.offsets.get(name, 0.0))
+        CountedTensor(
+            name, layer_of(name), tuple(symmetry.shapes[name]), tuple(terms), 0.0, offset=symmetry.offsets.get(name, 0.0)
+        )
         for name, terms in symmetry.exponents.items()
         if symmetry.roles.get(name) in roles
         and name not in folded
@@ -212,7 +214,7 @@ def _plain(symmetry: Symmetry, options: Options) -> list[Counted]:
     ]
 
 
-def _folded(symmetry: Symmetry, options: Options) -> list[Counted]:
+def _folded(symmetry: Symmetry, options: Options) -> list[CountedTensor]:
     """The weights, and with ``biases="count"`` the biases, that folding would give."""
     items = []
     for fold in _folds(symmetry, options):
@@ -222,7 +224,7 @@ def _folded(symmetry: Symmetry, options: Options) -> list[Counted]:
         on_output = tuple((coefficient, _per_channel(ids, channels)) for coefficient, ids in scale)
         terms = (*symmetry.exponents.get(fold.weight, ()), *on_output)
         if normalise(terms, len(shape)):
-            items.append(Counted(fold.weight, layer_of(fold.weight), shape, terms, 0.0, fold, torch.from_numpy(channels)))
+            items.append(CountedTensor(fold.weight, layer_of(fold.weight), shape, terms, 0.0, fold, torch.from_numpy(channels)))
         if options.biases != "count":
             continue
         added = tuple(symmetry.exponents.get(fold.beta, ())) if fold.beta else ()
@@ -232,7 +234,7 @@ def _folded(symmetry: Symmetry, options: Options) -> list[Counted]:
         if added:
             name = fold.beta or fold.bias or fold.gamma or fold.weight
             size = int(channels.max()) + 1
-            items.append(Counted(name, layer_of(fold.weight), (size,), added, 0.0, fold))
+            items.append(CountedTensor(name, layer_of(fold.weight), (size,), added, 0.0, fold))
     return items
 
 
@@ -273,7 +275,7 @@ def _names_of(fold: NormFold) -> list[str]:
     return [name for name in names if name is not None]
 
 
-def _check_layer_weights(c: float | str | Mapping[str, float], items: Sequence[Counted]) -> None:
+def _check_layer_weights(c: float | str | Mapping[str, float], items: Sequence[CountedTensor]) -> None:
     """Raises where a dict names layers that are not there."""
     if not isinstance(c, Mapping):
         return
@@ -284,7 +286,7 @@ def _check_layer_weights(c: float | str | Mapping[str, float], items: Sequence[C
         raise OptionError(f"c names layers that are not counted: {', '.join(unknown)}; the counted layers are: {shown}")
 
 
-def _weighted(item: Counted, options: Options, depths: Mapping[str, int]) -> Counted:
+def _weighted(item: CountedTensor, options: Options, depths: Mapping[str, int]) -> CountedTensor:
     """The item with its layer weight."""
     c = options.c
     if math.isinf(options.p):

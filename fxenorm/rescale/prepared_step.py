@@ -82,11 +82,11 @@ class PreparedStep:
         backend, task = self.weights.backend, self._the_task()
         if self._prepared is None or self._prepared[0] is not backend:
             # Biases that are counted on folded norms are worked out anew each time: they do not stay where they are.
-            stays = not self.weights.analysis.objective.folds_biases
+            stays = not self.weights.analysis.counted.folds_biases
             self._prepared = backend, backend.cycles(task) if stays else None
         runner = self._prepared[1]
         if runner is not None:
-            folds = self.weights.analysis.objective.folds
+            folds = self.weights.analysis.counted.folds
             return runner.run(self.weights.gather()[1] if folds else task.factors, cycles, gate)
         return cycles == 1 and gate is None and self._run_in_two(backend, task)
 
@@ -94,9 +94,9 @@ class PreparedStep:
         """Returns what executors are asked to run; made once."""
         if self._task is None:
             weights, analysis = self.weights, self.weights.analysis
-            counted = {item.parameter for item in analysis.objective.counted}
+            counted = {item.parameter for item in analysis.counted.tensors}
             self._task = CycleTask(
-                analysis.objective.program,
+                analysis.counted.program,
                 *weights.gather(),
                 self.targets.tensors,
                 model_tensors=len(weights.tensors),

@@ -115,7 +115,7 @@ def _look_up(
         found = _Found(Looked(last.weights, last.targets), last)
     else:
         weights, targets = rescaler.targets(optimizers, grads=request.grads, state=request.state)
-        statistics = rescaler.analysis.objective.statistics
+        statistics = rescaler.analysis.counted.statistics
         if optimizers and rescaler.group is None and statistics and not is_alone(rescaler.model, statistics):
             rescaler.warnings.replicas_may_drift()
         keeps = request.repeats(gate) and weights.repeatable and targets.repeatable

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..analysis.analysis import Analysis
 from ..analysis.attained.movable import movable
-from ..analysis.counted import Objective
+from ..analysis.counted import CountedTensors
 from ..analysis.groups import Group, layer_of, layers_of, multiplies
 from ..analysis.held import held_by_group
 from ..analysis.options import Options
@@ -62,7 +62,7 @@ def describe(analysis: Analysis, title: str, frozen: frozenset[str], width: int 
         f"{plural(len(layers_that_multiply(symmetry)), 'layer')}, {mode_words(symmetry.modes)}, "
         f"traced by {tracer_words(symmetry.tracer)}{'' if symmetry.inexact_reasons else ', exact'}",
         *(f"not exact: {reason}" for reason in symmetry.inexact_reasons),
-        f"counted: {counted(analysis.objective, symmetry, options)}",
+        f"counted: {counted(analysis.counted, symmetry, options)}",
     ]
     changed = changed_options(options)
     if changed:
@@ -247,10 +247,10 @@ def barrier_summaries(barriers: Iterable[Barrier]) -> tuple[BarrierSummary, ...]
     return tuple(sorted(summaries, key=lambda summary: (summary.known, -summary.variables)))
 
 
-def counted(objective: Objective, symmetry: Symmetry, options: Options) -> str:
+def counted(found: CountedTensors, symmetry: Symmetry, options: Options) -> str:
     """Which parameters the norm is taken of."""
-    folded = sum(item.channels is not None for item in objective.counted)
-    roles = Counter(symmetry.roles.get(item.parameter, "") for item in objective.counted if item.channels is None)
+    folded = sum(item.channels is not None for item in found.tensors)
+    roles = Counter(symmetry.roles.get(item.parameter, "") for item in found.tensors if item.channels is None)
     weights = plural(roles["weight"] + folded, "weight tensor") + (
         f", {folded:,} of them with a BatchNorm folded in" if folded else ""
     )

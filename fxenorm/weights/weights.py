@@ -73,7 +73,7 @@ class Weights:
         replicas: Replicas | None = None,
     ) -> None:
         self.analysis, self.model, self.ranks, self.replicas = analysis, model, ranks, replicas
-        self.read = model_tensors(model, analysis.symmetry, analysis.objective.folded_names)
+        self.read = model_tensors(model, analysis.symmetry, analysis.counted.folded_names)
         self.tensors = {name: tensor for name, tensor in self.read.items() if name in analysis.symmetry.exponents}
         self.twins = twins(model, analysis.symmetry)
         self.given = [one.tensors(model) for one in tracked]
@@ -83,7 +83,7 @@ class Weights:
         self._statistics: dict[str, Tensor] | None = None
         self.failures: list[BaseException] = []
         self._held: Mask | None = None
-        first = analysis.objective.counted[0].parameter if analysis.objective.counted else next(iter(self.tensors), None)
+        first = analysis.counted.tensors[0].parameter if analysis.counted.tensors else next(iter(self.tensors), None)
         self.device = self.read[first].device if first is not None else torch.device("cpu")
         self.spread = self._spread()
 
@@ -115,7 +115,7 @@ class Weights:
     @property
     def program(self) -> ReduceProgram:
         """The program of this process's part of the objective, on the device where sums and log-scales live."""
-        whole = self.analysis.objective.program
+        whole = self.analysis.counted.program
         return (whole if self.spread is None else self.spread.local.program).to(self.device)
 
     @cached_property
@@ -255,7 +255,7 @@ class Weights:
     @property
     def repeatable(self) -> bool:
         """Whether the next call may use the same view: a process's part is looked up anew, and statistics change."""
-        return self.ranks is None and (self.replicas is None or not self.analysis.objective.statistics)
+        return self.ranks is None and (self.replicas is None or not self.analysis.counted.statistics)
 
     def moved_ids(self) -> set[int]:
         """ids of the parameters that `step` moves, and of their tracked copies."""
@@ -285,15 +285,15 @@ class Weights:
 
         Replicas take the statistics of the first of them, by one broadcast.
         """
-        objective = self.analysis.objective
+        counted = self.analysis.counted
         if self.spread is not None:
             return self.spread.gather()
-        if self.replicas is None or not objective.statistics:
-            return objective.gather(self.read)
+        if self.replicas is None or not counted.statistics:
+            return counted.gather(self.read)
         if self._statistics is None:
-            own = {name: self.read[name] for name in objective.statistics}
+            own = {name: self.read[name] for name in counted.statistics}
             self._statistics = agreed_values(self.replicas.group, own)
-        return objective.gather({**self.read, **self._statistics})
+        return counted.gather({**self.read, **self._statistics})
 
     def within_now(self) -> tuple[Weights, CurrentObjective, Movable]:
         """The same tensors as `balance` sees them: as `within`, but by the current weights; waits for the device."""
@@ -328,7 +328,7 @@ class Weights:
         groups = analysis.on_device("solver groups", analysis.solver_groups, self.device).to(torch.int64)
         order, whole, positions = analysis.group_order, None, None
         if spread is not None:
-            order, whole, positions = spread.order, analysis.objective.program.to(self.device), spread.local.positions
+            order, whole, positions = spread.order, analysis.counted.program.to(self.device), spread.local.positions
         return CurrentObjective(
             self.backend, program, matrices, held, limit, groups, order, whole=whole, positions=positions, sums=self.sums
         )
@@ -337,7 +337,7 @@ class Weights:
         """By layer, the p-norm of its counted tensors, without layer weights."""
         members: dict[str, list[Tensor]] = {}
         (energies,) = objective.energies([log_scales])
-        for item, energy in zip(self.analysis.objective.counted, energies.unbind(), strict=True):
+        for item, energy in zip(self.analysis.counted.tensors, energies.unbind(), strict=True):
             members.setdefault(item.layer, []).append(energy)
         p = self.analysis.options.p
         if math.isinf(p):

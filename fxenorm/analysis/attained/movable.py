@@ -55,7 +55,7 @@ def movable(analysis: Analysis, frozen: frozenset[str], rounded: frozenset[str] 
     def make() -> Movable:
         """Decides by the exponents alone."""
         found = free(analysis, frozen, rounded)
-        return with_minimum(analysis, found, exponent_rows(found.analysis.objective.program))
+        return with_minimum(analysis, found, exponent_rows(found.analysis.counted.program))
 
     found: Movable = analysis.remembered(("movable", frozen, rounded), make)
     return found
@@ -88,7 +88,7 @@ def with_minimum(analysis: Analysis, free: Movable, rows: ExponentRows, sums: Su
         rows: the counted entries' exponents in the basis of `free`.
         sums: log N and log P of the current weights there; None: no weight is zero.
     """
-    program = free.analysis.objective.program
+    program = free.analysis.counted.program
     reasons = one_sided_reasons(program.counted_negative.numpy(), program.counted_positive.numpy())
     if sums is not None:
         reasons = [*reasons, *dead_reasons(*sums)]

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ...analysis.analysis import Analysis
-from ...analysis.counted import Counted
+from ...analysis.counted import CountedTensor
 from ...distributed.dtensors import is_distributed, local_part
 from ...distributed.layout import Layout, layout_of, placements_of, whole
 from ...distributed.ranks import Ranks
 from ...kernels.program import ReduceProgram, ScaleTarget, TermTensors, build_program
 from ...kernels.terms import normalise
 
-__all__ = ["LocalObjective", "empty_objective", "local_objective", "local_target", "put_together"]
+__all__ = ["LocalObjective", "local_objective", "local_target", "put_together"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class LocalObjective:
 
     Attributes:
         program: over its parts of counted tensors; with the degree of the whole.
-        positions: (blocks,) the place of each in ``Objective.counted``.
+        positions: (blocks,) the place of each in ``CountedTensors.counted``.
         layouts: by block, which part of that tensor it is.
         joined: vectors of folded BatchNorms that are cut in another way than the layer they are folded into, so that every
             process needs all of each.
@@ -52,7 +52,7 @@ def local_objective(analysis: Analysis, tensors: Mapping[str, Tensor], ranks: Ra
     Raises:
         RescaleError: see `layout_of`.
     """
-    read = sorted({item.parameter for item in analysis.objective.counted} | analysis.objective.folded_names)
+    read = sorted({item.parameter for item in analysis.counted.tensors} | analysis.counted.folded_names)
     key = ("objective", ranks.rank, ranks.first_rank, tuple((name, placements_of(tensors[name])) for name in read))
     known: LocalObjective | None = analysis.parts.get(key)
     if known is None:
@@ -60,16 +60,11 @@ def local_objective(analysis: Analysis, tensors: Mapping[str, Tensor], ranks: Ra
     return known
 
 
-def empty_objective(analysis: Analysis) -> LocalObjective:
-    """That of a process which has nothing to add."""
-    return _assembled(analysis, [], (), ())
-
-
 def _build(analysis: Analysis, tensors: Mapping[str, Tensor], ranks: Ranks) -> LocalObjective:
     """See `local_objective`."""
     members: list[tuple[int, Layout]] = []
     joined: dict[str, None] = {}
-    for position, item in enumerate(analysis.objective.counted):
+    for position, item in enumerate(analysis.counted.tensors):
         name, vectors = _layout_name(item, tensors), _vectors(item)
         if not _is_aligned(item, tensors):
             joined.update(dict.fromkeys(vectors))
@@ -85,14 +80,14 @@ def _assembled(
     analysis: Analysis, positions: Sequence[int], layouts: tuple[Layout, ...], joined: tuple[str, ...]
 ) -> LocalObjective:
     """The program for some parts of counted tensors."""
-    objective, count = analysis.objective, analysis.symmetry.num_scales
+    counted_tensors, count = analysis.counted, analysis.symmetry.num_scales
     counted = []
     for position, layout in zip(positions, layouts, strict=True):
-        item = objective.counted[position]
+        item = counted_tensors.tensors[position]
         terms = [(coefficient, layout.cut(ids)) for coefficient, ids in normalise(item.terms, len(item.shape))]
         counted.append((layout.local_shape, terms, item.log_weight))
-    whole_program = objective.program
-    offsets = [objective.counted[position].offset for position in positions]
+    whole_program = counted_tensors.program
+    offsets = [counted_tensors.tensors[position].offset for position in positions]
     program = replace(
         build_program(counted, count, analysis.options.p, offsets),
         degree=whole_program.degree,
@@ -105,7 +100,7 @@ def _assembled(
     return LocalObjective(program, torch.tensor(positions, dtype=torch.int64, device="cpu"), layouts, joined, reference)
 
 
-def _layout_name(item: Counted, tensors: Mapping[str, Tensor]) -> str:
+def _layout_name(item: CountedTensor, tensors: Mapping[str, Tensor]) -> str:
     """The tensor by whose layout a counted one is cut: itself; for a folded bias, the first of its vectors that is cut."""
     if item.fold is None or item.channels is not None:
         return item.parameter
@@ -113,7 +108,7 @@ def _layout_name(item: Counted, tensors: Mapping[str, Tensor]) -> str:
     return next((name for name in vectors if is_distributed(tensors[name])), vectors[0])
 
 
-def _vectors(item: Counted) -> list[str]:
+def _vectors(item: CountedTensor) -> list[str]:
     """The names of the vectors by which a folded BatchNorm changes a layer's weight or bias."""
     fold = item.fold
     if fold is None:
@@ -124,7 +119,7 @@ def _vectors(item: Counted) -> list[str]:
     return [name for name in names if name is not None]
 
 
-def _is_aligned(item: Counted, tensors: Mapping[str, Tensor]) -> bool:
+def _is_aligned(item: CountedTensor, tensors: Mapping[str, Tensor]) -> bool:
     """Whether every process holds the entries of a fold's vectors that its part of the layer needs."""
     fold = item.fold
     if fold is None:
@@ -151,7 +146,7 @@ def put_together(
     """
     found: dict[str, Tensor] = {}
     shared: list[Tensor] = []
-    for name in sorted(analysis.objective.folded_names):
+    for name in sorted(analysis.counted.folded_names):
         tensor = tensors[name]
         if tensor.ndim > 1 or not is_distributed(tensor):
             found[name] = tensor

@@ -52,12 +52,12 @@ class Spread:
 
     def gather(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """Returns this process's parts of the counted tensors, and their factors."""
-        local, objective = self.local, self._analysis.objective
+        local, counted = self.local, self._analysis.counted
         positions = local.positions.tolist()
-        if not objective.folded_names:
-            parts = [local_part(self._read[objective.counted[position].parameter]) for position in positions]
+        if not counted.folded_names:
+            parts = [local_part(self._read[counted.tensors[position].parameter]) for position in positions]
             return parts, [None] * len(positions)
-        tensors, factors = objective.gather_whole({**self._read, **self._put_together(self.ranks.total)})
+        tensors, factors = counted.gather_whole({**self._read, **self._put_together(self.ranks.total)})
         found: list[Tensor] = []
         found_factors: list[Tensor | None] = []
         for position, layout in zip(positions, local.layouts, strict=True):
