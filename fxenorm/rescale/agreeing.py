@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Looked(NamedTuple):
-    """What a call has looked up and checked before it writes.
+    """The tensors, targets and log-scales that a call has looked up and checked before it writes.
 
     Attributes:
         weights: the model's tensors.
@@ -40,7 +40,7 @@ class Looked(NamedTuple):
 
 
 def meeting_of(analysis: Analysis, ranks: Ranks) -> Meeting:
-    """How the processes agree over which a model is spread."""
+    """Returns the meeting of the processes over which a model is spread."""
     return Meeting(ranks, analysis.options.p, analysis.least_message)
 
 
@@ -76,7 +76,7 @@ def statement_of(analysis: Analysis, words: Sequence[str], optimizers: Sequence[
 
 
 def _said_of_log_scales(log_scales: Tensor) -> str:
-    """A hash of numbers, with one by which people can tell them apart."""
+    """Returns a hash of log-scales and the largest of them, by which people can tell two apart."""
     values = log_scales.detach().to("cpu", torch.float64).contiguous()
     largest = float(values.abs().amax()) if values.numel() else 0.0
     return f"{hashlib.sha256(values.numpy().tobytes()).hexdigest()[:12]} (largest {largest:.6g})"
@@ -107,7 +107,7 @@ def _words_of_copies(weights: Weights) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Solved(Generic[T]):
-    """Log-scales that were solved for.
+    """Log-scales that a solver has found, and the report on them.
 
     Attributes:
         weights: in whose basis they are.

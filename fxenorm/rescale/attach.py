@@ -98,16 +98,16 @@ class Attachment:
         return Looked(weights, weights.no_targets())
 
     def __enter__(self) -> Attachment:
-        """Itself."""
+        """Returns the handle itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Removes it."""
+        """Takes the hooks off at the end of the block."""
         self.remove()
 
     @property
     def steps(self) -> int:
-        """Optimizer steps counted so far; waits for the device where a GradScaler drives a fused optimizer."""
+        """The number of optimizer steps counted so far; waits for the device where a GradScaler drives a fused optimizer."""
         return self._rounds - (0 if self._skipped is None else int(self._skipped))
 
     def remove(self) -> None:
@@ -117,7 +117,7 @@ class Attachment:
         self._hooks = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs: the count, who has stepped since, and the plan's fingerprint; see `steps` for the wait.
+        """Returns a checkpoint's state: the count, who has stepped since, and the plan's fingerprint; waits as `steps` does.
 
         Of those who have stepped it says too whether a GradScaler has skipped all of these steps.
         """
@@ -199,7 +199,7 @@ class Attachment:
         return any(parameter.requires_grad for parameter in self._rescaler.model.parameters())
 
     def _owners(self) -> set[int]:
-        """ids of the optimizers without whose step a round is not over: those that hold a parameter of the model."""
+        """Returns the ids of the optimizers without whose step a round is not over: those that hold a parameter of the model."""
         if len(self._optimizers) == 1:
             return {id(self._optimizers[0])}
         try:
@@ -216,14 +216,14 @@ class Attachment:
         return after > 0 and after % options.every == 0 and (options.stop is None or count <= options.stop)
 
     def _is_due_on_device(self, count: Tensor) -> Tensor:
-        """`_is_due` of a 0-d tensor, without reading it."""
+        """Whether the count-th step is due, as a 0-d bool on the device; reads nothing."""
         options, after = self._options, count - self._options.start
         due = (after > 0) & (after % options.every == 0)
         return due if options.stop is None else due & (count <= options.stop)
 
 
 def _hooked(followed: Sequence[Optimizer]) -> tuple[Optimizer, ...]:
-    """The optimizers that are hooked into: wrappers call those in them, whose hooks are enough."""
+    """Returns the optimizers that are hooked into: wrappers call those in them, whose hooks are enough."""
     return tuple(one for one in followed if held_by(one) is None)
 
 

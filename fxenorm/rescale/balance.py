@@ -29,18 +29,20 @@ _ROOM = "not attained: beyond it an entry of a tensor that follows would overflo
 _AT_LIMIT = "not attained: it reached max_log_scale"
 _AT_CAP = "not attained: the norm still falls where its factor leaves the range of numbers"
 _CAP = 300.0
-"""The largest |log-scale| without max_log_scale: two of them together still fit into a float64."""
+"""The largest |log-scale| without max_log_scale: exp(2 * 300) still fits into a float64, which ends at exp(709)."""
 
 _MOST_ROUNDS = 6
-"""Solutions before all variables are kept to their rooms."""
+"""Solutions before all variables are kept to their rooms: each flags more, and a seventh pass over the weights would cost more
+than the freedom of those that are left is worth. A choice, not a measurement."""
 
 _AT_ENDS = 300
-"""Newton's iterations at most where variables are kept to their rooms: between many ends it may creep."""
+"""Newton's iterations at most where variables are kept to their rooms, some ten times what it needs without: between many ends
+it may creep. A choice, not a measurement."""
 
 
 @dataclass(frozen=True)
 class BalanceResult:
-    """What `Plan.balance` did; print it to see before and after, since the model's outputs do not change.
+    """The report of `Plan.balance`; print it to see before and after, since the model's outputs do not change.
 
     Attributes:
         converged: whether the imbalance over all variables that are not held fell to the tolerance.
@@ -71,7 +73,7 @@ class BalanceResult:
     rounded: int = 0
 
     def __str__(self) -> str:
-        """Before and after, in a few lines."""
+        """Returns norms and imbalance before and after, in a few lines."""
         ending = "converged" if self.converged else "NOT converged"
         lines = [
             f"balance: {ending} after {plural(self.iterations, 'iteration')} of {self.solver} "
@@ -109,7 +111,7 @@ def balance(
     optimizers = unwrap_optimizers(optimizer)
 
     def targets_of(other: Weights) -> Targets:
-        """Finds what follows, in the basis of a weights."""
+        """Finds what follows, in the basis of these weights."""
         return targets if other.analysis is whole.analysis else other.targets(optimizers, frozen=False, state=state)
 
     result = _balanced(whole, targets_of, tol=tol, max_iterations=max_iterations)
@@ -127,7 +129,7 @@ def _balanced(whole: Weights, targets_of: Callable[[Weights], Targets], *, tol: 
     targets: Targets | None = None
 
     def solve() -> Solved[BalanceResult]:
-        """All that comes before the writes."""
+        """Does all that comes before the writes."""
         nonlocal targets
         found, targets = _solved(whole, targets_of, tol=tol, max_iterations=max_iterations)
         return found
@@ -224,7 +226,7 @@ def _within_rooms(
 
 
 def solver_for(options: Options) -> str:
-    """The solver of `balance`: the one that is named where that says more than how a step's cycle works, else the fastest.
+    """Returns the solver of `balance`: the named one where that says more than how a cycle works, else the fastest.
 
     Newton's method needs derivatives, which p = inf has not; there Gauss-Seidel cycles equalise the ranges.
     """
@@ -232,5 +234,5 @@ def solver_for(options: Options) -> str:
 
 
 def _floats(norms: Mapping[str, Tensor]) -> dict[str, float]:
-    """0-d tensors as numbers, in one transfer."""
+    """Returns 0-d tensors as numbers, in one transfer."""
     return dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True)) if norms else {}

@@ -21,6 +21,7 @@ QUANTISED = (
 _PLACES = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.quantization.", "torchao.", "bitsandbytes.")
 _OPERATORS = ("quantize_per", "dequantize_per", "choose_qparams", "fake_quantize", "access_subclass_inner_tensor")
 _MOST = 4
+"""Operators that a warning lists: it stays one sentence, and ``print(plan)`` says the rest."""
 
 
 def say_if_nothing_moves(rescaler: Rescaler, call: str) -> None:
@@ -40,7 +41,7 @@ def say_if_nothing_moves(rescaler: Rescaler, call: str) -> None:
 
 
 def why_no_scale(model: nn.Module, symmetry: Symmetry) -> str:
-    """What holds every channel of a model."""
+    """Returns in words the reasons why every channel of a model is held."""
     if is_quantised(model, symmetry):
         return QUANTISED
     reasons = [output_lines(symmetry.fixed_by_output, symmetry.outputs)[0]] if symmetry.fixed_by_output else []

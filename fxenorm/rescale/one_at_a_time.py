@@ -22,13 +22,13 @@ class OneAtATime:
         self._renew()
 
     def _renew(self) -> None:
-        """A lock of this process: in a child of a fork the old one may be held by a thread that is not there."""
+        """Makes a lock of this process: in a child of a fork the old one may be held by a thread that is not there."""
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._depth, self._threads = 0, 0
 
     def __enter__(self) -> None:
-        """Waits for other threads' calls."""
+        """Waits until no other thread is in a call."""
         if os.getpid() != self._process:
             self._renew()
         self._lock.acquire()
@@ -39,7 +39,7 @@ class OneAtATime:
                 torch.set_num_threads(1)
 
     def __exit__(self, *error: object) -> None:
-        """Lets the next one in."""
+        """Lets the next thread in."""
         self._depth -= 1
         if self._depth == 0 and self._threads > 1:
             torch.set_num_threads(self._threads)

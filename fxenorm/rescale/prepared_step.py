@@ -208,7 +208,7 @@ def _distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _values(dicts: Iterable[dict[Any, Any]]) -> Iterable[Any]:
-    """All values of some dicts, in order."""
+    """Returns the values of all dicts, in order."""
     return chain.from_iterable(map(dict.values, dicts))
 
 
@@ -218,7 +218,7 @@ def _groups_of(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
 
 
 def _group(group: dict[str, Any]) -> list[Any]:
-    """The options of a group of an optimizer that may matter to its state."""
+    """Returns the options of an optimizer's group that may matter to its state."""
     return [value for key, value in group.items() if key not in _FREE_OPTIONS]
 
 
@@ -242,7 +242,7 @@ def _same_values(some: Iterable[Any], others: Iterable[Any]) -> bool:
 
 
 def _places(tensors: Sequence[Tensor]) -> tuple[array[int], list[torch.dtype]]:
-    """By tensor, where it lies, how, and of what type and shape it is; numbers in one piece of memory, which is read faster."""
+    """Returns by tensor address, strides, shape and type; the numbers in one piece of memory, which is read faster."""
     numbers = _addresses(tensors)
     numbers.extend(chain.from_iterable(map(Tensor.stride, tensors)))
     numbers.extend(chain.from_iterable(map(attrgetter("shape"), tensors)))

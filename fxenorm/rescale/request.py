@@ -1,4 +1,4 @@
-"""What a step is asked to do, checked once and carried as one value."""
+"""The arguments of a step, checked once and carried as one value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["StepRequest"]
 
 @dataclass(frozen=True)
 class StepRequest:
-    """What a step was asked to do; see `fxenorm.Plan.step`.
+    """The arguments of one step, checked once; see `fxenorm.Plan.step`.
 
     Attributes:
         optimizer, cycles, grads, state, agree_every: see there.

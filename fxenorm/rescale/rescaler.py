@@ -1,4 +1,4 @@
-"""`Rescaler`: one plan at work on one model, and what its last call has left for the next one."""
+"""`Rescaler`: one plan at work on one model, and what lasts from call to call."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["LastStep", "Rescaler"]
 
 @dataclass
 class LastStep:
-    """What a step leaves for the next one.
+    """The lookups of a step that the next one may use again.
 
     Attributes:
         prepared: everything that it has looked up; None: the next step looks it up anew.

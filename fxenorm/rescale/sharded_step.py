@@ -30,7 +30,7 @@ def step_together(
     gate: Tensor | None,
     error: BaseException | None,
 ) -> None:
-    """See `fxenorm.rescale.step.step`.
+    """Makes a step on a model that is spread over processes; see `fxenorm.rescale.step.step`.
 
     What goes wrong on one process raises there, and nothing moves on any: on a CPU the others raise in the same call, on a
     device, for which nothing waits, in a later one.
@@ -70,7 +70,7 @@ def step_together(
 
 
 class _Step:
-    """What one step has looked up and read before the first collective.
+    """The tensors and sums that one step has looked up before the first collective.
 
     Args:
         rescaler, request, optimizers, gate: see `step_together`.
@@ -90,7 +90,7 @@ class _Step:
         self.own_logs = None if self.spread.joins else self._read()
 
     def _read(self) -> Tensor:
-        """(2 K,) log N and log P of this process's part."""
+        """Returns (2 K,) log N and log P of this process's part."""
         if needs_one_sum(self.weights, self._count):
             return torch.cat(self.weights.own_log_sums())
         self._objective = self.weights.objective(self.weights.held_mask())
@@ -112,14 +112,14 @@ class _Step:
         negative, positive = logs.chunk(2)
 
         def log_scales() -> Tensor:
-            """(K,) of all cycles, 0 where nothing is to move; one collective a cycle but for the first."""
+            """Returns (K,) log-scales of all cycles, 0 where nothing is to move; one collective a cycle but for the first."""
             total = within_limit(weights, rooms, self._count, (negative, positive), self._objective)
             return torch.where(answer.goes_on, total, 0.0)
 
         total = None if needs_one_sum(weights, self._count) else log_scales()
 
         def rescale() -> None:
-            """What every process does without another word."""
+            """Rescales, as every process does without another word."""
             targets.apply(log_scales() if total is None else total)
 
         with weights.journal.promised(rescale, targets.tensors):

@@ -24,7 +24,7 @@ __all__ = ["step"]
 
 
 def step(rescaler: Rescaler, request: StepRequest, gate: Tensor | None = None) -> None:
-    """`Plan.step`; with a 0-d bool tensor as gate, nothing moves where that is False, and nothing waits for it.
+    """Makes a step; with a 0-d bool tensor as gate, nothing moves where that is False, and nothing waits for it.
 
     But for ``state="reset"``: whether an optimizer has state at all is known to the host alone, which has to read the gate.
     """
@@ -33,7 +33,7 @@ def step(rescaler: Rescaler, request: StepRequest, gate: Tensor | None = None) -
 
 
 def _step(rescaler: Rescaler, request: StepRequest, gate: Tensor | None) -> None:
-    """`step`, while no other thread is in a call of this plan."""
+    """Makes a step while no other thread is in a call of this plan."""
     error: BaseException | None = None
     optimizers: tuple[Optimizer, ...] = ()
     last, rescaler.last_step.prepared = rescaler.last_step.prepared, None
@@ -71,7 +71,7 @@ def _step(rescaler: Rescaler, request: StepRequest, gate: Tensor | None) -> None
 
 
 def _may_repeat(rescaler: Rescaler, request: StepRequest, optimizers: Sequence[Optimizer], gate: Tensor | None) -> bool:
-    """Whether what the last step has looked up may serve this one, as far as the call itself says."""
+    """Whether the last step's lookups may serve this one, as far as the call itself says."""
     # load_state_dict gives an optimizer another dict, and leaves the one that is known here as it was.
     known, rescaler.last_step.states = rescaler.last_step.states, [one.state for one in optimizers]
     if rescaler.journal.is_open or len(known) != len(optimizers):
@@ -83,7 +83,7 @@ def _may_repeat(rescaler: Rescaler, request: StepRequest, optimizers: Sequence[O
 
 @dataclass
 class _Found:
-    """What a step has looked up.
+    """The lookups of one step.
 
     Attributes:
         looked: the model's tensors and what follows.
@@ -94,7 +94,7 @@ class _Found:
     prepared: PreparedStep | None
 
     def move(self, rescaler: Rescaler, cycles: int, gate: Tensor | None) -> None:
-        """Rescales."""
+        """Multiplies what was found: nothing where no scale is free."""
         if not rescaler.num_scales:
             return
         if self.prepared is not None:
@@ -110,7 +110,7 @@ class _Found:
 def _look_up(
     rescaler: Rescaler, request: StepRequest, optimizers: Sequence[Optimizer], last: PreparedStep | None, gate: Tensor | None
 ) -> _Found:
-    """What is multiplied, checked; the last step's where that still holds."""
+    """Returns what is multiplied, checked; the last step's lookups where they still hold."""
     if last is not None:
         found = _Found(Looked(last.weights, last.targets), last)
     else:
@@ -134,7 +134,7 @@ def _step_with_others(
     gate: Tensor | None,
     error: BaseException | None,
 ) -> None:
-    """One of many processes with a copy each: all agree once all of them know what to multiply, and before any does."""
+    """Makes a step as one of many processes with a copy each: all agree once they know what to multiply, and before any does."""
     with signals_held_back():
         try:
             if error is not None:
@@ -153,7 +153,7 @@ def _step_with_others(
             return
 
         def rescale() -> None:
-            """What every process does without another word."""
+            """Rescales, as every process does without another word."""
             found.move(rescaler, request.cycles, closed)
 
         with rescaler.journal.promised(rescale, found.looked.targets.tensors):
@@ -161,7 +161,7 @@ def _step_with_others(
 
 
 def _statement(rescaler: Rescaler, request: StepRequest, optimizers: Sequence[Optimizer], found: _Found) -> Statement:
-    """What this process says; made once where steps repeat."""
+    """Returns the statement of this process; makes it once where steps repeat."""
     said, prepared = request.words(), found.prepared
     if prepared is None:
         return statement_of(rescaler.analysis, said, optimizers, found.looked)

@@ -73,7 +73,7 @@ class LeftGradients:
         return self._give_up() if any(question.answer() for question in self._asked) else False
 
     def _give_up(self) -> bool:
-        """True, and nothing is looked for from here on."""
+        """Returns True, and looks for nothing from here on."""
         self._found, self._asked, self._now = True, [], []
         self._last.clear()
         return True
@@ -88,7 +88,7 @@ class LeftGradients:
 
 @dataclass(eq=False)
 class _Seen:
-    """One optimizer at one call.
+    """One optimizer as it was at one call.
 
     Attributes:
         weights: of the model.
@@ -114,7 +114,7 @@ class _Seen:
 
     @property
     def gradient(self) -> Tensor | None:
-        """The gradient, if it still exists."""
+        """The gradient that was there, if it still exists."""
         return None if self.reference is None else self.reference()
 
     @property
