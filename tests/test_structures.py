@@ -345,7 +345,7 @@ def test_large_systems_are_solved_as_small_ones_are(name: str, monkeypatch: pyte
     """Repetitions are looked for in large systems only, and leave the answer as it is."""
     model, plan, inputs = analysed(name)
     monkeypatch.setattr("fxenorm.field.equations._LARGE", 1)
-    monkeypatch.setattr("fxenorm.symmetry.express.LARGE", 1)
+    monkeypatch.setattr("fxenorm.symmetry.repeated_rows.LARGE", 1)
     found = find_symmetry(trace_model(model, inputs), model)
     assert found.num_scales == plan.num_scales and found.exponents.keys() == plan.exponents.keys()
     assert [group.stop for group in map(lambda g: g.variables, plan.groups)] == found.group_starts[1:].tolist()

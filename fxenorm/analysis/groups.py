@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..symmetry.express import first_rows
+from ..symmetry.repeated_rows import first_rows
 from ..symmetry.symmetry import Site, Symmetry, Term
 
 __all__ = [

@@ -57,7 +57,8 @@ def compress(ids: Ids, axes: Iterable[int] | None = None) -> Ids:
     for axis in range(ids.ndim) if axes is None else axes:
         if ids.shape[axis] > 1:
             first = ids.take([0], axis=axis)
-            if (ids == first).all():
+            # Nearly always the last place tells that they vary.
+            if (ids.take([-1], axis=axis) == first).all() and (ids == first).all():
                 ids = first
     return ids
 
@@ -69,12 +70,22 @@ def simplify(terms: Iterable[Term]) -> tuple[Term, ...]:
         if ids.size == 1 and ids.item() == FIXED:
             continue
         for position, (other_coefficient, other) in enumerate(kept):
-            if other is ids or (other.shape == ids.shape and np.array_equal(other, ids)):
+            if other is ids or _equal(other, ids):
                 kept[position] = (coefficient + other_coefficient, ids)
                 break
         else:
             kept.append((coefficient, ids))
-    return tuple((coefficient, ids) for coefficient, ids in kept if coefficient != 0 and not (ids == FIXED).all())
+    return tuple((coefficient, ids) for coefficient, ids in kept if coefficient != 0 and not _all_fixed(ids))
+
+
+def _equal(one: Ids, other: Ids) -> bool:
+    """Returns whether the arrays are equal; mostly their first entry tells that they are not."""
+    return one.shape == other.shape and (not one.size or one.item(0) == other.item(0)) and np.array_equal(one, other)
+
+
+def _all_fixed(ids: Ids) -> bool:
+    """Returns whether no entry is a variable; mostly the first is one."""
+    return not ids.size or (ids.item(0) == FIXED and bool((ids == FIXED).all()))
 
 
 def align(field: ScaleField, shape: tuple[int, ...]) -> ScaleField:

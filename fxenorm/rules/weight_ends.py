@@ -58,10 +58,12 @@ def note_weight(
     if not weight.name or weight.name in ends.whole or isinstance(weight.value, AnyField):
         return
     own = call.parameters.look(weight.value) if isinstance(weight.value, ParameterView) else weight.value
-    if not isinstance(own, ScaleField) or not ends.new_part(weight.name, own):
+    if not isinstance(own, ScaleField):
         return
     if weight.first:
         ends.whole.add(weight.name)
+    elif not ends.new_part(weight.name, own):
+        return
     sizes = _sizes(call, weight, own)
     position = {letter: k for k, letter in enumerate(order)}
     for side, terms, letters in (("input", other, other_letters), ("output", out, out_letters)):

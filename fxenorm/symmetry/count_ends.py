@@ -12,6 +12,7 @@ import numpy as np
 from ..field import FIXED, NEVER, End, Equations, Ids, ScaleField, Solution, Term, solve
 from .account import AccountRow, ChannelAccount, Kind
 from .express import Expander
+from .repeated_rows import ShortFields
 from .replay import Rows, dependent
 from .walk import Walk
 
@@ -33,6 +34,7 @@ def count_ends(
     roles: Mapping[str, str],
     seen: int,
     second: int | None,
+    short: ShortFields,
 ) -> ChannelAccount:
     """Counts every channel end of every counted weight: free, fixed or tied away.
 
@@ -44,6 +46,7 @@ def count_ends(
         roles: by parameter, its role; "weight" and "gamma" are counted.
         seen: number of origins that the solution knows of.
         second: the first origin of the second size, None without one.
+        short: the fields of parameters with repeated rows once.
     """
     counted = [name for name, role in roles.items() if role in ("weight", "gamma") and name in walk.parameters.fields]
     ends = _ends(walk, counted, exponents, seen)
@@ -58,7 +61,7 @@ def count_ends(
     tied = _tied(forms, np.flatnonzero(moves), given, solution)
     for number, count in sorted(tied.items()):
         account.add("tied", number, count)
-    unmoved = _unmoved(walk, counted, solution)
+    unmoved = _unmoved(walk, counted, solution, short)
     free = solution.matrix.shape[1] - unmoved.shape[1]
     together = _rank(final @ unmoved)
     if together:
@@ -249,15 +252,12 @@ def _with_ends(rows: Rows, part: Any, origin: Ids, zero: Any, solution: Solution
     )
 
 
-def _unmoved(walk: Walk, counted: Sequence[str], solution: Solution) -> Any:
-    """(free variables, dimension) a basis of what moves no counted weight."""
+def _unmoved(walk: Walk, counted: Sequence[str], solution: Solution, short: ShortFields) -> Any:
+    """Returns (free variables, dimension) a basis of the rescalings that move no counted weight."""
     expander = Expander(solution.matrix)
     equations = Equations(solution.matrix.shape[1])
-    for name in counted:
-        field = walk.parameters.fields[name]
-        whole = ScaleField(field.shape, expander.terms(field.terms))
-        rest = equations.require_constant(whole, range(len(whole.shape))[::-1], 0)
-        equations.require_zero(rest, 0)
+    for field in short.of({name: walk.parameters.fields[name] for name in counted}).values():
+        field.over(expander).require_zero(equations)
     return solve(equations).matrix
 
 

@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..field import Equations, Ids, ScaleField, Term, compress, simplify, solve
+from ..field import Equations, Ids, Term, compress, simplify, solve
+from .repeated_rows import RepeatedRows, ShortField
 
-__all__ = ["Expander", "coprime_signs", "first_rows", "group_order", "redundant_variables", "variables_in"]
-
-LARGE = 10_000
-"""Arrays with fewer ids than this are not searched for repeated rows."""
+__all__ = ["Expander", "coprime_signs", "group_order", "redundant_variables"]
 
 
 class Expander:
@@ -55,13 +53,12 @@ class Expander:
         known = self._cache.get(id(ids))
         if known is not None:
             return known[1]
-        blocks = _blocks(ids)
-        if blocks is None:
+        rows = RepeatedRows.of([ids])
+        if rows is None:
             found = self._expand_entries(ids)
         else:
-            kept, place = blocks
-            small = self._expand_entries(ids[kept])
-            found = [(c, expanded if expanded.shape[0] == 1 else expanded[place]) for c, expanded in small]
+            small = self._expand_entries(ids[rows.kept])
+            found = [(c, expanded if expanded.shape[0] == 1 else expanded[rows.place]) for c, expanded in small]
         # Operators hand id arrays on unchanged, so the same array comes again and again; it is kept alive beside its answer.
         self._cache[id(ids)] = (ids, found)
         return found
@@ -95,34 +92,16 @@ class Expander:
         return [(value, slots[value, rank].reshape(ids.shape)) for value, rank in sorted(slots, reverse=True)]
 
 
-def first_rows(ids: Ids) -> Any:
-    """(rows,) bool: the rows that do not repeat the one before (the groups of a convolution do); None for small arrays."""
-    if ids.ndim < 2 or ids.size < LARGE:
-        return None
-    return np.append(True, (ids[1:] != ids[:-1]).any(axis=tuple(range(1, ids.ndim))))
-
-
-def _blocks(ids: Ids) -> tuple[Ids, Ids] | None:
-    """The rows to keep of an array that is mostly repeated rows, and each row's place among them; None for other arrays."""
-    first = first_rows(ids)
-    if first is None or 2 * np.count_nonzero(first) > len(ids):
-        return None
-    return np.flatnonzero(first), np.cumsum(first) - 1
-
-
-def redundant_variables(exponents: Mapping[str, tuple[tuple[int, ...], tuple[Term, ...]]], count: int) -> Ids:
+def redundant_variables(exponents: Mapping[str, ShortField], count: int) -> Ids:
     """Variables that can be fixed to zero without losing a rescaling: combinations of the others undo them in every parameter.
 
     Args:
-        exponents: by name, (shape, terms).
+        exponents: by name, the field.
         count: number of variables.
     """
     equations = Equations(count)
-    for shape, terms in exponents.values():
-        whole = ScaleField(shape, terms)
-        # The last axes first: an input term that also varies along axis 0 (grouped) is reduced before it meets the output's.
-        rest = equations.require_constant(whole, range(len(shape))[::-1], 0)
-        equations.require_zero(rest, 0)
+    for field in exponents.values():
+        field.require_zero(equations)
     kernel = solve(equations).matrix
     redundant: dict[int, int] = {}
     if kernel.shape[1]:
@@ -133,23 +112,13 @@ def redundant_variables(exponents: Mapping[str, tuple[tuple[int, ...], tuple[Ter
     return np.array(sorted(redundant.values()), dtype=np.int64)
 
 
-def variables_in(ids: Ids, count: int) -> Ids:
-    """The variables among ids of `count` variables, each once, in ascending order."""
-    if ids.size < count:
-        present = np.unique(ids)
-        return present[present >= 0]
-    seen = np.zeros(count + 1, dtype=bool)
-    seen[ids] = True
-    return np.flatnonzero(seen[:-1]).astype(np.int64)
-
-
 def coprime_signs(exponents: Mapping[str, tuple[Term, ...]], count: int) -> tuple[Ids, Ids]:
     """By variable, the largest integer that divides all of its exponents, and the sign of the first of them."""
     divisor = np.zeros(count, dtype=np.int64)
     sign = np.zeros(count, dtype=np.int64)
     for terms in exponents.values():
         for coefficient, ids in terms:
-            present = variables_in(ids, count)
+            present = ids[ids >= 0]
             divisor[present] = np.gcd(divisor[present], abs(coefficient))
             sign[present] = np.where(sign[present] == 0, np.sign(coefficient), sign[present])
     return np.maximum(divisor, 1), np.where(sign == 0, 1, sign)
@@ -177,10 +146,10 @@ def group_order(exponents: Mapping[str, tuple[Term, ...]], count: int, first_see
     for terms in exponents.values():
         ports: dict[tuple[int, int], list[Ids]] = {}
         for coefficient, ids in terms:
-            ports.setdefault((varying_axis(ids), coefficient), []).append(variables_in(ids, count))
+            ports.setdefault((varying_axis(ids), coefficient), []).append(ids[ids >= 0])
         for parts in ports.values():
-            present = np.unique(np.concatenate(parts))
-            signature[present] += random.integers(1, 2**63, dtype=np.uint64)
+            # One sum a variable, however often it occurs: numpy assigns, it does not add up.
+            signature[np.concatenate(parts)] += random.integers(1, 2**63, dtype=np.uint64)
     _, group = np.unique(signature, return_inverse=True)
     start = np.full(count and group.max() + 1, np.iinfo(np.int64).max, dtype=np.int64)
     np.minimum.at(start, group, first_seen)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from ..errors import UnsupportedOperatorError, warn_user
-from ..field import NEVER, Equations, Ids, ParameterFields, ScaleField, Solution, Term, compress, merge_entries, solve
+from ..field import NEVER, Equations, Ids, ParameterFields, ScaleField, Solution, Term, compress, solve
 from ..field.structure import select_positions, take_slice
 from ..rules import NO_RULE, RuleOptions, is_floating
 from ..trace.outputs import check_patterns
@@ -21,6 +21,7 @@ from .express import Expander, coprime_signs, group_order, redundant_variables
 from .flow import channels_of, flows_of, sites_of
 from .folds import find_folds
 from .own_rules import warn_of_uncounted
+from .repeated_rows import ShortFields
 from .symmetry import Barrier, OutputUse, Role, Symmetry
 from .unread import unread_positions
 from .walk import Origin, Walk
@@ -71,13 +72,14 @@ def find_symmetry(
     walk = _walk(traced, model, shapes, RuleOptions(batchnorm, biases, frozenset(approximate)), outputs)
     held = _hold_parameters(walk, traced, shapes, aliases, exclude)
     _hold_unread(walk, [path for graph in traced for path in (graph, *graph.paths)])
-    (exponents, starts, expander), barriers, by_output, limits = _common_group(walk, traced, held)
+    short = ShortFields()
+    (exponents, starts, expander), barriers, by_output, limits = _common_group(walk, traced, held, short)
     if on_unknown == "error":
         _refuse_unknown(barriers)
     flows = {mode: flows_of(events, expander, starts) for mode, events in walk.events.items()}
     roles = {name: next(role for role in _ROLE_ORDER if role in seen) for name, seen in walk.roles.items() if name in shapes}
     warn_of_uncounted(walk.unsaid, exponents, roles)
-    account = count_ends(walk, limits[0], exponents, int(starts[-1]), roles, *limits[1:])
+    account = count_ends(walk, limits[0], exponents, int(starts[-1]), roles, *limits[1:], short)
     moved = sorted(walk.movable & exponents.keys())
     buffers = dict(model.named_buffers())
     return Symmetry(
@@ -132,7 +134,7 @@ def _walk(
 
 
 def _common_group(
-    walk: Walk, traced: Sequence[TracedModel], held: set[str]
+    walk: Walk, traced: Sequence[TracedModel], held: set[str], short: ShortFields
 ) -> tuple[_Final, tuple[Barrier, ...], dict[str, int], tuple[Solution, int, int | None]]:
     """Exponents and barriers that hold at the first size and at the second.
 
@@ -140,7 +142,7 @@ def _common_group(
     taken, the number of origins that it knows of, and the first origin of the second size if it was needed.
     """
     solution = solve(walk.equations)
-    final = _final_exponents(walk, solution, held)
+    final = _final_exponents(walk, solution, held, short)
     barriers = _barriers(walk.origins, solution)
     seconds = [graph.second for graph in traced if graph.second is not None]
     origins, fields = len(walk.origins), len(walk.parameters.fields)
@@ -149,15 +151,15 @@ def _common_group(
     for graph in seconds:
         walk.run(graph, events="")
     common = solve(walk.equations)
-    if len(walk.parameters.fields) == fields and _rank(walk, common) == int(final[1][-1]):
+    if len(walk.parameters.fields) == fields and _rank(walk, common, short) == int(final[1][-1]):
         return final, *barriers, (solution, origins, None)
     found = _barriers(walk.origins, common, solution.labels, origins)
-    return _final_exponents(walk, common, held), *found, (common, len(walk.origins), origins)
+    return _final_exponents(walk, common, held, short), *found, (common, len(walk.origins), origins)
 
 
-def _rank(walk: Walk, solution: Solution) -> int:
+def _rank(walk: Walk, solution: Solution, short: ShortFields) -> int:
     """Number of independent scales that move a parameter."""
-    return int(_free_columns(walk, solution).size)
+    return int(_free_columns(walk, solution, short).size)
 
 
 def _second_sizes(traced: Sequence[TracedModel]) -> tuple[tuple[tuple[int, int], ...], ...]:
@@ -279,15 +281,15 @@ def _refuse_unknown(barriers: Sequence[Barrier]) -> None:
         )
 
 
-def _final_exponents(walk: Walk, solution: Solution, held: set[str]) -> _Final:
+def _final_exponents(walk: Walk, solution: Solution, held: set[str], short: ShortFields) -> _Final:
     """The exponents of all parameters over final variables, the starts of the groups, and the way from raw ids there."""
     # What is held is zero everywhere, whatever sums of variables its terms have become.
-    fields = {name: field for name, field in walk.parameters.fields.items() if name not in held}
-    matrix = solution.matrix[:, _free_columns(walk, solution)]
+    fields = {name: field for name, field in short.of(walk.parameters.fields).items() if name not in held}
+    matrix = solution.matrix[:, _free_columns(walk, solution, short)]
     matrix.eliminate_zeros()
     count = matrix.shape[1]
     second = Expander(matrix)
-    exponents = {name: merge_entries(second.terms(field.terms)) for name, field in fields.items()}
+    exponents = {name: field.over(second).merged().terms for name, field in fields.items()}
     divisor, sign = coprime_signs(exponents, count)
     columns = matrix.tocsc()
     columns.sort_indices()
@@ -296,18 +298,18 @@ def _final_exponents(walk: Walk, solution: Solution, held: set[str]) -> _Final:
     unit = np.ones(count, dtype=np.int64)
     unit[number] = divisor
     final = Expander(_renumber(matrix, sign, number), unit)
-    merged = {name: merge_entries(final.terms(field.terms)) for name, field in fields.items()}
+    merged = {name: field.over(final).merged().whole() for name, field in fields.items()}
     return {name: terms for name, terms in merged.items() if terms}, starts, final
 
 
-def _free_columns(walk: Walk, solution: Solution) -> Ids:
+def _free_columns(walk: Walk, solution: Solution, short: ShortFields) -> Ids:
     """The free variables that move parameters, each in a way that the others cannot."""
     first = Expander(solution.matrix)
-    raw = {name: (field.shape, first.terms(field.terms)) for name, field in walk.parameters.fields.items()}
+    raw = {name: field.over(first) for name, field in short.of(walk.parameters.fields).items()}
     count = solution.matrix.shape[1]
     used = np.zeros(count, dtype=bool)
-    for _, terms in raw.values():
-        for _, ids in terms:
+    for field in raw.values():
+        for _, ids in field.terms:
             used[ids[ids >= 0]] = True
     used[redundant_variables(raw, count)] = False
     return np.flatnonzero(used)
