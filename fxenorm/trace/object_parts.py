@@ -41,6 +41,7 @@ that waits for a thread which never ends still ends."""
 
 _VIEWS = (KeysView, ValuesView, ItemsView)
 _CONTAINERS = (Mapping, list, tuple, set, frozenset, deque, np.ndarray, *_VIEWS)
+_PLAIN = frozenset({tuple, list, dict, set, frozenset})
 _FULL: tuple[Any, ...] = ([], (), {}, {}.values(), {}.items(), set(), deque(), "", b"", range(0))
 """One empty container of each kind whose iterators can be copied, so that they are looked at without being advanced."""
 
@@ -66,7 +67,9 @@ class Unsearchable(Exception):
 
 def parts(value: Any) -> Parts:
     """Yields (name, object) for all that `value` holds now, without running any lazy code. Raises `Unsearchable`."""
-    if isinstance(value, torch.Tensor):
+    if type(value) in _PLAIN:  # most objects of a model: they have items alone
+        yield from _items(value)
+    elif isinstance(value, torch.Tensor):
         yield from _attached(value)
     elif isinstance(value, nn.Module):
         yield from _of_module(value)
