@@ -170,7 +170,7 @@ FREE = ("plan/analyze.py", "kernels/gpu/kernels.py")
 
 
 # What is still to be cut.
-TO_BE_CUT = ("symmetry", "build_program", "find_symmetry", "kernels/reference/curvature.py")
+TO_BE_CUT: tuple[str, ...] = ("build_program", "kernels/reference/curvature.py")
 
 
 def is_free(where: str) -> bool:
@@ -203,7 +203,7 @@ def test_most_functions_are_small() -> None:
 
 def test_files_and_folders_are_small() -> None:
     long = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in TREES}
-    allowed = ("plan/plan.py", "symmetry/walk.py")
+    allowed = ("plan/plan.py", "symmetry/walk/walk.py")
     assert [(name, size) for name, size in long.items() if size > 360 and not name.endswith(allowed)] == []
     folders: dict[Path, int] = {}
     for path in TREES:

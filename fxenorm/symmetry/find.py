@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from ..errors import UnsupportedOperatorError, warn_user
-from ..field import NEVER, Equations, Ids, ParameterFields, ScaleField, Solution, Term, compress, solve
-from ..field.structure import select_positions, take_slice
+from ..errors import UnsupportedOperatorError
+from ..field import NEVER, Equations, Ids, ParameterFields, Solution, Term, solve
 from ..rules import NO_RULE, RuleOptions, is_floating
 from ..trace.outputs import check_patterns
 from ..trace.traced_model import TracedModel
+from .account import ChannelAccount
 from .arguments import bound_arguments, operator_name
 from .count_ends import count_ends
+from .events import Origin
 from .express import Expander, coprime_signs, group_order, redundant_variables
 from .flow import channels_of, flows_of, sites_of
 from .folds import find_folds
+from .holding import hold_parameters, hold_unread
 from .own_rules import warn_of_uncounted
 from .repeated_rows import ShortFields
 from .symmetry import Barrier, OutputUse, Role, Symmetry
-from .unread import unread_positions
-from .walk import Origin, Walk
+from .walk import Walk
 
 __all__ = ["find_symmetry"]
 
 _Final = tuple[dict[str, tuple[Term, ...]], Ids, Expander]
+"""(exponents of all parameters, starts of the groups, the way from raw variables to final ones)."""
 
 _BY_BATCH = (
     'batchnorm="frozen" preserves the function in eval mode only, for in train mode a BatchNorm takes the statistics of its '
@@ -49,7 +51,7 @@ def find_symmetry(
     on_unknown: str = "barrier",
     outputs: Sequence[str] | None = None,
 ) -> Symmetry:
-    """Find all positive diagonal rescalings of a model that keep every traced graph's outputs.
+    """Finds all positive diagonal rescalings of a model that keep every traced graph's outputs.
 
     Args:
         traced: the model's graphs, one a mode.
@@ -66,49 +68,99 @@ def find_symmetry(
     by_batch = batchnorm == "frozen" and any(graph.mode == "train" and _takes_statistics(graph) for graph in traced)
     if by_batch:
         traced = [graph for graph in traced if graph.mode == "eval"]
-    aliases = {alias: name for graph in traced for alias, name in graph.aliases.items()}
+    aliases = _aliases(traced)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if is_floating(p) and name not in aliases}
     check_patterns({graph.mode: graph.outputs for graph in traced}, outputs)
     walk = _walk(traced, model, shapes, RuleOptions(batchnorm, biases, frozenset(approximate)), outputs)
-    held = _hold_parameters(walk, traced, shapes, aliases, exclude)
-    _hold_unread(walk, [path for graph in traced for path in (graph, *graph.paths)])
+    held = hold_parameters(walk, traced, shapes, aliases, exclude)
+    hold_unread(walk, [path for graph in traced for path in (graph, *graph.paths)])
+    walk.facts.clear()
     short = ShortFields()
-    (exponents, starts, expander), barriers, by_output, limits = _common_group(walk, traced, held, short)
+    found = _common_group(walk, traced, held, short)
     if on_unknown == "error":
-        _refuse_unknown(barriers)
-    flows = {mode: flows_of(events, expander, starts) for mode, events in walk.events.items()}
+        _refuse_unknown(found.barriers)
     roles = {name: next(role for role in _ROLE_ORDER if role in seen) for name, seen in walk.roles.items() if name in shapes}
-    warn_of_uncounted(walk.unsaid, exponents, roles)
-    account = count_ends(walk, limits[0], exponents, int(starts[-1]), roles, *limits[1:], short)
-    moved = sorted(walk.movable & exponents.keys())
+    warn_of_uncounted(walk.unsaid, found.exponents, roles)
+    counts = (found.num_scales, roles, found.origins, found.second, short)
+    account = count_ends(walk, found.solution, found.exponents, *counts)
     buffers = dict(model.named_buffers())
+    moved = {name: tuple(buffers[name].shape) for name in sorted(walk.movable & found.exponents.keys())}
+    return _as_symmetry(walk, traced, found, shapes, moved, roles, _inexact_reasons(walk, traced, by_batch), account)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The group of rescalings, as the equations give it.
+
+    Attributes:
+        exponents: by parameter name, over final variables.
+        starts: (groups + 1,) the first variable of each group, and the number of all.
+        expander: the way from raw variables to final ones.
+        barriers: the nodes that force variables to zero.
+        by_output: by path, how many variables each output forces to zero.
+        solution: the solution that was taken.
+        origins: number of origins that it knows of.
+        second: the first origin of the second size if that was needed.
+    """
+
+    exponents: dict[str, tuple[Term, ...]]
+    starts: Ids
+    expander: Expander
+    barriers: tuple[Barrier, ...]
+    by_output: dict[str, int]
+    solution: Solution
+    origins: int
+    second: int | None = None
+
+    @property
+    def num_scales(self) -> int:
+        """The dimension of the group."""
+        return int(self.starts[-1])
+
+
+def _as_symmetry(
+    walk: Walk,
+    traced: Sequence[TracedModel],
+    found: _Found,
+    shapes: dict[str, tuple[int, ...]],
+    moved: dict[str, tuple[int, ...]],
+    roles: Mapping[str, Role],
+    inexact_reasons: tuple[str, ...],
+    account: ChannelAccount,
+) -> Symmetry:
+    """Returns the group with the calls that carry it, as plain data; `moved`: the shapes of moved buffers."""
     return Symmetry(
-        num_scales=int(starts[-1]),
-        exponents=exponents,
-        group_starts=starts,
-        shapes={**shapes, **{name: tuple(buffers[name].shape) for name in moved}},
+        num_scales=found.num_scales,
+        exponents=found.exponents,
+        group_starts=found.starts,
+        shapes={**shapes, **moved},
         buffers=frozenset(moved),
-        aliases=aliases,
+        aliases=_aliases(traced),
         roles=roles,
-        flows=flows,
-        sites=sites_of(walk.events, expander),
-        channels=channels_of(walk.events, expander),
-        barriers=barriers,
+        flows={mode: flows_of(events, found.expander, found.starts) for mode, events in walk.events.items()},
+        sites=sites_of(walk.events, found.expander),
+        channels=channels_of(walk.events, found.expander),
+        barriers=found.barriers,
         folds=find_folds(traced),
-        fixed_by_output=sum(by_output.values()),
-        outputs=_outputs(by_output, walk.left_out),
+        fixed_by_output=sum(found.by_output.values()),
+        outputs=_outputs(found.by_output, walk.left_out),
         modes=tuple(dict.fromkeys(mode for graph in traced for mode in (graph.covers or (graph.mode,)))),
         tracer=traced[0].tracer if all(graph.tracer == "export" for graph in traced) else "make_fx",
-        inexact_reasons=_inexact_reasons(walk, traced, by_batch),
+        inexact_reasons=inexact_reasons,
         notes=tuple(dict.fromkeys(note for graph in traced for note in graph.notes)),
         second_sizes=_second_sizes(traced),
-        offsets={name: offset for name in exponents if (offset := walk.parameters.offsets.get(name))},
+        offsets={name: offset for name in found.exponents if (offset := walk.parameters.offsets.get(name))},
         account=account,
     )
 
 
+def _aliases(traced: Sequence[TracedModel]) -> dict[str, str]:
+    """Returns, for every further name of a tensor, its first name."""
+    return {alias: name for graph in traced for alias, name in graph.aliases.items()}
+
+
 def _inexact_reasons(walk: Walk, traced: Sequence[TracedModel], by_batch: bool) -> tuple[str, ...]:
-    """Why a rescaling does not leave the function as it is, in sentences."""
+    """Returns, in sentences, why a rescaling does not leave the function as it is."""
     reasons = [*walk.inexact, *(reason for graph in traced for reason in graph.inexact)]
     return tuple(dict.fromkeys([*reasons, _BY_BATCH] if by_batch else reasons))
 
@@ -120,7 +172,7 @@ def _walk(
     options: RuleOptions,
     outputs: Sequence[str] | None,
 ) -> Walk:
-    """Walk all graphs over one set of equations."""
+    """Walks all graphs over one set of equations."""
     equations = Equations()
     buffers = {name: tuple(b.shape) for name, b in model.named_buffers() if is_floating(b)}
     movable = _running_means(traced) if options.batchnorm == "frozen" else set()
@@ -133,37 +185,34 @@ def _walk(
     return walk
 
 
-def _common_group(
-    walk: Walk, traced: Sequence[TracedModel], held: set[str], short: ShortFields
-) -> tuple[_Final, tuple[Barrier, ...], dict[str, int], tuple[Solution, int, int | None]]:
-    """Exponents and barriers that hold at the first size and at the second.
+def _common_group(walk: Walk, traced: Sequence[TracedModel], held: set[str], short: ShortFields) -> _Found:
+    """Returns the group that holds at the first size and at the second.
 
-    Where the second size takes nothing away, all is told as the first size shows it. The last item is the solution that was
-    taken, the number of origins that it knows of, and the first origin of the second size if it was needed.
+    Where the second size takes nothing away, all is told as the first size shows it.
     """
     solution = solve(walk.equations)
     final = _final_exponents(walk, solution, held, short)
-    barriers = _barriers(walk.origins, solution)
     seconds = [graph.second for graph in traced if graph.second is not None]
     origins, fields = len(walk.origins), len(walk.parameters.fields)
+    first = _Found(*final, *_barriers(walk.origins, solution), solution, origins)
     if not seconds:
-        return final, *barriers, (solution, origins, None)
+        return first
     for graph in seconds:
         walk.run(graph, events="")
     common = solve(walk.equations)
-    if len(walk.parameters.fields) == fields and _rank(walk, common, short) == int(final[1][-1]):
-        return final, *barriers, (solution, origins, None)
-    found = _barriers(walk.origins, common, solution.labels, origins)
-    return _final_exponents(walk, common, held, short), *found, (common, len(walk.origins), origins)
+    if len(walk.parameters.fields) == fields and _rank(walk, common, short) == first.num_scales:
+        return first
+    barriers = _barriers(walk.origins, common, solution.labels, origins)
+    return _Found(*_final_exponents(walk, common, held, short), *barriers, common, len(walk.origins), origins)
 
 
 def _rank(walk: Walk, solution: Solution, short: ShortFields) -> int:
-    """Number of independent scales that move a parameter."""
+    """Returns the number of independent scales that move a parameter."""
     return int(_free_columns(walk, solution, short).size)
 
 
 def _second_sizes(traced: Sequence[TracedModel]) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """By input tensor, by axis, its two sizes."""
+    """Returns, by input tensor, by axis, its two sizes."""
     for graph in traced:
         if graph.second is not None and graph.inputs is not None and graph.second.inputs is not None:
             pairs = zip(graph.inputs.tensors(), graph.second.inputs.tensors(), strict=True)
@@ -181,7 +230,7 @@ def _takes_statistics(graph: TracedModel) -> bool:
 
 
 def _running_means(traced: Sequence[TracedModel]) -> set[str]:
-    """Names of the buffers that BatchNorms subtract."""
+    """Returns the names of the buffers that BatchNorms subtract."""
     names = set()
     for graph in traced:
         for node in graph.graph.nodes:
@@ -193,59 +242,10 @@ def _running_means(traced: Sequence[TracedModel]) -> set[str]:
     return names
 
 
-def _hold_parameters(
-    walk: Walk, traced: Sequence[TracedModel], shapes: dict[str, tuple[int, ...]], aliases: dict[str, str], exclude: Sequence[str]
-) -> set[str]:
-    """Force the exponents of excluded parameters, and of parameters that share memory without being one, to zero; their names."""
-    excluded = walk.origin(Origin("exclude", "", "", "", "excluded"))
-    shared = walk.origin(Origin("shared memory", "", "", "", "parameters that overlap in memory without being the same tensor"))
-    overlapping = {name for graph in traced for names in graph.shared_storage for name in names}
-    names_of: dict[str, list[str]] = {name: [name] for name in shapes}
-    for alias, name in aliases.items():
-        names_of.get(name, []).append(alias)
-    unmatched, held = set(exclude), set()
-    for name, names in names_of.items():
-        hits = {pattern for pattern in exclude if any(_matches(other, pattern) for other in names)}
-        unmatched -= hits
-        if hits or name in overlapping:
-            walk.parameters.hold(name, excluded if hits else shared)
-            held.add(name)
-    if unmatched:
-        text = ", ".join(repr(pattern) for pattern in sorted(unmatched))
-        warn_user(f"exclude: no parameter or module is named {text}")
-    return held
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Whether the pattern names the parameter or one of the modules that it is in."""
-    parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[:k]), pattern) for k in range(1, len(parts) + 1))
-
-
-def _hold_unread(walk: Walk, traced: Sequence[TracedModel]) -> None:
-    """Entries that these inputs did not read, but longer ones would: they follow the others if these all agree, else stay."""
-    missing = {name: axes for name, axes in unread_positions(traced).items() if name in walk.parameters.fields}
-    if not missing:
-        return
-    origin = walk.origin(Origin("unread entries", "", "", "", "entries that the example inputs do not read"))
-    solved = Expander(solve(walk.equations).matrix)
-    for name, axes in missing.items():
-        field = walk.parameters.fields[name]
-        cut = [axis for axis, positions in enumerate(axes) if len(positions)]
-        for axis in cut:
-            part = select_positions(field, axis, axes[axis])
-            read = select_positions(field, axis, np.setdiff1d(np.arange(field.shape[axis]), axes[axis]))
-            final = ScaleField(read.shape, tuple((c, compress(ids, [axis])) for c, ids in solved.terms(read.terms)))
-            if len(cut) == 1 and read.shape[axis] and not final.varies_along(axis):
-                walk.equations.require_equal(part, take_slice(read, axis, slice(0, 1)), origin)
-            else:
-                walk.equations.require_zero(part, origin)
-
-
 def _barriers(
     origins: Sequence[Origin], solution: Solution, labels: Ids | None = None, first: int | None = None
 ) -> tuple[tuple[Barrier, ...], dict[str, int]]:
-    """Who forced how many variables (classes of tied ones) to zero first, and by path how many each output did.
+    """Returns the nodes that were the first to force variables (classes of tied ones) to zero, and by path the same of outputs.
 
     Counted are the classes of `labels`, which are those of the first size; origins from `first` on belong to the second size,
     where only what takes something away is listed.
@@ -266,13 +266,13 @@ def _barriers(
 
 
 def _outputs(by_output: dict[str, int], left_out: dict[str, str]) -> tuple[OutputUse, ...]:
-    """What leaves forward, held or not; a path that is held in one mode is held."""
+    """Returns the values that leave forward, held or not; a path that is held in one mode is held."""
     held = [OutputUse(path, True, count) for path, count in by_output.items()]
     return (*held, *(OutputUse(path, False, 0, reason) for path, reason in left_out.items() if path not in by_output))
 
 
 def _refuse_unknown(barriers: Sequence[Barrier]) -> None:
-    """Raise with the full list of operators without a rule."""
+    """Raises with the full list of operators without a rule."""
     unknown = [barrier for barrier in barriers if not barrier.known]
     if unknown:
         lines = [f"  {b.operator} at {b.node} ({b.source or 'source unknown'}), stops {b.variables} variables" for b in unknown]
@@ -283,7 +283,7 @@ def _refuse_unknown(barriers: Sequence[Barrier]) -> None:
 
 def _final_exponents(walk: Walk, solution: Solution, held: set[str], short: ShortFields) -> _Final:
     """The exponents of all parameters over final variables, the starts of the groups, and the way from raw ids there."""
-    # What is held is zero everywhere, whatever sums of variables its terms have become.
+    # A held parameter is zero everywhere, whatever sums of variables its terms have become.
     fields = {name: field for name, field in short.of(walk.parameters.fields).items() if name not in held}
     matrix = solution.matrix[:, _free_columns(walk, solution, short)]
     matrix.eliminate_zeros()

@@ -54,9 +54,7 @@ class _Reads(Equations):
         return super().require_constant(fields, axes, origin)
 
 
-def unread_positions(
-    traced: Sequence[TracedModel], facts_of: Callable[[TracedModel], GraphFacts] = GraphFacts.of
-) -> dict[str, list[Ids]]:
+def unread_positions(traced: Sequence[TracedModel], facts_of: Callable[[TracedModel], GraphFacts]) -> dict[str, list[Ids]]:
     """Returns, by parameter name, for each axis the positions at which no trace read any entry; other parameters are left out.
 
     Every axis of a parameter is followed through the operators that move entries, on numbers in place of scales.

@@ -33,7 +33,7 @@ from .storage import written_arguments
 from .writes import Writes
 from .zero_sources import NOBODY, ZeroSources
 
-__all__ = ["Origin", "Walk"]
+__all__ = ["Walk"]
 
 
 _GATHERS = frozenset({"aten::index", "aten::index_select"})
