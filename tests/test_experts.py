@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 import fxenorm
 from fxenorm.field import ScaleField
 from fxenorm.rules import position_axes
-from fxenorm.symmetry import index_names, picks
+from fxenorm.symmetry.walk import index_names, picks
 
 from .account_check import assert_adds_up
 from .completeness_experts import EXPERTS, HELD_BACK

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fxenorm.field import AnyField, Equations, ScaleField, compress, overlay
 from fxenorm.field.overlay import GARBAGE, OPEN, SETTLED, Patchwork, Place, filled, patchwork_of, shape_at
-from fxenorm.symmetry.memory import numbered, placed, places_of
+from fxenorm.symmetry.graph.memory import numbered, placed, places_of
 
 from .test_field import check, fields, is_compressed, value
 

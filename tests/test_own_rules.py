@@ -14,7 +14,7 @@ import fxenorm
 from fxenorm.errors import FxenormWarning, OptionError
 from fxenorm.rules.laws import barrier, contract, passes
 from fxenorm.rules.registry import _RULES
-from fxenorm.symmetry.own_rules import warn_of_uncounted
+from fxenorm.symmetry.walk.own_rules import warn_of_uncounted
 
 
 @torch.library.custom_op("fxenorm_own::project", mutates_args=())

@@ -15,17 +15,17 @@ from ..rules import NO_RULE, RuleOptions, is_floating
 from ..trace.outputs import check_patterns
 from ..trace.traced_model import TracedModel
 from .account import ChannelAccount
-from .arguments import bound_arguments, operator_name
 from .count_ends import count_ends
-from .events import Origin
 from .express import Expander, coprime_signs, group_order, redundant_variables
 from .flow import channels_of, flows_of, sites_of
 from .folds import find_folds
+from .graph.arguments import bound_arguments, operator_name
 from .holding import hold_parameters, hold_unread
-from .own_rules import warn_of_uncounted
 from .repeated_rows import ShortFields
 from .symmetry import Barrier, OutputUse, Role, Symmetry
 from .walk import Walk
+from .walk.events import Origin
+from .walk.own_rules import warn_of_uncounted
 
 __all__ = ["find_symmetry"]
 

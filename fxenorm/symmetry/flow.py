@@ -8,9 +8,9 @@ from typing import Any, cast
 import numpy as np
 
 from ..field import Ids, Term, merge_entries
-from .events import Event
 from .express import Expander
 from .symmetry import FlowNode, ParameterUse, Role, Site
+from .walk.events import Event
 
 __all__ = ["channels_of", "flows_of", "sites_of"]
 

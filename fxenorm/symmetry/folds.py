@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from ..trace.traced_model import TracedModel
-from .arguments import bound_arguments
+from .graph.arguments import bound_arguments
 from .symmetry import NormFold
 
 __all__ = ["find_folds"]

@@ -11,10 +11,10 @@ from ..errors import warn_user
 from ..field import ScaleField, compress, solve
 from ..field.structure import select_positions, take_slice
 from ..trace.traced_model import TracedModel
-from .events import Origin
 from .express import Expander
 from .unread import unread_positions
 from .walk import Walk
+from .walk.events import Origin
 
 __all__ = ["hold_parameters", "hold_unread"]
 

@@ -13,9 +13,9 @@ from torch import fx
 from ..field import Equations, Ids, ParameterFields, ScaleField
 from ..rules import RuleOptions, find_rule, is_floating
 from ..trace.traced_model import TracedModel
-from .arguments import bound_arguments, flat, operator_name, replaced
-from .calls import Calls
-from .graph_facts import GraphFacts
+from .graph.arguments import bound_arguments, flat, operator_name, replaced
+from .graph.facts import GraphFacts
+from .walk.calls import Calls
 
 __all__ = ["unread_positions"]
 

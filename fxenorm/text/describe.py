@@ -16,7 +16,7 @@ from ..analysis.groups import Group, layer_of, layers_of, multiplies
 from ..analysis.held import held_by_group
 from ..analysis.options import Options
 from ..analysis.pairs import short_operator
-from ..symmetry.output_ends import CACHE, CONSTANT
+from ..symmetry.graph.output_ends import CACHE, CONSTANT
 from ..symmetry.symmetry import Barrier, OutputUse, Symmetry
 from ..trace.outputs import WHOLE
 from .table import Column, table_lines

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from ..field import AnyField, Ids, ScaleField
-from ..field.overlay import GARBAGE, SETTLED, Patchwork, Place, block_of
+from ...field import AnyField, Ids, ScaleField
+from ...field.overlay import GARBAGE, SETTLED, Patchwork, Place, block_of
 from .arguments import flat, operator_name, replaced
 from .sizes import Sizes
 from .storage import Storage, may_return_input

@@ -9,27 +9,27 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..errors import warn_user
-from ..field import AnyField, Equations, ParameterFields, ParameterView, ScaleField
-from ..field.overlay import Patchwork, filled
-from ..field.picked import Picked
-from ..rules import NO_RULE, Call, Rule, RuleOptions, barrier, is_floating
-from ..rules.laws import zero_field
-from ..trace.hold import HOLD
-from ..trace.outputs import Output
-from ..trace.traced_model import Placeholder, TracedModel, module_path, source_line
-from .arguments import bound_arguments, flat, nodes_in, operator_name, replaced
+from ...errors import warn_user
+from ...field import AnyField, Equations, ParameterFields, ParameterView, ScaleField
+from ...field.overlay import Patchwork, filled
+from ...field.picked import Picked
+from ...rules import NO_RULE, Call, Rule, RuleOptions, barrier, is_floating
+from ...rules.laws import zero_field
+from ...trace.hold import HOLD
+from ...trace.outputs import Output
+from ...trace.traced_model import Placeholder, TracedModel, module_path, source_line
+from ..graph.arguments import bound_arguments, flat, nodes_in, operator_name, replaced
+from ..graph.facts import GraphFacts
+from ..graph.known_values import known_zeros
+from ..graph.memory import Memory
+from ..graph.output_ends import OutputEnds
+from ..graph.sizes import is_symbolic
+from ..graph.storage import written_arguments
 from .calls import Calls
 from .causes import Causes
 from .events import Event, Origin
-from .graph_facts import GraphFacts
-from .known_values import known_zeros
-from .memory import Memory
-from .output_ends import OutputEnds
 from .own_rules import check_roles, failure_of_own_rule
 from .picks import PickedCall, Picks
-from .sizes import is_symbolic
-from .storage import written_arguments
 from .writes import Writes
 from .zero_sources import NOBODY, ZeroSources
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..trace.hold import HOLD
-from .arguments import is_item, operator_name
-from .storage import Storage, written_arguments
+from ...trace.hold import HOLD
+from ..graph.arguments import is_item, operator_name
+from ..graph.storage import Storage, written_arguments
 
 __all__ = ["is_in_turn", "written_pieces"]
 

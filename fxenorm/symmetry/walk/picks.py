@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..field import AnyField, ParameterView, ScaleField
-from ..field.picked import Picked, axes_numbered, narrowed, numbered_positions, pick
-from ..rules import Call, Rule, is_floating
-from ..rules.outside_operators import grouped_by_expert
-from ..rules.position_axes import MOVING, axes_of_call
-from .arguments import bound_arguments, flat, nodes_in, operator_name
+from ...field import AnyField, ParameterView, ScaleField
+from ...field.picked import Picked, axes_numbered, narrowed, numbered_positions, pick
+from ...rules import Call, Rule, is_floating
+from ...rules.outside_operators import grouped_by_expert
+from ...rules.position_axes import MOVING, axes_of_call
+from ..graph.arguments import bound_arguments, flat, nodes_in, operator_name
+from ..graph.known_values import KnownValues
+from ..graph.sizes import Sizes, is_symbolic
+from ..graph.storage import Storage, written_arguments
 from .index_names import IndexNames
-from .known_values import KnownValues
-from .sizes import Sizes, is_symbolic
-from .storage import Storage, written_arguments
 from .written_memory import is_in_turn, written_pieces
 
 __all__ = ["PickedCall", "Picks"]

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import fx
 
-from ..field import AnyField, Equations, ScaleField
-from ..field.overlay import GARBAGE, OPEN, Patchwork, filled, overlay, patchwork_of, shape_at
-from .memory import Block, Memory, numbered, placed, places_of
+from ...field import AnyField, Equations, ScaleField
+from ...field.overlay import GARBAGE, OPEN, Patchwork, filled, overlay, patchwork_of, shape_at
+from ..graph.memory import Block, Memory, numbered, placed, places_of
 
 __all__ = ["Writes"]
 

@@ -7,8 +7,8 @@ import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..errors import warn_user
-from ..rules import ROLES, Call, Rule
+from ...errors import warn_user
+from ...rules import ROLES, Call, Rule
 
 __all__ = ["check_roles", "failure_of_own_rule", "warn_of_uncounted"]
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..field import Equations, ParameterFields, ParameterView, ScaleField
-from ..rules import Call, Rule, RuleOptions, find_rule
-from ..rules.call import Made
-from .arguments import bound_arguments, flat, nodes_in, replaced
-from .graph_facts import GraphFacts
+from ...field import Equations, ParameterFields, ParameterView, ScaleField
+from ...rules import Call, Rule, RuleOptions, find_rule
+from ...rules.call import Made
+from ..graph.arguments import bound_arguments, flat, nodes_in, replaced
+from ..graph.facts import GraphFacts
 
 __all__ = ["Calls"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..field import Ids
-from .account import Kind
+from ...field import Ids
+from ..account import Kind
 
 __all__ = ["Causes"]
 

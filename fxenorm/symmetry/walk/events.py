@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..field import ScaleField
+from ...field import ScaleField
 
 __all__ = ["Event", "Origin"]
 

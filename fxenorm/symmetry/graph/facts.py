@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..trace.traced_model import TracedModel
+from ...trace.traced_model import TracedModel
 from .known_values import KnownValues
 from .sizes import Sizes
 from .storage import Storage

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from ..field import compress
-from ..field.overlay import OPEN, SETTLED
-from ..rules import is_floating
-from ..trace.traced_model import TracedModel
+from ...field import compress
+from ...field.overlay import OPEN, SETTLED
+from ...rules import is_floating
+from ...trace.traced_model import TracedModel
 from .arguments import bound_arguments, operator_name
 from .storage import Storage, written_arguments
 

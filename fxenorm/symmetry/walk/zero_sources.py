@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from ..field import FIXED, Ids, ScaleField
-from .arguments import flat
+from ...field import FIXED, Ids, ScaleField
+from ..graph.arguments import flat
 
 __all__ = ["NOBODY", "ZeroSources"]
 

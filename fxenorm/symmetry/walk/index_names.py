@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from .arguments import is_item, operator_name
+from ..graph.arguments import is_item, operator_name
 
 __all__ = ["IndexName", "IndexNames"]
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from ..rules import find_rule
-from ..trace.hold import HOLD
-from ..trace.outputs import Output, chosen
-from ..trace.traced_model import TracedModel
+from ...rules import find_rule
+from ...trace.hold import HOLD
+from ...trace.outputs import Output, chosen
+from ...trace.traced_model import TracedModel
 from .arguments import flat
 from .storage import Storage, written_arguments
 
