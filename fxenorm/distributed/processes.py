@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Processes(abc.ABC):
-    """What is asked of the processes over which a model is spread.
+    """The questions to the processes over which a model is spread.
 
     All of them have to ask the same questions in the same order: each is a collective, and gives every process the same bits.
 
@@ -48,7 +48,7 @@ class Processes(abc.ABC):
 
     @abc.abstractmethod
     def gather_made(self, make: Callable[[], T]) -> list[T]:
-        """Returns `gather` of what a function makes; where it raises on one process, all raise."""
+        """Gathers the value that a function returns on each process; where it raises on one, all raise."""
 
     @abc.abstractmethod
     def tell(self, error: BaseException | None, message: str) -> None:
@@ -77,7 +77,7 @@ class OneProcess(Processes):
         return [value]
 
     def gather_made(self, make: Callable[[], T]) -> list[T]:
-        """Returns a list of what the function makes."""
+        """Returns a list of the function's value alone."""
         return [make()]
 
     def tell(self, error: BaseException | None, message: str) -> None:

@@ -89,7 +89,7 @@ def _all_fixed(ids: Ids) -> bool:
 
 
 def align(field: ScaleField, shape: tuple[int, ...]) -> ScaleField:
-    """The field of the same tensor broadcast to `shape` (size-1 axes are added in front)."""
+    """Returns the field of the same tensor broadcast to `shape` (size-1 axes are added in front)."""
     missing = len(shape) - len(field.shape)
     if missing == 0:
         return ScaleField(shape, field.terms)

@@ -122,7 +122,7 @@ def _own_warnings() -> Iterator[None]:
 
 
 def _analysis() -> tuple[Any, Any]:
-    """Imports torch, the slow part of every run, and what analyses a model; raises a MissingTorchError where there is none."""
+    """Imports torch, the slow part of every run, and the analysis; raises a MissingTorchError where there is no torch."""
     try:
         from ..analysis.options import Options
         from ..plan.analyze import analyze_with

@@ -32,7 +32,7 @@ class Operand:
 
 
 def operand_of(call: Call, value: Field, letters: str) -> Operand:
-    """A factor before the contraction's law is applied."""
+    """Returns a factor as it is before the contraction's law is applied."""
     known = call.weights.get(id(value))
     if isinstance(value, ParameterView):
         whole = value.name not in call.parameters.fields and all(step.backward for step in value.steps)
@@ -73,7 +73,7 @@ def note_weight(
 
 
 def _sizes(call: Call, weight: Operand, own: ScaleField) -> Mapping[str, int]:
-    """Size of each axis that the parameter has; axes along which it was repeated are none of its own."""
+    """Returns the size of each axis that the parameter has; axes along which it was repeated are none of its own."""
     sizes = {letter: size for letter, size in zip(weight.letters, own.shape, strict=True) if size > 1}
     entries = math.prod(call.parameters.shapes.get(weight.name, own.shape))
     if weight.gathered or math.prod(own.shape) > entries:

@@ -23,7 +23,7 @@ LARGEST = 1 << 20
 each, and a million ids are 8 MiB."""
 
 TOGETHER = "in and out together"
-"""Where what a weight reads and what it writes carry one scale, which moves no weight."""
+"""Where the channels that a weight reads and those that it writes carry one scale, which moves no weight."""
 
 
 def count_ends(
@@ -70,7 +70,7 @@ def count_ends(
 
 
 def _ends(walk: Walk, counted: Sequence[str], exponents: Mapping[str, tuple[Term, ...]], seen: int) -> list[End]:
-    """The ends that contractions noted, and those of the other weights."""
+    """Returns the ends that contractions noted, and those of the other weights."""
     fields, births = walk.parameters.fields, walk.parameters.births
     noted = [end for end in walk.parameters.ends.found if end.parameter in set(counted) and end.origin < seen]
     known = {end.parameter for end in noted}
@@ -81,7 +81,7 @@ def _ends(walk: Walk, counted: Sequence[str], exponents: Mapping[str, tuple[Term
 
 
 def _own_ends(name: str, field: ScaleField, final: Sequence[Term], origin: int) -> list[End]:
-    """The ends of a weight that no contraction uses as it is."""
+    """Returns the ends of a weight that no contraction uses as it is."""
     axes = [axis for axis, size in enumerate(field.shape) if size > 1]
     together = any(sum(size > 1 for size in ids.shape) > 1 for _, ids in final)
     if together and math.prod(field.shape) <= LARGEST:
@@ -97,7 +97,7 @@ def _own_ends(name: str, field: ScaleField, final: Sequence[Term], origin: int) 
 
 
 def _along(ids: Ids, axis: int) -> Ids:
-    """The ids along one axis, at the first place of the others."""
+    """Returns the ids along one axis, at the first place of the others."""
     return ids[tuple(slice(None) if k == axis else 0 for k in range(ids.ndim))]
 
 
@@ -173,7 +173,7 @@ def _cancelled(forms: _Forms, cancel: Ids, given: Equations) -> Counter[int]:
 
 
 def _until(equations: Equations, variables: int, seen: int) -> Equations:
-    """The equations of the first origins, on the first variables."""
+    """Returns the equations of the first origins, on the first variables."""
     return Equations(
         variables,
         [item for item in equations.ties if item[2] < seen],
@@ -209,7 +209,7 @@ def _tied(forms: _Forms, moves: Ids, given: Equations, solution: Solution) -> Co
 
 
 def _alive(given: Equations, zero: Any, solution: Solution) -> tuple[Rows, Any]:
-    """The equations without variables that are zero, and which variables they have.
+    """Returns the equations without variables that are zero, and which variables they have.
 
     An equation that has such variables says what it does of the others once they are all zero.
     """
@@ -262,7 +262,7 @@ def _unmoved(walk: Walk, counted: Sequence[str], solution: Solution, short: Shor
 
 
 def _rank(matrix: Any) -> int:
-    """The rank of a sparse matrix that has few rows and columns with entries."""
+    """Returns the rank of a sparse matrix that has few rows and columns with entries."""
     matrix.eliminate_zeros()
     part = matrix.tocoo()
     if not part.nnz:

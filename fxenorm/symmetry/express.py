@@ -17,7 +17,7 @@ class Expander:
     """Rewrites ids of raw variables as terms over the columns of an integer matrix (one raw variable a row)."""
 
     def __init__(self, matrix: Any, divisor: Ids | None = None) -> None:
-        """`divisor`: by column, the unit in which its exponents are counted (they are divisible by it in every parameter)."""
+        """Keeps the matrix; `divisor`: by column, the unit of its exponents, which are divisible by it in every parameter."""
         matrix.sort_indices()
         self._start, self._column, self._value = matrix.indptr[:-1], matrix.indices.astype(np.int64), matrix.data.astype(np.int64)
         self._length = np.diff(matrix.indptr)
@@ -32,7 +32,7 @@ class Expander:
         self._divisor = None if divisor is None or not (divisor > 1).any() else np.append(divisor, 1)
 
     def terms(self, terms: Iterable[Term]) -> tuple[Term, ...]:
-        """The same linear form over the matrix's columns."""
+        """Returns the same linear form over the matrix's columns."""
         result: list[Term] = []
         for coefficient, ids in terms:
             result += [(coefficient * c, expanded) for c, expanded in self._expand(ids)]
@@ -40,7 +40,7 @@ class Expander:
 
     @staticmethod
     def _divide(terms: Iterable[Term], divisor: Ids) -> list[Term]:
-        """Count each variable in its own unit; activations may carry fractions of it, which are not shown."""
+        """Counts each variable in its own unit; activations may carry fractions of it, which are not shown."""
         result: list[Term] = []
         for coefficient, ids in terms:
             unit = divisor[ids]
@@ -64,7 +64,7 @@ class Expander:
         return found
 
     def _expand_entries(self, ids: Ids) -> list[Term]:
-        """The terms of every entry by itself."""
+        """Returns the terms of every entry by itself."""
         found: list[Term] = []
         coefficients = self._coefficient[ids]
         # Nearly always all are 1; looking at the ends is cheaper than sorting.
@@ -77,7 +77,7 @@ class Expander:
         return found
 
     def _expand_sums(self, ids: Ids) -> list[Term]:
-        """Entries whose variable is a sum: one term for each coefficient and rank among the addends of that coefficient."""
+        """Returns terms for entries whose variable is a sum: one for each coefficient and rank among its addends."""
         flat = ids.ravel()
         places = np.flatnonzero(self._many[flat])
         slots: dict[tuple[int, int], Ids] = {}
@@ -93,7 +93,7 @@ class Expander:
 
 
 def redundant_variables(exponents: Mapping[str, ShortField], count: int) -> Ids:
-    """Variables that can be fixed to zero without losing a rescaling: combinations of the others undo them in every parameter.
+    """Finds variables that can be fixed to zero without losing a rescaling, as others undo them in every parameter.
 
     Args:
         exponents: by name, the field.
@@ -113,7 +113,7 @@ def redundant_variables(exponents: Mapping[str, ShortField], count: int) -> Ids:
 
 
 def coprime_signs(exponents: Mapping[str, tuple[Term, ...]], count: int) -> tuple[Ids, Ids]:
-    """By variable, the largest integer that divides all of its exponents, and the sign of the first of them."""
+    """Returns, by variable, the largest integer that divides all of its exponents, and the sign of the first of them."""
     divisor = np.zeros(count, dtype=np.int64)
     sign = np.zeros(count, dtype=np.int64)
     for terms in exponents.values():
@@ -125,13 +125,13 @@ def coprime_signs(exponents: Mapping[str, tuple[Term, ...]], count: int) -> tupl
 
 
 def varying_axis(ids: Ids) -> int:
-    """The axis along which the ids of a term vary: of several the last, but axis 0 only if no other does."""
+    """Returns the axis along which the ids of a term vary: of several the last, but axis 0 only if no other does."""
     axes = [axis for axis, size in enumerate(ids.shape) if size > 1]
     return axes[-1] if axes else 0
 
 
 def group_order(exponents: Mapping[str, tuple[Term, ...]], count: int, first_seen: Ids) -> tuple[Ids, Ids]:
-    """Order the variables so that those with the same producers and consumers stand together, groups in graph order.
+    """Orders the variables so that those with the same producers and consumers stand together, groups in graph order.
 
     Args:
         exponents: by name, the terms over the variables.

@@ -114,7 +114,7 @@ class _Found:
 
     @property
     def num_scales(self) -> int:
-        """The dimension of the group."""
+        """The dimension of the group, the number of final variables."""
         return int(self.starts[-1])
 
 
@@ -221,7 +221,7 @@ def _second_sizes(traced: Sequence[TracedModel]) -> tuple[tuple[tuple[int, int],
 
 
 def _takes_statistics(graph: TracedModel) -> bool:
-    """Whether a BatchNorm that has running statistics takes those of the batch instead."""
+    """Whether a BatchNorm that has running statistics uses those of the batch instead."""
     for path in (graph, *graph.paths):
         calls = (bound_arguments(node) for node in path.graph.nodes if "batch_norm" in operator_name(node))
         if any(call.get("running_mean") is not None and call.get("training", True) is not False for call in calls):
@@ -282,7 +282,7 @@ def _refuse_unknown(barriers: Sequence[Barrier]) -> None:
 
 
 def _final_exponents(walk: Walk, solution: Solution, held: set[str], short: ShortFields) -> _Final:
-    """The exponents of all parameters over final variables, the starts of the groups, and the way from raw ids there."""
+    """Returns the exponents of all parameters over final variables, the starts of the groups, and the way from raw ids there."""
     # A held parameter is zero everywhere, whatever sums of variables its terms have become.
     fields = {name: field for name, field in short.of(walk.parameters.fields).items() if name not in held}
     matrix = solution.matrix[:, _free_columns(walk, solution, short)]
@@ -303,7 +303,7 @@ def _final_exponents(walk: Walk, solution: Solution, held: set[str], short: Shor
 
 
 def _free_columns(walk: Walk, solution: Solution, short: ShortFields) -> Ids:
-    """The free variables that move parameters, each in a way that the others cannot."""
+    """Returns the free variables that move parameters, each in a way that the others cannot."""
     first = Expander(solution.matrix)
     raw = {name: field.over(first) for name, field in short.of(walk.parameters.fields).items()}
     count = solution.matrix.shape[1]
@@ -316,7 +316,7 @@ def _free_columns(walk: Walk, solution: Solution, short: ShortFields) -> Ids:
 
 
 def _renumber(matrix: Any, sign: Ids, number: Ids) -> Any:
-    """The columns in their final order, each with the sign that makes its first exponent positive."""
+    """Returns the columns in their final order, each with the sign that makes its first exponent positive."""
     from scipy.sparse import csr_array
 
     coo = matrix.tocoo()

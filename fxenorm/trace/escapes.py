@@ -50,7 +50,7 @@ _WATCHED = frozenset({_DATA, _COPY, *_MEMORY, *_READS})
 
 
 def _taken(func: Callable[..., Any]) -> str | None:
-    """The name of `func` where it hands out the memory of a tensor to code that may read or write it there."""
+    """Returns the name of `func` where it hands out a tensor's memory to code that may read or write it there."""
     name = _MEMORY.get(func)
     if name is None or func not in _ALSO_ASKED_BY_TORCH:
         return name
@@ -59,7 +59,7 @@ def _taken(func: Callable[..., Any]) -> str | None:
 
 
 def _caller(frame: FrameType) -> FrameType:
-    """The code that makes the call which `frame` hands on; modes of a tracer may hand it on too."""
+    """Returns the code that makes the call which `frame` hands on; modes of a tracer may hand it on too."""
     while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
         frame = frame.f_back
     return frame

@@ -49,7 +49,7 @@ class ZeroSources:
         return ids.ravel() if sum(size > 1 for size in ids.shape) == 1 else None
 
     def as_field(self, node: fx.Node, shape: tuple[int, ...]) -> ScaleField:
-        """The origins of a value's zeros as the ids of a field."""
+        """Returns the origins of a value's zeros as the ids of a field."""
         shown = self._of.get(node, NOBODY)
         if isinstance(shown, ScaleField):
             return shown
