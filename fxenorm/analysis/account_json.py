@@ -1,4 +1,4 @@
-"""The account of channel ends as a JSON-compatible dict and back."""
+"""Turns the account of channel ends into a JSON-compatible dict and back."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["account_from_dict", "account_to_dict"]
 
 
 def account_to_dict(account: ChannelAccount) -> dict[str, Any]:
-    """Numbers and rows; each row a list of its fields in their order."""
+    """Returns numbers and rows; each row a list of its fields in their order."""
     rows = [list(dataclasses.astuple(row)) for row in account.rows]
     return {"total": account.total, "free": account.free, "uncounted": account.uncounted, "rows": rows}
 
 
 def account_from_dict(stored: Mapping[str, Any]) -> ChannelAccount:
-    """The inverse of `account_to_dict`.
+    """Returns the account of a dict that `account_to_dict` made.
 
     Raises:
         ValueError: a number is no count, or the account does not add up.

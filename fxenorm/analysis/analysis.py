@@ -1,4 +1,4 @@
-"""The part of a plan that does not depend on the module: shared by every plan that `bind` makes."""
+"""`Analysis`: the part of a plan that does not depend on the module, shared by every plan that `bind` makes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .pairs import Pair, build_pairs
 __all__ = ["Analysis"]
 
 _REMEMBERED = 12
-"""Sets of flags, and bases, that are kept."""
+"""Answers that are kept: each set of flags in use has up to four (free, movable, a basis for each), so three may take turns."""
 
 
 class Analysis:
@@ -100,7 +100,7 @@ class Analysis:
 
     @cached_property
     def least_message(self) -> int:
-        """How many numbers processes send at least, when they begin to speak of a call.
+        """The least number of numbers that processes send when they begin to speak of a call.
 
         Two for each channel of each tensor: this does not depend on the options, so that plans which differ understand one
         another. A variable has at least two channels, and four numbers.
@@ -140,14 +140,14 @@ class Analysis:
         return none if self.options.balance_last else self._feeding_last()
 
     def in_basis(self, basis: Basis) -> Analysis:
-        """The plan with the places of a basis as its variables; one that was made for the same basis is found again."""
+        """Returns the plan with the places of a basis as its variables; the one that was made for an equal basis, if any."""
         matrix = basis.matrix
         key = ("basis", matrix.indptr.tobytes(), matrix.indices.tobytes(), matrix.data.tobytes())
         found: Analysis = self.remembered(key, lambda: self._in_basis(basis))
         return found
 
     def _in_basis(self, basis: Basis) -> Analysis:
-        """See `in_basis`."""
+        """Makes the plan for `in_basis`."""
         symmetry = self.symmetry
         terms = {name: basis.terms(given) for name, given in symmetry.exponents.items()}
         exponents = {name: found for name, found in terms.items() if found}
@@ -174,7 +174,7 @@ class Analysis:
         return most if most is None or self.basis is None else most / self.basis.growth
 
     def to_plan(self, log_scales: Tensor) -> Tensor:
-        """(K,) log-scales in the plan's own basis."""
+        """Returns (K,) log-scales of the plan's own variables, from those of this basis."""
         return log_scales if self.basis is None else self.basis.to_plan(log_scales)
 
     @cached_property
@@ -192,7 +192,7 @@ class Analysis:
         return group_order(self.counted.program, self.solver_groups)
 
     def group_order(self, program: ReduceProgram) -> GroupOrder:
-        """The groups as Gauss-Seidel takes them, for a copy of the objective's program on its device; made once a device."""
+        """Returns the groups as Gauss-Seidel takes them, for a copy of the program on its device; made once a device."""
         device = program.slots.device
         known = self._orders.get(device)
         if known is None:
@@ -201,7 +201,7 @@ class Analysis:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the tensors' names, shapes and exponents and of the options."""
+        """A hash of the tensors' names, shapes and exponents and of the options."""
         digest = hashlib.sha256()
         digest.update(json.dumps({name: list(shape) for name, shape in self.symmetry.shapes.items()}).encode())
         for name, terms in self.symmetry.exponents.items():
@@ -217,7 +217,7 @@ class Analysis:
         return digest.hexdigest()
 
     def terms(self, name: str, device: torch.device) -> TermTensors:
-        """Exponents of a tensor for the executors."""
+        """Returns the exponents of a tensor on a device, for the executors; made once a device."""
         known = self._terms.get((name, device))
         if known is None:
             terms = term_tensors(self.symmetry.exponents[name], len(self.symmetry.shapes[name]), self.symmetry.num_scales)
@@ -226,7 +226,7 @@ class Analysis:
         return known
 
     def on_device(self, purpose: str, values: NDArray[np.bool_] | NDArray[np.int64], device: torch.device) -> Tensor:
-        """A (K,) array on a device, copied once for each of its values: masks follow flags that seldom change."""
+        """Returns a (K,) array on a device, copied once for each of its values: masks follow flags that seldom change."""
         key = (purpose, values.tobytes(), device)
         known = self._arrays.get(key)
         if known is None:
@@ -238,14 +238,14 @@ class Analysis:
         return known
 
     def mask_of(self, names: list[str]) -> Mask:
-        """(K,) the variables that any of the named tensors carries."""
+        """Returns (K,) bool: the variables that any of the named tensors carries."""
         mask = np.zeros(self.symmetry.num_scales, dtype=bool)
         for name in names:
             mask[self.variables_of[name]] = True
         return mask
 
     def group_mask(self, names: list[str]) -> Mask:
-        """(K,) the variables of every group that one of the named tensors carries."""
+        """Returns (K,) bool: the variables of every group that one of the named tensors carries."""
         mask = self.mask_of(names)
         for group in self.groups:
             part = slice(group.variables.start, group.variables.stop)
@@ -253,7 +253,7 @@ class Analysis:
         return mask
 
     def _feeding_last(self) -> Mask:
-        """The variables by whose negative powers a last layer's weight is multiplied."""
+        """Returns (K,) bool: the variables by whose negative powers a last layer's weight is multiplied."""
         last = last_layers(self.symmetry)
         mask = np.zeros(self.symmetry.num_scales, dtype=bool)
         for name, terms in self.symmetry.exponents.items():

@@ -1,4 +1,4 @@
-"""What the norm is taken of: the counted tensors, their exponents and layer weights, as the executors' program."""
+"""The counted tensors, of which the norm is taken: their exponents and layer weights, as the executors' program."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["CountedTensor", "CountedTensors", "count_tensors"]
 
 @dataclass(frozen=True)
 class CountedTensor:
-    """One counted tensor: a parameter as it is, or what folding a BatchNorm would make of a layer's weight or bias.
+    """One counted tensor: a parameter as it is, or a layer's weight or bias with a BatchNorm folded in.
 
     Attributes:
         parameter: the parameter's name; for a folded bias that the layer lacks, the norm's beta or gamma.
@@ -88,7 +88,7 @@ class CountedTensors:
         return any(item.fold is not None and item.channels is None for item in self.tensors)
 
     def gather(self, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
-        """The counted tensors and the factors by which they are multiplied before their norm is taken.
+        """Returns the counted tensors and the factors by which they are multiplied before their norm is taken.
 
         Args:
             tensors: the model's parameters and buffers by name.
@@ -106,7 +106,7 @@ class CountedTensors:
         return viewed, split
 
     def gather_whole(self, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
-        """`gather`, with no axis split."""
+        """Returns the same as `gather`, but with every tensor in its own shape."""
         values: list[Tensor] = []
         factors: list[Tensor | None] = []
         with torch.no_grad():
@@ -129,13 +129,13 @@ class CountedTensors:
         return values, factors
 
     def in_basis(self, basis: Basis, num_scales: int, p: float) -> CountedTensors:
-        """The same over the places of a basis, without what does not move."""
+        """Returns the same over the places of a basis, without tensors that do not move."""
         moved = [replace(item, terms=basis.terms(item.terms)) for item in self.tensors]
         return _assembled([item for item in moved if item.terms], num_scales, p)
 
     @cached_property
     def _channels(self) -> dict[tuple[int, torch.device], Tensor]:
-        """By position and device, the output channels of a folded weight."""
+        """By position and device, the output channels of a folded weight, once they are copied there."""
         return {}
 
 
@@ -164,14 +164,14 @@ def count_tensors(symmetry: Symmetry, options: Options, depths: Mapping[str, int
 
 
 def _assembled(counted: Sequence[CountedTensor], num_scales: int, p: float) -> CountedTensors:
-    """Puts counted tensors and their program together."""
+    """Builds the program of some counted tensors, and puts the two together."""
     blocks = [(*split_repeats(item.shape, item.terms), item.log_weight) for item in counted]
     program = build_program(blocks, num_scales, p, [item.offset for item in counted])
     return CountedTensors(tuple(counted), program)
 
 
 def _folds(symmetry: Symmetry, options: Options) -> tuple[NormFold, ...]:
-    """The BatchNorms that are folded; a layer in front of two of them cannot be."""
+    """Returns the BatchNorms that are folded; a layer in front of two of them cannot be."""
     if options.batchnorm != "folded":
         return ()
     uses = Counter(fold.weight for fold in symmetry.folds) + Counter(fold.gamma for fold in symmetry.folds if fold.gamma)
@@ -179,13 +179,13 @@ def _folds(symmetry: Symmetry, options: Options) -> tuple[NormFold, ...]:
 
 
 def _viewed(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A tensor with some axes split in two."""
+    """Returns a tensor viewed in a shape in which some axes are split."""
     with torch.no_grad():
         return tensor if tensor.shape == shape else tensor.view(shape)
 
 
 def _split_like(factor: Tensor, shape: tuple[int, ...], finer: tuple[int, ...]) -> Tensor:
-    """What broadcasts to `shape`, with the axes split that are split in `finer`."""
+    """Returns a factor that broadcasts to `shape` with its axes split as in `finer`."""
     sizes: list[int] = []
     left = list(finer)
     for own, size in zip(factor.shape, shape, strict=True):
@@ -197,7 +197,7 @@ def _split_like(factor: Tensor, shape: tuple[int, ...], finer: tuple[int, ...]) 
 
 
 def _plain(symmetry: Symmetry, options: Options) -> list[CountedTensor]:
-    """The parameters that are counted as they are."""
+    """Returns the parameters that are counted as they are."""
     folded: set[str | None] = set()
     for fold in _folds(symmetry, options):
         folded |= {fold.weight, fold.gamma, fold.bias, fold.beta}
@@ -215,7 +215,7 @@ def _plain(symmetry: Symmetry, options: Options) -> list[CountedTensor]:
 
 
 def _folded(symmetry: Symmetry, options: Options) -> list[CountedTensor]:
-    """The weights, and with ``biases="count"`` the biases, that folding would give."""
+    """Returns the weights, and with ``biases="count"`` the biases, that folding would give."""
     items = []
     for fold in _folds(symmetry, options):
         shape = tuple(symmetry.shapes[fold.weight])
@@ -239,7 +239,7 @@ def _folded(symmetry: Symmetry, options: Options) -> list[CountedTensor]:
 
 
 def _output_channels(fold: NormFold, shape: Sequence[int]) -> NDArray[np.int64]:
-    """The output channel of each entry of a layer's weight, broadcastable to the weight."""
+    """Returns the output channel of each entry of a layer's weight, broadcastable to the weight."""
     ones = [1] * len(shape)
     if fold.transposed and fold.groups > 1:
         block = np.arange(shape[0]) // (shape[0] // fold.groups)
@@ -250,27 +250,27 @@ def _output_channels(fold: NormFold, shape: Sequence[int]) -> NDArray[np.int64]:
 
 
 def _per_channel(ids: NDArray[np.int64], channels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A norm's ids, laid out on the weight's output channels."""
+    """Returns a norm's ids, laid out on the weight's output channels."""
     flat = np.broadcast_to(ids.reshape(-1), (int(channels.max()) + 1,))
     return flat[channels]
 
 
 def _fold_factor(fold: NormFold, tensors: Mapping[str, Tensor]) -> Tensor:
-    """(channels,) gamma / sqrt(running variance + eps), signed."""
+    """Returns (channels,) gamma / sqrt(running variance + eps), signed."""
     variance = tensors[fold.variance]
     factor = (as_float(variance, variance.device) + fold.eps).rsqrt()
     return factor * tensors[fold.gamma] if fold.gamma else factor
 
 
 def _folded_bias(fold: NormFold, factor: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    """(channels,) the bias that folding would give."""
+    """Returns (channels,) (bias - mean) * factor + beta, the bias that folding would give."""
     mean = as_float(tensors[fold.mean], factor.device)
     shifted = (tensors[fold.bias] - mean if fold.bias else -mean) * factor
     return shifted + tensors[fold.beta] if fold.beta else shifted
 
 
 def _names_of(fold: NormFold) -> list[str]:
-    """The names of all tensors that folding a BatchNorm reads."""
+    """Returns the names of all tensors that folding a BatchNorm reads."""
     names = (fold.weight, fold.bias, fold.gamma, fold.beta, fold.mean, fold.variance)
     return [name for name in names if name is not None]
 
@@ -287,7 +287,7 @@ def _check_layer_weights(c: float | str | Mapping[str, float], items: Sequence[C
 
 
 def _weighted(item: CountedTensor, options: Options, depths: Mapping[str, int]) -> CountedTensor:
-    """The item with its layer weight."""
+    """Returns the item with its layer weight."""
     c = options.c
     if math.isinf(options.p):
         log_weight = 0.0

@@ -1,4 +1,4 @@
-"""What Gauss-Seidel needs of each group of variables: the tensors that carry it, and where their sums go."""
+"""The groups as Gauss-Seidel takes them: the tensors that carry each, and where their sums go."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["GroupOrder", "GroupSums", "group_order"]
 
 @dataclass(frozen=True)
 class GroupSums:
-    """One group of variables.
+    """One group of variables, with the program that sums it alone.
 
     Attributes:
         variables: (n,) their ids.
@@ -31,7 +31,7 @@ class GroupSums:
 
 @dataclass(frozen=True)
 class GroupOrder:
-    """All groups in their order.
+    """All groups that a tensor carries, in their order.
 
     Attributes:
         groups: one each.
@@ -42,7 +42,7 @@ class GroupOrder:
     device: torch.device
 
     def to(self, program: ReduceProgram) -> GroupOrder:
-        """The same on the device of a copy of the program that it was made of."""
+        """Returns the same on the device of a copy of the program that it was made of."""
         device = program.slots.device
         if self.device == device:
             return self
@@ -70,7 +70,7 @@ class GroupOrder:
 
 
 def group_order(program: ReduceProgram, groups: NDArray[np.int64]) -> GroupOrder:
-    """The groups that some counted tensor carries, by ascending number.
+    """Returns the groups that some counted tensor carries, by ascending number.
 
     Args:
         program: the objective, on the CPU.

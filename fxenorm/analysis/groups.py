@@ -79,7 +79,7 @@ class Group:
 
 
 def layer_of(parameter_name: str) -> str:
-    """The layer that a parameter belongs to.
+    """Returns the layer that a parameter belongs to.
 
     Args:
         parameter_name: a fully qualified parameter name.
@@ -98,7 +98,7 @@ def layer_of(parameter_name: str) -> str:
 
 
 def layers_of(ports: Iterable[Port], symmetry: Symmetry) -> tuple[str, ...]:
-    """The distinct layers among `ports` whose parameter multiplies (role "weight" or "gamma"), in order."""
+    """Returns the distinct layers among `ports` whose parameter multiplies (role "weight" or "gamma"), in order."""
     return tuple(dict.fromkeys(layer_of(port.parameter) for port in ports if multiplies(symmetry, port.parameter)))
 
 
@@ -108,12 +108,12 @@ def multiplies(symmetry: Symmetry, name: str) -> bool:
 
 
 def group_name(index: int) -> str:
-    """Name of the group at position `index`."""
+    """Returns the name of the group at position `index`, as "g4"."""
     return f"g{index}"
 
 
 def groups_of_each(arrays: Sequence[NDArray[np.int64]], symmetry: Symmetry) -> list[list[int]]:
-    """The groups that each array of variable ids meets, each list in order of first appearance."""
+    """Returns the groups that each array of variable ids meets, each list in order of first appearance."""
     found: list[list[int]] = [[] for _ in arrays]
     if not arrays or symmetry.num_scales == 0:
         return found
@@ -137,7 +137,7 @@ def groups_of_each(arrays: Sequence[NDArray[np.int64]], symmetry: Symmetry) -> l
 
 
 def term_axis(ids: NDArray[np.int64], coefficient: int) -> int:
-    """The axis of the parameter along which a term's ids vary; see `Port`."""
+    """Returns the axis of the parameter along which a term's ids vary; see `Port`."""
     varying = [axis for axis, size in enumerate(ids.shape) if size > 1]
     if varying:
         # A grouped convolution's input term is (O, I/g, 1, 1): the channels read lie on axis 1, axis 0 only selects the block.
@@ -147,7 +147,7 @@ def term_axis(ids: NDArray[np.int64], coefficient: int) -> int:
 
 
 def build_groups(symmetry: Symmetry, depths: Mapping[str, int]) -> tuple[Group, ...]:
-    """The groups of a symmetry.
+    """Builds the groups of a symmetry.
 
     Args:
         symmetry: the free scale variables and what they multiply.
@@ -184,7 +184,7 @@ def build_groups(symmetry: Symmetry, depths: Mapping[str, int]) -> tuple[Group, 
 
 
 def sites_of_groups(symmetry: Symmetry) -> list[tuple[Site, ...]]:
-    """By group, the sites that carry it."""
+    """Returns, by group, the sites that carry it."""
     sites: list[list[Site]] = [[] for _ in range(len(symmetry.group_starts) - 1)]
     for site, groups in zip(symmetry.sites, groups_of_each([site.variables for site in symmetry.sites], symmetry), strict=True):
         for group in groups:
@@ -193,7 +193,7 @@ def sites_of_groups(symmetry: Symmetry) -> list[tuple[Site, ...]]:
 
 
 def _ports(symmetry: Symmetry) -> list[tuple[Port, ...]]:
-    """By group, its ports: parameters in the order in which the graph first reads them."""
+    """Returns, by group, its ports: parameters in the order in which the graph first reads them."""
     order: dict[str, int] = {}
     for flow in symmetry.flows.values():
         for node in flow:
@@ -211,7 +211,7 @@ def _ports(symmetry: Symmetry) -> list[tuple[Port, ...]]:
 
 
 def _opposed_groups(symmetry: Symmetry, ports: Sequence[Sequence[Port]]) -> set[int]:
-    """Groups that some weight carries with a negative coefficient on its output: nothing that it reads carries them."""
+    """Returns groups that a weight carries negatively on its output, while nothing that it reads carries them."""
     negative: dict[str, set[int]] = defaultdict(set)
     for index, members in enumerate(ports):
         for port in members:
@@ -230,7 +230,7 @@ def _opposed_groups(symmetry: Symmetry, ports: Sequence[Sequence[Port]]) -> set[
 
 
 def _gated_groups(symmetry: Symmetry) -> set[int]:
-    """Groups that share the entries of some parameter with another group of the same sign on the same axis."""
+    """Returns groups that share entries of a parameter with another group of the same sign on the same axis."""
     gated: set[int] = set()
     for name, terms in symmetry.exponents.items():
         if len(terms) < 2 or not multiplies(symmetry, name):

@@ -1,4 +1,4 @@
-"""Which variables `step` and `balance` leave alone, and why."""
+"""`Held`: the variables that `step` and `balance` leave alone, and why."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 _MOST_TERMS = 6
+"""Terms of a sum that are printed: with ids of four digits they fill half a line of 100 characters."""
 
 FROZEN = "requires_grad=False: a parameter that it moves is frozen"
 ROUNDED = "powers of two: a parameter that it moves enters as a constant plus itself, which they would round"
@@ -62,15 +63,15 @@ class Held:
 
     @property
     def count(self) -> int:
-        """How many directions these are."""
+        """Number of directions: the variables, or 1 for a sum."""
         return 1 if self.coefficients else len(self.variables)
 
     def __str__(self) -> str:
-        """The group, the number of its variables that are held or their sum, and the reason."""
+        """Returns the group, the number of its variables that are held or their sum, and the reason."""
         return f"{self.group}: {self._what()} held, {self.reason}"
 
     def _what(self) -> str:
-        """What is held."""
+        """Returns the number of variables, or their sum, as "s3 - 2 s7"."""
         if not self.coefficients:
             return str(len(self.variables))
         shown = list(zip(self.coefficients, self.variables, strict=True))[:_MOST_TERMS]
@@ -79,7 +80,7 @@ class Held:
 
 
 def one_sided_reasons(counted_negative: Mask, counted_positive: Mask) -> list[tuple[Mask, str]]:
-    """The variables that lack a side whatever the weights are."""
+    """Returns masks of the variables that lack a side whatever the weights are, with the reasons."""
     return [
         (~counted_negative & ~counted_positive, "one-sided: no counted weight carries it"),
         (~counted_positive & counted_negative, "one-sided: no counted weight grows with it"),
@@ -88,7 +89,7 @@ def one_sided_reasons(counted_negative: Mask, counted_positive: Mask) -> list[tu
 
 
 def dead_reasons(log_negative: NDArray[np.float64], log_positive: NDArray[np.float64]) -> list[tuple[Mask, str]]:
-    """The variables that the current weights leave without a finite optimum, from log N and log P."""
+    """Returns masks of the variables without a finite optimum at the current log N and log P, with the reasons."""
     broken = ~(log_negative < np.inf) | ~(log_positive < np.inf)
     return [
         (broken, "dead: a weight that it moves is not finite"),
@@ -98,7 +99,7 @@ def dead_reasons(log_negative: NDArray[np.float64], log_positive: NDArray[np.flo
 
 
 def frozen_names(model: nn.Module, symmetry: Symmetry) -> frozenset[str]:
-    """Names of parameters that carry variables and are frozen; none where the model trains nothing (inference)."""
+    """Returns the names of frozen parameters that carry variables; none where the model trains nothing (inference)."""
     flags = [(name, parameter.requires_grad) for name, parameter in model.named_parameters(remove_duplicate=False)]
     if not any(flag for _, flag in flags):
         return frozenset()
@@ -114,7 +115,7 @@ def held_by_group(
     equations: Sequence[Equation] = (),
     frozen: frozenset[str] = frozenset(),
 ) -> tuple[Held, ...]:
-    """One `Held` a group and reason, and one for each sum of variables; a variable gets the first reason that applies to it.
+    """Returns one `Held` a group and reason, and one a sum of variables; the first reason that applies is a variable's.
 
     Args:
         groups: of the plan.
@@ -137,7 +138,7 @@ def held_by_group(
 
 
 def _held_sum(groups: Sequence[Group], equation: Equation, frozen: frozenset[str]) -> Held:
-    """A sum of variables that stays at 0; of one alone, as the others are."""
+    """Returns a sum of variables that stays at 0; one variable alone has no coefficients."""
     starts = [group.variables.start for group in groups]
     own = [groups[place] for place in sorted({bisect_right(starts, variable) - 1 for variable, _ in equation.form})]
     coefficients = tuple(value for _, value in equation.form) if len(equation.form) > 1 else ()
@@ -147,6 +148,6 @@ def _held_sum(groups: Sequence[Group], equation: Equation, frozen: frozenset[str
 
 
 def _tensors(groups: Sequence[Group], reason: str, frozen: frozenset[str]) -> tuple[str, ...]:
-    """The tensors of some groups to which a reason points: the frozen ones, or all."""
+    """Returns the tensors of some groups to which a reason points: the frozen ones, or all."""
     names = dict.fromkeys(port.parameter for group in groups for port in (*group.producers, *group.consumers))
     return tuple(name for name in names if reason != FROZEN or name in frozen)

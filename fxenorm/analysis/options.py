@@ -117,7 +117,7 @@ def _set(options: Options, name: str, value: Any) -> None:
 
 
 def _wrong(name: str, value: object, valid: str) -> OptionError:
-    """The error for one option."""
+    """Returns the error for one option."""
     return OptionError(f"{name}={value!r} is not a valid option: expected {valid}")
 
 
@@ -129,7 +129,7 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _positive(name: str, value: object, valid: str, infinite: bool = False) -> float:
-    """`value` as a float > 0."""
+    """Returns `value` as a float > 0; raises an OptionError where it is none."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise _wrong(name, value, valid)
     number = float(value)
@@ -139,7 +139,7 @@ def _positive(name: str, value: object, valid: str, infinite: bool = False) -> f
 
 
 def _exponent(value: object) -> float:
-    """`p` as a float in the range in which powers of weights keep their digits, or infinite."""
+    """Returns `p` as a float in the range in which powers of weights keep their digits, or infinite."""
     valid = f"a number from {_LEAST_P:g} to {_LARGEST_P:g}, or math.inf"
     try:
         number = _positive("p", value, valid, infinite=True)
@@ -151,7 +151,7 @@ def _exponent(value: object) -> float:
 
 
 def _layer_weights(c: object) -> float | str | dict[str, float]:
-    """`c` as a float, "adaptive" or a dict of floats by layer."""
+    """Returns `c` as a float, "adaptive" or a dict of floats by layer."""
     valid = "a number > 0, 'adaptive', or a dict from layer names to numbers > 0"
     if isinstance(c, Mapping):
         weights = {}
@@ -168,7 +168,7 @@ def _layer_weights(c: object) -> float | str | dict[str, float]:
 
 
 def _names(name: str, value: object) -> tuple[str, ...]:
-    """One string, or a sequence of strings, as a tuple."""
+    """Returns one string, or a sequence of strings, as a tuple."""
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(item, str) for item in value):

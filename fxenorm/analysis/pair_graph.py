@@ -16,7 +16,7 @@ __all__ = ["last_layers", "layer_depths", "pair_graph"]
 
 
 def pair_graph(symmetry: Symmetry, pairs: Iterable[Pair]) -> networkx.MultiDiGraph[Any]:
-    """The layers and pairs as a graph.
+    """Returns the layers and pairs as a graph.
 
     Args:
         symmetry: gives the layers: every one with a parameter that multiplies, in registration order.
@@ -35,7 +35,7 @@ def pair_graph(symmetry: Symmetry, pairs: Iterable[Pair]) -> networkx.MultiDiGra
 
 
 def layer_depths(graph: networkx.MultiDiGraph[Any]) -> dict[str, int]:
-    """By layer, the number of pairs on the longest path that leads to it.
+    """Returns, by layer, the number of pairs on the longest path that leads to it.
 
     Layers on a cycle (a module used twice) count as one step and share one depth.
 
@@ -56,7 +56,7 @@ def layer_depths(graph: networkx.MultiDiGraph[Any]) -> dict[str, int]:
 
 
 def last_layers(symmetry: Symmetry) -> frozenset[str]:
-    """The layers from which an output of the model is reached without another layer.
+    """Returns the layers from which an output of the model is reached without another layer.
 
     A layer here is what reads a parameter as a weight; normalisations are looked through.
 

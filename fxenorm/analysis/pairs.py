@@ -37,7 +37,7 @@ class Pair:
 
 @dataclass
 class _GroupFlow:
-    """Where one group lies in one mode's graph: positions of nodes, each tuple in graph order."""
+    """The positions of nodes of one mode's graph at which one group lies, each in graph order."""
 
     carriers: list[int]
     writers: dict[int, list[str]]
@@ -46,13 +46,13 @@ class _GroupFlow:
 
 
 def short_operator(operator: str) -> str:
-    """An operator's name without overload and in-place mark: "relu_.default" -> "relu"."""
+    """Returns an operator's name without overload and in-place mark: "relu_.default" -> "relu"."""
     name = operator.split(".", 1)[0]
     return name[:-1] if name.endswith("_") and not name.endswith("__") and len(name) > 1 else name
 
 
 def build_pairs(symmetry: Symmetry) -> tuple[Pair, ...]:
-    """All pairs of a symmetry, found in the evaluation graph first and completed from the training graph.
+    """Finds all pairs of a symmetry, in the evaluation graph first, and completes them from the training graph.
 
     Args:
         symmetry: the free scale variables and the operators that carry them.
@@ -76,7 +76,7 @@ def build_pairs(symmetry: Symmetry) -> tuple[Pair, ...]:
 
 
 def _signs(symmetry: Symmetry) -> Signs:
-    """The signs with which each multiplying parameter carries each group."""
+    """Returns the signs with which each multiplying parameter carries each group."""
     terms = [(name, term) for name, terms in symmetry.exponents.items() if multiplies(symmetry, name) for term in terms]
     signs: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     for (name, (coefficient, _)), groups in zip(terms, groups_of_each([ids for _, (_, ids) in terms], symmetry), strict=True):
@@ -86,7 +86,7 @@ def _signs(symmetry: Symmetry) -> Signs:
 
 
 def _users(flow: Sequence[FlowNode]) -> list[list[int]]:
-    """By position, the positions that read the node there."""
+    """Returns, by position, the positions that read the node there."""
     users: list[list[int]] = [[] for _ in flow]
     for position, node in enumerate(flow):
         for source in dict.fromkeys(node.inputs):
@@ -95,7 +95,7 @@ def _users(flow: Sequence[FlowNode]) -> list[list[int]]:
 
 
 def _places(flow: Sequence[FlowNode], signs: Signs) -> dict[int, _GroupFlow]:
-    """By group, the nodes that carry, write and read it."""
+    """Returns, by group, the nodes that carry, write and read it."""
     places: dict[int, _GroupFlow] = defaultdict(lambda: _GroupFlow([], {}, {}, {}))
     for position, node in enumerate(flow):
         for group in node.carried:
@@ -120,7 +120,7 @@ def _places(flow: Sequence[FlowNode], signs: Signs) -> dict[int, _GroupFlow]:
 def _pairs_of_group(
     flow: Sequence[FlowNode], users: Sequence[Sequence[int]], places: _GroupFlow
 ) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """(producer, consumer, operators between) for one group in one graph."""
+    """Yields (producer, consumer, operators between) for one group in one graph."""
     carriers, layers = set(places.carriers), places.writers.keys() | places.opposed.keys() | places.readers.keys()
     opposed = {start: _paths(flow, users, start, carriers, layers) for start in places.opposed} if places.writers else {}
     for start, producers in places.writers.items():
@@ -137,7 +137,7 @@ def _pairs_of_group(
 def _named(
     producers: Iterable[str], consumers: Iterable[str], operators: tuple[str, ...]
 ) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Every producer with every consumer: one node may read several layers' parameters."""
+    """Yields every producer with every consumer: one node may read several layers' parameters."""
     for producer in producers:
         for consumer in consumers:
             yield producer, consumer, operators
@@ -146,7 +146,7 @@ def _named(
 def _paths(
     flow: Sequence[FlowNode], users: Sequence[Sequence[int]], start: int, carriers: set[int], layers: set[int]
 ) -> dict[int, tuple[str, ...]]:
-    """By node that reads what `start` writes, the operators strictly between, on a shortest path past no other layer."""
+    """Returns, by node that reads what `start` writes, the operators strictly between, on a shortest path past no layer."""
     between: dict[int, tuple[str, ...]] = {}
     queue: deque[tuple[int, tuple[str, ...]]] = deque([(start, ())])
     while queue:
@@ -163,7 +163,7 @@ def _paths(
 def _meeting(
     flow: Sequence[FlowNode], one: Iterable[int], other: Iterable[int], carriers: set[int], layers: set[int]
 ) -> int | None:
-    """The first node where a group cancels out between two layers' outputs, or None."""
+    """Returns the first node where a group cancels out between two layers' outputs, or None."""
     lost = sorted(node for node in set(one) & set(other) if node not in carriers and node not in layers)
     # A slice of a packed q, k, v loses a group without cancelling it: a node that reads it twice comes first.
     twice = (node for node in lost if len(carriers.intersection(flow[node].inputs)) > 1)

@@ -1,4 +1,4 @@
-"""From a stored plan to what it was made of, checked against the fingerprint that it carries."""
+"""Makes an analysis of a stored plan again, and checks it against the fingerprint that it carries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["analysis_from_dict"]
 
 
 def analysis_from_dict(stored: Mapping[str, Any]) -> Analysis:
-    """The plan without its module.
+    """Returns the plan without its module.
 
     Raises:
         BindError: `stored` is damaged or of another format, or is not what its fingerprint says.

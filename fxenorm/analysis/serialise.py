@@ -1,4 +1,4 @@
-"""A plan as a JSON-compatible dict and back: everything that `analyze` found out, and no weights."""
+"""Turns a plan into a JSON-compatible dict and back: everything that `analyze` found out, and no weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MOST_IDS = 1 << 31
 
 
 def to_dict(symmetry: Symmetry, options: Options, groups: Sequence[Group], pairs: Sequence[Pair]) -> Json:
-    """A plan's data as nested dicts, lists, strings and finite numbers.
+    """Returns a plan's data as nested dicts, lists, strings and finite numbers.
 
     Args:
         symmetry: what the graph half found.
@@ -107,7 +107,7 @@ def _stored_symmetry(symmetry: Symmetry, arrays: _ArrayWriter) -> Json:
 
 
 def from_dict(stored: Mapping[str, Any]) -> tuple[Symmetry, Options, tuple[Group, ...], tuple[Pair, ...]]:
-    """The inverse of `to_dict`.
+    """Returns the data of a plan that `to_dict` stored.
 
     Args:
         stored: a dict that `to_dict` made, possibly after a trip through JSON.
@@ -153,7 +153,7 @@ class _ArrayWriter:
         self._length = 0
 
     def add(self, array: NDArray[np.int64]) -> list[Any]:
-        """[offset in the block, shape]."""
+        """Adds an array to the block; returns [offset in the block, shape]."""
         flat = np.ascontiguousarray(array, dtype="<i8").reshape(-1)
         key = flat.tobytes()
         offset = self._offsets.setdefault(key, self._length)
@@ -163,14 +163,14 @@ class _ArrayWriter:
         return [offset, list(np.shape(array))]
 
     def packed(self) -> Json:
-        """The block: differences of neighbours (ids mostly count upwards), compressed, as text."""
+        """Returns the block as text: differences of neighbours (ids mostly count upwards), compressed."""
         block = np.concatenate(self._parts) if self._parts else np.zeros(0, dtype="<i8")
         differences = np.diff(block, prepend=0).astype("<i8")
         return {"length": self._length, "deltas": base64.b64encode(zlib.compress(differences.tobytes(), 6)).decode("ascii")}
 
 
 def _array_reader(packed: Mapping[str, Any]) -> Callable[[Sequence[Any]], NDArray[np.int64]]:
-    """A function from [offset, shape] to the array."""
+    """Returns a function from [offset, shape] to the array."""
     length = packed["length"]
     if type(length) is not int or not 0 <= length <= _MOST_IDS:
         raise ValueError(f"length {length!r}: expected an integer from 0 to {_MOST_IDS}")
@@ -196,7 +196,7 @@ def _array_reader(packed: Mapping[str, Any]) -> Callable[[Sequence[Any]], NDArra
 
 
 def _symmetry(stored: Mapping[str, Any], read: Callable[[Sequence[Any]], NDArray[np.int64]]) -> Symmetry:
-    """The stored symmetry, checked for what would index out of bounds later."""
+    """Returns the stored symmetry, checked for ids and sizes that would index out of bounds later."""
     num_scales = int(stored["num_scales"])
     shapes = {name: tuple(shape) for name, shape in stored["shapes"].items()}
     exponents = _exponents(stored["exponents"], read, num_scales, shapes)
@@ -258,7 +258,7 @@ def _exponents(
 
 
 def _offsets(stored: Mapping[str, Any], exponents: Mapping[str, Any]) -> dict[str, float]:
-    """The stored offsets: finite numbers other than 0, of tensors that move."""
+    """Returns the stored offsets: finite numbers other than 0, of tensors that move."""
     found = {name: float(value) for name, value in stored.items()}
     strange = [name for name, value in found.items() if name not in exponents or value == 0 or not math.isfinite(value)]
     if strange:
@@ -267,38 +267,38 @@ def _offsets(stored: Mapping[str, Any], exponents: Mapping[str, Any]) -> dict[st
 
 
 def _coefficient(value: Any) -> int:
-    """A stored coefficient, which must be an integer other than 0 of a size that models have."""
+    """Returns a stored coefficient, which must be an integer other than 0 of a size that models have."""
     if type(value) is not int or not 0 < abs(value) <= _LARGEST_COEFFICIENT:
         raise ValueError(f"coefficient {value!r}: expected an integer from 1 to {_LARGEST_COEFFICIENT}, or its negative")
     return value
 
 
 def _within(ids: NDArray[np.int64], num_scales: int, name: str) -> NDArray[np.int64]:
-    """`ids`, which must be -1 or a variable."""
+    """Returns `ids`, each of which must be -1 or a variable."""
     if ids.size and (ids.min() < -1 or ids.max() >= num_scales):
         raise ValueError(f"ids of {name!r} reach from {ids.min()} to {ids.max()}, with {num_scales} variables")
     return ids
 
 
 def _flow_row(node: FlowNode) -> list[Any]:
-    """A flow node as a list, fields in their order."""
+    """Returns a flow node as a list, fields in their order."""
     uses = [[use.name, use.role] for use in node.parameters]
     return [node.name, node.operator, node.module, node.source, list(node.inputs), sorted(node.carried), uses]
 
 
 def _flow_node(row: Sequence[Any]) -> FlowNode:
-    """The inverse of `_flow_row`."""
+    """Returns the flow node of a list that `_flow_row` made."""
     name, operator, module, source, inputs, carried, uses = row
     return FlowNode(name, operator, module, source, tuple(inputs), frozenset(carried), tuple(ParameterUse(*use) for use in uses))
 
 
 def _ports(ports: Iterable[Port]) -> list[list[Any]]:
-    """Ports as lists, fields in their order."""
+    """Returns ports as lists, fields in their order."""
     return [[port.parameter, port.axis, port.coefficient] for port in ports]
 
 
 def _groups(stored: Sequence[Any], symmetry: Symmetry) -> tuple[Group, ...]:
-    """The stored groups; their sites are looked up again, which is as fast as reading them."""
+    """Returns the stored groups; their sites are looked up again, which is as fast as reading them."""
     groups = []
     for row, sites in zip(stored, sites_of_groups(symmetry), strict=True):
         name, kind, start, stop, producers, consumers, depth = row
@@ -308,7 +308,7 @@ def _groups(stored: Sequence[Any], symmetry: Symmetry) -> tuple[Group, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """An option's value in JSON: infinities, which JSON lacks, are spelt out."""
+    """Returns an option's value in JSON: infinities, which JSON lacks, are spelt out."""
     if isinstance(value, float) and not math.isfinite(value):
         return {"$float": str(value)}
     if isinstance(value, (list, tuple)):
@@ -319,7 +319,7 @@ def _plain(value: Any) -> Any:
 
 
 def _restored(value: Any) -> Any:
-    """The inverse of `_plain`; sequences come back as tuples."""
+    """Returns the value that `_plain` stored; sequences come back as tuples."""
     if isinstance(value, list):
         return tuple(_restored(item) for item in value)
     if isinstance(value, Mapping):
@@ -330,7 +330,7 @@ def _restored(value: Any) -> Any:
 
 
 def _shown(value: object) -> str:
-    """A short description of something that is no stored plan."""
+    """Returns a short description of something that is no stored plan."""
     if isinstance(value, Mapping):
         return f"a dict with keys {sorted(map(str, value))[:8]}"
     return f"{type(value).__name__}"

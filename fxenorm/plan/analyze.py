@@ -1,4 +1,4 @@
-"""`analyze`: from a model to a plan."""
+"""`analyze`, which makes a plan from a model."""
 
 from __future__ import annotations
 

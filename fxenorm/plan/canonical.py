@@ -25,7 +25,7 @@ def canonical(
     p: float = 2.0,
     tol: float = 1e-9,
 ) -> nn.Module:
-    """Returns a copy of a model in eval mode, each BatchNorm folded where it can be, moved to its least norm.
+    """Returns a copy of a model in eval mode at its least norm, each BatchNorm folded where it can be.
 
     Two models of one function that differ by a rescaling alone become the same weights, to rounding: also where scales stand
     in front of a BatchNorm, which `Plan.balance` leaves alone. Permutations and signs of channels remain as they are. With
@@ -85,7 +85,7 @@ def _fold(model: nn.Module, fold: NormFold) -> None:
 
 
 def _affine(norm: Any, eps: float) -> tuple[Tensor, Tensor]:
-    """(factor, shift), each (channels,) in float64: what the norm does in eval mode, y = factor x + shift."""
+    """Returns (factor, shift), (channels,) float64: the norm in eval mode is y = factor x + shift."""
     factor = (norm.running_var.double() + eps).rsqrt()
     if norm.weight is not None:
         factor = factor * norm.weight.double()
@@ -94,7 +94,7 @@ def _affine(norm: Any, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _by_channel(factor: Tensor, shape: tuple[int, ...], fold: NormFold) -> Tensor:
-    """The factor of every output channel, broadcastable to a weight of this shape."""
+    """Returns the factor of every output channel, broadcastable to a weight of this shape."""
     if not fold.transposed:
         return factor.reshape(-1, *(1,) * (len(shape) - 1))
     # (inputs, outputs / groups, ...): the inputs of one group write that group's outputs.

@@ -90,7 +90,7 @@ class Plan:
 
     @property
     def options(self) -> Options:
-        """The options of `fxenorm.analyze`."""
+        """The options of `fxenorm.analyze` that this plan follows."""
         return self.rescaler.analysis.options
 
     @property
@@ -145,7 +145,7 @@ class Plan:
 
     @property
     def held(self) -> tuple[Held, ...]:
-        """What `balance` leaves at 0 at the current weights, variables and sums of them, with the reasons; waits for the device.
+        """Variables, and sums of them, that `balance` leaves at 0 at the current weights, with reasons; waits for the device.
 
         Where no weight is zero, `step` leaves the same.
         """
@@ -173,7 +173,7 @@ class Plan:
 
     @property
     def tracer(self) -> str:
-        """How the graph was made: "export", or "make_fx", which holds for the path that the example inputs took."""
+        """The way in which the graph was made: "export", or "make_fx", which holds for the path of the example inputs."""
         return self.symmetry.tracer
 
     @property
@@ -184,7 +184,7 @@ class Plan:
     # ---------------------------------------------------------------- what the weights are like
 
     def norm(self) -> Tensor:
-        """The norm that balancing lowers: F ** (1 / p), F the sum of ω |w|^p over the counted entries; p = inf: the largest |w|.
+        """Returns the norm that balancing lowers: F ** (1 / p), F the sum of ω |w|^p over counted entries; p = inf: max |w|.
 
         Returns:
             A 0-d tensor on the weights' device; nothing waits for it.
@@ -193,7 +193,7 @@ class Plan:
             return self.rescaler.open_together().objective().norm()
 
     def layer_norms(self) -> dict[str, Tensor]:
-        """By layer, the p-norm of its counted tensors, without layer weights.
+        """Returns, by layer, the p-norm of its counted tensors, without layer weights.
 
         Returns:
             0-d tensors on the weights' device; nothing waits for them.
@@ -203,7 +203,7 @@ class Plan:
             return weights.layer_norms(weights.objective())
 
     def imbalance(self) -> Tensor:
-        """How far the weights are from balanced: the largest |log(N_k / P_k)| / p over the variables that are not held.
+        """Returns the distance from balance: max_k |log(N_k / P_k)| / p over the variables that are not held.
 
         Returns:
             A 0-d tensor on the weights' device; nothing waits for it.
@@ -213,7 +213,7 @@ class Plan:
             return imbalance(*weights.log_sums(), self.options.p, weights.held_mask())
 
     def channel_imbalance(self) -> Tensor:
-        """The signed imbalance of each variable, log(N_k / P_k) / p: positive where the consumers outweigh the producers.
+        """Returns log(N_k / P_k) / p of each variable: positive where the consumers outweigh the producers.
 
         Returns:
             (num_scales,) on the weights' device, held variables included; not finite where N or P is zero.
@@ -325,7 +325,7 @@ class Plan:
         """
 
         def look() -> Looked:
-            """What follows, and by what; raises where that would overflow."""
+            """Finds what follows, and by how much; raises where that would overflow."""
             given = checked_log_scales(log_scales, self.num_scales)
             weights, targets = self.rescaler.targets(optimizer, frozen=True, state=state)
             scales = weights.checked_scales(given)
@@ -436,7 +436,7 @@ class Plan:
     # ---------------------------------------------------------------- other models, storage, pictures
 
     def bind(self, model: nn.Module) -> Plan:
-        """The same plan on another module of the same parameter names and shapes: a checkpoint, a copy; no new trace.
+        """Returns the same plan on another module of the same parameter names and shapes (checkpoint, copy); no new trace.
 
         Args:
             model: the module, also after ``fully_shard``; wrappers are looked through, and remembered if DistributedDataParallel.
@@ -451,12 +451,12 @@ class Plan:
         return Plan(self.symmetry, self.options, model, analysis=self.rescaler.analysis, example=self._example)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as a JSON-compatible dict, without any weights; see `from_dict`."""
+        """Returns the plan as a JSON-compatible dict, without any weights; see `from_dict`."""
         return {**to_dict(self.symmetry, self.options, self.groups, self.pairs), "fingerprint": self.fingerprint}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], model: nn.Module) -> Plan:
-        """A stored plan on a module, without a trace.
+        """Puts a stored plan on a module, without a trace; returns the plan.
 
         Args:
             stored: what `to_dict` returned, possibly after a trip through JSON.
@@ -470,7 +470,7 @@ class Plan:
         return cls(analysis.symmetry, analysis.options, model, analysis=analysis)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
-        """The same plan on a deep copy of the model, and of what is tracked; a copy of a model takes its plan along.
+        """Returns the same plan on a deep copy of the model and of what is tracked; a copy of a model takes its plan along.
 
         Raises:
             RescaleError: an interrupted call has left writes to do: call `repair` first.
@@ -481,13 +481,13 @@ class Plan:
         return made
 
     def __copy__(self) -> Plan:
-        """The same plan on the same model; the copy tracks what this one does, and knows of the same replicas."""
+        """Returns the same plan on the same model; it tracks what this one does, and knows of the same replicas."""
         made = Plan.__new__(Plan)
         made._begin(self.rescaler.analysis, self._state(), self.rescaler.group)
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pickle holds the stored form, the model and what is tracked, and names nothing of this package but `plan_from_dict`.
+        """Pickles the stored form, the model and what is tracked; names nothing of this package but `plan_from_dict`.
 
         Raises:
             RescaleError: an interrupted call has left writes to do: call `repair` first.
@@ -495,12 +495,12 @@ class Plan:
         return plan_from_dict, (self.to_dict(),), self._state()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """What `_state` gave."""
+        """Takes up what `_state` gave."""
         self._begin(self._stored, state)
         del self._stored
 
     def _state(self) -> dict[str, Any]:
-        """What a copy of this plan has beside its stored form."""
+        """Returns what a copy of this plan needs beside its stored form."""
         if self.rescaler.journal.is_open:
             raise RescaleError("the model is half rescaled after an interruption: call plan.repair() before the plan is copied")
         example = self._example
@@ -520,20 +520,20 @@ class Plan:
             tracked.append(Tracked.again(given, analysis.symmetry, master=master, forget=tracked.remove))
 
     def to_networkx(self) -> networkx.MultiDiGraph[Any]:
-        """The pair graph: layers as nodes, pairs as edges with ``group``, ``channels`` and ``operators``."""
+        """Returns the pair graph: layers as nodes, pairs as edges with ``group``, ``channels`` and ``operators``."""
         return pair_graph(self.symmetry, self.pairs)
 
     def __str__(self) -> str:
-        """The groups with their producers and consumers, and what holds the other channels."""
+        """Returns the groups with their producers and consumers, and what holds the other channels."""
         return describe(self.rescaler.analysis, type(self.model).__name__, frozen_names(self.model, self.symmetry))
 
     def __repr__(self) -> str:
-        """One line."""
+        """Returns one line: the model's class, the scales and the groups."""
         return f"<fxenorm.Plan of {type(self.model).__name__}: {self.num_scales} scales in {len(self.groups)} groups>"
 
 
 def plan_from_dict(stored: Mapping[str, Any]) -> Plan:
-    """A stored plan without a module, which a pickle gives it at once.
+    """Returns a stored plan without a module, which a pickle gives it at once.
 
     Args:
         stored: what `Plan.to_dict` returned.

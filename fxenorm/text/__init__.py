@@ -1,4 +1,4 @@
-"""Words and tables: what ``print(plan)`` shows, and the wording that the inspector shares with it.
+"""Puts a plan into words and tables, for ``print(plan)`` and for the inspector.
 
 In: an `Analysis` and a title.
 Out: text of several lines.

@@ -1,4 +1,4 @@
-"""What ``print(plan)`` shows, and the wording that ``fxenorm-inspect`` shares with it."""
+"""Writes the text of ``print(plan)``, and the wording that ``fxenorm-inspect`` shares with it."""
 
 from __future__ import annotations
 
@@ -38,9 +38,12 @@ __all__ = [
 ]
 
 _MOST_GROUPS = 24
+"""Rows of the printed table: as many as a terminal has lines where its size is not known."""
+
 _MOST_LAYERS = 4
 _MOST_BARRIERS = 8
 _MOST_OUTPUTS = 8
+"""Names in a cell, lines and names in a line: choices, by which a large model's plan stays on two screens."""
 
 
 def describe(analysis: Analysis, title: str, frozen: frozenset[str], width: int | None = None) -> str:
@@ -83,7 +86,7 @@ def describe(analysis: Analysis, title: str, frozen: frozenset[str], width: int 
 
 
 def held_words(analysis: Analysis, frozen: frozenset[str]) -> dict[str, str]:
-    """By name of a group, how many channels `step` leaves alone and why: by the graph and the flags, without any weight."""
+    """Returns, by group, how many channels `step` leaves alone and why: by the graph and the flags, without any weight."""
     counts: dict[str, Counter[str]] = {}
     left = movable(analysis, frozen)
     for item in held_by_group(analysis.groups, left.reasons, analysis.symmetry.num_scales, left.equations, frozen):
@@ -94,7 +97,7 @@ def held_words(analysis: Analysis, frozen: frozenset[str]) -> dict[str, str]:
 
 
 def _group_table(groups: Sequence[Group], symmetry: Symmetry, width: int, held: Mapping[str, str]) -> list[str]:
-    """The groups, the middle of a long list left out; what is held has a column of its own where there is any."""
+    """Returns the groups as lines, without the middle of a long list; held channels have a column where there are any."""
     shown: list[Group | None] = list(groups)
     if len(groups) > _MOST_GROUPS:
         shown = [*groups[: _MOST_GROUPS - 4], None, *groups[-3:]]
@@ -120,7 +123,7 @@ def _group_table(groups: Sequence[Group], symmetry: Symmetry, width: int, held: 
 
 
 def _held_lines(symmetry: Symmetry) -> list[str]:
-    """What holds the other channels, by operator."""
+    """Returns a line for each operator that holds channels outside the groups."""
     lines = output_lines(symmetry.fixed_by_output, symmetry.outputs)
     summaries = barrier_summaries(symmetry.barriers)
     for summary in summaries[:_MOST_BARRIERS]:
@@ -133,7 +136,7 @@ def _held_lines(symmetry: Symmetry) -> list[str]:
 
 
 def output_lines(fixed: int, outputs: Sequence[OutputUse]) -> list[str]:
-    """Which outputs hold how many channels, and which are not held."""
+    """Returns the outputs that hold channels, with how many, and those that hold none, in lines."""
     holding: dict[str, int] = {}
     left_out: dict[str, dict[str, None]] = {}
     for use in outputs:
@@ -155,45 +158,45 @@ def output_lines(fixed: int, outputs: Sequence[OutputUse]) -> list[str]:
 
 
 def _names(names: Sequence[str]) -> str:
-    """Names joined by commas, the end of a long list counted."""
+    """Returns names joined by commas, the end of a long list counted."""
     return ", ".join(names[:_MOST_OUTPUTS]) + (f" and {len(names) - _MOST_OUTPUTS} more" if len(names) > _MOST_OUTPUTS else "")
 
 
 def ends_of(group: Group, symmetry: Symmetry, side: str) -> tuple[str, ...]:
-    """The layers on one side of a group; where no layer is, whatever parameters are."""
+    """Returns the layers on one side of a group; its parameters' own names where no layer multiplies."""
     ports = getattr(group, side)
     return layers_of(ports, symmetry) or tuple(dict.fromkeys(layer_of(port.parameter) for port in ports))
 
 
 def layers_that_multiply(symmetry: Symmetry) -> tuple[str, ...]:
-    """The model's layers: every one with a weight or a gamma, in registration order."""
+    """Returns the model's layers: every one with a weight or a gamma, in registration order."""
     return tuple(dict.fromkeys(layer_of(name) for name in symmetry.shapes if multiplies(symmetry, name)))
 
 
 def plural(count: int, noun: str, ending: str = "s") -> str:
-    """ "1 group", "2,880 scales"."""
+    """Returns a count with its noun, as "1 group" or "2,880 scales"."""
     return f"{count:,} {noun}{'' if count == 1 else ending}"
 
 
 def mode_words(modes: Sequence[str]) -> str:
-    """ "eval mode" or "train and eval mode"."""
+    """Returns the modes in words: "eval mode" or "train and eval mode"."""
     return f"{' and '.join(sorted(modes, reverse=True))} mode"
 
 
 def tracer_words(tracer: str) -> str:
-    """The tracer's full name, and what its graph covers."""
+    """Returns the tracer's full name, and the paths that its graph covers."""
     return "torch.export" if tracer == "export" else "make_fx (one path of the example inputs)"
 
 
 def layer_list(layers: Sequence[str], most: int | None = None) -> str:
-    """Names joined by commas; more than `most` of them end in a count."""
+    """Returns names joined by commas; more than `most` of them end in a count."""
     if most is None or len(layers) <= most:
         return ", ".join(layers) or "-"
     return f"{', '.join(layers[: most - 1])}, +{len(layers) - most + 1}"
 
 
 def between(operators: Sequence[str]) -> str:
-    """Operators joined by commas, repetitions counted: "(add, relu) ×3".
+    """Returns operators joined by commas, repetitions counted: "(add, relu) ×3".
 
     Example:
         >>> between(["relu", "add", "relu", "add", "relu", "view"])
@@ -209,7 +212,7 @@ def between(operators: Sequence[str]) -> str:
 
 
 def _repetition(operators: Sequence[str], start: int) -> tuple[int, int]:
-    """(length, times) of what repeats from `start` on; (1, 1) where nothing does."""
+    """Returns (length, times) of the repetition that begins at `start`; (1, 1) where there is none."""
     for period in range(1, min(12, (len(operators) - start) // 2) + 1):
         chunk, repeats = tuple(operators[start : start + period]), 1
         while tuple(operators[start + repeats * period : start + (repeats + 1) * period]) == chunk:
@@ -239,7 +242,7 @@ class BarrierSummary:
 
 
 def barrier_summaries(barriers: Iterable[Barrier]) -> tuple[BarrierSummary, ...]:
-    """Barriers put together by operator and reason: those without a rule first, then those that hold most."""
+    """Puts barriers together by operator and reason: those without a rule first, then those that hold most."""
     found: dict[tuple[str, str, bool], list[Barrier]] = {}
     for barrier in barriers:
         found.setdefault((short_operator(barrier.operator), barrier.reason, barrier.known), []).append(barrier)
@@ -248,7 +251,7 @@ def barrier_summaries(barriers: Iterable[Barrier]) -> tuple[BarrierSummary, ...]
 
 
 def counted(found: CountedTensors, symmetry: Symmetry, options: Options) -> str:
-    """Which parameters the norm is taken of."""
+    """Returns the counted parameters in words: weights, normalisations, biases."""
     folded = sum(item.channels is not None for item in found.tensors)
     roles = Counter(symmetry.roles.get(item.parameter, "") for item in found.tensors if item.channels is None)
     weights = plural(roles["weight"] + folded, "weight tensor") + (
@@ -262,7 +265,7 @@ def counted(found: CountedTensors, symmetry: Symmetry, options: Options) -> str:
 
 
 def changed_options(options: Options) -> str:
-    """The options that differ from the defaults, p always."""
+    """Returns the options that differ from the defaults, p always."""
     default = Options()
     parts = []
     for field in dataclasses.fields(options):
@@ -273,7 +276,7 @@ def changed_options(options: Options) -> str:
 
 
 def _option(value: Any) -> str:
-    """An option's value as one would type it."""
+    """Returns an option's value as one would type it."""
     if isinstance(value, float):
         return "inf" if math.isinf(value) else f"{value:g}"
     if isinstance(value, dict):

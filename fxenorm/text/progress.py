@@ -1,4 +1,4 @@
-"""Progress of long iterations, on a terminal only."""
+"""Shows the progress of long iterations, on a terminal only."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 __all__ = ["progress"]
 
 _PATIENCE = 2.0
-"""Seconds before anything is shown."""
+"""Seconds before anything is shown, a choice: who waits longer than this looks for a sign."""
 
 
 @contextmanager
 def progress(tol: float) -> Iterator[Callable[[int, float], None] | None]:
-    """A function to be called with each iteration's number and imbalance; None where standard error is no terminal.
+    """Gives a function to call with each iteration's number and imbalance; None where standard error is no terminal.
 
     The bar shows how much of the way to the tolerance is done, on a logarithmic scale, after the first seconds.
 
@@ -33,7 +33,7 @@ def progress(tol: float) -> Iterator[Callable[[int, float], None] | None]:
     first = 0.0
 
     def report(iteration: int, imbalance: float) -> None:
-        """Moves the bar."""
+        """Moves the bar to an iteration's imbalance."""
         nonlocal bar, task, first
         if time.monotonic() - begun < _PATIENCE or not 0 < imbalance < math.inf:
             return

@@ -1,4 +1,4 @@
-"""Tables whose long names are broken where a reader would break them, never cut."""
+"""Makes tables whose long names are broken where a reader would break them, never cut."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Column:
 
 
 def rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> Table:
-    """Rows as a rich table.
+    """Returns rows as a rich table.
 
     Args:
         columns: what stands in the columns.
@@ -57,7 +57,7 @@ def rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: 
 
 
 def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
-    """As `rich_table`, as lines of plain text without trailing blanks."""
+    """Returns the table of `rich_table` as lines of plain text without trailing blanks."""
     from rich.console import Console
 
     console = Console(width=100_000, color_system=None, force_terminal=False, legacy_windows=False)
@@ -67,7 +67,7 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width:
 
 
 def _limits(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> list[int]:
-    """Widths of the columns: those that may be broken share what the others leave, the narrow ones first."""
+    """Returns the columns' widths: those that may be broken share what the others leave, the narrow ones first."""
     natural = [max([len(column.heading), *(len(row[k]) for row in rows)]) for k, column in enumerate(columns)]
     elastic = [k for k, column in enumerate(columns) if column.kind == "text"]
     if width is None or not elastic:
@@ -81,7 +81,7 @@ def _limits(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
 
 
 def broken(cell: str, limit: int) -> str:
-    """`cell` in lines of at most `limit` characters, at blanks, else behind dots, slashes or underscores, else anywhere."""
+    """Breaks `cell` into lines of at most `limit` characters, at blanks, else behind dots, slashes or underscores."""
     lines, line = [], ""
     for word in cell.split(" "):
         for piece, joint in _pieces(word, limit):
@@ -94,7 +94,7 @@ def broken(cell: str, limit: int) -> str:
 
 
 def _pieces(word: str, limit: int) -> Iterable[tuple[str, str]]:
-    """(piece, what joins it to the piece before) of a word."""
+    """Yields the pieces of a word, each with the joint to the piece before."""
     if len(word) <= limit:
         yield word, " "
         return

@@ -1,4 +1,4 @@
-"""The promise of a plan, checked on the model itself: its outputs before and after a rescaling.
+"""Checks the promise of a plan on the model itself: its outputs before and after a rescaling.
 
 In: a plan's analysis, a module, inputs, and a function that rescales a copy.
 Out: a `Verification`.

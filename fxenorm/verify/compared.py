@@ -1,4 +1,4 @@
-"""The outputs that `verify` compares: exactly those that the plan holds, each as a tensor."""
+"""Picks the outputs that `verify` compares: exactly those that the plan holds, each as a tensor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DECIMAL = re.compile(r"[-+]?\d+\.\d*(?:[eE][-+]?\d+)?")
 
 
 def compared_leaves(subject: Subject, leaves: Sequence[Leaf]) -> list[Leaf]:
-    """The leaves of one call that the plan holds; of what was left in attributes and arguments only what it knows."""
+    """Returns the leaves of one call that the plan holds; of attributes and arguments only those that it knows."""
     known = {use.path for use in subject.symmetry.outputs if use.held}
     held = chosen(leaves, subject.analysis.options.outputs)
     named = subject.analysis.options.outputs is not None
@@ -31,7 +31,7 @@ def compared_leaves(subject: Subject, leaves: Sequence[Leaf]) -> list[Leaf]:
 
 
 def numbers_of(leaf: Leaf) -> Tensor:
-    """What a leaf holds, in float64 where it is no floating-point tensor; of a text the decimal numbers."""
+    """Returns the numbers in a leaf, float64 unless it is a floating-point tensor; of a text the decimal numbers."""
     value: Any = leaf.value
     found: Tensor
     if leaf.kind == "text":

@@ -1,4 +1,4 @@
-"""Runs of a plan's model before and after a rescaling, whose outputs are compared; the model is left as it was."""
+"""Runs a plan's model before and after a rescaling and compares the outputs; the model is left as it was."""
 
 from __future__ import annotations
 
@@ -62,20 +62,20 @@ class Runs(abc.ABC):
 
     @abc.abstractmethod
     def _model(self, log_scales: Tensor | None) -> contextlib.AbstractContextManager[nn.Module]:
-        """Within it the model is in the mode, rescaled by `log_scales`."""
+        """Gives the model in the mode, rescaled by `log_scales`, for the time of a ``with`` block."""
 
     def _as_argument(self, tensor: Tensor) -> Tensor:
-        """An argument in the type of the weights."""
+        """Returns an argument in the type of the weights."""
         return _in_float64(tensor.detach())
 
     def _own_types(self) -> set[torch.dtype]:
-        """The types that the weights are rounded to before a run begins."""
+        """Returns the types that the weights are rounded to before a run begins."""
         return {torch.float64}
 
     # ---------------------------------------------------------------- runs
 
     def _leaves(self, model: nn.Module) -> list[Leaf]:
-        """What the plan holds of what leaves one call."""
+        """Calls the model once; returns the leaves that the plan holds."""
         devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None})
         with torch.random.fork_rng(devices):
             torch.manual_seed(self._seed)
@@ -97,7 +97,7 @@ class Runs(abc.ABC):
         return held
 
     def _called(self, model: nn.Module, arguments: Inputs) -> Any:
-        """The model's outputs; with gradients where it differentiates inside forward."""
+        """Returns the model's outputs; runs with gradients where it differentiates inside forward."""
         try:
             return model(*arguments.args, **arguments.kwargs)
         except RuntimeError as error:
@@ -109,16 +109,16 @@ class Runs(abc.ABC):
         return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, outputs)
 
     def _numbers(self, log_scales: Tensor | None = None, casts: DownCasts | None = None) -> list[tuple[str, str, Tensor]]:
-        """(path, kind, values in float64) of what the plan holds; copied, for an output may be a part of the model."""
+        """Returns (path, kind, values in float64) of the held leaves; copied, for an output may be a part of the model."""
         with self._model(log_scales) as model, torch.no_grad(), casts or contextlib.nullcontext():
             return [(leaf.path, leaf.kind, numbers_of(leaf).double().clone()) for leaf in self._leaves(model)]
 
     def _steady(self, numbers: Sequence[tuple[str, str, Tensor]]) -> list[Tensor]:
-        """The values without those that two equal runs give other values."""
+        """Returns the values without those in which two equal runs differ."""
         return [value for path, kind, value in numbers if kind == "tensor" or path not in self._unsteady]
 
     def difference(self, log_scales: Tensor) -> float:
-        """The largest change of an output under a rescaling, relative to its largest entry; infinite where its shape changes."""
+        """Returns the largest change of an output, relative to its largest entry; infinite where its shape changes."""
         found = self._steady(self._numbers(log_scales))
         if [t.shape for t in found] != [t.shape for t in self._expected]:
             return float("inf")
@@ -138,7 +138,7 @@ class Runs(abc.ABC):
     # ---------------------------------------------------------------- one backward pass
 
     def slopes(self) -> tuple[Tensor, Tensor] | None:
-        """By variable, the slope of a random function of the outputs by one backward pass, and the sum of its addends' sizes.
+        """Returns, by variable, the slope of a random function of the outputs, and the sum of its addends' sizes.
 
         The slope along variable k is the sum of a_ek (o + w_e) dL/dw_e over all entries e. None: the model has no derivative.
         """
@@ -156,11 +156,11 @@ class Runs(abc.ABC):
             return self._along_variables(moved, gradients)
 
     def loss(self, log_scales: Tensor) -> float:
-        """The function of the outputs that `slopes` differentiates, after a rescaling."""
+        """Returns the function of the outputs that `slopes` differentiates, after a rescaling."""
         return float(self._loss([value for _, kind, value in self._numbers(log_scales) if kind == "tensor"]))
 
     def _loss(self, outputs: Sequence[Tensor]) -> Tensor:
-        """A random linear function of the tensors among the outputs."""
+        """Returns a random linear function of the tensors among the outputs, 0-d."""
         generator = torch.Generator().manual_seed(self._seed + 1)
         total = torch.zeros((), dtype=torch.float64, device="cpu")
         for tensor in outputs:
@@ -169,7 +169,7 @@ class Runs(abc.ABC):
         return total
 
     def _along_variables(self, moved: dict[str, Tensor], gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-        """Entries' derivatives summed along the variables, with signs and without."""
+        """Returns the entries' derivatives summed along the variables, with signs and without, each (num_scales,)."""
         count = self._subject.num_scales
         total = torch.zeros(count + 1, dtype=torch.float64, device="cpu")
         size = total.clone()
@@ -185,7 +185,7 @@ class Runs(abc.ABC):
 
 
 class _InPlace(Runs):
-    """Runs of the model itself: whatever holds its tensors, under whatever name, sees the rescaled ones.
+    """Runs the model itself: whatever holds its tensors, under whatever name, sees the rescaled ones.
 
     Each tensor of the model shows other memory for the time of a run, and is given its own memory back afterwards: nothing is
     ever written into that.
@@ -195,7 +195,7 @@ class _InPlace(Runs):
 
     @contextlib.contextmanager
     def _model(self, log_scales: Tensor | None) -> Iterator[nn.Module]:
-        """The model with other memory behind its tensors; at exit all that forward can reach is as it was."""
+        """Gives the model with other memory behind its tensors; at exit all that forward can reach is as it was."""
         model = self._subject.model
         shell = self._shell()
         if log_scales is not None:
@@ -204,11 +204,11 @@ class _InPlace(Runs):
             yield model
 
     def _converted(self, tensor: Tensor) -> Tensor:
-        """A copy of a tensor in the type that is computed in."""
+        """Returns a copy of a tensor in the type that is computed in."""
         return _in_float64(tensor.detach()).clone()
 
     def _shell(self) -> nn.Module:
-        """A tree of modules with copies of the model's tensors under the same names, and nothing else."""
+        """Returns a tree of modules with copies of the model's tensors under the same names, and nothing else."""
         shell = nn.Module()
         parameters = {name for name, _ in self._subject.model.named_parameters(remove_duplicate=False)}
         made: dict[int, Tensor] = {}
@@ -230,7 +230,7 @@ class _InPlace(Runs):
 
 
 class _InPlaceAsItIs(_InPlace):
-    """The same in the model's own types: for models that do not run in float64."""
+    """Runs the model itself in its own types: for models that do not run in float64."""
 
     dtype = "its own dtype"
 
@@ -245,13 +245,13 @@ class _InPlaceAsItIs(_InPlace):
 
 
 class _OnCopy(Runs):
-    """Runs of float64 copies: for tensors whose memory cannot be exchanged."""
+    """Runs float64 copies of the model: for tensors whose memory cannot be exchanged."""
 
     dtype = "float64"
 
     @contextlib.contextmanager
     def _model(self, log_scales: Tensor | None) -> Iterator[nn.Module]:
-        """A rescaled float64 copy in the mode."""
+        """Gives a rescaled float64 copy in the mode."""
         try:
             model = copy.deepcopy(self._subject.model).double()
             tie_again(model, self._subject.symmetry.aliases)
@@ -269,7 +269,7 @@ KINDS: tuple[type[Runs], ...] = (_InPlace, _InPlaceAsItIs, _OnCopy)
 
 @contextlib.contextmanager
 def _shown(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> Iterator[None]:
-    """Within it `tensors` show the memory of the others of the same names."""
+    """Has `tensors` show the memory of the others of the same names for the time of a ``with`` block."""
     own = {id(tensor): (tensor, tensor.data) for tensor in tensors.values()}
     # A graph that was recorded before must not take what a run writes for a write into its tensors.
     with contextlib.ExitStack() as counters:
@@ -294,7 +294,7 @@ def _show(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> None:
 
 
 def _in_float64(tensor: Tensor) -> Tensor:
-    """A floating-point or complex tensor in 64 bits a number; others as they are."""
+    """Returns a floating-point or complex tensor in 64 bits a number; others as they are."""
     if tensor.is_complex():
         return tensor.to(torch.complex128)
     return tensor.double() if tensor.is_floating_point() else tensor

@@ -1,4 +1,4 @@
-"""The coarsest floating-point type that values pass through in one run: its rounding is no change of the function."""
+"""Finds the coarsest floating-point type that values pass through in one run: its rounding is no change of the function."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, t
 """Largest relative difference of outputs that rounding to a type explains."""
 
 _COARSEST_TOLERANCE = 0.5
-"""For the types with eight bits and fewer."""
+"""For types of eight bits and fewer, a bound: float8_e5m2 keeps two bits behind the first, so that each rounding is up to 1/8."""
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
-    """The largest relative difference of outputs that rounding to `dtype` explains."""
+    """Returns the largest relative difference of outputs that rounding to `dtype` explains."""
     return _TOLERANCES.get(dtype, _COARSEST_TOLERANCE)
 
 
 def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """The type with the fewest digits among the floating-point and complex ones; float64 without any."""
+    """Returns the type with the fewest digits among the floating-point and complex ones; float64 without any."""
     real = [dtype.to_real() if dtype.is_complex else dtype for dtype in dtypes]
     return max((dtype for dtype in real if dtype.is_floating_point), key=_spacing, default=torch.float64)
 
@@ -41,7 +41,7 @@ class DownCasts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def is_infra_mode(cls) -> bool:
-        """Parts of the model that torch.compile compiles (flex_attention) refuse other modes."""
+        """Returns True: parts that torch.compile compiles (flex_attention) refuse other modes."""
         return True
 
     def __init__(self) -> None:
@@ -59,13 +59,13 @@ class DownCasts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _types(values: Any) -> set[torch.dtype]:
-    """The floating-point types of the tensors in `values`."""
+    """Returns the floating-point types of the tensors in `values`."""
     found = {leaf.dtype for leaf in tree_leaves(values) if isinstance(leaf, Tensor)}
     return {dtype.to_real() if dtype.is_complex else dtype for dtype in found if dtype.is_floating_point or dtype.is_complex}
 
 
 def _spacing(dtype: torch.dtype) -> float:
-    """The distance from 1 to the next number of a type."""
+    """Returns the distance from 1 to the next number of a type."""
     return float(torch.finfo(dtype).eps)
 
 

@@ -1,4 +1,4 @@
-"""`Subject`: the thing that is checked."""
+"""`Subject`: the model and the plan that are checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Subject"]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, what was found of it, and how a copy of it is rescaled.
+    """A model, its analysis, and the function that rescales a copy of it.
 
     Attributes:
         analysis: what was found.
@@ -29,10 +29,10 @@ class Subject:
 
     @property
     def symmetry(self) -> Symmetry:
-        """The graph half's answer."""
+        """The graph half's answer, as plain data."""
         return self.analysis.symmetry
 
     @property
     def num_scales(self) -> int:
-        """Number of variables."""
+        """Number of variables: the length of ``log_scales``."""
         return self.symmetry.num_scales

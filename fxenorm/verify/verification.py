@@ -1,4 +1,4 @@
-"""`Plan.verify`: the promise of a plan, checked on the model itself: a rescaling leaves the outputs as they are."""
+"""`Plan.verify`, which checks the promise of a plan on the model itself: a rescaling leaves the outputs as they are."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["Verification", "verify"]
 _EXACT = tolerance_of(torch.float64)
 
 _NOTED_SLOPE = 1e-8
-"""A slope that is larger than this, relative to its addends, is no rounding in float64."""
+"""A larger slope, relative to its addends, is no rounding: float64 rounds each addend by 1e-16, and forward adds some digits."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What `Plan.verify` found; falsy where the outputs changed.
+    """The finding of `Plan.verify`; falsy where the outputs changed.
 
     Attributes:
         differences: by mode, over all sizes the largest change of an output entry, relative to the largest entry of its output.
@@ -52,7 +52,7 @@ class Verification:
         return all(value <= self.tolerances[mode] for mode, value in self.differences.items())
 
     def __str__(self) -> str:
-        """One line a mode, the groups at fault, and what was checked on."""
+        """Returns one line a mode, the groups at fault, and the inputs that were checked."""
         lines = [f"verified: {'outputs unchanged' if self else 'OUTPUTS CHANGED'}"]
         for mode, difference in self.differences.items():
             allowed = f"tolerance {self.tolerances[mode]:g}, {self.dtypes.get(mode, 'float64')}"
@@ -113,7 +113,7 @@ def verify(subject: Subject, inputs: Inputs, *, seed: int = 0) -> Verification:
 def _all_runs(
     subject: Subject, inputs: Inputs, mode: str, seed: int, checked: dict[str, None], unchecked: dict[str, None]
 ) -> Iterator[Runs]:
-    """Runs on the given inputs, and at a second size; notes what was checked on and what was not."""
+    """Yields runs on the given inputs, and at a second size; notes the inputs that were checked and those that were not."""
     runs = _first_that_runs(subject, inputs, mode, seed)
     checked[str(inputs)] = None
     yield runs
@@ -135,7 +135,7 @@ def _all_runs(
 
 
 def _first_that_runs(subject: Subject, inputs: Inputs, mode: str, seed: int) -> Runs:
-    """Runs of the first kind that the model allows.
+    """Returns runs of the first kind that the model allows.
 
     Raises:
         RescaleError: it allows none; the reason is that of the first.
@@ -150,7 +150,7 @@ def _first_that_runs(subject: Subject, inputs: Inputs, mode: str, seed: int) -> 
 
 
 def _other_sizes(subject: Subject, inputs: Inputs) -> Iterator[Inputs]:
-    """The given inputs at the second size of the analysis, and with the same axes grown, which keeps indices in them valid."""
+    """Yields the inputs at the analysis's second size, and with the same axes grown, which keeps indices in them valid."""
     known, tensors = subject.symmetry.second_sizes, inputs.tensors()
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if [len(axes) for axes in known] != [len(shape) for shape in shapes] or any(t.layout is not torch.strided for t in tensors):
@@ -174,7 +174,7 @@ def _other_sizes(subject: Subject, inputs: Inputs) -> Iterator[Inputs]:
 
 
 def _at_fault(subject: Subject, runs: Runs, log_scales: Tensor) -> list[Group]:
-    """The groups that change the outputs, given that all of them together do."""
+    """Returns the groups that change the outputs, given that all of them together do."""
     known = _by_slopes(subject, runs) if runs.tolerance == _EXACT else []
     names = {group.name for group in known}
     rest = [group for group in subject.analysis.groups if group.name not in names]
@@ -182,7 +182,7 @@ def _at_fault(subject: Subject, runs: Runs, log_scales: Tensor) -> list[Group]:
 
 
 def _by_slopes(subject: Subject, runs: Runs) -> list[Group]:
-    """The groups that have a slope; none where the slopes are no derivatives, as in models that detach."""
+    """Returns the groups that have a slope; none where the slopes are no derivatives, as in models that detach."""
     found = runs.slopes()
     if found is None or not subject.num_scales:
         return []
@@ -199,7 +199,7 @@ def _by_slopes(subject: Subject, runs: Runs) -> list[Group]:
 
 
 def _bisect(runs: Runs, log_scales: Tensor, groups: Sequence[Group]) -> list[Group]:
-    """The groups that change the outputs when they alone are rescaled."""
+    """Returns the groups that change the outputs when they alone are rescaled."""
     if not groups:
         return []
     alone = torch.zeros_like(log_scales)

@@ -1,4 +1,4 @@
-"""What goes along with a rescaling beside the model's own tensors: optimizer state, copies of the weights, gradients."""
+"""Finds the tensors that go along with a rescaling beside the model's own: optimizer state, copies of the weights, gradients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Terms = Callable[[str, torch.device], TermTensors]
 
 @dataclass
 class Followers:
-    """All that follows, found and checked; nothing has been written yet.
+    """Everything that goes along with a rescaling, found and checked; nothing has been written yet.
 
     Attributes:
         targets: tensors that are multiplied.
@@ -39,7 +39,7 @@ class Followers:
 
     @torch.no_grad()
     def after(self) -> list[Write]:
-        """The writes that come behind those of the targets; made before these, of whose present values they need some."""
+        """Returns the writes behind those of the targets; call it before these, of whose present values some are needed."""
         found: list[Write] = []
         for pair in self.factors:
             ratios = _Ratios(pair)
@@ -56,7 +56,7 @@ class _Ratios(Write):
         self.found: tuple[Tensor, Tensor] | None = None
 
     def run(self) -> None:
-        """Finds them."""
+        """Finds the ratios and counts as written."""
         self.forward()
         self.written = True
 
@@ -65,7 +65,7 @@ class _Ratios(Write):
         self.written = False
 
     def forward(self) -> None:
-        """Finds them, once."""
+        """Finds the ratios, unless they are known."""
         if self.found is None:
             with torch.no_grad():
                 self.found = self.pair.ratios(self._means)
@@ -75,42 +75,42 @@ class _Ratios(Write):
 
 
 class _FactorWrite(Write):
-    """The rows (0) or the columns (1) of a pair follow."""
+    """Multiplies the rows (side 0) or the columns (side 1) of a pair of factors by their ratio."""
 
     def __init__(self, ratios: _Ratios, side: int) -> None:
         super().__init__((f"factor {side} of a second moment",), ((ratios.pair.rows, ratios.pair.columns)[side],))
         self._ratios, self._side = ratios, side
 
     def _ratio(self) -> Tensor:
-        """By what it is multiplied."""
+        """Returns the ratio by which this side is multiplied."""
         if self._ratios.found is None:
             raise RuntimeError("the other factor has not been multiplied")
         return self._ratios.found[self._side]
 
     @torch.no_grad()
     def forward(self) -> None:
-        """Multiplies."""
+        """Multiplies the side by its ratio."""
         self.tensors[0].mul_(self._ratio())
 
     @torch.no_grad()
     def backward(self) -> None:
-        """Divides."""
+        """Divides the side by its ratio."""
         self.tensors[0].div_(self._ratio())
 
 
 class _Reset(Write):
-    """Drops state, after everything else: done twice it does no harm, and it cannot be undone."""
+    """Drops state, after everything else; a second time does no harm, and nothing undoes it."""
 
     def __init__(self, optimizers: Sequence[Optimizer], parameters: Sequence[Tensor]) -> None:
         super().__init__((), ())
         self._optimizers, self._parameters = optimizers, parameters
 
     def forward(self) -> None:
-        """Drops it."""
+        """Drops the state of the parameters."""
         reset_state(self._optimizers, self._parameters)
 
     def backward(self) -> None:
-        """Is not possible."""
+        """Raises: dropped state does not come back."""
         raise RuntimeError("dropped state does not come back")
 
 
@@ -125,7 +125,7 @@ def find_followers(
     state: StateChoice,
     grads: bool,
 ) -> Followers:
-    """Everything that follows the given parameters.
+    """Returns everything that follows the given parameters.
 
     Args:
         terms: exponents of a parameter on a device.
@@ -159,13 +159,13 @@ def find_followers(
 
 
 def _gradient(name: str, gradient: Tensor, exponents: TermTensors) -> ScaleTarget:
-    """A gradient; of a sparse one, as an embedding's, the values that it holds, each with the exponents of its place."""
+    """Returns a gradient as a target; of a sparse one (embeddings) its values, each with the exponents of its place."""
     if gradient.layout != torch.sparse_coo:
         return ScaleTarget(f"gradient of {name}", gradient, exponents, -1)
     places = gradient._indices()
 
     def held(ids: Tensor) -> Tensor:
-        """ids at the places held; those that are constant along an axis have size 1 there."""
+        """Returns the ids at the places held; those that are constant along an axis have size 1 there."""
         return ids[tuple(places[axis] if ids.shape[axis] > 1 else torch.zeros_like(places[axis]) for axis in range(len(places)))]
 
     # The values share the gradient's memory, coalesced or not: what is linear may be multiplied before it is summed.
@@ -180,7 +180,7 @@ def _add_state(
     optimizers: Sequence[Optimizer],
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """Optimizer state that follows by its class's rule."""
+    """Adds the optimizer state that follows by its class's rule."""
     for state in state_tensors(optimizers, tensors):
         exponents = terms(state.parameter, state.tensor.device)
         if state.factor is not None:

@@ -1,4 +1,4 @@
-"""What is left of writes that could neither be finished nor undone, or that others have done, until the next call does it."""
+"""Keeps writes that could be neither finished nor undone, or that other processes have done, until the next call does them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BEHIND = "fxenorm: other processes have rescaled. The next call on this plan, o
 
 
 class Journal:
-    """Empty, but for the time after an error in the middle of writes that could not be made good at once.
+    """Holds the writes that an error has interrupted and nobody could make good at once; empty at all other times.
 
     It then holds the writes with their factors, which of them have happened, and the address and version of each tensor. Where
     other processes have rescaled and this one has not come to its writes, it holds what makes up for that.
@@ -49,7 +49,7 @@ class Journal:
 
     @contextmanager
     def promised(self, again: Callable[[], None], targets: Sequence[ScaleTarget]) -> Iterator[None]:
-        """For the rescaling inside, which other processes make too: where this one cannot, the next call makes up for it.
+        """Runs a rescaling that other processes make too; where an error ends it here, the next call makes up for it.
 
         Args:
             again: makes the same rescaling from the same weights, and asks no other process.
@@ -70,7 +70,7 @@ class Journal:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keeps what an error inside leaves unfinished."""
+        """Runs its body, and keeps the writes that an error inside leaves unfinished."""
         try:
             yield
         except BaseException as error:
@@ -129,13 +129,13 @@ class Journal:
             raise RescaleError(f"the other processes have rescaled, and doing it here failed again: {error}") from error
 
     def _open(self, left: Unfinished) -> None:
-        """Notes what is left, and how each tensor is now."""
+        """Keeps the writes that are left, and a stamp of each of their tensors."""
         tensors = {(name, id(tensor)): tensor for write in left for name, tensor in zip(write.names, write.tensors, strict=True)}
         self._left = left
         self._stamps = [self._stamp(name, tensor) for (name, _), tensor in tensors.items()]
 
     def _stamp(self, name: str, tensor: Tensor) -> Stamp:
-        """How a tensor is now."""
+        """Returns a tensor's name, address and number of writes, by which a later write is noticed."""
         owner = self._owners.get(id(tensor))
         tensors = [tensor] if owner is None else [tensor, owner]
         return name, tensors, memory_of(tensor), versions(tensors)
@@ -150,27 +150,27 @@ def _is_strange(stamp: Stamp, current: Mapping[str, Tensor]) -> bool:
 
 
 def _named(names: Sequence[str]) -> str:
-    """Some names, and how many more there are."""
+    """Returns the first ten of some names, and the number of the others."""
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 class _Onwards(Write):
-    """A write that is only ever finished: what had happened before stays."""
+    """Finishes a write and never undoes it: entries that are written already stay so."""
 
     def __init__(self, write: Write) -> None:
         super().__init__(write.names, ())
         self._write, self.written = write, write.written
 
     def run(self) -> None:
-        """Finishes it."""
+        """Finishes the write that it wraps."""
         self._write.run()
         self.written = True
 
     def undo(self) -> None:
-        """Leaves it."""
+        """Leaves everything as it is."""
 
     def forward(self) -> None:
-        """Finishes it."""
+        """Finishes the write that it wraps."""
 
     def backward(self) -> None:
-        """Leaves it."""
+        """Leaves everything as it is."""

@@ -27,13 +27,13 @@ _REMEMBERED = 4
 
 
 class _Recent:
-    """What was last worked out, by log-scales: solvers ask for several things in one place, and each would be a pass."""
+    """Keeps the last values by log-scales: solvers ask for several things in one place, and each would be a pass."""
 
     def __init__(self) -> None:
         self._known: list[tuple[Tensor | None, int, Tensor]] = []
 
     def get(self, log_scales: Tensor | None, make: Callable[[Tensor | None], Tensor]) -> Tensor:
-        """The value that `make` gave for these very log-scales, or gives now."""
+        """Returns the value for these very log-scales; makes and keeps it if there is none."""
         # An inference tensor has no version; nothing here changes log-scales in place.
         version = 0 if log_scales is None or log_scales.is_inference() else log_scales._version
         for place, at, value in self._known:
@@ -46,7 +46,7 @@ class _Recent:
 
 @dataclass(frozen=True)
 class CurrentObjective:
-    """The objective at the current weights; an `fxenorm.solve.objective.Objective`.
+    """The objective at the current weights, as an `fxenorm.solve.objective.Objective`.
 
     Of a model that is spread over processes, program and matrices are those of this process's part, and every number that is
     asked for is that of all.
@@ -77,7 +77,7 @@ class CurrentObjective:
 
     @property
     def p(self) -> float:
-        """The norm's exponent."""
+        """The norm's exponent, > 0 or infinite."""
         return self.program.p
 
     @property
@@ -87,16 +87,16 @@ class CurrentObjective:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is counted."""
+        """Whether no entry is counted, so that F is 0."""
         return not self.whole_program.blocks
 
     @property
     def degree(self) -> Tensor:
-        """(K,) A_k."""
+        """(K,) A_k of a Jacobi cycle, by variable."""
         return self.program.degree
 
     def within(self, limit: Tensor) -> CurrentObjective:
-        """The same within another limit."""
+        """Returns the same objective within another limit."""
         return replace(self, limit=limit)
 
     @cached_property
@@ -105,27 +105,27 @@ class CurrentObjective:
         return torch.zeros_like(self.held, dtype=torch.int64) if self.groups is None else self.groups
 
     def log_sums(self, log_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(K,) log N and log P after a rescaling."""
+        """Returns (K,) log N and log P after a rescaling by `log_scales`, natural logarithms."""
         return self.sums.pair("sums", lambda: self.own_log_sums(log_scales), self.held.numel())
 
     def own_log_sums(self, log_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(K,) log N and log P of this process's part, after a rescaling."""
+        """Returns (K,) log N and log P of this process's part, after a rescaling by `log_scales`."""
         sums = channel_sums(self.program, self.contributions(log_scales))
         return sums.log_negative, sums.log_positive
 
     def contributions(self, log_scales: Tensor | None = None) -> Tensor:
-        """(slots,) as `Backend.contributions` returns them."""
+        """Returns (slots,) the logarithms of the channel sums of each tensor; see `Backend.contributions`."""
         return self._recent.get(log_scales, lambda where: self.backend.contributions(self.program, self.matrices, where))
 
     def energies(self, log_scales: Sequence[Tensor | None]) -> list[Tensor]:
-        """For each of some rescalings, (counted tensors,) the log of the sum of |w|^p, without layer weights."""
+        """Returns, by rescaling, (counted tensors,) log sum |w|^p without layer weights; p = inf: log max |w|."""
         count = len(self.whole_program.blocks)
         return self.sums.blocks(
             lambda: [self._own_energies(scales) for scales in log_scales], len(log_scales), self.positions, count
         )
 
     def _own_energies(self, log_scales: Tensor | None) -> Tensor:
-        """(blocks,) as `Backend.energies` returns them; all channels of one side together are all of a tensor."""
+        """Returns (blocks,) as `Backend.energies` does: all channels of one side together are all of a tensor."""
         found: list[Tensor] = []
         logs, position = self.contributions(log_scales), 0
         for number, (block, matrix) in enumerate(zip(self.program.blocks, self.matrices, strict=True)):
@@ -138,32 +138,32 @@ class CurrentObjective:
         return torch.stack(found) if found else self.program.log_weights
 
     def log_objectives(self, log_scales: Sequence[Tensor | None]) -> list[Tensor]:
-        """0-d: log F after each of some rescalings; p = inf: the log of the largest entry."""
+        """Returns, by rescaling, the 0-d log F; p = inf: the log of the largest entry."""
         found = [energies + self.whole_program.log_weights for energies in self.energies(log_scales)]
         return [logs.amax(0) if math.isinf(self.p) else logs.logsumexp(0) for logs in found]
 
     def log_objective(self, log_scales: Tensor | None = None) -> Tensor:
-        """0-d: `log_objectives` of one."""
+        """Returns the 0-d log F after one rescaling; see `log_objectives`."""
         return self.log_objectives([log_scales])[0]
 
     def norm(self, log_scales: Tensor | None = None) -> Tensor:
-        """0-d: F ** (1 / p); p = inf: the largest entry; 0 where nothing is counted."""
+        """Returns the 0-d norm F ** (1 / p); p = inf: the largest entry; 0 if nothing is counted."""
         if self.is_empty:
             return self.program.degree.new_zeros(())
         logs = self.log_objective(log_scales)
         return logs.exp() if math.isinf(self.p) else (logs / self.p).exp()
 
     def imbalance(self, log_scales: Tensor | None = None) -> float:
-        """The imbalance after a rescaling."""
+        """Returns max_k |log(N_k / P_k)| / p after a rescaling, over the variables that are not held."""
         return float(imbalance(*self.log_sums(log_scales), self.p, self.held))
 
     def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Operator:
-        """The Hessian; see `Curvature`."""
+        """Returns the Hessian in the variables `free`, relative to p^2 exp(log_diagonal); see `Curvature`."""
         own = Curvature(self.program, self.matrices, log_scales, log_diagonal, free, self.contributions(log_scales))
         return self.sums.operator(own)
 
     def stacked(self) -> CurrentObjective:
-        """The same objective with many small matrices as few large ones: for solvers that look at all of them at once.
+        """Returns the same objective with few large matrices for many small ones: for solvers that look at all at once.
 
         Itself where several processes tell one another sums, which are made for the tensors one by one.
         """
@@ -175,7 +175,7 @@ class CurrentObjective:
         )
 
     def softened(self, p: float) -> CurrentObjective | None:
-        """The same weights (where kernels were summed: the kernels' norms) with a smaller exponent.
+        """Returns the same weights (of summed kernels: the kernels' norms) with a smaller exponent.
 
         None for large float64 weights: their powers would need as much room again. None too where processes tell one another
         sums, which are made for one exponent.
@@ -191,12 +191,12 @@ class CurrentObjective:
         return replace(self, program=program, matrices=matrices, order=None, _recent=_Recent())
 
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The objective as a function of one scalar a label; see `fxenorm.kernels.reference.curvature.aggregate`."""
+        """Returns the objective as a function of one scalar a label; see `fxenorm.kernels.reference.curvature.aggregate`."""
         return self.sums.entries(lambda: aggregate(self.program, self.matrices, log_scales, labels, count), log_scales, labels)
 
     @cached_property
     def group_updates(self) -> tuple[GroupUpdate, ...]:
-        """What Gauss-Seidel needs of each group: only the tensors that carry one of its variables are read.
+        """The groups in the order of Gauss-Seidel; each reads only the tensors that carry one of its variables.
 
         Sums of several processes are one collective a group; a process may hold no part of a group.
         """
@@ -216,14 +216,14 @@ class CurrentObjective:
         return group_order(self.program, self.labels.numpy())
 
     def _update(self, label: int, variables: Tensor, group: GroupSums | None) -> GroupUpdate:
-        """One group, of which this process may hold no part."""
+        """Returns the update of one group, of which this process may hold no part."""
         matrices = [] if group is None else [self.matrices[number] for number in group.numbers]
 
         def sums(log_scales: Tensor) -> tuple[Tensor, Tensor]:
-            """Logs of N and P of the group's variables."""
+            """Returns (n,) log N and log P of the group's variables."""
 
             def own() -> tuple[Tensor, Tensor]:
-                """Sums this process's part."""
+                """Sums this process's part of the group."""
                 if group is None:
                     nothing = log_scales.new_full((variables.numel(),), -math.inf)
                     return nothing, nothing

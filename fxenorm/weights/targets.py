@@ -27,7 +27,7 @@ _TOLD = (
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What is multiplied, and what else has to follow. Nothing has been written yet, and no call depends on one before it.
+    """Everything that one rescaling multiplies, and what else follows; nothing is written yet, and no call depends on another.
 
     Attributes:
         tensors: parameters, moved buffers, tracked copies, optimizer state, gradients; of each this process's part.
@@ -60,7 +60,7 @@ class Targets:
         self.journal.carry_out([*self.backend().writes(self.tensors, log_scales), *after])
 
     def apply_and_tell(self, log_scales: Tensor) -> None:
-        """`apply`; where there are other processes, one collective follows in which an error in the writes is raised on all.
+        """Does what `apply` does; other processes, if any, hear of an error in the writes by one collective.
 
         Raises:
             AgreementError: another process met an error.
@@ -104,7 +104,7 @@ class Targets:
 
 
 def checked_log_scales(log_scales: Tensor | Sequence[float], num_scales: int) -> Tensor:
-    """Log-scales as a finite float tensor of shape (num_scales,); raises a RescaleError where they are not that."""
+    """Returns log-scales as a finite float tensor of shape (num_scales,); raises a RescaleError where they are not that."""
     try:
         scales = (
             log_scales.detach()

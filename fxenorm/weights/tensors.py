@@ -16,14 +16,14 @@ __all__ = ["check_fits", "differences", "model_tensors", "named_tensors", "tie_a
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by each of its names."""
+    """Returns every parameter and buffer by each of its names."""
     found: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
     found.update(model.named_parameters(remove_duplicate=False))
     return found
 
 
 def differences(model: nn.Module, symmetry: Symmetry, limit: int = 10) -> list[str]:
-    """In what a model's names and shapes differ from the analysed one's, in sentences, at most `limit` and a count."""
+    """Says how a model's names and shapes differ from the analysed one's: at most `limit` sentences and a count."""
     tensors = named_tensors(model)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     found = []
@@ -43,7 +43,7 @@ def differences(model: nn.Module, symmetry: Symmetry, limit: int = 10) -> list[s
 
 
 def model_tensors(model: nn.Module, symmetry: Symmetry, extra: frozenset[str] = frozenset()) -> dict[str, Tensor]:
-    """The tensors that carry variables (and those in `extra`), ready to be read and written.
+    """Returns by name the tensors that carry variables (and those in `extra`), ready to be read and written.
 
     Raises:
         BindError: a tensor is missing, has another shape than at the analysis, or is no longer tied to its other names.
@@ -66,7 +66,7 @@ def model_tensors(model: nn.Module, symmetry: Symmetry, extra: frozenset[str] = 
 
 
 def twins(model: nn.Module, symmetry: Symmetry) -> list[dict[str, Tensor]]:
-    """By name, other parameters that are the same memory as a moved one: an optimizer may keep state for each of them."""
+    """Returns by name other parameters over the memory of a moved one: an optimizer may keep state for each."""
     if not symmetry.aliases:
         return []
     tensors, found = named_tensors(model), []
@@ -100,7 +100,7 @@ def _refuse_new_ties(tensors: Mapping[str, Tensor], found: Mapping[str, Tensor],
 
 
 def tie_again(model: nn.Module, aliases: Mapping[str, str]) -> None:
-    """Makes tensors that were one when the model was analysed one again, in a copy in which they have become two."""
+    """Ties tensors again that were one at the analysis, in a copy in which they have become two."""
     tensors = named_tensors(model)
     for alias, name in aliases.items():
         if alias in tensors and name in tensors and tensors[alias] is not tensors[name]:

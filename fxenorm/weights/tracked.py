@@ -21,7 +21,7 @@ _HOLDERS = ("module", "ema", "ema_model", "averaged_model")
 
 
 class Tracked:
-    """A copy that follows; made by `Plan.track`.
+    """A copy of the weights that follows every rescaling; made by `Plan.track`.
 
     Its tensors are looked up at each call, as those of the model are.
 
@@ -48,7 +48,7 @@ class Tracked:
 
     @classmethod
     def again(cls, copy: Any, symmetry: Symmetry, *, master: bool, forget: Callable[[Tracked], None]) -> Tracked:
-        """The same for a copied plan, whose model may be empty as yet: the copy is checked at the next call."""
+        """Returns the same for a copied plan, whose model may be empty as yet: the copy is checked at the next call."""
         made = cls.__new__(cls)
         made.master, made._copy, made._symmetry = master, copy, symmetry
         made._forget, made._removed = forget, False
@@ -60,13 +60,13 @@ class Tracked:
         return self._copy
 
     def remove(self) -> None:
-        """From now on the copy stays as it is; a second call does nothing."""
+        """Ends the following: the copy stays as it is from now on; a second call does nothing."""
         if not self._removed:
             self._removed = True
             self._forget(self)
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """By name, the copy's tensors that carry variables, without those that are the model's own.
+        """Returns by name the copy's tensors that carry variables, without those that are the model's own.
 
         Raises:
             BindError: names or shapes differ from the model's; nothing was written.
@@ -76,7 +76,7 @@ class Tracked:
         return {name: tensor for name, tensor in found.items() if not _same_entries(tensor, own[name])}
 
     def watched(self) -> tuple[list[dict[Any, Any]], Sequence[Any]] | None:
-        """The dicts and the list by which the copy could come to hold other tensors; None: that cannot be told."""
+        """Returns the dicts and the list by which the copy could come to hold other tensors; None: that cannot be told."""
         if isinstance(self._copy, nn.Module):
             holders = [(module._modules, module._parameters, module._buffers) for module in self._copy.modules()]
             return [entries for holder in holders for entries in holder if entries], ()
@@ -85,7 +85,7 @@ class Tracked:
         return [], self._copy
 
     def _by_name(self, model: nn.Module) -> dict[str, Tensor]:
-        """The copy's tensors that carry variables."""
+        """Returns by name the copy's tensors that carry variables; raises a BindError where they do not fit."""
         if isinstance(self._copy, nn.Module):
             return model_tensors(self._copy, self._symmetry)
         if isinstance(self._copy, Mapping):
@@ -119,14 +119,14 @@ class Tracked:
         return found
 
     def masters(self, model: nn.Module) -> set[str]:
-        """Names of the parameters whose 16-bit values are rewritten from this copy's wider ones."""
+        """Returns the names of the parameters whose 16-bit values are rewritten from this copy's wider ones."""
         if not self.master:
             return set()
         return {name for name, tensor in self.tensors(model).items() if tensor.dtype in (torch.float32, torch.float64)}
 
 
 def distinct(copies: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """The copies without what an earlier one holds too under the same name, so that nothing is multiplied twice."""
+    """Returns the copies without tensors that an earlier one holds under the same name: nothing is multiplied twice."""
     seen: set[tuple[str, Memory, tuple[int, ...] | None]] = set()
     found: list[dict[str, Tensor]] = []
     for copy in copies:
@@ -137,7 +137,7 @@ def distinct(copies: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
 
 
 def _resolved(copy: Any, symmetry: Symmetry) -> Any:
-    """The module, mapping or sequence inside what a user passed."""
+    """Returns the module, mapping or sequence inside a user's copy."""
     if isinstance(copy, Mapping):
         return copy
     if isinstance(copy, Sequence) and not isinstance(copy, str):
@@ -167,6 +167,6 @@ def _same_entries(one: Tensor, other: Tensor) -> bool:
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...] | None:
-    """How what this process holds of a tensor lies; None: nobody can tell."""
+    """Returns the strides of this process's part of a tensor; None: it has none."""
     part = local_part(tensor)
     return part.stride() if part.layout == torch.strided else None

@@ -1,4 +1,4 @@
-"""The model's tensors at one call, checked, and what the executors need of them."""
+"""`Weights`: the model's tensors at one call, checked, and what the executors need of them."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Weights:
         return frozenset(name for name, tensor in named if name not in buffers and not tensor.requires_grad)
 
     def _rounded(self) -> frozenset[str]:
-        """Names of the tensors with an offset that would have to stay bit-identical, which offset + w does not."""
+        """Returns the names of tensors with an offset o that would have to stay bit-identical, which o + w does not."""
         choice, offsets = self.analysis.options.scales, self.analysis.symmetry.offsets
         if choice == "exact":
             return frozenset()
@@ -144,7 +144,7 @@ class Weights:
         return movable(self.analysis, self.frozen, self._rounded())
 
     def within(self, left: Movable | None = None) -> Weights:
-        """The same tensors as `step` sees them: in the basis of what is left of the variables, by the graph and the flags.
+        """Returns the same tensors as `step` sees them: in a basis of the variables that may move, by graph and flags.
 
         Args:
             left: what is left, where that is known otherwise.
@@ -166,17 +166,17 @@ class Weights:
         return found
 
     def held_mask(self) -> Tensor:
-        """(K,) bool on the device: the variables that stay at 0."""
+        """Returns (K,) bool on the device: the variables that stay at 0."""
         held = self.movable().held if self._held is None else self._held
         return self.analysis.on_device("held", held, self.device)
 
     def powers_of_two(self) -> Tensor | None:
-        """(K,) bool on the device: variables that move by powers of two only; None: none."""
+        """Returns (K,) bool on the device: variables that move by powers of two only; None: none."""
         mask = self._powers_of_two()
         return None if mask is None else self.analysis.on_device("powers of two", mask, self.device)
 
     def _powers_of_two(self) -> Mask | None:
-        """`powers_of_two`, on the host."""
+        """Returns `powers_of_two` as a mask on the host."""
         choice = self.analysis.options.scales
         if choice == "exact" or (choice == "auto" and not self._half):
             return None
@@ -185,7 +185,7 @@ class Weights:
         return np.ones(self.analysis.symmetry.num_scales, dtype=bool)
 
     def _keeps(self) -> dict[str, Keep]:
-        """By name of a tensor of the model, what is not to be lost of it."""
+        """Returns, by name of a tensor of the model, how much of it a rescaling has to keep."""
         buffers, mask = self.analysis.symmetry.buffers, self._powers_of_two()
         found = {}
         for name, tensor in self.tensors.items():
@@ -258,30 +258,30 @@ class Weights:
         return self.ranks is None and (self.replicas is None or not self.analysis.counted.statistics)
 
     def moved_ids(self) -> set[int]:
-        """ids of the parameters that `step` moves, and of their tracked copies."""
+        """Returns the ids of the parameters that `step` moves, and of their tracked copies."""
         left_out = self.frozen | self.analysis.symmetry.buffers
         copies = (self.tensors, *self.twins, *self.copies)
         return {id(tensor) for tensors in copies for name, tensor in tensors.items() if name not in left_out}
 
     def copied_tensors(self) -> list[Tensor]:
-        """All tensors of tracked copies."""
+        """Returns all tensors of all tracked copies."""
         return [tensor for one in self.copies for tensor in one.values()]
 
     def read_tensors(self) -> list[Tensor]:
-        """All tensors of the model that are read or written."""
+        """Returns all tensors of the model that are read or written."""
         return list(self.read.values())
 
     def log_sums(self) -> tuple[Tensor, Tensor]:
-        """(K,) log N and log P of the weights as they are."""
+        """Returns (K,) log N and log P of the weights as they are."""
         return self.sums.pair("sums", self.own_log_sums, self.program.num_scales)
 
     def own_log_sums(self) -> tuple[Tensor, Tensor]:
-        """(K,) log N and log P of this process's part, read once and not kept."""
+        """Returns (K,) log N and log P of this process's part, read once and not kept."""
         sums = self.backend.reduce(self.program, *self.gather())
         return sums.log_negative, sums.log_positive
 
     def gather(self) -> tuple[list[Tensor], list[Tensor | None]]:
-        """This process's parts of the counted tensors, and the factors by which they are multiplied before their norm is taken.
+        """Returns this process's parts of the counted tensors, and the factors that multiply them before their norm.
 
         Replicas take the statistics of the first of them, by one broadcast.
         """
@@ -296,7 +296,7 @@ class Weights:
         return counted.gather({**self.read, **self._statistics})
 
     def within_now(self) -> tuple[Weights, CurrentObjective, Movable]:
-        """The same tensors as `balance` sees them: as `within`, but by the current weights; waits for the device."""
+        """Returns the same tensors as `balance` sees them: as `within`, but by the current weights; waits for the device."""
         unfrozen = free(self.analysis, self.frozen, self._rounded())
         first = self.within(unfrozen)
         objective = first.objective()
@@ -312,7 +312,7 @@ class Weights:
         return found, replace(objective, held=torch.from_numpy(left.held).to(self.device)), left
 
     def exponent_rows(self, objective: CurrentObjective) -> ExponentRows:
-        """The exponents of the counted entries that are not zero, of all processes."""
+        """Returns the exponents of the counted entries that are not zero, of all processes."""
         program = objective.program.to(torch.device("cpu"))
         if self.ranks is None:
             return exponent_rows(program, objective.matrices)
@@ -320,7 +320,7 @@ class Weights:
         return parts[0].extended(parts[1:])
 
     def objective(self, held: Tensor | None = None) -> CurrentObjective:
-        """The objective, with this process's matrices read."""
+        """Reads this process's matrices once; returns the objective."""
         program, spread, analysis = self.program, self.spread, self.analysis
         matrices = self.backend.matrices(program, *self.gather())
         limit = torch.full_like(program.degree, analysis.most_log_scale or math.inf)
@@ -334,7 +334,7 @@ class Weights:
         )
 
     def layer_norms(self, objective: CurrentObjective, log_scales: Tensor | None = None) -> dict[str, Tensor]:
-        """By layer, the p-norm of its counted tensors, without layer weights."""
+        """Returns, by layer, the 0-d p-norm of its counted tensors, without layer weights."""
         members: dict[str, list[Tensor]] = {}
         (energies,) = objective.energies([log_scales])
         for item, energy in zip(self.analysis.counted.tensors, energies.unbind(), strict=True):

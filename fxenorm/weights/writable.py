@@ -1,4 +1,4 @@
-"""Which tensors can be multiplied in place: asked before anything is written, by trying it on one entry of a copy."""
+"""Finds tensors that cannot be multiplied in place, before anything is written, by trying it on one entry of a copy."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ def _of_its_class(tensor: Tensor) -> str:
 
 
 def _two(tensor: Tensor) -> Tensor:
-    """The factor 2 as a rescaling brings it."""
+    """Returns the factor 2 in the form in which a rescaling brings it."""
     return torch.full((1,) * tensor.ndim, 2.0, dtype=float_dtype(tensor.device), device=tensor.device)
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of an error's message."""
+    """Returns the first line of an error's message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

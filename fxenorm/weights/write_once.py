@@ -19,7 +19,7 @@ __all__ = ["distinct_pairs", "distinct_targets"]
 
 
 def distinct_targets(targets: Sequence[ScaleTarget]) -> list[ScaleTarget]:
-    """The targets, each piece of memory once, in their order.
+    """Returns the targets, each piece of memory once, in their order.
 
     Two optimizers hold the same state tensors after ``b.load_state_dict(a.state_dict())``.
 
@@ -42,12 +42,12 @@ def distinct_targets(targets: Sequence[ScaleTarget]) -> list[ScaleTarget]:
 
 
 def distinct_pairs(pairs: Sequence[FactorPair]) -> list[FactorPair]:
-    """Adafactor's pairs, each once."""
+    """Returns Adafactor's pairs in their order, each once."""
     return list({(_view_of(pair.rows), _view_of(pair.columns)): pair for pair in pairs}.values())
 
 
 def _view_of(tensor: Tensor) -> Any:
-    """What is equal for two tensors that are the same entries."""
+    """Returns a key that is equal for two tensors of the same entries."""
     part = local_part(tensor)
     if isinstance(part, FakeTensor):  # it has no memory that another could share
         return id(part)
@@ -80,7 +80,7 @@ def _refuse_overlaps(targets: Sequence[ScaleTarget]) -> None:
 
 
 def _span(tensor: Tensor) -> Iterator[tuple[torch.device, int, int]]:
-    """The first byte and the one behind the last, where a tensor is plain memory."""
+    """Yields the first byte and the one behind the last, if a tensor is plain memory."""
     if tensor.numel() and has_plain_memory(tensor):
         last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         start = tensor.data_ptr()
@@ -100,7 +100,7 @@ def _true_overlap(one: Tensor, other: Tensor) -> bool:
 
 
 def _clash(one: ScaleTarget, other: ScaleTarget) -> RescaleError:
-    """Names two targets that share memory."""
+    """Returns the error that names two targets which share memory."""
     return RescaleError(
         f"{one.name} and {other.name} share memory and would be multiplied twice: nothing was rescaled. Give each its own tensor "
         "(clone), or pass only one of them"

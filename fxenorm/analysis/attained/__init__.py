@@ -1,4 +1,4 @@
-"""What `step` and `balance` may move: the variables without those whose channels have to stay for a minimum to exist.
+"""Finds the variables that `step` and `balance` may move: all but those that must stay for a minimum to exist.
 
 In: an `Analysis`, the names of frozen tensors, the exponents of the counted entries that are not zero.
 Out: a basis of what is left, and what is held with the reasons.

@@ -1,4 +1,4 @@
-"""What is left of the scale variables where tensors or channels are held: an integer basis, and exponents in that basis."""
+"""An integer basis of the variables that may move where tensors or channels are held, and exponents in that basis."""
 
 from __future__ import annotations
 
@@ -64,22 +64,22 @@ class Basis:
 
     @cached_property
     def _expander(self) -> Expander:
-        """From variables to places."""
+        """Takes exponents from variables to places."""
         return Expander(self.matrix.copy())
 
     def terms(self, terms: Iterable[Term]) -> tuple[Term, ...]:
-        """Exponents in the basis; () where everything cancels."""
+        """Returns exponents in the basis; () where everything cancels."""
         return merge_entries(self._expander.terms(terms))
 
     def to_plan(self, log_scales: Tensor) -> Tensor:
-        """(K,) log-scales of the plan's variables from those of the basis."""
+        """Returns (K,) log-scales of the plan's variables, from those of the basis."""
         coo = self.matrix.tocoo()
         rows, columns = (torch.from_numpy(array.astype(np.int64)).to(log_scales.device) for array in (coo.row, coo.col))
         parts = log_scales[columns] * torch.from_numpy(coo.data).to(log_scales)
         return torch.zeros_like(log_scales).index_add_(0, rows, parts)
 
     def after(self, other: Basis) -> Basis:
-        """This basis, of what another one spans in it."""
+        """Returns the vectors of this basis that another basis, over its places, spans."""
         from scipy.sparse import csr_array
 
         return Basis(csr_array(self.matrix @ other.matrix))
@@ -91,7 +91,7 @@ def basis_of(
     equations: Iterable[Form],
     fixed: Ids | None = None,
 ) -> Basis:
-    """A basis of the variables for which some fields and some forms are zero.
+    """Returns a basis of the variables for which some fields and some forms are zero.
 
     Args:
         count: number of variables K.
@@ -113,7 +113,7 @@ def basis_of(
 
 
 def combined(form: Form, basis: Basis) -> Form:
-    """A form of the variables, in the places of a basis."""
+    """Returns a form of the variables, in the places of a basis."""
     totals: dict[int, int] = {}
     for variable, coefficient in form:
         row = slice(basis.matrix.indptr[variable], basis.matrix.indptr[variable + 1])
@@ -123,7 +123,7 @@ def combined(form: Form, basis: Basis) -> Form:
 
 
 def _placed(matrix: Any) -> Any:
-    """A (K, free) basis as (K, K): each vector in the place of the first variable that it alone moves, else of any it moves."""
+    """Places the columns of a (K, free) basis in (K, K): each at the first variable that it alone moves, else at any."""
     from scipy.sparse import csr_array
 
     count, free = matrix.shape

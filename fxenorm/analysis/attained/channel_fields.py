@@ -1,4 +1,4 @@
-"""The fields of channels in graph order, as linear forms of the variables: what is held is named by them, not by a basis."""
+"""`ChannelFields`: channels' fields in graph order, as linear forms of the variables; they name what is held, no basis does."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ChannelFields:
             self._fields = [tuple((c, np.where(padded[ids], -1, ids)) for c, ids in terms) for terms in self._fields]
 
     def ranks(self) -> tuple[NDArray[np.int64], Mask]:
-        """(K,) the place of the last field that is a multiple of each variable alone, -1 without; and who is in a sum."""
+        """Returns (K,) the place of the last field that is a multiple of each variable alone, else -1; (K,) who is in a sum."""
         rank = np.full(self._count, -1, dtype=np.int64)
         summed = np.zeros(self._count, dtype=bool)
         begin = 0
@@ -61,7 +61,7 @@ class ChannelFields:
         return rank, summed
 
     def in_plan(self, rank: int) -> Form | None:
-        """The field of a rank that `ranks` gave, as a form of the plan's variables; None: it is a tensor's own."""
+        """Returns the field of a rank that `ranks` gave, as a form of the plan's variables; None: it is a tensor's own."""
         for terms, plain in zip(self._fields, self._in_plan, strict=True):
             shape = np.broadcast_shapes(*(ids.shape for _, ids in terms))
             if 0 <= rank < math.prod(shape):
@@ -70,7 +70,7 @@ class ChannelFields:
         return None
 
     def last_moved(self, direction: NDArray[np.int64]) -> tuple[Form, Form | None] | None:
-        """The last field that a direction moves, as a form of the places and of the plan's variables; None: none moves."""
+        """Returns the last field that a direction moves, as a form of the places and one of the plan's variables; None: none."""
         padded = np.append(direction, 0)
         for terms, plain in zip(reversed(self._fields), reversed(self._in_plan), strict=True):
             parts = [coefficient * padded[ids] for coefficient, ids in terms]
@@ -85,7 +85,7 @@ class ChannelFields:
 
 
 def form_at(terms: Sequence[Term], place: Sequence[np.intp] | tuple[np.intp, ...]) -> Form:
-    """The form that a field has at one entry."""
+    """Returns the form that a field has at one entry, with coprime coefficients, the first positive."""
     totals: dict[int, int] = {}
     for coefficient, ids in terms:
         index = tuple(min(int(axis), size - 1) for axis, size in zip(place, ids.shape, strict=True))

@@ -1,4 +1,4 @@
-"""The exponents of the counted entries as sparse rows, few of them: what decides whether the objective has a minimum.
+"""The exponents of the counted entries as few sparse rows; they decide whether the objective has a minimum.
 
 A layer of n outputs and m inputs has n * m entries, but max over i and j of (out_i - in_j) is below zero exactly where a number
 lies between all out_i and all in_j: one more column, a hub, takes the place of all pairs.
@@ -24,7 +24,10 @@ __all__ = ["ExponentRows", "exponent_rows", "term_sides"]
 Ids = NDArray[np.int64]
 
 _FEW, _SHARE = 1 << 16, 16
-"""A tensor is looked at weight by weight where this makes at most so many rows, or rows for this share of its weights."""
+"""A tensor is looked at weight by weight where this makes at most so many rows, or rows for this share of its weights.
+
+Bounds: a row of two terms takes 48 bytes, so the first is 3 MiB, and a 16th of the weights takes less than they do in float32.
+"""
 
 
 @dataclass
@@ -44,12 +47,12 @@ class ExponentRows:
     _parts: list[tuple[Ids, Ids, Ids]] = field(default_factory=list)
 
     def hubs(self, number: int) -> Ids:
-        """New columns."""
+        """Adds columns for hubs; returns their numbers."""
         self.columns += number
         return np.arange(self.columns - number, self.columns, dtype=np.int64)
 
     def add(self, terms: Sequence[tuple[int, Ids]], size: int) -> None:
-        """Rows, given by term as (size,) columns; column -1: none."""
+        """Adds `size` rows, given by term as (size,) columns; column -1: none."""
         for coefficient, ids in terms:
             flat = np.broadcast_to(ids, (size,))
             kept = np.flatnonzero(flat >= 0)
@@ -57,7 +60,7 @@ class ExponentRows:
         self._rows += size
 
     def matrix(self, fixed: Mask) -> Any:
-        """(rows, columns) sparse: the rows without the fixed variables, over their divisors, each once."""
+        """Returns (rows, columns) sparse: the rows without the fixed variables, over their divisors, each once."""
         from scipy.sparse import csr_array
 
         none = np.zeros(0, dtype=np.int64)
@@ -69,7 +72,7 @@ class ExponentRows:
         return distinct_rows(found)
 
     def extended(self, others: Sequence[ExponentRows]) -> ExponentRows:
-        """These rows and others', whose hubs are their own."""
+        """Returns these rows and those of others, whose hubs become further columns."""
         found = ExponentRows(self.count, self.count, any(other.lacking for other in (self, *others)))
         for other in (self, *others):
             shift = found.columns - self.count
@@ -81,7 +84,7 @@ class ExponentRows:
 
 
 def distinct_rows(matrix: Any) -> Any:
-    """Rows divided by their greatest common divisors, empty and repeated ones left out."""
+    """Returns rows divided by their greatest common divisors, without empty and repeated ones."""
     lengths = np.diff(matrix.indptr)
     matrix = matrix[np.flatnonzero(lengths)]
     if not matrix.shape[0]:
@@ -98,7 +101,7 @@ def distinct_rows(matrix: Any) -> Any:
 
 
 def exponent_rows(program: ReduceProgram, matrices: Sequence[Tensor] | None = None) -> ExponentRows:
-    """The rows of all counted entries; of those that are not zero, where matrices are given.
+    """Returns the rows of all counted entries; of those that are not zero, where matrices are given.
 
     Args:
         program: the objective, on the CPU.
@@ -118,7 +121,7 @@ def exponent_rows(program: ReduceProgram, matrices: Sequence[Tensor] | None = No
 
 
 def _add_block(found: ExponentRows, block: Block, count: int, present: Mask | None) -> None:
-    """The rows of one tensor."""
+    """Adds the rows of one tensor."""
     terms = _terms(block, count)
     shape = np.broadcast_shapes(*(ids.shape for _, ids in terms))
     axes = [_varying(ids) for _, ids in terms]
@@ -140,7 +143,7 @@ def _add_block(found: ExponentRows, block: Block, count: int, present: Mask | No
 
 
 def _terms(block: Block, count: int) -> list[tuple[int, Ids]]:
-    """A tensor's terms, with -1 for what is fixed."""
+    """Returns a tensor's terms, with -1 for "fixed"."""
     return [(c, np.where(ids.numpy() == count, -1, ids.numpy())) for c, ids in block.terms]
 
 
@@ -150,18 +153,18 @@ def _any(mask: Mask, axes: tuple[int, ...]) -> Mask:
 
 
 def _varying(ids: Ids) -> set[int]:
-    """The axes along which ids vary."""
+    """Returns the axes along which ids vary."""
     return {axis for axis, size in enumerate(ids.shape) if size > 1}
 
 
 def term_sides(block: Block, count: int) -> list[list[tuple[int, Ids]]]:
-    """The terms of a tensor put together by the axes that they vary along."""
+    """Returns the terms of a tensor in sides: those that vary along a common axis together."""
     terms = _terms(block, count)
     return _sides(terms, [_varying(ids) for _, ids in terms]) if terms else []
 
 
 def _sides(terms: Sequence[tuple[int, Ids]], axes: Sequence[set[int]]) -> list[list[tuple[int, Ids]]]:
-    """The terms put together by what they vary along, so that no two parts share an axis."""
+    """Puts the terms together by the axes that they vary along, so that no two sides share an axis."""
     parts: list[tuple[set[int], list[tuple[int, Ids]]]] = []
     for own, term in zip(axes, terms, strict=True):
         met = [part for part in parts if part[0] & own or (not own and part is parts[0])]
@@ -172,11 +175,11 @@ def _sides(terms: Sequence[tuple[int, Ids]], axes: Sequence[set[int]]) -> list[l
 
 
 def _add_entries(found: ExponentRows, terms: Sequence[tuple[int, Ids]], shape: tuple[int, ...], present: Mask) -> None:
-    """One row an entry."""
+    """Adds one row for each entry that is present."""
     places = np.nonzero(present)
 
     def at(ids: Ids) -> Ids:
-        """The ids of these entries."""
+        """Returns the ids of these entries."""
         return np.asarray(ids[tuple(np.minimum(place, size - 1) for place, size in zip(places, ids.shape, strict=True))])
 
     found.add([(c, at(ids)) for c, ids in terms], places[0].size)
@@ -189,7 +192,7 @@ def _add_hubs(
     common: set[int],
     chosen: Sequence[Mask | None],
 ) -> None:
-    """All combinations of the sides' entries: each side below a hub, the last below minus the sum of the hubs."""
+    """Adds all combinations of the sides' entries: each side below a hub, the last below minus the sum of the hubs."""
     base = tuple(size if axis in common else 1 for axis, size in enumerate(shape))
     hubs = [found.hubs(math.prod(base)).reshape(base) for _ in sides[1:]]
     for number, (side, mask) in enumerate(zip(sides, chosen, strict=True)):
@@ -208,7 +211,7 @@ def _add_mostly_full(
     common: set[int],
     present: Mask,
 ) -> None:
-    """A tensor with some zeros: slices of the first side without any go over hubs, the others entry by entry if few."""
+    """Adds a tensor with some zeros: full slices of the first side over hubs, the other entries one by one if few."""
     axes = [set().union(*(_varying(ids) for _, ids in side)) - common for side in sides]
     others = [tuple(axis for axis in range(len(shape)) if axis not in own and axis not in common) for own in axes]
     reaching = [_any(present, other) for other in others]

@@ -44,7 +44,7 @@ class LiteralGraph:
         self._component = component.astype(np.int64)
 
     def _negative(self, nodes: Ids) -> Ids:
-        """The negatives of some nodes."""
+        """Returns the negatives of some nodes."""
         size = self._size
         return np.where(nodes == 2 * size, nodes, np.where(nodes < size, nodes + size, nodes - size))
 
@@ -61,7 +61,7 @@ class LiteralGraph:
         return np.asarray(mask[: self._size] | mask[self._size : -1])
 
     def missing(self, columns: Ids, rank: Ids) -> list[int]:
-        """Which of some columns to hold at zero so that every arc lies on a cycle: the last in rank first, none in vain.
+        """Returns the columns to hold at zero so that every arc lies on a cycle: the last in rank first, none in vain.
 
         Args:
             columns: all variables of components with an arc that lies on no cycle.
@@ -85,7 +85,7 @@ class LiteralGraph:
         return self._needed(held, zero, ahead, behind)
 
     def _needed(self, held: list[int], zero: list[int], ahead: _Neighbours, behind: _Neighbours) -> list[int]:
-        """The columns without those that others hold between them."""
+        """Returns the columns without those that others hold between them."""
         literals = np.array(held, dtype=np.int64)
         marked = [*zero, *self._component[literals].tolist(), *self._component[literals + self._size].tolist()]
         below, above = np.zeros(self._count, dtype=bool), np.zeros(self._count, dtype=bool)
@@ -95,7 +95,7 @@ class LiteralGraph:
 
 
 class _Neighbours:
-    """The arcs of a graph, to be followed."""
+    """Follows the arcs of a graph from node to node."""
 
     def __init__(self, count: int, tails: Ids, heads: Ids) -> None:
         order = np.argsort(tails, kind="stable")
@@ -103,7 +103,7 @@ class _Neighbours:
         self._starts = np.searchsorted(tails[order], np.arange(count + 1)).tolist()
 
     def of(self, node: int) -> list[int]:
-        """Where the arcs of a node lead."""
+        """Returns the nodes to which the arcs of a node lead, each once."""
         return list(dict.fromkeys(self._heads[self._starts[node] : self._starts[node + 1]].tolist()))
 
     def mark(self, nodes: Sequence[int], mask: Mask) -> None:

@@ -1,4 +1,4 @@
-"""Whether the objective has a minimum, and which channels' fields have to stay for it to have one.
+"""Finds whether the objective has a minimum, and the channels whose fields have to stay for it to have one.
 
 F falls for ever along a direction d with a_e . d <= 0 for every counted entry and < 0 for one. While there is such a direction,
 the field of one channel that it moves, the last in graph order, is held; what turns out not to be needed is given back.
@@ -29,7 +29,7 @@ Mask = NDArray[np.bool_]
 
 
 def missing_equations(rows: Any, fixed: Mask, channels: ChannelFields, mixed: bool = False) -> list[tuple[Form, Form | None]]:
-    """The fields to hold so that the objective has a minimum: as forms of the places, and of the plan's variables if known.
+    """Returns the fields to hold for a minimum, as forms of the places and, if known, of the plan's variables.
 
     Args:
         rows: as `ExponentRows.matrix` returns them.
@@ -65,7 +65,7 @@ def missing_equations(rows: Any, fixed: Mask, channels: ChannelFields, mixed: bo
 
 
 def _components(rows: Any) -> Ids:
-    """(columns,) the connected component of each column."""
+    """Returns (columns,) the connected component of each column."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -77,7 +77,7 @@ def _components(rows: Any) -> Ids:
 
 
 def _parts(rows: Any, labels: Ids, asked: Mask, by_sums: Mask, fixed: Mask) -> Iterable[tuple[Any, Ids]]:
-    """The rows and columns of the components that need a program; those that fields may tie together are one."""
+    """Yields the rows and columns of the components that need a program; those that fields may tie together are one."""
     free = np.append(~fixed, np.ones(rows.shape[1] - fixed.size, dtype=bool))
     row_label = labels[rows.indices[rows.indptr[:-1]]]
     if (asked & by_sums).any():

@@ -1,4 +1,4 @@
-"""What `step` and `balance` may move: the variables without what is held, in one integer basis, and why the rest is held."""
+"""Finds the variables that `step` and `balance` may move, in one integer basis, and why the others are held."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Movable", "free", "movable", "with_minimum"]
 
 @dataclass(frozen=True)
 class Movable:
-    """What is left of a plan's variables.
+    """The variables that may move, and the reasons of all others.
 
     Attributes:
         analysis: the plan in a basis of what is left; the plan itself where that is some of its variables.
@@ -38,7 +38,7 @@ class Movable:
 
 
 def free(analysis: Analysis, frozen: frozenset[str], rounded: frozenset[str] = frozenset()) -> Movable:
-    """Returns what frozen tensors leave of the variables; worked out once for each set of flags that is in use.
+    """Returns the variables that frozen tensors and the options leave free; worked out once for each set of flags in use.
 
     Args:
         analysis: the plan without its module.
@@ -50,7 +50,7 @@ def free(analysis: Analysis, frozen: frozenset[str], rounded: frozenset[str] = f
 
 
 def movable(analysis: Analysis, frozen: frozenset[str], rounded: frozenset[str] = frozenset()) -> Movable:
-    """Returns what `step` moves: `free`, without what keeps the objective from having a minimum if no weight is zero."""
+    """Returns what `step` moves: `free`, less the directions without a minimum when no weight is zero."""
 
     def make() -> Movable:
         """Decides by the exponents alone."""
@@ -62,7 +62,7 @@ def movable(analysis: Analysis, frozen: frozenset[str], rounded: frozenset[str] 
 
 
 def _free(analysis: Analysis, frozen: frozenset[str], rounded: frozenset[str]) -> Movable:
-    """What frozen tensors and the options leave free, whatever the objective is."""
+    """Finds the variables that frozen tensors and the options leave free, whatever the objective is."""
     last = analysis.feeding_last
     still_names = frozen | rounded
     if not still_names:
@@ -80,7 +80,7 @@ def _free(analysis: Analysis, frozen: frozenset[str], rounded: frozenset[str]) -
 
 
 def with_minimum(analysis: Analysis, free: Movable, rows: ExponentRows, sums: Sums | None = None) -> Movable:
-    """What is left once the objective has a minimum.
+    """Holds the directions in which the objective falls for ever; returns the rest, on which it has a minimum.
 
     Args:
         analysis: the plan.
@@ -125,18 +125,18 @@ def with_minimum(analysis: Analysis, free: Movable, rows: ExponentRows, sums: Su
 
 
 def _first_reason(reasons: Sequence[tuple[Mask, str]], single: Mask) -> list[tuple[Mask, str]]:
-    """The reasons of single variables: what is known of each, else that the minimum is not attained."""
+    """Returns the reasons of single variables: those known, else that the minimum is not attained."""
     known = np.logical_or.reduce([mask for mask, _ in reasons])
     return [*reasons, (single & ~known, NOT_ATTAINED)]
 
 
 def _reason_at(reasons: Iterable[tuple[Mask, str]], place: int) -> str:
-    """The first reason for one variable."""
+    """Returns the first reason for one variable."""
     return next((reason for mask, reason in reasons if mask[place]), NOT_ATTAINED)
 
 
 def _of_place(basis: Basis | None, place: int) -> Form:
-    """A form of the plan's variables that is a multiple of one place of a basis."""
+    """Returns a form of the plan's variables that is a multiple of one place of a basis."""
     if basis is None:
         return ((place, 1),)
     columns = basis.matrix.tocsc()
@@ -156,7 +156,7 @@ def _of_place(basis: Basis | None, place: int) -> Form:
 
 
 def _complement(basis: Basis) -> list[Form]:
-    """Independent forms that are 0 on the basis, beside those of single variables that do not move."""
+    """Returns independent forms that are 0 on the basis, beside those of single variables that do not move."""
     matrix = basis.matrix
     lengths = np.diff(matrix.indptr)
     unit = np.zeros(matrix.shape[0], dtype=bool)
@@ -183,7 +183,7 @@ def _complement(basis: Basis) -> list[Form]:
 
 
 def _with_neighbours(matrix: Any, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Some rows and all that share columns with them, however far."""
+    """Returns some rows and all that share columns with them, however far."""
     columns = matrix.tocsc()
     while True:
         more = np.unique(columns[:, np.unique(matrix[rows].indices)].indices)
@@ -193,6 +193,6 @@ def _with_neighbours(matrix: Any, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _signed(form: Sequence[tuple[int, int]]) -> Form:
-    """The form with a positive first coefficient."""
+    """Returns the form with a positive first coefficient."""
     sign = -1 if form[0][1] < 0 else 1
     return tuple((variable, sign * value) for variable, value in form)

@@ -1,4 +1,4 @@
-"""Directions in which the objective falls for ever, by linear programs on classes of variables that nothing tells apart."""
+"""Finds directions in which the objective falls for ever, by linear programs on classes of variables that nothing tells apart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Mask = NDArray[np.bool_]
 
 
 def missing_by_programs(parts: Iterable[tuple[Any, Ids]], count: int, channels: ChannelFields) -> list[tuple[Form, Form | None]]:
-    """The fields to hold, component by component; see `fxenorm.analysis.attained.missing_equations.missing_equations`.
+    """Returns the fields to hold, component by component; see `missing_equations` in the file of that name.
 
     Args:
         parts: the rows of each component, and its columns.
@@ -42,7 +42,7 @@ def missing_by_programs(parts: Iterable[tuple[Any, Ids]], count: int, channels: 
 
 
 def _local(found: Sequence[tuple[Form, Form | None]], own: Ids) -> list[Form]:
-    """Forms over some of the columns only, by position; other variables do not move."""
+    """Returns forms over some of the columns only, by position; other variables do not move."""
     forms = []
     for form, _ in found:
         places = np.searchsorted(own, [variable for variable, _ in form]).tolist()
@@ -52,7 +52,7 @@ def _local(found: Sequence[tuple[Form, Form | None]], own: Ids) -> list[Form]:
 
 
 def _needed(rows: Any, added: Sequence[tuple[Form, Form | None]], own: Ids) -> list[tuple[Form, Form | None]]:
-    """The equations without those that the others make superfluous; the first to be added are the first to go."""
+    """Returns the equations without those that the others make superfluous; the first to be added are the first to go."""
     kept = list(added)
     for one in added if len(added) > 1 else ():
         others = [other for other in kept if other is not one]
@@ -62,7 +62,7 @@ def _needed(rows: Any, added: Sequence[tuple[Form, Form | None]], own: Ids) -> l
 
 
 def falling_rows(rows: Any, zero: Sequence[Form] = ()) -> Mask:
-    """(rows,) whether a row can fall along a direction in which none rises and some forms stay.
+    """Returns (rows,) whether a row can fall along a direction in which none rises and some forms stay.
 
     Args:
         rows: (rows, columns) sparse integers.
@@ -97,7 +97,7 @@ def falling_rows(rows: Any, zero: Sequence[Form] = ()) -> Mask:
 
 
 def _forms(zero: Sequence[Form], columns: int) -> Any:
-    """Forms as sparse rows."""
+    """Returns forms as the rows of a sparse matrix."""
     from scipy.sparse import csr_array
 
     entries = [(number, variable, value) for number, form in enumerate(zero) for variable, value in form]
@@ -106,7 +106,7 @@ def _forms(zero: Sequence[Form], columns: int) -> Any:
 
 
 def _moving(still: Any, zero: Sequence[Form]) -> Ids:
-    """(columns,) a direction in general position among those that leave some rows and forms as they are."""
+    """Returns (columns,) a direction in general position among those that leave some rows and forms as they are."""
     ends = zip(still.indptr[:-1], still.indptr[1:], strict=True)
     forms = [tuple(zip(still.indices[a:b].tolist(), still.data[a:b].tolist(), strict=True)) for a, b in ends]
     columns = still.shape[1]
@@ -115,7 +115,7 @@ def _moving(still: Any, zero: Sequence[Form]) -> Ids:
 
 
 def _quotient(matrix: Any, kind: Ids) -> tuple[Ids, Ids, Any]:
-    """Rows and columns in classes that nothing tells apart: by row its class, a row of each, and (classes, classes) sums.
+    """Puts rows and columns into classes that nothing tells apart; returns each row's class, a row of each, and their sums.
 
     Colours are refined until all rows of a class have equal sums over each class of columns, and the other way round.
     """
@@ -143,7 +143,7 @@ def _quotient(matrix: Any, kind: Ids) -> tuple[Ids, Ids, Any]:
 
 
 def _refined(own: Ids, count: int, place: Ids, values: Ids, others: Ids) -> Ids:
-    """Classes by the class so far and by the values with which each class of the other side is met."""
+    """Splits classes by the values with which each class of the other side is met; returns (count,) the new classes."""
     random = np.random.default_rng(1)
     weights = random.integers(1, 2**62, size=(2, int(others.max(initial=-1)) + 1), dtype=np.int64)
     found = own

@@ -1,4 +1,4 @@
-"""What several processes have of one model: a part each (fully_shard, tensor parallel), or a copy each (replicas).
+"""One model on several processes: a part on each (fully_shard, tensor parallel), or a copy on each (replicas).
 
 In: an `Analysis`, a model's tensors, and the processes.
 Out: this process's part of the objective, sums of all processes, and what replicas agree on.

@@ -45,14 +45,14 @@ class Replicas:
         return self._choice.taken(self._standing == HERE)
 
     def meeting(self, device: torch.device) -> Meeting:
-        """How they agree, for a model on a device."""
+        """Returns the meeting at which they agree, for a model on a device; made once."""
         known = self._meetings.get(device)
         if known is None:
             known = self._meetings[device] = Meeting(replica_ranks(self.group, device))
         return known
 
     def ranks(self, device: torch.device) -> Ranks:
-        """The processes, for a model on a device."""
+        """Returns the processes, for a model on a device."""
         return self.meeting(device).ranks
 
     def skips(self) -> bool:
@@ -110,7 +110,7 @@ class Replicas:
         return answer.goes_on
 
     def _take(self, answer: Answer, standing: int, ranks: Ranks) -> None:
-        """Notes the executor; all processes switch at the same call."""
+        """Notes the executor that all can use; all processes switch at the same call."""
         self._standing = answer.executor
         if standing == HERE and answer.without_kernels:
             self._warn([ranks.members[place] for place in answer.without_kernels])

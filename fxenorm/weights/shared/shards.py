@@ -23,7 +23,7 @@ __all__ = ["LocalObjective", "local_objective", "local_target", "put_together"]
 
 @dataclass(frozen=True)
 class LocalObjective:
-    """What one process adds to the sums of all.
+    """The part of the objective that one process adds to the sums of all.
 
     Attributes:
         program: over its parts of counted tensors; with the degree of the whole.
@@ -42,7 +42,7 @@ class LocalObjective:
 
 
 def local_objective(analysis: Analysis, tensors: Mapping[str, Tensor], ranks: Ranks) -> LocalObjective:
-    """The objective of this process's part of the counted tensors; made once for each way to spread them.
+    """Returns the objective of this process's part of the counted tensors; made once for each way to spread them.
 
     Args:
         analysis: the plan without its module.
@@ -61,7 +61,7 @@ def local_objective(analysis: Analysis, tensors: Mapping[str, Tensor], ranks: Ra
 
 
 def _build(analysis: Analysis, tensors: Mapping[str, Tensor], ranks: Ranks) -> LocalObjective:
-    """See `local_objective`."""
+    """Finds this process's part of each counted tensor; see `local_objective`."""
     members: list[tuple[int, Layout]] = []
     joined: dict[str, None] = {}
     for position, item in enumerate(analysis.counted.tensors):
@@ -79,7 +79,7 @@ def _build(analysis: Analysis, tensors: Mapping[str, Tensor], ranks: Ranks) -> L
 def _assembled(
     analysis: Analysis, positions: Sequence[int], layouts: tuple[Layout, ...], joined: tuple[str, ...]
 ) -> LocalObjective:
-    """The program for some parts of counted tensors."""
+    """Builds the program for some parts of counted tensors."""
     counted_tensors, count = analysis.counted, analysis.symmetry.num_scales
     counted = []
     for position, layout in zip(positions, layouts, strict=True):
@@ -101,7 +101,7 @@ def _assembled(
 
 
 def _layout_name(item: CountedTensor, tensors: Mapping[str, Tensor]) -> str:
-    """The tensor by whose layout a counted one is cut: itself; for a folded bias, the first of its vectors that is cut."""
+    """Returns the tensor by whose layout a counted one is cut: itself; of a folded bias, its first vector that is cut."""
     if item.fold is None or item.channels is not None:
         return item.parameter
     vectors = _vectors(item)
@@ -109,7 +109,7 @@ def _layout_name(item: CountedTensor, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _vectors(item: CountedTensor) -> list[str]:
-    """The names of the vectors by which a folded BatchNorm changes a layer's weight or bias."""
+    """Returns the names of the vectors by which a folded BatchNorm changes a layer's weight or bias."""
     fold = item.fold
     if fold is None:
         return []
@@ -140,7 +140,7 @@ def _is_cut(tensor: Any) -> bool:
 def put_together(
     analysis: Analysis, tensors: Mapping[str, Tensor], local: LocalObjective, ranks: Ranks, total: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """The vectors of folded BatchNorms in full length, with zeros for what this process neither holds nor needs.
+    """Returns the vectors of folded BatchNorms in full length, 0 where this process neither holds nor needs them.
 
     Those that are cut in another way than their layer are added up over all processes, in one call of `total`.
     """
@@ -170,7 +170,7 @@ def put_together(
 
 
 def local_target(analysis: Analysis, target: ScaleTarget, ranks: Ranks) -> ScaleTarget:
-    """What this process holds of something that a rescaling multiplies; its exponents are cut once.
+    """Returns this process's part of a target; its exponents are cut once.
 
     Raises:
         RescaleError: see `layout_of`.

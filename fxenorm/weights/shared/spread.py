@@ -1,4 +1,4 @@
-"""A model that is spread over processes (fully_shard, tensor parallel): which part this one holds, and how sums are told.
+"""Says which part of a model each process holds (fully_shard, tensor parallel), and tells the others its sums.
 
 Each process reads and multiplies what it holds; sums by channel are what the processes tell one another. Nobody ever holds
 the whole of a weight.
@@ -67,7 +67,7 @@ class Spread:
         return found, found_factors
 
     def _put_together(self, total: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Puts the vectors of folded BatchNorms together, once."""
+        """Puts the vectors of folded BatchNorms together, and keeps them."""
         if self._vectors is None:
             self._vectors = put_together(self._analysis, self._read, self.local, self.ranks, total)
         return self._vectors
@@ -78,7 +78,7 @@ class Spread:
         return bool(self.local.joined) and any(is_distributed(self._read[name]) for name in self.local.joined)
 
     def exchange(self, notes: Tensor, logs: Tensor | None, rooms: Tensor) -> tuple[Answer, tuple[Tensor, Tensor] | None]:
-        """Makes the first collective of a step: that of the sums, or that of what folded BatchNorms are put together from.
+        """Makes the first collective of a step: that of the sums, or that by which folded BatchNorms are put together.
 
         Args:
             notes: what this process has to say.
@@ -95,7 +95,7 @@ class Spread:
         boards: list[Tensor] = []
 
         def total(values: Tensor) -> Tensor:
-            """Adds up over processes, and takes the notes along."""
+            """Returns the sum over processes, and takes the notes along."""
             sums, board = self.ranks.total_with(values, notes, least)
             boards.append(board)
             return sums

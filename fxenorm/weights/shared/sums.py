@@ -1,4 +1,4 @@
-"""What a process has summed, and what all of them have: the numbers by which the solvers decide, the same everywhere.
+"""Makes sums of all processes from those of one: the numbers by which solvers decide, the same everywhere.
 
 Every number that leaves `SharedSums` is the same on every process, bit for bit, so the solvers decide alike everywhere. The
 matrices of |W|^p are read once and stay where they are. What travels are sums by channel, once a question.
@@ -32,7 +32,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Sums(abc.ABC):
-    """How what one process has summed becomes what all have.
+    """Turns the numbers that one process has summed into those of all.
 
     Attributes:
         is_shared: whether other processes have a part in the sums.
@@ -75,7 +75,7 @@ class Sums(abc.ABC):
 
     @abc.abstractmethod
     def anywhere(self, make: Callable[[], Tensor], count: int) -> Tensor:
-        """Returns (count,) bool: what is so on any process."""
+        """Returns (count,) bool: True where any process says so."""
 
     @abc.abstractmethod
     def number(self, make: Callable[[], int]) -> int:
@@ -83,36 +83,36 @@ class Sums(abc.ABC):
 
 
 class OwnSums(Sums):
-    """One process has all: its own sums are everybody's."""
+    """Answers for a process that has all of the model: its own sums are everybody's."""
 
     is_shared = False
 
     def pair(self, question: str, make: Callable[[], Pair], count: int) -> Pair:
-        """Returns the sums as they are made here."""
+        """Returns this process's log N and log P, each (count,)."""
         return make()
 
     def blocks(self, make: Callable[[], Sequence[Tensor]], number: int, positions: Tensor | None, count: int) -> list[Tensor]:
-        """Returns the sums as they are made here."""
+        """Returns this process's blocks, which are all of them."""
         return list(make())
 
     def operator(self, own: Operator) -> Operator:
-        """Returns the matrix: there are no others to add."""
+        """Returns the matrix as it is: there is no other."""
         return own
 
     def entries(self, make: Callable[[], Pair], log_scales: Tensor, labels: Tensor) -> Pair:
-        """Returns the entries as they are made here."""
+        """Returns this process's entries, which are all of them."""
         return make()
 
     def least(self, make: Callable[[], Tensor], count: int) -> Tensor:
-        """Returns the rooms as they are found here."""
+        """Returns this process's rooms, (2, count)."""
         return make()
 
     def anywhere(self, make: Callable[[], Tensor], count: int) -> Tensor:
-        """Returns what is so on this process."""
+        """Returns (count,) bool as this process says it."""
         return make()
 
     def number(self, make: Callable[[], int]) -> int:
-        """Returns the number as it is counted here."""
+        """Returns this process's number, which is the sum."""
         return make()
 
 
@@ -134,7 +134,7 @@ class SharedSums(Sums):
         self._near: dict[str, Tensor] = {"sums": reference}
 
     def own(self, numbers: Callable[[], Tensor], count: int) -> Tensor:
-        """(count,) numbers of this process; not a number where an error is met, so that others need not wait in vain.
+        """Returns (count,) numbers of this process; NaN after an error, so that the others need not wait in vain.
 
         They do not move what they cannot know then, and the error is raised when it is this process's turn.
         """
@@ -145,7 +145,7 @@ class SharedSums(Sums):
             return torch.full((count,), math.nan, dtype=float_dtype(self.ranks.device), device=self.ranks.device)
 
     def combined(self, question: str, logs: Tensor, notes: Tensor | None = None, least: int = 0) -> tuple[Tensor, Tensor]:
-        """The logarithms of all processes' sums, and everybody's notes; see `Ranks.combined`."""
+        """Returns the logarithms of all processes' sums, and everybody's notes; see `Ranks.combined`."""
         near = self._near.get(question, torch.zeros_like(logs))
         found, board = self.ranks.combined(logs, self._p, near, notes, least)
         self._near[question] = torch.where(found.isfinite(), found, near)
@@ -154,7 +154,7 @@ class SharedSums(Sums):
     def with_rooms(
         self, logs: Tensor, rooms: Tensor, notes: Tensor | None = None, least: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The logarithms of all sums, the least of all rooms, and everybody's notes, in the collective that the sums need anyway.
+        """Returns the logs of all sums, the least of all rooms, and everybody's notes, in the collective of the sums.
 
         What travels there is added up, not compared: of the rooms of n processes the answer is smaller than the least by at most
         log(n) / 20, and none is larger than 30.
@@ -181,7 +181,7 @@ class SharedSums(Sums):
         """Returns the sums of all counted tensors, in one collective for all rescalings."""
 
         def own_blocks() -> Tensor:
-            """Puts those of this process's part into their places."""
+            """Puts the blocks of this process's part into their places; -inf elsewhere."""
             logs = []
             for own in make():
                 full = own.new_full((count,), -math.inf)
@@ -199,7 +199,7 @@ class SharedSums(Sums):
         """Returns the entries of all processes, equal exponents put together."""
 
         def own_entries() -> list[tuple[Pattern, float]]:
-            """Lists those of this process's part."""
+            """Lists the entries of this process's part, each with its labels and exponents."""
             logs, triples = make()
             terms: list[list[tuple[int, int]]] = [[] for _ in range(logs.numel())]
             for entry, label, exponent in triples.T.tolist():
@@ -220,7 +220,7 @@ class SharedSums(Sums):
         return -self.ranks.largest(-own).reshape(2, -1)
 
     def anywhere(self, make: Callable[[], Tensor], count: int) -> Tensor:
-        """Returns what is so on any process, by one collective."""
+        """Returns (count,) bool: True where any process says so, by one collective."""
         return self.ranks.total(self.own(lambda: make().double(), count)).nan_to_num() > 0
 
     def number(self, make: Callable[[], int]) -> int:
@@ -231,11 +231,11 @@ class SharedSums(Sums):
 
 
 class _SummedOperator:
-    """A matrix that is the sum of one a process."""
+    """Multiplies by the sum of the matrices of all processes."""
 
     def __init__(self, own: Operator, shared: SharedSums) -> None:
         self._own, self._shared = own, shared
 
     def product(self, vector: Tensor) -> Tensor:
-        """(K,) the sum's rows times a vector."""
+        """Returns (K,) the product of the summed matrix with a vector, by one collective."""
         return self._shared.ranks.total(self._shared.own(lambda: self._own.product(vector), vector.numel()))
