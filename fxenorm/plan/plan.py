@@ -348,7 +348,7 @@ class Plan:
             RescaleError: tensors were written by others since: they are named and left as they are; or it fails again.
 
         Example:
-            >>> import fxenorm
+            >>> import fxenorm, torch
             >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
             >>> fxenorm.analyze(model).repair()
         """
