@@ -129,8 +129,10 @@ def likeness(target: ScaleTarget) -> tuple[Hashable, ...]:
 
 
 def _form_of(tensor: Tensor, terms: TermTensors) -> MatrixForm | None:
-    """Returns a tensor as rows and columns; its ids may be on any device."""
-    return matrix_form(tensor.shape, tensor.stride(), tuple((coefficient, ids.cpu()) for coefficient, ids in terms))
+    """Returns a tensor as rows and columns; its ids may be on its device or on the CPU."""
+    if tensor.device.type != "cpu":
+        terms = tuple((coefficient, ids.cpu()) for coefficient, ids in terms)
+    return matrix_form(tensor.shape, tensor.stride(), terms)
 
 
 def written(targets: Sequence[ScaleTarget]) -> list[Tensor]:
