@@ -38,7 +38,7 @@ _REMEMBERED = 12
 
 
 class Analysis:
-    """Symmetry, options and what follows from the two; index tensors are made once a device.
+    """Symmetry, options and all that follows from these two; index tensors are made once a device.
 
     Args:
         symmetry: the graph half's answer.
@@ -65,7 +65,7 @@ class Analysis:
         self.basis: Basis | None = None
         """Where the variables are places of a basis of another plan's."""
         self.parts: dict[Any, Any] = {}
-        """What depends on which part of the model a process holds; see `fxenorm.weights.shared.shards`."""
+        """The answers that depend on a process's part of the model; see `fxenorm.weights.shared.shards`."""
 
     @property
     def backend(self) -> Backend:
@@ -87,11 +87,11 @@ class Analysis:
 
     @cached_property
     def counted(self) -> CountedTensors:
-        """What is counted."""
+        """The tensors whose norm is taken, with their program."""
         return count_tensors(self.symmetry, self.options, self.depths)
 
     def prepare(self) -> None:
-        """Works out now what the first step needs and what checks the options against the model.
+        """Works out now all that the first step needs, and checks the options against the model.
 
         Raises:
             OptionError: the dict `c` names a layer that is not counted.
@@ -160,7 +160,7 @@ class Analysis:
         return analysis
 
     def remembered(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """Returns what was made for a key, and makes it once; the oldest of many is forgotten."""
+        """Returns the value for a key; makes and keeps it if there is none, and forgets the oldest of many."""
         known = self._remembered.pop(key, None)
         self._remembered[key] = found = make() if known is None else known
         while len(self._remembered) > _REMEMBERED:

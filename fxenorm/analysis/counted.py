@@ -36,7 +36,7 @@ class CountedTensor:
         log_weight: log ω; 0 where p is infinite.
         fold: the BatchNorm that is folded in, or None.
         channels: for a folded weight, its output channel by entry, broadcastable to `shape`; None for a folded bias.
-        offset: what the model adds to the parameter: the norm is that of offset + w.
+        offset: the number that the model adds to the parameter: the norm is that of offset + w.
     """
 
     parameter: str

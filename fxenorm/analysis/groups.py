@@ -150,7 +150,7 @@ def build_groups(symmetry: Symmetry, depths: Mapping[str, int]) -> tuple[Group, 
     """Builds the groups of a symmetry.
 
     Args:
-        symmetry: the free scale variables and what they multiply.
+        symmetry: the free scale variables and the parameters that they multiply.
         depths: by layer, its depth in the pair graph; layers that are missing have depth 0.
 
     Returns:

@@ -49,7 +49,7 @@ _LEAST_P, _LARGEST_P = 0.1, 1000.0
 
 @dataclass(frozen=True)
 class Options:
-    """The options of `fxenorm.analyze`; see there for what each of them means.
+    """The options of `fxenorm.analyze`, where each of them is explained.
 
     Numbers become floats and sequences tuples, so that equal options compare and serialise equally.
 

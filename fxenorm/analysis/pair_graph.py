@@ -58,7 +58,7 @@ def layer_depths(graph: networkx.MultiDiGraph[Any]) -> dict[str, int]:
 def last_layers(symmetry: Symmetry) -> frozenset[str]:
     """Returns the layers from which an output of the model is reached without another layer.
 
-    A layer here is what reads a parameter as a weight; normalisations are looked through.
+    A layer here is an operator that reads a parameter as a weight; normalisations are looked through.
 
     Args:
         symmetry: its flows are searched backwards from every node that nobody reads, in all modes.

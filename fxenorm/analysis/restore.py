@@ -16,7 +16,7 @@ def analysis_from_dict(stored: Mapping[str, Any]) -> Analysis:
     """Returns the plan without its module.
 
     Raises:
-        BindError: `stored` is damaged or of another format, or is not what its fingerprint says.
+        BindError: `stored` is damaged or of another format, or has another fingerprint than it says.
     """
     symmetry, options, groups, pairs = from_dict(stored)
     analysis = Analysis(symmetry, options, groups, pairs)

@@ -39,8 +39,8 @@ def to_dict(symmetry: Symmetry, options: Options, groups: Sequence[Group], pairs
     """Returns a plan's data as nested dicts, lists, strings and finite numbers.
 
     Args:
-        symmetry: what the graph half found.
-        options: what the plan was asked for.
+        symmetry: the graph half's answer.
+        options: those of the plan.
         groups: the plan's groups.
         pairs: the plan's pairs.
 

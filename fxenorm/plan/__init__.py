@@ -1,4 +1,4 @@
-"""What users hold: `analyze`, `Plan` and `canonical`; a face, whose work is done in rescale and below.
+"""Holds `analyze`, `Plan` and `canonical` for users; a face, whose work is done in rescale and below.
 
 In: a module and the options of `fxenorm.analyze`.
 Out: a `Plan`.

@@ -190,7 +190,7 @@ def analyze_with(
 
 
 def _warn(symmetry: Symmetry, options: Options) -> None:
-    """Says once what the combination of options and model leaves undone."""
+    """Says once which part of an option's promise the model leaves undone."""
     if not math.isinf(options.p):
         return
     if options.batchnorm == "affine" and symmetry.folds:

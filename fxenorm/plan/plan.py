@@ -57,7 +57,7 @@ class Plan:
         symmetry: the free scale variables and each parameter's exponents.
         options: the options of `fxenorm.analyze`.
         model: the module; wrappers are looked through.
-        analysis: what a plan on another module has derived from the same symmetry and options.
+        analysis: that of a plan on another module with the same symmetry and options; None: it is derived.
         example: inputs on which the model runs; None: guessed where they are needed.
     """
 
@@ -76,7 +76,7 @@ class Plan:
         self._rescaler = Rescaler(found, unwrap(model), replica_group(model))
         self._example = example
 
-    # ---------------------------------------------------------------- what was found
+    # ---------------------------------------------------------------- findings
 
     @property
     def rescaler(self) -> Rescaler:
@@ -139,7 +139,7 @@ class Plan:
     def account(self) -> ChannelAccount | None:
         """Every channel end of the counted weights: free, fixed or tied away, each with the node that made it so; print it.
 
-        None in a plan that was stored before there was an account. `held` is a part of what is free.
+        None in a plan that was stored before there was an account. `held` is a part of the free ends.
         """
         return self.symmetry.account
 
@@ -181,7 +181,7 @@ class Plan:
         """A hash of names, shapes, exponents and options: equal fingerprints mean equal ``log_scales``."""
         return self.rescaler.analysis.fingerprint
 
-    # ---------------------------------------------------------------- what the weights are like
+    # ---------------------------------------------------------------- measures of the weights
 
     def norm(self) -> Tensor:
         """Returns the norm that balancing lowers: F ** (1 / p), F the sum of ω |w|^p over counted entries; p = inf: max |w|.
@@ -222,7 +222,7 @@ class Plan:
             negative, positive = self.rescaler.open_together().log_sums()
         return (negative - positive) / (1.0 if math.isinf(self.options.p) else self.options.p)
 
-    # ---------------------------------------------------------------- what rescales
+    # ---------------------------------------------------------------- calls that rescale
 
     def step(
         self,
@@ -241,7 +241,7 @@ class Plan:
         spread tell one another channel sums, in one collective a cycle (with powers of two: two; Gauss-Seidel: one a group).
         Replicas of DistributedDataParallel agree in one small collective before they write.
 
-        What no rule for state makes exact: coupled weight decay (of SGD, Adam, RMSprop, ...) is in the buffers and is rescaled as
+        No rule makes these exact: coupled weight decay (of SGD, Adam, RMSprop, ...) is in the buffers and is rescaled as
         if it were gradient; decoupled decay (AdamW) is not, but acts on norms that a rescaling moves, also from a decayed
         parameter to one that is not. eps, clipping and learning rates meet gradients of another size: in front of a BatchNorm the
         effective rate goes with the inverse square of the weight's norm. LBFGS's initial Hessian is a multiple of the identity.
@@ -297,7 +297,7 @@ class Plan:
             state: as in `step`.
 
         Returns:
-            What was done; print it. ``plan.rescale(-result.log_scales)`` undoes it.
+            The norms before and after, and more; print it. ``plan.rescale(-result.log_scales)`` undoes it.
 
         Raises:
             AgreementError, OptimizerError, BindError: as `step`; nothing was written.
@@ -325,7 +325,7 @@ class Plan:
         """
 
         def look() -> Looked:
-            """Finds what follows, and by how much; raises where that would overflow."""
+            """Finds all that follows, and the factors; raises where an entry would overflow."""
             given = checked_log_scales(log_scales, self.num_scales)
             weights, targets = self.rescaler.targets(optimizer, frozen=True, state=state)
             scales = weights.checked_scales(given)
@@ -338,7 +338,7 @@ class Plan:
                 targets.apply_and_tell(scales)
 
     def repair(self) -> None:
-        """Finishes what an interrupted call has left; every other call does so too before anything else.
+        """Finishes the writes that an interrupted call has left; every other call does so too before anything else.
 
         An error or a signal in the middle of the writes is raised once they are all finished, or all undone, so there is hardly
         ever anything to do here: only where neither was possible, as without memory, is a model left half rescaled, and the
@@ -419,7 +419,7 @@ class Plan:
             seed: of the log-scales and of the model's own randomness.
 
         Returns:
-            What was found; falsy where the outputs changed. Print it.
+            The finding, falsy where the outputs changed; print it.
 
         Raises:
             RescaleError: the model is on the meta device, or does not run on the inputs.
@@ -459,7 +459,7 @@ class Plan:
         """Puts a stored plan on a module, without a trace; returns the plan.
 
         Args:
-            stored: what `to_dict` returned, possibly after a trip through JSON.
+            stored: the dict of `to_dict`, possibly after a trip through JSON.
             model: a module of the same parameter names and shapes.
 
         Raises:
@@ -470,7 +470,7 @@ class Plan:
         return cls(analysis.symmetry, analysis.options, model, analysis=analysis)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
-        """Returns the same plan on a deep copy of the model and of what is tracked; a copy of a model takes its plan along.
+        """Returns the same plan on a deep copy of the model and of the tracked copies; a model's copy takes its plan along.
 
         Raises:
             RescaleError: an interrupted call has left writes to do: call `repair` first.
@@ -481,13 +481,13 @@ class Plan:
         return made
 
     def __copy__(self) -> Plan:
-        """Returns the same plan on the same model; it tracks what this one does, and knows of the same replicas."""
+        """Returns the same plan on the same model; it tracks the same copies, and knows of the same replicas."""
         made = Plan.__new__(Plan)
         made._begin(self.rescaler.analysis, self._state(), self.rescaler.group)
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles the stored form, the model and what is tracked; names nothing of this package but `plan_from_dict`.
+        """Pickles the stored form, the model and the tracked copies; names nothing of this package but `plan_from_dict`.
 
         Raises:
             RescaleError: an interrupted call has left writes to do: call `repair` first.
@@ -495,12 +495,12 @@ class Plan:
         return plan_from_dict, (self.to_dict(),), self._state()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Takes up what `_state` gave."""
+        """Takes up the state that `_state` gave."""
         self._begin(self._stored, state)
         del self._stored
 
     def _state(self) -> dict[str, Any]:
-        """Returns what a copy of this plan needs beside its stored form."""
+        """Returns the state that a copy of this plan needs beside its stored form."""
         if self.rescaler.journal.is_open:
             raise RescaleError("the model is half rescaled after an interruption: call plan.repair() before the plan is copied")
         example = self._example
@@ -511,7 +511,7 @@ class Plan:
         }
 
     def _begin(self, analysis: Analysis, state: dict[str, Any], group: Any = None) -> None:
-        """Begins anew with what `_state` gave. The model may be empty as yet: it is being copied or loaded itself."""
+        """Begins anew with the state that `_state` gave. The model may be empty as yet: it is being copied or loaded itself."""
         example = state["example"]
         self._example = None if example is None else Inputs(*example)
         self._rescaler = Rescaler(analysis, unwrap(state["model"]), replica_group(state["model"]) if group is None else group)
@@ -524,7 +524,7 @@ class Plan:
         return pair_graph(self.symmetry, self.pairs)
 
     def __str__(self) -> str:
-        """Returns the groups with their producers and consumers, and what holds the other channels."""
+        """Returns the groups with their producers and consumers, and the operators that hold the other channels."""
         return describe(self.rescaler.analysis, type(self.model).__name__, frozen_names(self.model, self.symmetry))
 
     def __repr__(self) -> str:
@@ -536,7 +536,7 @@ def plan_from_dict(stored: Mapping[str, Any]) -> Plan:
     """Returns a stored plan without a module, which a pickle gives it at once.
 
     Args:
-        stored: what `Plan.to_dict` returned.
+        stored: the dict of `Plan.to_dict`.
 
     Raises:
         BindError: `stored` is damaged or of another format.

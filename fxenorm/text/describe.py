@@ -50,7 +50,7 @@ def describe(analysis: Analysis, title: str, frozen: frozenset[str], width: int 
     """Puts a plan into words and tables, without reading a weight.
 
     Args:
-        analysis: what was found.
+        analysis: the findings on the model.
         title: the name of the model's class.
         frozen: names of the parameters that are frozen.
         width: of the text, in characters; None: the terminal's, 100 where there is none.

@@ -29,7 +29,7 @@ def rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: 
     """Returns rows as a rich table.
 
     Args:
-        columns: what stands in the columns.
+        columns: their headings and kinds.
         rows: the cells, one string for each column.
         width: of the whole table, in characters; None: as wide as it needs to be.
 

@@ -58,7 +58,7 @@ class Runs(abc.ABC):
         self._expected = self._steady(first)
         self.tolerance = tolerance_of(coarsest({*casts.found, *self._own_types()}))
 
-    # ---------------------------------------------------------------- what the kinds differ in
+    # ---------------------------------------------------------------- differences of the kinds
 
     @abc.abstractmethod
     def _model(self, log_scales: Tensor | None) -> contextlib.AbstractContextManager[nn.Module]:

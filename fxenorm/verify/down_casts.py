@@ -49,7 +49,7 @@ class DownCasts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.found: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        """Runs `func` and compares the types of what goes in and what comes out."""
+        """Runs `func` and compares the types of its arguments with those of its results."""
         given = _types((args, kwargs))
         made = func(*args, **(kwargs or {}))
         if given and not _takes_no_values(func):

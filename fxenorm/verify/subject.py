@@ -18,7 +18,7 @@ class Subject:
     """A model, its analysis, and the function that rescales a copy of it.
 
     Attributes:
-        analysis: what was found.
+        analysis: the findings on the model.
         model: the module, without wrappers.
         rescale: multiplies the tensors of a module of the same names by (num_scales,) log-scales, in place.
     """

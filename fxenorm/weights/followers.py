@@ -132,9 +132,9 @@ def find_followers(
         optimizers: whose state follows; they may hold the parameters or the tensors of a copy (float32 masters).
         parameters: by name, the parameters that are rescaled.
         copies: by name, tensors that move as the parameters do.
-        twins: by name, further parameters over the same memory as one of the parameters: what belongs to them follows too.
-        offsets: by name of a parameter, what the model adds to it; see `ScaleTarget`.
-        state: what becomes of optimizer state.
+        twins: by name, further parameters over the same memory as one of the parameters: their state and gradients follow too.
+        offsets: by name of a parameter, the number that the model adds to it; see `ScaleTarget`.
+        state: whether optimizer state is re-expressed, dropped or kept.
         grads: whether gradients follow.
 
     Raises:

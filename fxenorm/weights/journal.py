@@ -16,7 +16,7 @@ from ..kernels.writes import Unfinished, Write, carry_out, versions
 __all__ = ["Journal"]
 
 Stamp = tuple[str, list[Tensor], Any, list[int]]
-"""A tensor's name, itself, what it is a part of, its address, and how often they were written: each counts its own writes."""
+"""A tensor's name, itself with the tensor it is a part of, its address, and the number of writes that each of them counts."""
 
 
 _TORN = "fxenorm: the model is half rescaled. The next call on this plan, or plan.repair(), finishes it"
@@ -27,7 +27,7 @@ class Journal:
     """Holds the writes that an error has interrupted and nobody could make good at once; empty at all other times.
 
     It then holds the writes with their factors, which of them have happened, and the address and version of each tensor. Where
-    other processes have rescaled and this one has not come to its writes, it holds what makes up for that.
+    other processes have rescaled and this one has not come to its writes, it holds a function that makes up for that.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Journal:
 
         Args:
             again: makes the same rescaling from the same weights, and asks no other process.
-            targets: what it writes.
+            targets: the tensors that it writes.
         """
         self._is_promised = True
         self._owners = {id(target.tensor): target.owner for target in targets if target.owner is not None}
@@ -82,7 +82,7 @@ class Journal:
             raise
 
     def repair(self, current: Mapping[str, Tensor]) -> None:
-        """Finishes what is left; tensors that were written or replaced since stay as they are.
+        """Finishes the writes that are left; tensors that were written or replaced since stay as they are.
 
         Args:
             current: the model's tensors by name, as they are now.

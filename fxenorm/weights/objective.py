@@ -52,12 +52,12 @@ class CurrentObjective:
     asked for is that of all.
 
     Attributes:
-        backend, program: the executor and what it runs.
+        backend, program: the executor and its program.
         matrices: as `Backend.matrices` returns them.
         held: (K,) bool: variables that stay at 0.
         limit: (2, K) how far log-scales may go up and down, may be infinite; or (K,) for both.
         groups: (K,) int64: the group of each variable, numbered in the order in which Gauss-Seidel takes them; None: one group.
-        order: what that needs of the groups, for the program on its device; None: it is worked out, on a CPU.
+        order: returns the groups as that takes them, for the program on its device; None: they are worked out, on a CPU.
         whole: the program of all counted tensors; None: `program` is it.
         positions: (blocks of the program,) the place of each in `whole`; None: their own.
         sums: makes sums of all processes from those of this one.

@@ -27,11 +27,11 @@ _TOLD = (
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Everything that one rescaling multiplies, and what else follows; nothing is written yet, and no call depends on another.
+    """All tensors that one rescaling multiplies, and all that follows; nothing is written yet, and no call depends on another.
 
     Attributes:
         tensors: parameters, moved buffers, tracked copies, optimizer state, gradients; of each this process's part.
-        followers: what else follows once they are multiplied.
+        followers: all else that follows once they are multiplied.
         backend: returns the executor to use now.
         journal: carries out the writes.
         sums: makes answers of all processes from those of this one.
@@ -55,7 +55,7 @@ class Targets:
         return self.followers.repeatable
 
     def apply(self, log_scales: Tensor) -> None:
-        """Multiplies the tensors, and does what else has to follow: all of it, or none."""
+        """Multiplies the tensors and lets everything else follow: all of it, or none."""
         after = self.followers.after()
         self.journal.carry_out([*self.backend().writes(self.tensors, log_scales), *after])
 

@@ -1,4 +1,4 @@
-"""The model's tensors by name, looked up afresh and checked at each call, and how they differ from what was analysed."""
+"""Looks up the model's tensors by name at each call, and says how they differ from those that were analysed."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _check_ties(tensors: Mapping[str, Tensor], found: Mapping[str, Tensor], alia
 
 
 def _refuse_new_ties(tensors: Mapping[str, Tensor], found: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
-    """Raises where a tensor that carries variables has come to share memory: what overlapped at the analysis carries none."""
+    """Raises where a tensor that carries variables has come to share memory: overlaps at the analysis carry none."""
     own = [(name, local_part(tensor)) for name, tensor in tensors.items() if name not in aliases]
     for block in overlapping(own):
         moved = [name for name in block if name in found]

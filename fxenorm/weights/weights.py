@@ -1,4 +1,4 @@
-"""`Weights`: the model's tensors at one call, checked, and what the executors need of them."""
+"""`Weights`: the model's tensors at one call, checked, with all that the executors need of them."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Weights:
 
     @property
     def others(self) -> Processes:
-        """The processes that have to be told where this one meets an error."""
+        """The processes that have to be told when this one meets an error."""
         if self.ranks is not None:
             return self.ranks
         return OneProcess() if self.replicas is None else self.replicas.ranks(self.device)
@@ -140,14 +140,14 @@ class Weights:
         return frozenset(name for name, tensor in self.tensors.items() if tensor.dtype in _HALF and name not in self.mastered)
 
     def movable(self) -> Movable:
-        """Returns what `step` may move, by the graph and the flags."""
+        """Returns the variables that `step` may move, by the graph and the flags."""
         return movable(self.analysis, self.frozen, self._rounded())
 
     def within(self, left: Movable | None = None) -> Weights:
         """Returns the same tensors as `step` sees them: in a basis of the variables that may move, by graph and flags.
 
         Args:
-            left: what is left, where that is known otherwise.
+            left: the variables that may move, where these are known otherwise.
         """
         left = self.movable() if left is None else left
         found = copy.copy(self)
@@ -211,7 +211,7 @@ class Weights:
             optimizers: whose state follows.
             frozen: whether frozen parameters are among them (`step` and `balance` leave those alone).
             grads: whether gradients are.
-            state: what becomes of optimizer state.
+            state: whether optimizer state is re-expressed, dropped or kept.
 
         Raises:
             OptimizerError: no rule, foreign parameters, or state of another shape.
@@ -244,11 +244,11 @@ class Weights:
         return self._to_multiply(targets, followers)
 
     def no_targets(self) -> Targets:
-        """Returns what a rescaling multiplies that moves nothing."""
+        """Returns the targets of a rescaling that moves nothing."""
         return self._to_multiply([], Followers())
 
     def _to_multiply(self, tensors: list[ScaleTarget], followers: Followers) -> Targets:
-        """Puts together what is multiplied and what carries that out."""
+        """Puts together the tensors to multiply and the parts that carry this out."""
         count = self.analysis.symmetry.num_scales
         return Targets(tensors, followers, lambda: self.backend, self.journal, self.sums, self.others, count, self.device)
 

@@ -23,7 +23,7 @@ class ChannelFields:
     Args:
         fields: by channel end, its terms over the plan's variables.
         program: the objective, over the places of `basis`.
-        basis: of what is left of the variables; None: all of them.
+        basis: of the variables that may move; None: all of them.
         fixed: (K,) places that stay at 0; None: none.
     """
 

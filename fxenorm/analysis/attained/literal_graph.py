@@ -107,7 +107,7 @@ class _Neighbours:
         return list(dict.fromkeys(self._heads[self._starts[node] : self._starts[node + 1]].tolist()))
 
     def mark(self, nodes: Sequence[int], mask: Mask) -> None:
-        """Marks some nodes and all that are reached from them; what is marked already has been followed."""
+        """Marks some nodes and all that are reached from them; nodes that are marked already have been followed."""
         pending = [node for node in nodes if not mask[node]]
         mask[pending] = True
         while pending:

@@ -1,7 +1,7 @@
 """Finds whether the objective has a minimum, and the channels whose fields have to stay for it to have one.
 
 F falls for ever along a direction d with a_e . d <= 0 for every counted entry and < 0 for one. While there is such a direction,
-the field of one channel that it moves, the last in graph order, is held; what turns out not to be needed is given back.
+the field of one channel that it moves, the last in graph order, is held; those that turn out not to be needed are given back.
 
 Where every entry is a multiple of a difference or sum of two variables, or of one, entries are arcs between literals (each
 variable and its negative) and the fixed node, and the minimum is attained if and only if every arc lies on a cycle (Eaves,

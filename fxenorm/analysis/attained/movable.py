@@ -25,7 +25,7 @@ class Movable:
     """The variables that may move, and the reasons of all others.
 
     Attributes:
-        analysis: the plan in a basis of what is left; the plan itself where that is some of its variables.
+        analysis: the plan in a basis of the variables that may move; the plan itself where each of these is one of its own.
         held: (K,) places of that basis that stay at 0.
         reasons: (K,) masks of the plan's variables that stay at 0 one by one, with the reasons.
         equations: the sums of them that do.
@@ -84,7 +84,7 @@ def with_minimum(analysis: Analysis, free: Movable, rows: ExponentRows, sums: Su
 
     Args:
         analysis: the plan.
-        free: what may move.
+        free: the variables that may move.
         rows: the counted entries' exponents in the basis of `free`.
         sums: log N and log P of the current weights there; None: no weight is zero.
     """

@@ -73,10 +73,10 @@ class Replicas:
         every: int = 1,
         waits: bool = False,
     ) -> Tensor | None:
-        """Tells the others what is about to be done; every process has to come here, also with an error.
+        """Tells the others the call that is about to be made; every process has to come here, also with an error.
 
         Args:
-            statement: what this process is about to do.
+            statement: the call that this process is about to make.
             device: the model's.
             is_open: 0-d, whether anything is to move; None: it is.
             every: the steps from this agreement to the next.

@@ -1,6 +1,6 @@
 """Says which part of a model each process holds (fully_shard, tensor parallel), and tells the others its sums.
 
-Each process reads and multiplies what it holds; sums by channel are what the processes tell one another. Nobody ever holds
+Each process reads and multiplies its part, and the processes tell one another sums by channel. Nobody ever holds
 the whole of a weight.
 """
 
@@ -81,12 +81,12 @@ class Spread:
         """Makes the first collective of a step: that of the sums, or that by which folded BatchNorms are put together.
 
         Args:
-            notes: what this process has to say.
+            notes: those of this process.
             logs: (2 K,) log N and log P of its part; None: they come later.
             rooms: (2, K) how far its tensors let each variable go.
 
         Returns:
-            What all say, and log N and log P of all with the rooms that all have, or None for these.
+            The notes of all, and log N and log P of all with the rooms that all have, or None for these.
         """
         least = self._analysis.least_message
         if logs is not None:

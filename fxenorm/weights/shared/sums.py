@@ -1,7 +1,7 @@
 """Makes sums of all processes from those of one: the numbers by which solvers decide, the same everywhere.
 
 Every number that leaves `SharedSums` is the same on every process, bit for bit, so the solvers decide alike everywhere. The
-matrices of |W|^p are read once and stay where they are. What travels are sums by channel, once a question.
+matrices of |W|^p are read once and stay where they are. Sums by channel travel, once a question.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Sums(abc.ABC):
         """Returns (count,) log N and log P of all.
 
         Args:
-            question: names what is asked, the same on every process.
+            question: names the numbers that are asked for, the same on every process.
             make: sums this process's part.
             count: number of variables.
         """
@@ -117,7 +117,7 @@ class OwnSums(Sums):
 
 
 class SharedSums(Sums):
-    """Adds up what all processes have summed, as logarithms relative to the last answer to the same question.
+    """Adds up the sums of all processes, as logarithms relative to the last answer to the same question.
 
     Args:
         ranks: the processes.
@@ -156,7 +156,7 @@ class SharedSums(Sums):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the logs of all sums, the least of all rooms, and everybody's notes, in the collective of the sums.
 
-        What travels there is added up, not compared: of the rooms of n processes the answer is smaller than the least by at most
+        Collectives add up rooms and do not compare them: of those of n processes the answer is smaller than the least by at most
         log(n) / 20, and none is larger than 30.
 
         Args:
