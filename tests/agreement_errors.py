@@ -21,7 +21,7 @@ from fxenorm.kernels.cpu import build
 from tests.agreement_session import KINDS, Session, alike, close, outcome
 from tests.agreement_ways import WAYS
 from tests.distributed_models import Collectives, digest
-from tests.test_torn import stopping
+from tests.weights.test_torn import stopping
 
 CALLS: dict[str, Callable[[Session], Any]] = {
     "step": lambda session: session.plan.step(session.optimizer),

@@ -32,7 +32,10 @@ def same_lines(one: str, other: str) -> dict[int, int]:
 
 def place_of(name: str) -> str:
     """The path of a test file that the table names; a path stays one."""
-    return name if "/" in name else "fxenorm" if name == DOCTESTS else f"tests/{name}.py"
+    if "/" in name or name == DOCTESTS:
+        return name if "/" in name else "fxenorm"
+    root = Path(__file__).parents[2]
+    return next((path.relative_to(root).as_posix() for path in (root / "tests").rglob(f"{name}.py")), f"tests/{name}.py")
 
 
 def digest_of_tests(copy: Path, name: str) -> str:

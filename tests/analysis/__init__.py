@@ -1,0 +1,1 @@
+"""Tests of groups, pairs, what is counted and what is stored."""

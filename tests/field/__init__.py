@@ -1,0 +1,1 @@
+"""Tests of scale fields and their equations."""

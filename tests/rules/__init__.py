@@ -1,0 +1,1 @@
+"""Tests of the scale rules, over the tables in rule_cases."""

@@ -1,0 +1,1 @@
+"""Tests of whole symmetries: sound, complete, accounted for."""

@@ -1,0 +1,1 @@
+"""Tests of the tracing: from a model to a graph."""

@@ -1,0 +1,1 @@
+"""Tests of tensors that are read, followed and written."""
