@@ -163,7 +163,7 @@ class Plan:
 
     @property
     def inexact_reasons(self) -> tuple[str, ...]:
-        """Why `exact` is False, in sentences."""
+        """The reasons for which `exact` is False, in sentences."""
         return self.symmetry.inexact_reasons
 
     @property

@@ -21,7 +21,7 @@ __all__ = ["Verification", "verify"]
 _EXACT = tolerance_of(torch.float64)
 
 _NOTED_SLOPE = 1e-8
-"""A larger slope, relative to its addends, is no rounding: float64 rounds each addend by 1e-16, and forward adds some digits."""
+"""A larger slope, relative to its addends, is no rounding: float64 rounds each addend by 1e-16, and forward loses some more."""
 
 
 @dataclass(frozen=True)

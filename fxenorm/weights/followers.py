@@ -61,7 +61,7 @@ class _Ratios(Write):
         self.written = True
 
     def undo(self) -> None:
-        """Has nothing to undo."""
+        """Forgets that it ran; no tensor was changed."""
         self.written = False
 
     def forward(self) -> None:
@@ -71,7 +71,7 @@ class _Ratios(Write):
                 self.found = self.pair.ratios(self._means)
 
     def backward(self) -> None:
-        """Has nothing to undo."""
+        """Leaves everything as it is, since no tensor was changed."""
 
 
 class _FactorWrite(Write):

@@ -167,10 +167,10 @@ class _Onwards(Write):
         self.written = True
 
     def undo(self) -> None:
-        """Leaves everything as it is."""
+        """Leaves everything as it is: entries that are written stay so."""
 
     def forward(self) -> None:
         """Finishes the write that it wraps."""
 
     def backward(self) -> None:
-        """Leaves everything as it is."""
+        """Leaves everything as it is: entries that are written stay so."""

@@ -53,7 +53,7 @@ def movable(analysis: Analysis, frozen: frozenset[str], rounded: frozenset[str] 
     """Returns what `step` moves: `free`, less the directions without a minimum when no weight is zero."""
 
     def make() -> Movable:
-        """Decides by the exponents alone."""
+        """Decides by the exponents alone, as if no weight were zero."""
         found = free(analysis, frozen, rounded)
         return with_minimum(analysis, found, exponent_rows(found.analysis.counted.program))
 
