@@ -227,7 +227,13 @@ def test_bad_number_of_cycles(arguments: dict[str, Any]) -> None:
     assert_same_state(model, state)
 
 
-@pytest.mark.parametrize("arguments", [{"tol": 0.0}, {"tol": -1.0}, {"tol": math.nan}, {"max_iterations": -1}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *({"tol": tol} for tol in (0.0, -1.0, math.nan, "small")),
+        *({"max_iterations": number} for number in (-1, 0, True, 2.0, "3")),
+    ],
+)
 def test_bad_tolerance(arguments: dict[str, Any]) -> None:
     plan = fxenorm.analyze(mlp(), INPUT)
     with pytest.raises(OptionError, match=next(iter(arguments))):

@@ -80,6 +80,18 @@ def replace_a_layer(session: Session) -> None:
     session.optimizers[0].add_param_group({"params": list(session.model[6].parameters())})
 
 
+def leave_two_out(session: Session) -> None:
+    """Their state stays where it was."""
+    session.optimizers[0].param_groups[0]["params"] = list(session.model.parameters())[:-2]
+
+
+def leave_two_out_and_take_them_in(session: Session) -> None:
+    leave_two_out(session)
+    session.train_step(91)
+    session.rescale()
+    session.optimizers[0].param_groups[0]["params"] = list(session.model.parameters())
+
+
 def leave_one_to_another_optimizer(session: Session) -> None:
     last = list(session.model[8].parameters())
     kept = [parameter for parameter in session.model.parameters() if all(parameter is not other for other in last)]
@@ -167,7 +179,8 @@ def reset(session: Session) -> None:
 
 
 CHANGES: list[Callable[[Session], None]] = [
-    freeze, freeze_and_unfreeze, replace_a_parameter, replace_a_layer, leave_one_to_another_optimizer, other_data, other_state,
+    freeze, freeze_and_unfreeze, replace_a_parameter, replace_a_layer, leave_two_out,
+    leave_two_out_and_take_them_in, leave_one_to_another_optimizer, other_data, other_state,
     other_state_tensors, state_data, no_state, amsgrad, new_weights, new_weights_assigned, in_float64, channels_last, copies,
     statistics, bigger_lr, gradients, several_cycles, reset,
 ]  # fmt: skip
@@ -178,6 +191,7 @@ OPTIONS: list[dict[str, Any]] = [{}, {"batchnorm": "folded", "backend": "eager"}
 FOLDED = [(change, {"batchnorm": "folded"}) for change in (statistics, several_cycles)]
 
 
+@pytest.mark.filterwarnings("ignore:these parameters are rescaled but belong to none:fxenorm.FxenormWarning")
 @pytest.mark.parametrize(
     ("change", "options"),
     [*itertools.product(CHANGES, OPTIONS), *FOLDED],

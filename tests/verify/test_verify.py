@@ -396,3 +396,32 @@ def test_the_slopes_that_name_the_groups_at_fault_are_derivatives(monkeypatch: p
         for k, step in enumerate(1e-6 * torch.eye(wrong.num_scales, dtype=torch.float64)):
             assert (runs.loss(step) - runs.loss(-step)) / 2e-6 == pytest.approx(float(total[k]), rel=1e-5, abs=1e-7)
         assert (size >= total.abs()).all() and total.abs().max() > 1e-2
+
+
+def test_a_graph_that_was_recorded_before_a_check_still_goes_backward() -> None:
+    """A check in train mode writes the statistics of norms, in memory of its own: nothing of the model counts as written."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    plan = fxenorm.analyze(model, VECTORS)
+    expected = torch.autograd.grad(model(VECTORS).square().sum(), model[0].weight)[0]
+    loss = model(VECTORS).square().sum()
+    versions = {name: tensor._version for name, tensor in model.state_dict(keep_vars=True).items()}
+    assert plan.verify(VECTORS)
+    assert {name: tensor._version for name, tensor in model.state_dict(keep_vars=True).items()} == versions
+    loss.backward()
+    torch.testing.assert_close(model[0].weight.grad, expected)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("on_copy", [False, True])
+def test_each_mode_is_checked_in_its_own_mode(training: bool, on_copy: bool) -> None:
+    """Whatever mode the model is in, and whether the check can exchange its memory or has to copy it."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    torch.manual_seed(0)
+    model = Two(lambda m, x: m.o(torch.sigmoid(m.a(x)) if m.training else m.a(x).relu()))
+    if on_copy:
+        model.a.weight = nn.Parameter(TwoTensor(torch.randn(8, 5), torch.randn(8, 5)))
+    found = fxenorm.analyze(plain(), VECTORS).bind(model.train(training)).verify(VECTORS)
+    assert found.differences["eval"] <= 1e-10 and found.differences["train"] > 1e-3 and not found
+    assert model.training is model.a.training is training

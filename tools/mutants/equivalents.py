@@ -27,4 +27,8 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "-solution = torch.cholesky_solve((root * vector)[:, None], factor)[:, 0] * root\n"
         "+solution = torch.cholesky_solve((root * vector)[:, None], factor)[:, -1] * root",
     ): "the right side has one column, which is the first and the last",
+    (
+        "fxenorm/kernels/cpu/tables.py",
+        "-size += terms[0][1].size if terms else 0\n+size += terms[ -1][1].size if terms else 0",
+    ): "all terms of one side have one id a row, or one a column: as many in the last term as in the first",
 }

@@ -7,6 +7,7 @@ from left to right, so the sharp and fast ones stand first; one that lives throu
 from __future__ import annotations
 
 MIDDLE = [
+    "test_ties",
     "test_groups",
     "test_pairs",
     "test_describe",
