@@ -161,6 +161,25 @@ def test_a_step_sees_what_changed_since_the_last() -> None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-30)
 
 
+@pytest.mark.parametrize("cycles", [1, 3])
+def test_channels_with_a_side_of_zeros_stay_and_the_others_move(cycles: int) -> None:
+    """In the one call of a whole step too: one that zeros write, and one that zeros read."""
+    sessions = [trained("compiled"), trained("eager")]
+    for model, optimizer, plan in sessions:
+        for step in range(2):  # from the second step on one call does it all
+            with torch.no_grad():
+                model[0].weight[1], model[2].weight[:, 2] = 0.0, 0.0
+                before = [parameter.clone() for parameter in model.parameters()]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FxenormWarning)
+                plan.step(optimizer, cycles=cycles)
+            for row in (1, 2):
+                assert torch.equal(model[0].bias[row], before[1][row]), step
+            assert not torch.equal(model[0].bias[0], before[1][0])
+    for one, other in zip(sessions[0][0].parameters(), sessions[1][0].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-30)
+
+
 def test_tensors_that_have_moved_are_found_where_they_are() -> None:
     """By a backend that keeps its tables; what was there before is neither read nor written any more."""
     backend, terms = compiled(), [(1, np.arange(6)[:, None]), (-1, np.arange(6, 11)[None, :])]

@@ -28,7 +28,14 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "+solution = torch.cholesky_solve((root * vector)[:, None], factor)[:, -1] * root",
     ): "the right side has one column, which is the first and the last",
     (
-        "fxenorm/kernels/cpu/tables.py",
-        "-size += terms[0][1].size if terms else 0\n+size += terms[ -1][1].size if terms else 0",
-    ): "all terms of one side have one id a row, or one a column: as many in the last term as in the first",
+        "fxenorm/kernels/cpu/native/fast.h",
+        "-if (R == 1) __builtin_prefetch(x + NEXT, 0, 3);\n+if (R != 1) __builtin_prefetch(x + NEXT, 0, 3);",
+    ): "a prefetch changes no value",
+    (
+        "fxenorm/kernels/cpu/native/step.h",
+        "-[&](i64 i) { return i < scaled ? step.scale_tiles[first_scaled + i].share "
+        ": step.reduce_tiles[first_read + i].share; },\n"
+        "+[&](i64 i) { return i < scaled ? step.scale_tiles[first_scaled - i].share "
+        ": step.reduce_tiles[first_read + i].share; },",
+    ): "the share says which thread tries a tile first; every thread takes what the others have left",
 }
