@@ -218,7 +218,7 @@ RETURNED: dict[str, Leave] = {
     "exception": lambda model, f, y: ValueError(f),
     "attribute of a module": lambda model, f, y: module_with(f, buffer=False),
     "buffer of a module": lambda model, f, y: module_with(f, buffer=True),
-    "distribution": lambda model, f, y: torch.distributions.Normal(f, 1.0),
+    "distribution": lambda model, f, y: torch.distributions.Normal(f, 1.0, validate_args=False),
     "packed sequence": lambda model, f, y: nn.utils.rnn.pack_sequence([f]),
     "cyclic": lambda model, f, y: cycle(f),
     "deeply nested": lambda model, f, y: nested(f, 3000),
