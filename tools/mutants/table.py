@@ -69,7 +69,15 @@ TESTS: dict[str, list[str]] = {
         "test_experts",
         "test_groups",
     ],
-    "rules/*": ["test_rules", "test_unknown_operators", "test_own_rules", "test_offsets", "test_operators", "test_random_models"],
+    "rules/*": [
+        "test_rules",
+        "test_unknown_operators",
+        "test_own_rules",
+        "test_offsets",
+        "test_experts",
+        "test_operators",
+        "test_random_models",
+    ],
     "solve/*": [
         "test_solve",
         "test_newton",
