@@ -60,7 +60,7 @@ class BindError(FxenormError, ValueError):
 
 
 class MissingTorchError(FxenormError, ImportError):
-    """PyTorch is not installed."""
+    """PyTorch is not installed, and a name was used that needs it."""
 
 
 class ModelFileError(FxenormError, ValueError):

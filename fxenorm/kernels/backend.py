@@ -71,7 +71,7 @@ class CycleTask:
 
 
 class CycleRunner(Protocol):
-    """What an executor has prepared for one `CycleTask`; it may hold addresses, so it serves while the tensors stay."""
+    """The cycles that an executor has prepared for one `CycleTask`; it may hold addresses, so it serves while the tensors stay."""
 
     def run(self, factors: Sequence[Tensor | None], count: int, gate: Tensor | None = None) -> bool:
         """Runs some cycles and multiplies the targets; False where that is to be done elsewhere, and then nothing changes.

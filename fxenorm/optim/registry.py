@@ -86,7 +86,7 @@ StateRule = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Follow
 
 @dataclass(frozen=True)
 class Rule:
-    """How the state of an optimizer class follows.
+    """The rule by which the state of an optimizer class follows its parameters.
 
     Attributes:
         follows: the rule itself.

@@ -208,7 +208,7 @@ def _tells(optimizer: Optimizer) -> bool:
 
 
 def _writes(tensor: Tensor) -> tuple[int, int]:
-    """How often a tensor was written to, and this process's part of it where that is another tensor."""
+    """Returns the counts of writes: to a tensor, and to this process's part of it where that is another tensor."""
     part = local_part(tensor)
     if part.is_inference():
         return 0, 0

@@ -11,7 +11,7 @@ __all__ = ["Event", "Origin"]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where equations come from: a node of a graph, or an option.
+    """The place that equations come from: a node of a graph, or an option.
 
     Attributes:
         operator, node, module, source: where.
