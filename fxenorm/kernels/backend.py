@@ -32,7 +32,16 @@ from ..errors import OptionError
 from .program import ChannelSums, ReduceProgram, ScaleTarget
 from .writes import Write
 
-__all__ = ["BACKEND_NAMES", "Backend", "BackendName", "CycleRunner", "CycleTask", "get_backend", "register_backend"]
+__all__ = [
+    "BACKEND_NAMES",
+    "Backend",
+    "BackendName",
+    "CycleRunner",
+    "CycleTask",
+    "get_backend",
+    "reference_backend",
+    "register_backend",
+]
 
 BackendName = Literal["auto", "compiled", "eager", "triton"]
 """What `analyze(backend=...)` offers: "auto" and the names of the executors."""
@@ -71,7 +80,7 @@ class CycleTask:
 
 
 class CycleRunner(Protocol):
-    """The cycles that an executor has prepared for one `CycleTask`; it may hold addresses, so it serves while the tensors stay."""
+    """The cycles that an executor has prepared for one task; it may hold addresses, so it serves while the tensors stay."""
 
     def run(self, factors: Sequence[Tensor | None], count: int, gate: Tensor | None = None) -> bool:
         """Runs some cycles and multiplies the targets; False where that is to be done elsewhere, and then nothing changes.
@@ -161,6 +170,11 @@ def register_backend(name: str, factory: Callable[[], Backend], *, replace: bool
     if name in _BACKENDS and not replace:
         raise OptionError(f"there is an executor {name!r} already")
     _BACKENDS[name] = factory
+
+
+def reference_backend() -> Backend:
+    """Returns the executor that covers everything, and by which all others are measured."""
+    return get_backend("eager")
 
 
 def get_backend(name: str) -> Backend:

@@ -1,4 +1,4 @@
-"""What lies behind a tensor: plain memory that compiled code may read and write by its address, or something else."""
+"""The memory behind a tensor: plain memory that compiled code may read and write by its address, or something else."""
 
 from __future__ import annotations
 

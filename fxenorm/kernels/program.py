@@ -1,4 +1,4 @@
-"""What an executor runs: the counted tensors of a plan as index tensors, and the tensors that a rescaling multiplies."""
+"""The data that an executor runs: the counted tensors of a plan as index tensors, and the tensors that a rescaling multiplies."""
 
 from __future__ import annotations
 

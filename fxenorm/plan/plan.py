@@ -333,7 +333,7 @@ class Plan:
             return Looked(weights, targets, scales)
 
         with self.rescaler.lock:
-            _, targets, scales = self.rescaler.look_up(("rescale", f"state={state!r}"), look, optimizer)
+            _, targets, scales = self.rescaler.look_up_and_agree(("rescale", f"state={state!r}"), look, optimizer)
             if scales is not None:
                 targets.apply_and_tell(scales)
 

@@ -70,7 +70,7 @@ class Attachment:
 
     def __init__(self, rescaler: Rescaler, optimizer: OptimizerLike, options: AttachOptions) -> None:
         self._rescaler, self._options = rescaler, options
-        rescaler.look_up(("attach", *options.words()), lambda: self._look(optimizer), optimizer)
+        rescaler.look_up_and_agree(("attach", *options.words()), lambda: self._look(optimizer), optimizer)
         self._followed = unwrap_optimizers(optimizer)
         self._optimizers = _hooked(self._followed)
         self._rounds = 0

@@ -107,7 +107,7 @@ def balance(
         return Looked(*rescaler.targets(optimizer, state=state, within=False))
 
     words = ("balance", f"tol={tol!r}", f"max_iterations={max_iterations!r}", f"state={state!r}")
-    whole, targets, _ = rescaler.look_up(words, look, optimizer)
+    whole, targets, _ = rescaler.look_up_and_agree(words, look, optimizer)
     optimizers = unwrap_optimizers(optimizer)
 
     def targets_of(other: Weights) -> Targets:

@@ -1,4 +1,4 @@
-"""What one `Plan.step` has looked up and checked, for the next: steps repeat, models and optimizers seldom change."""
+"""The lookups of one step, checked and kept for the next: steps repeat, models and optimizers seldom change."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PreparedStep:
         targets: all that is multiplied.
 
     Attributes:
-        repeatable: whether the next step may use it.
+        serves_next: whether the next step may use it.
         statements: by call, what this process tells others of it.
     """
 
@@ -59,7 +59,7 @@ class PreparedStep:
         self._task: CycleTask | None = None
         self._prepared: tuple[Backend, CycleRunner | None] | None = None
         self._seen = Seen(weights, model, optimizers, tracked, [target.tensor for target in targets.tensors])
-        self.repeatable = self._seen.repeatable and targets.repeatable
+        self.serves_next = self._seen.notices_changes and targets.repeatable
 
     def holds(self, optimizers: Sequence[Optimizer], tracked: Sequence[Tracked]) -> bool:
         """Whether a new look at model, optimizers and copies would find the same; reads no values and writes nothing."""
@@ -129,7 +129,7 @@ class Seen:
         multiplied: the tensors of the targets, those of the model first.
 
     Attributes:
-        repeatable: whether a change of them would be seen.
+        notices_changes: whether a change of them would be seen.
     """
 
     def __init__(
@@ -150,11 +150,11 @@ class Seen:
         self._tensors = _distinct([*weights.read_tensors(), *self._parameters, *weights.copied_tensors()])
         self._state_tensors = list(multiplied[len(weights.tensors) :])
         # Of tensors without memory of their own no address tells whether they are still the same.
-        self.repeatable = weights.repeatable and None not in watched and _are_plain([*self._tensors, *multiplied])
-        self._places = _places(self._tensors) if self.repeatable else None
+        self.notices_changes = weights.repeatable and None not in watched and _are_plain([*self._tensors, *multiplied])
+        self._places = _places(self._tensors) if self.notices_changes else None
         self._states = [state for optimizer in optimizers for state in optimizer.state.values() if isinstance(state, dict)]
         self._state_values, self._state_lengths = list(_values(self._states)), list(map(len, self._states))
-        self._state_addresses = _addresses(self._state_tensors) if self.repeatable else None
+        self._state_addresses = _addresses(self._state_tensors) if self.notices_changes else None
         groups = _groups_of(optimizers)
         self._groups, self._members = list(map(_group, groups)), [list(group["params"]) for group in groups]
 

@@ -49,7 +49,7 @@ class Rescaler:
     """Opens a model's weights for each call, and remembers what has to last from call to call.
 
     A call takes `lock`, finishes what an interrupted one has left (`repair`), opens the weights (`open`), collects what follows
-    (`targets`), agrees with other processes where there are any (`look_up`), and writes through `journal`.
+    (`targets`), agrees with other processes where there are any (`look_up_and_agree`), and writes through `journal`.
 
     Args:
         analysis: what was found, apart from any module.
@@ -160,7 +160,7 @@ class Rescaler:
         if not request.in_hook and self.num_scales and self.left_gradients.are_left(optimizers, weights, follow=request.grads):
             self.warnings.accumulating()
 
-    def look_up(self, words: Sequence[str], look: Callable[[], Looked], optimizer: OptimizerLike = None) -> Looked:
+    def look_up_and_agree(self, words: Sequence[str], look: Callable[[], Looked], optimizer: OptimizerLike = None) -> Looked:
         """Returns what a call looks up before it writes; on several processes on all of them, or it raises on all of them.
 
         Args:

@@ -42,7 +42,7 @@ def _step(rescaler: Rescaler, request: StepRequest, gate: Tensor | None) -> None
         if not request.rests:
             say_if_nothing_moves(rescaler, "step")
         rescaler.analysis.executor.count_step()
-        last = last if _may_repeat(rescaler, request, optimizers, gate) else None
+        last = last if _may_use_last(rescaler, request, optimizers, gate) else None
         if last is not None and not last.holds(optimizers, rescaler.tracked):
             last = None
     except BaseException as raised:  # other processes may wait for this one
@@ -63,14 +63,14 @@ def _step(rescaler: Rescaler, request: StepRequest, gate: Tensor | None) -> None
                 return
             gate = None
         if not request.rests:
-            _look_up(rescaler, request, optimizers, last, gate).move(rescaler, request.cycles, gate)
+            _lookups(rescaler, request, optimizers, last, gate).move(rescaler, request.cycles, gate)
     except BaseException as raised:
         if replicas is not None and not getattr(raised, "carried_out", False):
             replicas.miss()
         raise
 
 
-def _may_repeat(rescaler: Rescaler, request: StepRequest, optimizers: Sequence[Optimizer], gate: Tensor | None) -> bool:
+def _may_use_last(rescaler: Rescaler, request: StepRequest, optimizers: Sequence[Optimizer], gate: Tensor | None) -> bool:
     """Whether the last step's lookups may serve this one, as far as the call itself says."""
     # load_state_dict gives an optimizer another dict, and leaves the one that is known here as it was.
     known, rescaler.last_step.states = rescaler.last_step.states, [one.state for one in optimizers]
@@ -99,7 +99,7 @@ class _Found:
             return
         if self.prepared is not None:
             self.prepared.run(cycles, gate)
-            rescaler.last_step.prepared = self.prepared if self.prepared.repeatable else None
+            rescaler.last_step.prepared = self.prepared if self.prepared.serves_next else None
         else:
             weights, targets, _ = self.looked
             scales = run_cycles(weights, targets, cycles)
@@ -107,7 +107,7 @@ class _Found:
         rescaler.left_gradients.note()
 
 
-def _look_up(
+def _lookups(
     rescaler: Rescaler, request: StepRequest, optimizers: Sequence[Optimizer], last: PreparedStep | None, gate: Tensor | None
 ) -> _Found:
     """Returns what is multiplied, checked; the last step's lookups where they still hold."""
@@ -142,7 +142,7 @@ def _step_with_others(
             replicas.late.raise_known()
             if gate is not None and request.state == "reset":
                 gate = gate.cpu()
-            found = _look_up(rescaler, request, optimizers, last, gate)
+            found = _lookups(rescaler, request, optimizers, last, gate)
             statement = _statement(rescaler, request, optimizers, found)
         except BaseException as raised:  # whatever it is, the others wait
             statement = Statement(error=raised)

@@ -21,7 +21,7 @@ from ..distributed.processes import OneProcess, Processes
 from ..distributed.ranks import Ranks
 from ..distributed.replicas import agreed_values
 from ..errors import OptimizerError
-from ..kernels.backend import Backend, get_backend
+from ..kernels.backend import Backend, reference_backend
 from ..kernels.program import Keep, ReduceProgram, ScaleTarget, float_dtype
 from ..optim.joint_state import refuse_joint_state
 from ..optim.state import StateChoice, owned_by
@@ -104,7 +104,7 @@ class Weights:
     def backend(self) -> Backend:
         """The executor to use now: of a model that is spread the eager one, for a part is a view with gaps of its own."""
         if self.ranks is not None:
-            return get_backend("eager")
+            return reference_backend()
         return self.analysis.backend if self.replicas is None else self.replicas.backend
 
     @property

@@ -1,4 +1,4 @@
-"""What a plan warns of, each once: training without its optimizer, gradients that were left, copies that drift apart.
+"""The warnings of a plan, each given once: training without its optimizer, gradients that were left, copies that drift apart.
 
 In: what a call has looked up.
 Out: warnings at the user's own line.

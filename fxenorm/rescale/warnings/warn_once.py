@@ -1,4 +1,4 @@
-"""What a plan warns of, each once."""
+"""The warnings of one plan, each of which is given once."""
 
 from __future__ import annotations
 
