@@ -23,6 +23,7 @@ _HOMES = {
     "Site": "fxenorm.symmetry",
     "Tracked": "fxenorm.weights.tracked",
     "Verification": "fxenorm.verify.verification",
+    "Why": "fxenorm.text.why",
     "FxenormError": "fxenorm.errors",
     "FxenormWarning": "fxenorm.errors",
     "errors": "fxenorm",
@@ -46,6 +47,7 @@ __all__ = [
     "Site",
     "Tracked",
     "Verification",
+    "Why",
     "analyze",
     "canonical",
     "check_optimizer",
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from .rescale.balance import BalanceResult
     from .rules import register_rule, supported_operators
     from .symmetry import Barrier, Site
+    from .text.why import Why
     from .verify.verification import Verification
     from .weights.tracked import Tracked
 

@@ -31,3 +31,18 @@ def assert_adds_up(symmetry: Symmetry) -> None:
     assert all(row.operator for row in account.rows)
     assert all(row.reason for row in account.rows if row.kind == "barrier"), "a barrier says why"
     assert not any(row.reason for row in account.rows if row.kind == "tied" and row.node), "a tie of nodes needs none"
+    assert_sides_add_up(symmetry)
+
+
+def assert_sides_add_up(symmetry: Symmetry) -> None:
+    """The ends by weight are those of the account, row by row, and a side has no more scales than ends that move."""
+    account = symmetry.account
+    assert account is not None
+    found = dict.fromkeys(range(-1, len(account.rows)), 0)
+    for side in account.sides:
+        for share in side.shares:
+            found[share.row] += share.count
+        moving = sum(share.count for share in side.shares if share.row < 0 or account.rows[share.row].kind == "tied")
+        free = sum(share.count for share in side.shares if share.row < 0)
+        assert free <= side.scales <= moving <= side.total and (side.scales > 0) == (moving > 0)
+    assert found == {-1: account.free, **{place: row.count for place, row in enumerate(account.rows)}}

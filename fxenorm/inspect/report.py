@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..analysis.groups import Group, Port
 from ..analysis.held import Held
+from ..symmetry.account import ChannelAccount
 from ..text.describe import ends_of, layers_that_multiply
 from ..version import __version__
 
@@ -46,7 +47,7 @@ def report(plan: Plan, target: str) -> Json:
         "groups": [_group(group, plan, imbalance) for group, imbalance in zip(plan.groups, imbalances, strict=True)],
         "barriers": [dataclasses.asdict(barrier) for barrier in plan.barriers],
         "held": [_held(entry) for entry in held],
-        "account": None if plan.account is None else dataclasses.asdict(plan.account),
+        "account": None if plan.account is None else _account(plan.account),
         "outputs": [dataclasses.asdict(use) for use in symmetry.outputs],
         "totals": {
             "parameters": sum(tensor.numel() for tensor in tensors.values()),
@@ -82,6 +83,11 @@ def _group(group: Group, plan: Plan, imbalance: float | None) -> Json:
         "depth": group.depth,
         "imbalance": imbalance,
     }
+
+
+def _account(account: ChannelAccount) -> Json:
+    """Returns an account of channel ends, node by node."""
+    return {name: value for name, value in dataclasses.asdict(account).items() if name != "sides"}
 
 
 def _port(port: Port) -> Json:

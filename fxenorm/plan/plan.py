@@ -29,7 +29,9 @@ from ..solve.jacobi import imbalance
 from ..symmetry.account import ChannelAccount
 from ..symmetry.symmetry import Barrier, Symmetry
 from ..text.describe import describe
+from ..text.why import Why, why
 from ..trace import Inputs, resolve_inputs, unwrap
+from ..trace.inputs import is_meta
 from ..trace.unwrap import replica_group
 from ..verify.subject import Subject
 from ..verify.verification import Verification, verify
@@ -155,6 +157,28 @@ class Plan:
             weights = self.rescaler.open_together()
             _, _, left = weights.within_now()
             return held_by_group(self.groups, left.reasons, self.num_scales, left.equations, weights.frozen)
+
+    def why(self, layer: str | None = None) -> Why:
+        """Tells of each layer which channels are free, to what the others are tied, what fixes them, and what is held now.
+
+        Args:
+            layer: the name of a layer, a parameter, or a module, which means all layers in it; None: all layers of the model.
+
+        Returns:
+            The answer; print it. It reads the weights as `held` does, and waits for the device.
+
+        Raises:
+            OptionError: the model has no such name; the message lists the nearest.
+            BindError: the plan was stored by a version that kept no account by layer.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> [(row.side, row.kind, row.channels) for row in fxenorm.analyze(model).why("0").rows]
+            [('out', 'free', 8), ('in', 'input', 4)]
+        """
+        modules = [name for name, _ in self.model.named_modules()]
+        return why(self.rescaler.analysis, layer, modules, None if is_meta(self.model) else self.held)
 
     @property
     def exact(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-__all__ = ["KINDS", "AccountRow", "ChannelAccount", "Kind"]
+__all__ = ["KINDS", "AccountRow", "ChannelAccount", "EndShare", "Kind", "WeightSide"]
 
 Kind = Literal["input", "output", "barrier", "option", "tied"]
 """Why a channel end is not free: fixed by an input, an output, a barrier or an option, or tied away."""
@@ -47,6 +47,46 @@ class AccountRow:
 
 
 @dataclass(frozen=True)
+class EndShare:
+    """Channel ends on one side of a weight that have the same fate.
+
+    Attributes:
+        count: number of channel ends.
+        row: position in the account's rows of the node that fixed or tied them, -1 where they are free.
+        tied_to: position in the account's sides of the weight on whose channels they depend, -1 where none is known.
+    """
+
+    count: int
+    row: int = -1
+    tied_to: int = -1
+
+
+@dataclass(frozen=True)
+class WeightSide:
+    """The channel ends on one side of a weight.
+
+    Of ends that depend on one another the first one met is free and the later ones are tied away: at the weight that writes the
+    channels, as a rule.
+
+    Attributes:
+        parameter: the weight.
+        side: whether it reads or writes these channels; a weight that no contraction uses as it is (a gain) writes them.
+        scales: number of free scales that they carry, the rank of their forms.
+        shares: all ends, by fate.
+    """
+
+    parameter: str
+    side: Literal["input", "output"]
+    scales: int
+    shares: tuple[EndShare, ...]
+
+    @property
+    def total(self) -> int:
+        """Number of channel ends on this side, free or not."""
+        return sum(share.count for share in self.shares)
+
+
+@dataclass(frozen=True)
 class ChannelAccount:
     """Every channel end of a model's weights: free, fixed or tied away.
 
@@ -61,6 +101,7 @@ class ChannelAccount:
         uncounted: scales that move only tensors which are not counted.
         rows: fixed: forms that are 0, with the node that first made them so. Tied away: the other forms less their rank, with the
             node whose equation first made one depend on those before.
+        sides: the same ends by weight; () in plans that were stored by older versions.
 
     Example:
         >>> row = AccountRow("input", 4, "input", "x", "", "")
@@ -75,6 +116,7 @@ class ChannelAccount:
     free: int
     uncounted: int
     rows: tuple[AccountRow, ...] = field(repr=False)
+    sides: tuple[WeightSide, ...] = field(default=(), repr=False)
 
     def fixed(self, kind: Kind | None = None) -> int:
         """Returns the number of ends fixed by inputs, outputs, barriers or options; None: by any of these."""

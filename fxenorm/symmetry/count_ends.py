@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..field import FIXED, NEVER, End, Equations, Ids, ScaleField, Solution, Term, solve
-from .account import AccountRow, ChannelAccount, Kind
+from .account import AccountRow, ChannelAccount, EndShare, Kind, WeightSide
 from .express import Expander
 from .repeated_rows import ShortFields
-from .replay import Rows, dependent
+from .replay import Rows, lost
 from .walk import Walk
 
 __all__ = ["count_ends"]
@@ -21,6 +20,9 @@ __all__ = ["count_ends"]
 LARGEST = 1 << 20
 """A weight with more entries has one end for each index of its axes, whatever moves it: one end an entry would cost an id
 each, and a million ids are 8 MiB."""
+
+FREE = -1
+"""Where a form has no origin that fixed it or tied it."""
 
 TOGETHER = "in and out together"
 """Where the channels that a weight reads and those that it writes carry one scale, which moves no weight."""
@@ -56,17 +58,63 @@ def count_ends(
     final.eliminate_zeros()
     moves = np.diff(final.indptr) > 0
     account = _Account(walk, second)
-    for number, count in _fixed(walk, forms, solution, moves, given).items():
-        account.add(None, number, count)
-    tied = _tied(forms, np.flatnonzero(moves), given, solution)
-    for number, count in sorted(tied.items()):
-        account.add("tied", number, count)
+    fixed = _fixed(walk, forms, solution, moves, given)
+    tied, on = _tied(forms, np.flatnonzero(moves), given, solution)
+    row = np.full(forms.size, FREE, dtype=np.int64)
+    account.enter(row, fixed, None)
+    account.enter(row, tied, "tied")
     unmoved = _unmoved(walk, counted, solution, short)
     free = solution.matrix.shape[1] - unmoved.shape[1]
-    together = _rank(final @ unmoved)
+    cancels = final @ unmoved
+    together = _rank(cancels)
     if together:
+        alone = np.flatnonzero(moves & (tied == FREE) & (np.diff(cancels.indptr) > 0))
+        row[alone[-together:]] = len(account.rows)
         account.rows.append(AccountRow("tied", together, TOGETHER, "", "", "", "a scale that cancels in every weight"))
-    return ChannelAccount(forms.size, free, num_scales - free, tuple(account.rows))
+    sides = _sides(forms, final, row, on)
+    return ChannelAccount(forms.size, free, num_scales - free, tuple(account.rows), sides)
+
+
+def _sides(forms: _Forms, final: Any, row: Ids, on: Ids) -> tuple[WeightSide, ...]:
+    """Returns the ends by weight and side; `row` and `on`: of each form, the account's row, and the form to which it is tied."""
+    numbers: dict[tuple[str, str], int] = {}
+    owner = [numbers.setdefault((end.parameter, end.side), len(numbers)) for end in forms.ends]
+    side = np.repeat(np.array(owner, dtype=np.int64), np.diff(forms.starts))
+    other = np.where(on == FREE, FREE, side[on]) if len(on) else on
+    # One number for the three: a sort of numbers is many times as fast as one of triples.
+    sizes = (len(numbers), int(row.max(initial=FREE)) + 2, len(numbers) + 1)
+    keys, counts = np.unique(np.ravel_multi_index((side, row + 1, other + 1), sizes), return_counts=True)
+    shares: dict[int, list[EndShare]] = {number: [] for number in numbers.values()}
+    for number, position, to, count in zip(*(part.tolist() for part in (*np.unravel_index(keys, sizes), counts)), strict=True):
+        shares[number].append(EndShare(count, position - 1, to - 1))
+    scales = _scales(final, side, len(numbers))
+    return tuple(
+        WeightSide(name, "input" if where == "input" else "output", int(scales[number]), tuple(shares[number]))
+        for (name, where), number in numbers.items()
+    )
+
+
+def _scales(final: Any, side: Ids, sides: int) -> Ids:
+    """Returns, by side, the rank of its forms."""
+    part = final.tocoo()
+    pairs, place = np.unique(side[part.row] * final.shape[1] + part.col, return_inverse=True)
+    scales = np.bincount(pairs // max(final.shape[1], 1), minlength=sides)  # where each form is one variable: the distinct ones
+    several = np.zeros(sides, dtype=bool)
+    several[side[np.diff(final.indptr) > 1]] = True
+    entry = several[side[part.row]]
+    if entry.any():
+        form, number = np.unique(part.row[entry], return_inverse=True)
+        count, every = len(form), np.arange(len(form))
+        rows = Rows(
+            np.concatenate([every, number]),
+            np.concatenate([every, count + place[entry]]),
+            np.concatenate([np.ones(count, dtype=np.int64), -part.data[entry]]),
+            side[form],
+        )
+        marked = np.append(np.ones(count, dtype=bool), np.zeros(len(pairs), dtype=bool))
+        losses = np.bincount(lost(rows, len(marked), marked).origin, minlength=sides)
+        scales = np.where(several, np.bincount(side[form], minlength=sides) - losses, scales)
+    return scales
 
 
 def _ends(walk: Walk, counted: Sequence[str], exponents: Mapping[str, tuple[Term, ...]], seen: int) -> list[End]:
@@ -125,40 +173,41 @@ class _Forms:
         self.reads = np.repeat(np.array([end.side == "input" for end in ends], dtype=bool), np.diff(self.starts))
 
 
-def _fixed(walk: Walk, forms: _Forms, solution: Solution, moves: Any, given: Equations) -> Counter[int]:
-    """Returns, by origin, how many forms it was the first to make zero."""
+def _fixed(walk: Walk, forms: _Forms, solution: Solution, moves: Any, given: Equations) -> Ids:
+    """Returns (forms,) the origin that was the first to make each form zero, `FREE` for forms that move."""
     still = np.flatnonzero(~moves)
     length = np.diff(forms.matrix.indptr)
-    found: Counter[int] = Counter()
+    found = np.full(forms.size, FREE, dtype=np.int64)
     # A form that no equation made zero was zero before the weight read it, or the weight itself stays as it is.
     before = still[length[still] == 0]
     births = walk.parameters.births
     end_of = np.searchsorted(forms.starts, before, side="right") - 1
     for number in np.unique(end_of).tolist():
-        end, places = forms.ends[number], before[end_of == number] - forms.starts[number]
+        end, own = forms.ends[number], before[end_of == number]
+        places = own - forms.starts[number]
         along = walk.causes.held_along.get(end.origin)
         if end.side == "output":
-            found[births.get(end.parameter, end.origin)] += len(places)
+            found[own] = births.get(end.parameter, end.origin)
         elif along is not None and len(along) == end.size and (along[places] < len(walk.origins)).all():
-            found += Counter(along[places].tolist())
+            found[own] = along[places]
         else:
-            found[walk.causes.held_by.get(end.origin, end.origin)] += len(places)
+            found[own] = walk.causes.held_by.get(end.origin, end.origin)
     made = still[length[still] > 0]
     if made.size:
         part = forms.matrix[made]
         latest = np.maximum.reduceat(solution.zero_origin[part.indices], part.indptr[:-1])
-        for origin, count in Counter(latest[latest != NEVER].tolist()).items():
-            found[walk.causes.source(origin, walk.origins[origin].reason)] += count
-        cancel = made[latest == NEVER]
-        if cancel.size:
+        cancel = latest == NEVER
+        if cancel.any():
             # The variables move, but their sum does not: an equation for each such form shows who made it so.
-            for origin, count in _cancelled(forms, cancel, given).items():
-                found[walk.causes.source(origin, walk.origins[origin].reason)] += count
-    return Counter(dict(sorted(found.items())))
+            latest[cancel] = _cancelled(forms, made[cancel], given)
+        origins, place = np.unique(latest, return_inverse=True)
+        sources = [walk.causes.source(origin, walk.origins[origin].reason) for origin in origins.tolist()]
+        found[made] = np.array(sources, dtype=np.int64)[place]
+    return found
 
 
-def _cancelled(forms: _Forms, cancel: Ids, given: Equations) -> Counter[int]:
-    """Returns, by origin, how many sums of variables it made zero, by the solver, with a variable for each sum."""
+def _cancelled(forms: _Forms, cancel: Ids, given: Equations) -> Ids:
+    """Returns the origins that made sums of variables zero, by the solver, with a variable for each sum."""
     start = given.count
     equations = Equations(start + len(cancel), given.ties, given.zeros, list(given.sums))
     part = forms.matrix[cancel]
@@ -168,8 +217,7 @@ def _cancelled(forms: _Forms, cancel: Ids, given: Equations) -> Counter[int]:
         ids = np.array([start + k, *part.indices[window].tolist()], dtype=np.int64)[:, None]
         equations.sums.append((coefficients, ids, int(forms.origin[cancel[k]])))
     origins = solve(equations).zero_origin[start:]
-    origins = np.where(origins == NEVER, forms.origin[cancel], origins)
-    return Counter(origins.tolist())
+    return np.where(origins == NEVER, forms.origin[cancel], origins)
 
 
 def _until(equations: Equations, variables: int, seen: int) -> Equations:
@@ -182,30 +230,41 @@ def _until(equations: Equations, variables: int, seen: int) -> Equations:
     )
 
 
-def _tied(forms: _Forms, moves: Ids, given: Equations, solution: Solution) -> Counter[int]:
-    """Returns, by origin, how many of the forms that move it was the first to make depend on those before."""
+def _tied(forms: _Forms, moves: Ids, given: Equations, solution: Solution) -> tuple[Ids, Ids]:
+    """Returns, of every form, the origin that was the first to make it depend on those before, and the first of these.
+
+    Both are (forms,), `FREE` where there is none.
+    """
+    found, on = np.full(forms.size, FREE, dtype=np.int64), np.full(forms.size, FREE, dtype=np.int64)
     part = forms.matrix[moves]
     origin = forms.origin[moves]
     # Most ends are a variable: of those that are the same, all but the first depend on it as soon as they are met.
     simple = np.flatnonzero((np.diff(part.indptr) == 1) & (np.abs(part.data[part.indptr[:-1]]) == 1))
     variable = part.indices[part.indptr[simple]]
-    order = np.lexsort((origin[simple], variable))
+    simple = simple[np.lexsort((origin[simple], variable))]
+    variable = part.indices[part.indptr[simple]]
     again = np.zeros(len(simple), dtype=bool)
-    again[1:] = variable[order][1:] == variable[order][:-1]
-    found = Counter(dict(enumerate(np.bincount(origin[simple[order[again]]]).tolist())))
+    again[1:] = variable[1:] == variable[:-1]
+    leader = np.maximum.accumulate(np.where(again, 0, np.arange(len(simple))))
+    found[moves[simple[again]]] = origin[simple[again]]
+    on[moves[simple[again]]] = moves[simple[leader[again]]]
     left = np.ones(len(moves), dtype=bool)
-    left[simple[order[again]]] = False
+    left[simple[again]] = False
     zero = np.append(np.diff(solution.matrix.indptr) == 0, True)
     rows, touched = _alive(given, zero, solution)
     several = np.ones(len(moves), dtype=bool)
     several[simple] = False
     touched[part[np.flatnonzero(several)].indices] = True
-    first = simple[order[~again]]
+    first = simple[~again]
     left[first] = touched[part.indices[part.indptr[first]]]
     kept = np.flatnonzero(left)
+    kept = kept[np.argsort(origin[kept], kind="stable")]
     rows = _with_ends(rows, part[kept].tocoo(), origin[kept], zero, solution, given.count)
-    marked = np.append(np.zeros(given.count, dtype=bool), np.ones(len(kept), dtype=bool))
-    return +(found + dependent(rows, len(marked), marked))
+    losses = lost(rows, given.count + len(kept), np.arange(given.count + len(kept)) >= given.count)
+    which = moves[kept[losses.variable - given.count]]
+    found[which] = losses.origin
+    on[which] = np.where(losses.on < 0, FREE, moves[kept[np.maximum(losses.on - given.count, 0)]]) if which.size else FREE
+    return found, on
 
 
 def _alive(given: Equations, zero: Any, solution: Solution) -> tuple[Rows, Any]:
@@ -278,6 +337,13 @@ class _Account:
         self.walk = walk
         self.second = second
         self.rows: list[AccountRow] = []
+
+    def enter(self, row: Ids, causes: Ids, kind: Kind | None) -> None:
+        """Adds a row for each origin that is the cause of forms, and writes its position into the (forms,) `row` of these."""
+        origins, place, counts = np.unique(causes[causes != FREE], return_inverse=True, return_counts=True)
+        row[causes != FREE] = len(self.rows) + place
+        for number, count in zip(origins.tolist(), counts.tolist(), strict=True):
+            self.add(kind, number, count)
 
     def add(self, kind: Kind | None, number: int, count: int) -> None:
         """Adds the row of one node; without a kind it fixes fields, for its own reason."""

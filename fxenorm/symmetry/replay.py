@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from ..field import Ids
 from ..field.solution import components
 
-__all__ = ["Rows", "dependent"]
+__all__ = ["Losses", "Rows", "dependent", "lost"]
 
 Row = dict[int, int]
+Loss = tuple[int, int, int]
+"""(origin, variable, the variable on which it depends or -1)."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,38 @@ class Rows:
     origin: Ids
 
 
+@dataclass(frozen=True)
+class Losses:
+    """Marked variables that equations made depend on earlier ones, each variable at most once.
+
+    Attributes:
+        origin: (losses,) who imposed the equation.
+        variable: (losses,) the variable that is no longer free.
+        on: (losses,) the first marked variable on which it depends, -1 where it became zero.
+    """
+
+    origin: Ids
+    variable: Ids
+    on: Ids
+
+
 def dependent(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Counter[int]:
-    """Counts by origin how far its equations lower the rank of the marked variables, in ascending order of origins.
+    """Counts by origin how far its equations lower the rank of the marked variables; see `lost`.
+
+    Example:
+        >>> import numpy as np
+        >>> ids = np.array([0, 1, 2, 3, 1, 2])   # at 5: a = b, c = d; at 7: b = c
+        >>> rows = Rows(np.array([0, 0, 1, 1, 2, 2]), ids, np.array([1, -1, 1, -1, 1, -1]), np.array([5, 5, 7]))
+        >>> dict(dependent(rows, 4, np.ones(4, dtype=bool)))
+        {5: 2, 7: 1}
+    """
+    return Counter(lost(rows, variables, marked).origin.tolist())
+
+
+def lost(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Losses:
+    """Finds the marked variables that equations make depend on others, in ascending order of origins.
+
+    Of variables that come to depend on one another the last one is lost, so that the first of each set stays.
 
     Equations are taken apart into connected components. Of components that look alike (all channels of a layer do) one is worked
     out.
@@ -45,25 +77,30 @@ def dependent(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Counter[
         marked: (variables,) the variables whose rank is meant.
 
     Returns:
-        The counts, without zeros.
+        The losses: as many as the rank of the marked variables falls.
 
     Example:
         >>> import numpy as np
         >>> ids = np.array([0, 1, 2, 3, 1, 2])   # at 5: a = b, c = d; at 7: b = c
         >>> rows = Rows(np.array([0, 0, 1, 1, 2, 2]), ids, np.array([1, -1, 1, -1, 1, -1]), np.array([5, 5, 7]))
-        >>> dict(dependent(rows, 4, np.ones(4, dtype=bool)))
-        {5: 2, 7: 1}
+        >>> found = lost(rows, 4, np.ones(4, dtype=bool))
+        >>> found.origin.tolist(), found.variable.tolist(), found.on.tolist()
+        ([5, 5, 7], [1, 3, 2], [0, 2, 0])
     """
-    found: Counter[int] = Counter()
-    for times, part in _kinds(rows, variables, marked):
+    origin, variable, on = ([np.zeros(0, dtype=np.int64)] for _ in range(3))
+    for shifts, part in _kinds(rows, variables, marked):
         ties = all(len(row) == 1 or (len(row) == 2 and sum(row.values()) == 0) for _, row in part)
-        for origin, count in (_by_classes(part, marked) if ties else _by_elimination(part, marked)).items():
-            found[origin] += times * count
-    return found
+        for who, what, leader in _by_classes(part, marked) if ties else _by_elimination(part, marked):
+            origin.append(np.full(len(shifts), who, dtype=np.int64))
+            variable.append(what + shifts)
+            on.append(leader + shifts if leader >= 0 else np.full(len(shifts), -1, dtype=np.int64))
+    return Losses(np.concatenate(origin), np.concatenate(variable), np.concatenate(on))
 
 
-def _kinds(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Iterable[tuple[int, list[tuple[int, Row]]]]:
-    """(how often, equations by origin) for each kind of connected component that has a marked variable."""
+def _kinds(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Iterable[tuple[Ids, list[tuple[int, Row]]]]:
+    """(by how much the variables of each lie higher than here, equations by origin) for each kind of connected component that
+    has a marked variable.
+    """
     if not rows.row.size:
         return
     anchor = np.zeros(len(rows.origin), dtype=np.int64)
@@ -83,10 +120,13 @@ def _kinds(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Iterable[tu
     begins = np.flatnonzero(np.append(True, of_entry[1:] != of_entry[:-1]))
     ends = np.append(begins[1:], len(row))
     signature = _signatures(rows.origin[row], row, variable, value, begins, marked)
-    _, example, times = np.unique(signature, return_index=True, return_counts=True)
-    for place, often in zip(example[np.argsort(example)], times[np.argsort(example)], strict=True):
+    _, example, kind = np.unique(signature, return_index=True, return_inverse=True)
+    lowest = np.minimum.reduceat(variable, begins)
+    members = np.split(np.argsort(kind, kind="stable"), np.cumsum(np.bincount(kind))[:-1])
+    for number in np.argsort(example).tolist():
+        place = example[number]
         part = slice(begins[place], ends[place])
-        yield int(often), _as_rows(row[part], variable[part], value[part], rows.origin)
+        yield lowest[members[number]] - lowest[place], _as_rows(row[part], variable[part], value[part], rows.origin)
 
 
 def _signatures(origin: Ids, row: Ids, variable: Ids, value: Ids, begins: Ids, marked: NDArray[np.bool_]) -> NDArray[np.uint64]:
@@ -128,12 +168,12 @@ def _as_rows(row: Ids, variable: Ids, value: Ids, origin: Ids) -> list[tuple[int
     return found
 
 
-def _by_classes(part: Sequence[tuple[int, Row]], marked: NDArray[np.bool_]) -> Counter[int]:
+def _by_classes(part: Sequence[tuple[int, Row]], marked: NDArray[np.bool_]) -> list[Loss]:
     """Joins the variables that equations make equal to each other or to zero, by union-find."""
     zero = -1
     parent: dict[int, int] = {}
-    holds: dict[int, bool] = {zero: True}
-    found: Counter[int] = Counter()
+    leaders: dict[int, int | None] = {zero: zero}
+    found: list[Loss] = []
 
     def root(variable: int) -> int:
         while parent.get(variable, variable) != variable:
@@ -149,25 +189,26 @@ def _by_classes(part: Sequence[tuple[int, Row]], marked: NDArray[np.bool_]) -> C
         if a == b:
             continue
         a, b = (b, a) if a == zero else (a, b)
-        has = [holds.get(x, x >= 0 and bool(marked[x])) for x in (a, b)]
-        found[origin] += all(has)
+        has = [leader for x in (a, b) if (leader := leaders.get(x, x if x >= 0 and marked[x] else None)) is not None]
+        if len(has) == 2:
+            found.append((origin, max(has), min(has)))
         parent[a] = b
-        holds[b] = any(has)
-    return +found
+        leaders[b] = min(has, default=None)
+    return found
 
 
-def _by_elimination(part: Sequence[tuple[int, Row]], marked: NDArray[np.bool_]) -> Counter[int]:
+def _by_elimination(part: Sequence[tuple[int, Row]], marked: NDArray[np.bool_]) -> list[Loss]:
     """Reduces each equation by those before it, and solves it for a variable that is not marked, if it has one."""
     solved: dict[int, Row] = {}
-    found: Counter[int] = Counter()
+    found: list[Loss] = []
     for origin, row in part:
         left = _reduced(row, solved)
         if not left:
             continue
         pivot = next((variable for variable in left if not marked[variable]), None)
         if pivot is None:
-            pivot = next(iter(left))
-            found[origin] += 1
+            pivot = max(left)
+            found.append((origin, pivot, min(left) if len(left) > 1 else -1))
         solved[pivot] = left
     return found
 

@@ -42,10 +42,9 @@ class SourceLines:
         return line
 
     def running(self, root: types.CodeType) -> str:
-        """Returns the line that runs now, chosen in the same way among the calls that `root` has made."""
-        innermost = sys._getframe(1)
+        """Returns the line that runs now, chosen among the calls that `root` has made; "" where these are torch's alone."""
         library: types.FrameType | None = None
-        frame: types.FrameType | None = innermost
+        frame: types.FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code is not root:
             depth = self._depth_of(frame)
             if depth == 0:
@@ -53,7 +52,7 @@ class SourceLines:
             if depth == 1 and library is None:
                 library = frame
             frame = frame.f_back
-        return _line_of(library or innermost)
+        return _line_of(library) if library else ""
 
     def _depth_of(self, frame: types.FrameType) -> int:
         """0 in a user's code, 1 in torchvision's, 2 in torch's and ours."""

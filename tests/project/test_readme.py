@@ -97,6 +97,14 @@ def test_the_shown_plan_is_what_the_first_block_prints() -> None:
     assert str(namespace["plan"]).split() == section("Two lines").split("```text\n")[1].split("```")[0].split()
 
 
+def test_the_shown_answer_is_what_its_block_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    own = section("Why is a channel not free?")
+    namespace: dict[str, Any] = {"fxenorm": fxenorm, "nn": nn, "torch": torch}
+    (block,) = re.findall(r"^```python\n(.*?)^```$", own, flags=re.DOTALL | re.MULTILINE)
+    exec(compile(block, "model.py", "exec"), namespace)
+    assert capsys.readouterr().out == own.split("```text\n")[1].split("```")[0]
+
+
 @pytest.mark.parametrize(("spans", "exact"), recipes())
 def test_recipe(spans: list[str], exact: str, capsys: pytest.CaptureFixture[str]) -> None:
     namespace = make_namespace()
