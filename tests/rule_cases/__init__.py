@@ -1,4 +1,4 @@
-"""The rows of the per-operator harness, by family of laws."""
+"""The rows of the per-operator harness: each stands in the file that has the name of its rule's, in fxenorm/rules."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from .case import Case
 
 FAMILIES = (
     "homogeneous",
+    "complex_numbers",
     "additive",
     "multiplicative",
     "contraction",
@@ -16,15 +17,18 @@ FAMILIES = (
     "recurrent",
     "sparse",
     "reduction",
+    "pooling",
     "padding",
     "indexing",
     "writing",
     "comparison",
     "normalisation",
+    "attention",
     "barriers",
-    "outside",
+    "outside_operators",
     "constants",
     "structural",
+    "cutting",
 )
 
 CASES: tuple[Case, ...] = tuple(case for name in FAMILIES for case in import_module(f"{__name__}.{name}").CASES)

@@ -8,10 +8,8 @@ from fxenorm.rules import RuleOptions
 
 from .case import Case
 
-A = torch.ops.aten
 X = (2, 3, 4)
 Y = (3, 1)
-SCALAR_WEIGHT = "a tensor that interpolates is held, as is what it interpolates, unless both ends agree"
 
 CASES = (
     Case("aten::add", torch.add, (X, X)),

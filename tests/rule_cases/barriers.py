@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+import torchvision  # noqa: F401  registers torch.ops.torchvision
 
 from .case import Case
 
@@ -40,12 +41,6 @@ CASES = (
     Case("aten::_safe_softmax", lambda x: A._safe_softmax(x, 1), (X,)),
     Case("aten::logsumexp", lambda x: torch.logsumexp(x, 1), (X,)),
     Case("aten::logcumsumexp", lambda x: torch.logcumsumexp(x, 1), (X,)),
-    Case("aten::angle", torch.angle, (X,), dimension=0),
-    Case("aten::atan2", torch.atan2, (X, X)),
-    Case("aten::atan2", torch.atan2, (X, X[-1:]), "broadcast"),
-    Case("aten::arctan2", torch.arctan2, (X, X)),
-    Case("aten::bernoulli", lambda x: torch.bernoulli(torch.sigmoid(x)), (X,), dimension=0),
-    Case("aten::bernoulli", lambda x: torch.bernoulli(x / 1000), (X,), "probabilities", positive=True, dimension=0),
     Case("aten::nan_to_num", lambda x: torch.nan_to_num(x), (X,), misses="activations without infinities would pass"),
     Case("aten::mse_loss", F.mse_loss, (X, X), misses=LOSS),
     Case("aten::l1_loss", F.l1_loss, (X, X), misses=LOSS),
@@ -57,6 +52,14 @@ CASES = (
     Case("aten::kl_div", lambda x, y: A.kl_div(x, y), (X, X), positive=True),
     Case("aten::binary_cross_entropy", lambda x, y: F.binary_cross_entropy(x / 100, y / 100), (X, X), positive=True),
     Case("aten::binary_cross_entropy_with_logits", F.binary_cross_entropy_with_logits, (X, X)),
-    Case("aten::item", lambda x: x.sum().item(), (X,), dimension=0),
-    Case("aten::_local_scalar_dense", lambda x: A._local_scalar_dense(x.sum()), (X,), dimension=0),
+    Case("aten::bucketize", lambda x: torch.bucketize(x, torch.tensor([-1.0, 0.0, 2.0]).double()), (X,), dimension=0),
+    Case("aten::searchsorted", lambda x: torch.searchsorted(torch.tensor([-1.0, 0.0, 2.0]).double(), x), (X,), dimension=0),
+    Case("aten::histc", lambda x: torch.histc(x, 4, -5.0, 5.0), (X,), dimension=0),
+    Case(
+        "torchvision::nms",
+        lambda x, s: torch.ops.torchvision.nms(x, s, 0.5),
+        ((4, 4), (4,)),
+        dimension=2,
+        misses="the order of the scores is held",
+    ),
 )

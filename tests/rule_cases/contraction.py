@@ -10,6 +10,7 @@ from .case import Case
 A = torch.ops.aten
 _RAMP = "a factor exp(t position) on the activation, which exp(-t tap) on the kernel undoes, where no bias is added"
 _ROWS = "the rows of the table carry one field, also where it is known which of them are read"
+GRAPH = torch.tensor([[0, 2.0, 0, 1], [0, 0, 3, 1], [1, 1, 0, 0], [0, 0, 1, 2]], dtype=torch.float64)
 INDEX = torch.tensor([[1, 0, 3, 1], [2, 2, 0, 3]])
 
 
@@ -190,4 +191,5 @@ CASES = (
         lambda x, w, b: A._convolution(x, w, b, [1], [1], [1], False, [0], 1, False, False, False, False),
         ((2, 3, 5), (4, 3, 3), (4,)),
     ),
+    Case("aten::matmul", lambda x: GRAPH.to_sparse() @ x, ((4,),), "sparse and vector"),
 )

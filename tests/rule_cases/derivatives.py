@@ -14,8 +14,6 @@ A = torch.ops.aten
 X, IMAGE = (2, 3), (2, 3, 4, 4)
 AROUND = "positions are tied"
 UNREAD = "the bias of the norm, whose result is not read"
-FROZEN = "through fixed statistics scales would pass"
-WHOLE = ("_native_batch_norm_legit", "native_group_norm")
 
 
 def _on(name: str, *rest: Any) -> Callable[..., Any]:
@@ -47,24 +45,6 @@ def _convolution(transposed: bool, groups: int, mask: list[bool], padding: int =
 def _layer_norm(g: Tensor, x: Tensor, w: Tensor, b: Tensor) -> Any:
     _, mean, rstd = A.native_layer_norm(x, [3], w, b, 0.1)
     return A.native_layer_norm_backward(g, x, [3], mean, rstd, w, b, [True, True, True])
-
-
-def _norm_rows() -> list[Case]:
-    """The norms below autograd."""
-
-    def fixed() -> tuple[Tensor, Tensor]:
-        return torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
-
-    statistics = {
-        "native_batch_norm": lambda x, w, b: A.native_batch_norm(x, w, b, *fixed(), False, 0.1, 0.1)[0],
-        "_native_batch_norm_legit": lambda x, w, b: A._native_batch_norm_legit(x, w, b, *fixed(), True, 0.1, 0.1)[0],
-        "_native_batch_norm_legit_no_training": lambda *x: A._native_batch_norm_legit_no_training(*x, *fixed(), 0.1, 0.1)[0],
-        "native_group_norm": lambda x, w, b: A.native_group_norm(x, w, b, 2, 3, 4, 3, 0.1)[0],
-    }
-    return [
-        Case(f"aten::{name}", call, ((2, 3, 4), (3,), (3,)), misses="" if name in WHOLE else FROZEN)
-        for name, call in statistics.items()
-    ]
 
 
 CASES = (
@@ -116,8 +96,6 @@ CASES = (
         "transposed",
     ),
     Case("aten::native_layer_norm_backward", _layer_norm, (X, X, (3,), (3,)), misses=UNREAD),
-    Case("aten::native_layer_norm", lambda x, w, b: A.native_layer_norm(x, [3], w, b, 0.1)[0], (X, (3,), (3,))),
-    *_norm_rows(),
     Case("aten::max_pool2d_with_indices_backward", _max_pool, ((2, 3, 3, 3),), misses=AROUND),
     _pool("avg_pool2d_backward", (2, 3, 3, 3), [2, 2], [1, 1], [0, 0], False, True, None),
     _pool("_adaptive_avg_pool2d_backward", (2, 3, 3, 3)),
@@ -125,12 +103,6 @@ CASES = (
         "aten::upsample_bilinear2d_backward",
         lambda g: A.upsample_bilinear2d_backward(g, [8, 8], [2, 3, 4, 4], False),
         ((2, 3, 8, 8),),
-    ),
-    Case(
-        "aten::_scaled_dot_product_flash_attention_for_cpu",
-        lambda q, k, v: A._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0],
-        ((1, 2, 3, 4),) * 3,
-        sizes=(1.0, 0.5, 0.3),
     ),
     Case("aten::mse_loss_backward", lambda g, x, y: A.mse_loss_backward(g, x, y, 0), (X, X, X), misses="a loss of both scales"),
 )

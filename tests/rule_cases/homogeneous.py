@@ -7,18 +7,12 @@ import math
 import torch
 import torch.nn.functional as F
 
-from fxenorm.rules import RuleOptions
-
 from .case import Case
 
 A = torch.ops.aten
 X = (2, 3, 4)
 _ONE_SCALE = "both parts of a complex number carry one scale"
 INF = math.inf
-
-
-def _approximately(name: str) -> RuleOptions:
-    return RuleOptions(approximate=frozenset({name}))
 
 
 CASES = (
@@ -48,15 +42,11 @@ CASES = (
     Case("aten::negative", torch.negative, (X,)),
     Case("aten::real", lambda x: torch.real(x.to(torch.complex128)), (X,)),
     Case("aten::imag", lambda x, y: torch.imag(torch.complex(x, y)), (X, X), misses=_ONE_SCALE),
-    Case("aten::complex", torch.complex, (X, X), misses=_ONE_SCALE),
-    Case("aten::view_as_complex", lambda x: torch.view_as_complex(x), ((3, 4, 2),), misses=_ONE_SCALE),
-    Case("aten::view_as_real", lambda x, y: torch.view_as_real(torch.complex(x, y)), (X, X), misses=_ONE_SCALE),
     Case("aten::_conj", lambda x, y: A._conj(torch.complex(x, y)), (X, X), misses=_ONE_SCALE),
     Case("aten::conj", lambda x: A.conj(x), (X,), "real"),
     Case("aten::_conj_physical", lambda x, y: A._conj_physical(torch.complex(x, y)), (X, X), misses=_ONE_SCALE),
     Case("aten::conj_physical", lambda x, y: A.conj_physical(torch.complex(x, y)), (X, X), misses=_ONE_SCALE),
     Case("aten::abs", lambda x, y: torch.abs(torch.complex(x, y)), (X, X), "complex"),
-    Case("aten::polar", lambda x, y: torch.view_as_real(torch.polar(x, y)), (X, X), positive=True),
     Case("aten::prelu", F.prelu, ((2, 3, 4), (3,))),
     Case("aten::prelu", F.prelu, ((2, 3, 4), (1,)), "one slope"),
     Case("aten::_prelu_kernel", A._prelu_kernel, ((2, 3, 4), (1, 3, 1))),

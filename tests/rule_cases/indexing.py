@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 from .case import Case
 
-A = torch.ops.aten
 X = (2, 3, 4)
 I = torch.tensor([2, 0, 2])  # noqa: E741
 
@@ -40,8 +39,4 @@ CASES = (
     Case("aten::im2col", lambda x: F.unfold(x, 2), ((1, 2, 3, 4),), misses="all positions are tied"),
     Case("aten::col2im", lambda x: F.fold(x, (3, 4), 2), ((2, 8, 6),), misses="places that fall on different pixels are tied"),
     Case("aten::col2im", lambda x: F.fold(x, (2, 4), 2, stride=2), ((1, 8, 2),), "side by side", misses="all positions are tied"),
-    Case("aten::copy", lambda x, y: A.copy(x, y), (X, (3, 1)), dimension=27),
-    Case("aten::fill", lambda x: A.fill(x, 0.0), (X,), dimension=24),
-    Case("aten::fill", lambda x: A.fill(x, 2.0), (X,), "2", dimension=24),
-    Case("aten::fill", lambda x, y: A.fill.Tensor(x, y), ((2, 3), ()), "tensor"),
 )

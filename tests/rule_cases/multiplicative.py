@@ -6,7 +6,6 @@ import torch
 
 from .case import Case
 
-A = torch.ops.aten
 X = (2, 3, 4)
 PRODUCTS = "products along an axis multiply as many scales as it has entries; such long sums are held"
 

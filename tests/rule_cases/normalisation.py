@@ -1,4 +1,4 @@
-"""Rows of normalisations and attention."""
+"""Rows of normalisations."""
 
 from __future__ import annotations
 
@@ -11,12 +11,27 @@ from .case import Case
 
 A = torch.ops.aten
 EPS = 0.1
-SMALL = (1.0, 0.5, 0.3)
+FROZEN = "through fixed statistics scales would pass"
+WHOLE = ("_native_batch_norm_legit", "native_group_norm")
 MEAN, VARIANCE = torch.tensor([0.5, -1.0, 0.2]).double(), torch.tensor([1.5, 0.7, 2.0]).double()
 
 
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return F.scaled_dot_product_attention(q, k, v)
+def _norm_rows() -> list[Case]:
+    """The norms below autograd."""
+
+    def fixed() -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+
+    statistics = {
+        "native_batch_norm": lambda x, w, b: A.native_batch_norm(x, w, b, *fixed(), False, 0.1, 0.1)[0],
+        "_native_batch_norm_legit": lambda x, w, b: A._native_batch_norm_legit(x, w, b, *fixed(), True, 0.1, 0.1)[0],
+        "_native_batch_norm_legit_no_training": lambda *x: A._native_batch_norm_legit_no_training(*x, *fixed(), 0.1, 0.1)[0],
+        "native_group_norm": lambda x, w, b: A.native_group_norm(x, w, b, 2, 3, 4, 3, 0.1)[0],
+    }
+    return [
+        Case(f"aten::{name}", call, ((2, 3, 4), (3,), (3,)), misses="" if name in WHOLE else FROZEN)
+        for name, call in statistics.items()
+    ]
 
 
 CASES = (
@@ -63,35 +78,6 @@ CASES = (
     Case("aten::rms_norm", lambda x, g: F.rms_norm(x, (4,), g - 1, EPS), ((2, 3, 4), (4,)), "gamma - 1", offsets=(0, -1)),
     Case("aten::_weight_norm", lambda v, g: torch._weight_norm(v, g, 0), ((3, 2, 2), (3, 1, 1))),
     Case("aten::_weight_norm_interface", lambda v, g: A._weight_norm_interface(v, g, 0), ((3, 2, 2), (3, 1, 1))),
-    Case("aten::scaled_dot_product_attention", _attention, ((2, 3, 4), (2, 5, 4), (2, 5, 6)), sizes=SMALL),
-    Case("aten::scaled_dot_product_attention", _attention, ((1, 2, 3, 4), (1, 2, 5, 4), (1, 2, 5, 6)), "heads", sizes=SMALL),
-    Case(
-        "aten::scaled_dot_product_attention",
-        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
-        ((1, 4, 2, 3), (1, 2, 3, 3), (1, 2, 3, 2)),
-        "grouped queries",
-        sizes=SMALL,
-    ),
-    Case(
-        "aten::scaled_dot_product_attention",
-        lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m),
-        ((2, 3, 4), (2, 5, 4), (2, 5, 6), (3, 5)),
-        "additive mask",
-        sizes=SMALL,
-    ),
-    Case(
-        "aten::scaled_dot_product_attention",
-        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, torch.ones(3, 5).tril(2).bool()),
-        ((2, 3, 4), (2, 5, 4), (2, 5, 6)),
-        "boolean mask",
-        sizes=SMALL,
-    ),
-    Case(
-        "aten::scaled_dot_product_attention",
-        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
-        ((1, 4, 3), (1, 4, 3), (1, 4, 2)),
-        "causal",
-        sizes=SMALL,
-        misses="scores that the mask hides and first rows are held too",
-    ),
+    Case("aten::native_layer_norm", lambda x, w, b: A.native_layer_norm(x, [3], w, b, 0.1)[0], ((2, 3), (3,), (3,))),
+    *_norm_rows(),
 )

@@ -30,4 +30,10 @@ CASES = (
     Case("aten::pad", lambda x: F.pad(torch.ones(2, 2).double(), (0, 1, 0, 1)) + x, ((3, 3),), "no scale, two axes"),
     Case("aten::constant_pad_nd", lambda x: A.constant_pad_nd(x, [1, 2]), (X,)),
     Case("aten::constant_pad_nd", lambda x: A.constant_pad_nd(x, [1, 2, 0, 1], 3.0), ((2, 3),), "by 3"),
+    Case("aten::reflection_pad1d", lambda x: A.reflection_pad1d(x, [1, 2]), ((2, 3, 4),)),
+    Case("aten::reflection_pad2d", lambda x: A.reflection_pad2d(x, [1, 2, 0, 1]), ((1, 2, 3, 4),)),
+    Case("aten::reflection_pad3d", lambda x: A.reflection_pad3d(x, [1, 0, 0, 1, 1, 1]), ((1, 2, 2, 3, 2),)),
+    Case("aten::replication_pad1d", lambda x: A.replication_pad1d(x, [1, 2]), ((2, 3, 4),)),
+    Case("aten::replication_pad2d", lambda x: A.replication_pad2d(x, [1, 2, 0, 1]), ((1, 2, 3, 4),)),
+    Case("aten::replication_pad3d", lambda x: A.replication_pad3d(x, [1, 0, 0, 1, 1, 1]), ((1, 2, 2, 3, 2),)),
 )

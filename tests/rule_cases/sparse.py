@@ -27,7 +27,6 @@ def _graph(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
 CASES = (
     Case("aten::_sparse_mm", _graph(torch.sparse.mm), ((4, 3),)),
     Case("aten::_sparse_mm", lambda v, x: torch.sparse.mm(_coo(v), x), ((4,), (4, 3)), "entries", misses=PLACES),
-    Case("aten::matmul", _graph(torch.matmul), ((4,),), "sparse and vector"),
     Case("aten::_sparse_addmm", _graph(lambda g, c, x: torch.sparse.addmm(c, g, x, beta=0.5)), ((4, 3), (4, 3))),
     Case("aten::smm", _graph(lambda g, x: torch.smm(g, x).to_dense()), ((4, 3),), dimension=3),
     Case("aten::sparse_coo_tensor", lambda v: _coo(v).to_dense(), ((4,),), misses=PLACES),

@@ -97,19 +97,6 @@ CASES = (
     Case("aten::hstack", lambda x, y: torch.hstack([x, y]), ((3,), (4,)), "vectors"),
     Case("aten::vstack", lambda x, y: torch.vstack([x, y]), ((2, 3), (4, 3)), misses=_CLASS_TOKEN),
     Case("aten::vstack", lambda x, y: torch.vstack([x, y]), ((3,), (3,)), "vectors"),
-    Case("aten::select", lambda x: torch.select(x, 1, -1), (X,)),
-    Case("aten::slice", lambda x: x[:, 1:3], (X,)),
-    Case("aten::slice", lambda x: A.slice.Tensor(x, 2, -3, 100, 2), (X,), "steps"),
-    Case("aten::narrow", lambda x: torch.narrow(x, 1, -2, 2), (X,)),
-    Case("aten::split", lambda x: torch.split(x, 2, 1), (X,)),
-    Case("aten::split", lambda x: torch.split(x, 2, 1)[1], (X,), "one part"),
-    Case("aten::split_with_sizes", lambda x: torch.split_with_sizes(x, [1, 3], 2), (X,)),
-    Case("aten::chunk", lambda x: torch.chunk(x, 2, -1), (X,)),
-    Case("aten::unsafe_chunk", lambda x: torch.unsafe_chunk(x, 2, 2), (X,)),
-    Case("aten::unsafe_split", lambda x: torch.unsafe_split(x, 2, 1), (X,)),
-    Case("aten::tensor_split", lambda x: torch.tensor_split(x, (1, 3), 2), (X,)),
-    Case("aten::tensor_split", lambda x: torch.tensor_split(x, 3, 2), (X,), "sections"),
-    Case("aten::unbind", lambda x: torch.unbind(x, 1), (X,)),
     Case("aten::flip", lambda x: torch.flip(x, (0, -1)), (X,)),
     Case("aten::fliplr", torch.fliplr, (X,)),
     Case("aten::flipud", torch.flipud, (X,)),
@@ -120,8 +107,6 @@ CASES = (
     Case("aten::pixel_unshuffle", lambda x: F.pixel_unshuffle(x, 2), ((2, 3, 4, 6),)),
     Case("aten::channel_shuffle", lambda x: F.channel_shuffle(x, 2), ((2, 6, 3, 1),)),
     Case("aten::native_channel_shuffle", lambda x: F.native_channel_shuffle(x, 2), ((2, 6, 3, 1),), dimension=36),
-    Case("aten::narrow", lambda x: A.narrow.Tensor(x, 1, torch.tensor(1), 2), (X,), "known tensor"),
-    Case("aten::tensor_split", lambda x: A.tensor_split.tensor_indices_or_sections(x, torch.tensor([1, 3]), 2), (X,), "tensor"),
     *(
         Case(f"aten::atleast_{n}d", lambda x, y, n=n: getattr(A, f"atleast_{n}d").Sequence([x, y]), ((3,), (2, 3)), "list")
         for n in (1, 2, 3)

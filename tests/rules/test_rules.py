@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
+from importlib import import_module
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from fxenorm.field.structure import flip
 from fxenorm.rules import Call, Rule, derivatives, find_rule, iterate_rules, registry, sparse
 from fxenorm.rules.laws import contract, passes, zero_field
 
+from .. import rule_cases
 from ..claimed_law import claims
 from ..operator_harness import TOLERANCE, Case, Variant, errors_on_zeros, examine, schemas, traced_call
 from ..rule_cases import CASES
@@ -100,6 +104,29 @@ def test_what_meets_zeros_alone_keeps_all_of_its_scales(name: str) -> None:
 @pytest.mark.parametrize("operator", [rule.operator for rule in iterate_rules()])
 def test_every_rule_has_a_row(operator: str) -> None:
     assert (operator in {case.operator for case in CASES}) is not (operator in WITHOUT_ROW)
+
+
+def _registered_by(path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The operators that a file of fxenorm/rules registers, by running it once more with an empty table."""
+    spec = importlib.util.spec_from_file_location(f"fxenorm.rules.{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_RULES", {})
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        return set(registry._RULES)
+
+
+def test_rows_stand_in_the_file_that_has_the_name_of_their_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads fxenorm/rules/pooling.py finds its rows in tests/rule_cases/pooling.py, and no others there."""
+    folder = Path(fxenorm.rules.__file__).parent
+    sources = [path for path in folder.glob("*.py") if path.stem not in ("__init__", "registry")]
+    homes = {operator: path.stem for path in sources for operator in _registered_by(path, monkeypatch)}
+    assert homes.keys() == {rule.operator for rule in iterate_rules() if not rule.own}
+    tables = {name: import_module(f"{rule_cases.__name__}.{name}").CASES for name in rule_cases.FAMILIES}
+    assert {f"{name}: {row.name}" for name, rows in tables.items() for row in rows if homes[row.operator] != name} == set()
+    assert tables.keys() == set(homes.values()) and all(tables.values())
+    files = {path.stem for path in Path(rule_cases.__file__).parent.glob("*.py")}
+    assert files - {"__init__", "case"} == tables.keys()
 
 
 def test_no_row_is_for_an_operator_without_a_rule() -> None:
