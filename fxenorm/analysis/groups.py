@@ -70,6 +70,12 @@ class Group:
     sites: tuple[Site, ...]
     depth: int
 
+    def __repr__(self) -> str:
+        """Returns one line: the name, the kind, the size, and a layer or two of each side."""
+        ends = (_few([layer_of(port.parameter) for port in ports]) for ports in (self.producers, self.consumers))
+        count = len(self.variables)
+        return f"<Group {self.name}: {self.kind}, {count:,} channel{'s' * (count != 1)}, {' -> '.join(ends)}>"
+
     @property
     def label(self) -> str:
         """The group in words, as "g4 (conv2 out, 64 channels)"."""
@@ -95,6 +101,12 @@ def layer_of(parameter_name: str) -> str:
         if parameter_name.endswith(suffix) and len(parameter_name) > len(suffix):
             return parameter_name[: -len(suffix)]
     return parameter_name
+
+
+def _few(layers: Iterable[str]) -> str:
+    """Returns the first of some layers, and how many more there are: "conv1, +2"."""
+    distinct = list(dict.fromkeys(layers))
+    return ", ".join([*distinct[:1], *([f"+{len(distinct) - 1}"] if len(distinct) > 1 else [])]) or "-"
 
 
 def layers_of(ports: Iterable[Port], symmetry: Symmetry) -> tuple[str, ...]:

@@ -66,6 +66,10 @@ class Held:
         """Number of directions: the variables, or 1 for a sum."""
         return 1 if self.coefficients else len(self.variables)
 
+    def __repr__(self) -> str:
+        """Returns the same as printing it, in one line."""
+        return f"<Held {self}>"
+
     def __str__(self) -> str:
         """Returns the group, the number of its variables that are held or their sum, and the reason."""
         return f"{self.group}: {self._what()} held, {self.reason}"

@@ -34,6 +34,12 @@ class Pair:
     channels: int
     operators: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        """Returns one line: the two layers, the group, and how many operators lie between them."""
+        count = len(self.operators)
+        between = f"{self.channels:,} channel{'s' * (self.channels != 1)}, {count} operator{'s' * (count != 1)} between"
+        return f"<Pair {self.producer} -> {self.consumer}: {self.group}, {between}>"
+
 
 @dataclass
 class _GroupFlow:

@@ -29,6 +29,7 @@ from ..solve.jacobi import imbalance
 from ..symmetry.account import ChannelAccount
 from ..symmetry.symmetry import Barrier, Symmetry
 from ..text.describe import describe
+from ..text.numbers import LayerNorms
 from ..text.why import Why, why
 from ..trace import Inputs, resolve_inputs, unwrap
 from ..trace.inputs import is_meta
@@ -220,11 +221,11 @@ class Plan:
         """Returns, by layer, the p-norm of its counted tensors, without layer weights.
 
         Returns:
-            0-d tensors on the weights' device; nothing waits for them.
+            0-d tensors on the weights' device; nothing waits for them until the dict is printed, as plain numbers.
         """
         with self.rescaler.lock:
             weights = self.rescaler.open_together()
-            return weights.layer_norms(weights.objective())
+            return LayerNorms(weights.layer_norms(weights.objective()))
 
     def imbalance(self) -> Tensor:
         """Returns the distance from balance: max_k |log(N_k / P_k)| / p over the variables that are not held.

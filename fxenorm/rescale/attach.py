@@ -97,6 +97,12 @@ class Attachment:
         weights = self._rescaler.open()
         return Looked(weights, weights.no_targets())
 
+    def __repr__(self) -> str:
+        """Returns one line: the optimizers and when it rescales; it waits for nothing."""
+        names = ", ".join(type(optimizer).__name__ for optimizer in self._optimizers)
+        every = "each step" if self._options.every == 1 else f"every {self._options.every} steps"
+        return f"<fxenorm.Attachment to {names}: {f'rescales after {every}' if self._hooks else 'removed'}>"
+
     def __enter__(self) -> Attachment:
         """Returns the handle itself."""
         return self

@@ -56,6 +56,7 @@ class BalanceResult:
         held: the variables left at 0 or stopped on their way, with the reasons.
         rounded: how many entries powers of two have rounded: in float16 those that are smaller than 2 ** -11 of the largest of
             their row may lose digits. Where it is 0, powers of two have left the outputs bit-identical.
+        powers_of_two: whether variables moved by powers of two, so that the end is within such a factor of balance.
     """
 
     converged: bool
@@ -71,20 +72,36 @@ class BalanceResult:
     layer_norms_after: Mapping[str, float]
     held: tuple[Held, ...]
     rounded: int = 0
+    powers_of_two: bool = False
+
+    def __repr__(self) -> str:
+        """Returns one line: how it ended, the norm and the imbalance."""
+        norm = f"norm {self.norm_before:.6g} -> {self.norm_after:.6g}"
+        return f"<BalanceResult: {self._ending()}, {norm}, imbalance {self.imbalance_before:.3g} -> {self.imbalance_after:.3g}>"
+
+    def _ending(self) -> str:
+        """Returns how it ended, in a few words."""
+        total = self.log_scales.numel()
+        if not total:
+            return "nothing to balance, there are no scales"
+        if sum(item.count for item in self.held) >= total and not bool(self.log_scales.any()):
+            return f"nothing to balance, {'the scale is' if total == 1 else f'all {total:,} scales are'} held"
+        near = " within a power of two" if self.powers_of_two else ""
+        ending = f"{'converged' if self.converged else 'NOT converged'}{near} after {plural(self.iterations, 'iteration')}"
+        return f"{ending} of {self.solver} ({self.passes} passes over the weights)"
 
     def __str__(self) -> str:
         """Returns norms and imbalance before and after, in a few lines."""
-        ending = "converged" if self.converged else "NOT converged"
         lines = [
-            f"balance: {ending} after {plural(self.iterations, 'iteration')} of {self.solver} "
-            f"({self.passes} passes over the weights)",
+            f"balance: {self._ending()}",
             f"  norm         {self.norm_before:.6g} -> {self.norm_after:.6g}",
             f"  imbalance    {self.imbalance_before:.3g} -> {self.imbalance_after:.3g}",
         ]
         if self.layer_norms_before:
             spans = []
             for norms in (self.layer_norms_before, self.layer_norms_after):
-                spans.append(f"{min(norms.values()):.4g} ... {max(norms.values()):.4g}")
+                ends = dict.fromkeys((f"{min(norms.values()):.4g}", f"{max(norms.values()):.4g}"))
+                spans.append(" ... ".join(ends))
             lines.append(f"  layer norms  {spans[0]} -> {spans[1]}")
         if self.rounded:
             lines.append(f"  rounded      {self.rounded:,} of the smallest entries, so outputs may differ in their last bits")
@@ -151,7 +168,8 @@ def _solved(
     by_tensor = objective.within(limit)
     solver = solver_for(analysis.options)
     solved = by_tensor if solver == "gauss-seidel" else by_tensor.stacked()
-    found = _within_rooms(solved, targets, weights.powers_of_two(), solver, tol=tol, max_iterations=max_iterations)
+    powers_of_two = weights.powers_of_two()
+    found = _within_rooms(solved, targets, powers_of_two, solver, tol=tol, max_iterations=max_iterations)
     solution, log_scales = found.solution, analysis.to_plan(found.solution.log_scales)
     in_plan = by_tensor if analysis is whole.analysis else whole.objective()
     measured = solved if in_plan is by_tensor else in_plan
@@ -171,7 +189,8 @@ def _solved(
         layer_norms_before=_floats(whole.layer_norms(in_plan)),
         layer_norms_after=_floats(whole.layer_norms(in_plan, log_scales)),
         held=held,
-        rounded=0 if weights.powers_of_two() is None else targets.rounded(solution.log_scales),
+        rounded=0 if powers_of_two is None else targets.rounded(solution.log_scales),
+        powers_of_two=powers_of_two is not None and bool(powers_of_two.any()),
     )
     return Solved(weights, solution.log_scales, result), targets
 

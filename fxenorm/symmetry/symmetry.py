@@ -73,6 +73,11 @@ class Site:
     variables: NDArray[np.int64]
     coefficient: int
 
+    def __repr__(self) -> str:
+        """Returns one line: the module, the axis, and how many of its channels carry free scales."""
+        free = int((self.variables >= 0).sum())
+        return f"<Site {self.module} {self.direction}, axis {self.axis}: {self.variables.size:,} channels, {free:,} free>"
+
 
 @dataclass(frozen=True)
 class Barrier:
@@ -92,6 +97,13 @@ class Barrier:
     variables: int
     reason: str
     known: bool = True
+
+    def __repr__(self) -> str:
+        """Returns one line: the operator, where it stands, and how many variables it holds."""
+        where = ", ".join(filter(None, [self.module, self.source.partition(", in ")[0]])) or self.node
+        return (
+            f"<Barrier {self.operator.split('.')[0]} at {where}: holds {self.variables:,} variable{'s' * (self.variables != 1)}>"
+        )
 
 
 @dataclass(frozen=True)
@@ -194,3 +206,8 @@ class Symmetry:
     outputs: tuple[OutputUse, ...] = ()
     channels: tuple[tuple[Term, ...], ...] = ()
     account: ChannelAccount | None = None
+
+    def __repr__(self) -> str:
+        """Returns one line: the dimension and the number of groups and tensors."""
+        groups, tensors = len(self.group_starts) - 1, len(self.exponents)
+        return f"<Symmetry: {self.num_scales:,} scales in {groups:,} groups, {tensors:,} tensors move>"

@@ -51,9 +51,19 @@ class Verification:
         """Whether the outputs stayed as they are in every mode, at every size."""
         return all(value <= self.tolerances[mode] for mode, value in self.differences.items())
 
+    def _verdict(self) -> str:
+        """Returns the finding in a few words; that of a failure does not begin with "verified"."""
+        if self:
+            return "verified: outputs unchanged"
+        return "OUTPUTS CHANGED (the plan itself says that it is not exact)" if self.inexact_reasons else "OUTPUTS CHANGED"
+
+    def __repr__(self) -> str:
+        """Returns one line: the finding and the largest difference."""
+        return f"<Verification: {self._verdict()}, largest difference {max(self.differences.values(), default=0.0):.2g}>"
+
     def __str__(self) -> str:
         """Returns one line a mode, the groups at fault, and the inputs that were checked."""
-        lines = [f"verified: {'outputs unchanged' if self else 'OUTPUTS CHANGED'}"]
+        lines = [self._verdict()]
         for mode, difference in self.differences.items():
             allowed = f"tolerance {self.tolerances[mode]:g}, {self.dtypes.get(mode, 'float64')}"
             lines.append(f"  {mode:5}  largest difference {difference:.2g} ({allowed})")

@@ -54,6 +54,11 @@ class Tracked:
         made._forget, made._removed = forget, False
         return made
 
+    def __repr__(self) -> str:
+        """Returns one line: the kind of copy, and whether it still follows."""
+        kind = f"{type(self._copy).__name__}{', a master' if self.master else ''}"
+        return f"<fxenorm.Tracked {kind}: {'removed' if self._removed else 'follows every rescaling'}>"
+
     @property
     def copy(self) -> Any:
         """The module, mapping or sequence that follows."""

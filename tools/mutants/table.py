@@ -12,6 +12,7 @@ MIDDLE = [
     "test_pairs",
     "test_describe",
     "test_why",
+    "test_reprs",
     "test_serialise",
     "test_objective",
     "test_folded",
