@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import math
+import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,6 +29,49 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def generator(seed: int) -> torch.Generator:
     """A seeded CPU generator, so that no test depends on the order of the others."""
     return torch.Generator().manual_seed(seed)
+
+
+def _relu(width: int) -> list[nn.Module]:
+    """What stands between two layers of `mlp` where nothing else is asked for."""
+    return [nn.ReLU()]
+
+
+def load_tool(name: str) -> ModuleType:
+    """A file of tools/ as a module: "bench", "mutants/table", ..."""
+    path = Path(__file__).parents[1] / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name.replace("/", "_"), path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def mlp(
+    *widths: int,
+    bias: bool = True,
+    between: Callable[[int], list[nn.Module]] = _relu,
+    named: bool = False,
+    seed: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Sequential:
+    """Linear layers of these widths, the input's first.
+
+    Between two of them stand the modules that `between` makes for their common width. `named` calls the layers fc1, relu1, fc2,
+    ..., as `hand_made.chain` does. With a `seed`, all weights and biases are drawn from a standard normal distribution.
+    """
+    layers: dict[str, nn.Module] = {}
+    for number, (before, after) in enumerate(pairwise(widths), start=1):
+        layers[f"fc{number}"] = nn.Linear(before, after, bias=bias, dtype=torch.float32)
+        if number < len(widths) - 1:
+            layers |= {f"{type(module).__name__.lower()}{number}": module for module in between(after)}
+    model = nn.Sequential(OrderedDict(layers)) if named else nn.Sequential(*layers.values())
+    if seed is not None:
+        random = generator(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=random, dtype=torch.float32))
+    return model.to(dtype)
 
 
 def magnitudes(shape: Sequence[int], random: torch.Generator) -> torch.Tensor:

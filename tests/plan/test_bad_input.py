@@ -26,13 +26,7 @@ from fxenorm.errors import (
     UnsupportedOperatorError,
 )
 
-from ..helpers import assert_same_state, state_of
-
-
-def mlp() -> nn.Sequential:
-    """Two layers."""
-    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
-
+from ..helpers import assert_same_state, mlp, state_of
 
 INPUT = torch.ones(2, 4)
 
@@ -65,7 +59,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", BAD_OPTIONS)
 def test_bad_option_is_named_with_the_valid_ones(name: str) -> None:
     options, message = BAD_OPTIONS[name]
-    model = mlp()
+    model = mlp(4, 5, 3)
     state = state_of(model)
     with pytest.raises(OptionError, match=message):
         fxenorm.analyze(model, INPUT, **options)
@@ -74,7 +68,7 @@ def test_bad_option_is_named_with_the_valid_ones(name: str) -> None:
 
 def test_unknown_option_name_is_refused() -> None:
     with pytest.raises(TypeError, match="power"):
-        fxenorm.analyze(mlp(), INPUT, power=2)
+        fxenorm.analyze(mlp(4, 5, 3), INPUT, power=2)
 
 
 @pytest.mark.parametrize("model", [None, "resnet18", nn.Linear, {"weight": torch.ones(2)}, torch.ones(2), lambda x: x])
@@ -96,7 +90,7 @@ BAD_INPUTS: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("name", BAD_INPUTS)
 def test_wrong_example_inputs(name: str) -> None:
     given, message = BAD_INPUTS[name]
-    model = mlp()
+    model = mlp(4, 5, 3)
     state = state_of(model)
     with pytest.raises(ExampleInputsError, match=message):
         fxenorm.analyze(model, given)
@@ -133,7 +127,7 @@ def test_guess_that_fails_lists_what_was_tried_and_names_example_inputs() -> Non
 
 def test_inputs_are_guessed_for_the_usual_models() -> None:
     for model, scales in (
-        (mlp(), 5),
+        (mlp(4, 5, 3), 5),
         (nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 2, 1)), 5),
         (nn.Sequential(nn.Conv1d(3, 5, 3), nn.ReLU(), nn.Conv1d(5, 2, 1)), 5),
         (nn.Sequential(nn.Conv3d(3, 5, 3), nn.ReLU(), nn.Conv3d(5, 2, 1)), 5),
@@ -151,7 +145,7 @@ def test_unknown_operators_are_listed_at_once() -> None:
     with pytest.raises(UnsupportedOperatorError) as caught:
         fxenorm.analyze(model, INPUT, on_unknown="error")
     assert "bessel_j0" in str(caught.value) and "bessel_y0" in str(caught.value)
-    fxenorm.analyze(mlp(), INPUT, on_unknown="error")
+    fxenorm.analyze(mlp(4, 5, 3), INPUT, on_unknown="error")
 
 
 BAD_LOG_SCALES: dict[str, Callable[[], Any]] = {
@@ -167,7 +161,7 @@ BAD_LOG_SCALES: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("name", BAD_LOG_SCALES)
 def test_bad_log_scales_leave_the_model_whole(name: str) -> None:
-    model = mlp()
+    model = mlp(4, 5, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model(INPUT).sum().backward()
     optimizer.step()
@@ -201,7 +195,7 @@ BAD_OPTIMIZERS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     "unknown class": (unknown_optimizer, "Mine"),
     "text": (lambda model: "sgd", "sgd|str"),
     "a class": (lambda model: torch.optim.SGD, "SGD|type"),
-    "of another model": (lambda model: torch.optim.SGD(mlp().parameters(), lr=0.1), "parameter"),
+    "of another model": (lambda model: torch.optim.SGD(mlp(4, 5, 3).parameters(), lr=0.1), "parameter"),
 }
 
 
@@ -209,7 +203,7 @@ BAD_OPTIMIZERS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
 @pytest.mark.parametrize("name", BAD_OPTIMIZERS)
 def test_bad_optimizer_leaves_the_model_whole(name: str, method: str) -> None:
     build, message = BAD_OPTIMIZERS[name]
-    model = mlp()
+    model = mlp(4, 5, 3)
     plan = fxenorm.analyze(model, INPUT)
     state = state_of(model)
     with pytest.raises(OptimizerError, match=message):
@@ -219,7 +213,7 @@ def test_bad_optimizer_leaves_the_model_whole(name: str, method: str) -> None:
 
 @pytest.mark.parametrize("arguments", [{"cycles": -1}, {"cycles": 1.5}])
 def test_bad_number_of_cycles(arguments: dict[str, Any]) -> None:
-    model = mlp()
+    model = mlp(4, 5, 3)
     plan = fxenorm.analyze(model, INPUT)
     state = state_of(model)
     with pytest.raises(OptionError, match="cycles"):
@@ -235,7 +229,7 @@ def test_bad_number_of_cycles(arguments: dict[str, Any]) -> None:
     ],
 )
 def test_bad_tolerance(arguments: dict[str, Any]) -> None:
-    plan = fxenorm.analyze(mlp(), INPUT)
+    plan = fxenorm.analyze(mlp(4, 5, 3), INPUT)
     with pytest.raises(OptionError, match=next(iter(arguments))):
         plan.balance(**arguments)
 

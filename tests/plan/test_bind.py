@@ -18,6 +18,7 @@ from ..helpers import (
     assert_same_state,
     draw_log_scales,
     generator,
+    mlp,
     outputs,
     randomise,
     randomness_off,
@@ -38,9 +39,9 @@ def resnet() -> tuple[nn.Module, Any]:
     return model, fxenorm.analyze(model, modes="eval")
 
 
-def mlp(width: int = 5) -> nn.Sequential:
+def network(width: int = 5) -> nn.Sequential:
     """Two layers and a norm."""
-    return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, 3))
+    return mlp(4, width, 3, between=lambda width: [nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.1)])
 
 
 def test_one_plan_balances_three_checkpoints(resnet: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +76,7 @@ def forbid_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_control_for_the_ban_on_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_tracing(monkeypatch)
     with pytest.raises(AssertionError, match="no trace"):
-        fxenorm.analyze(mlp(), torch.randn(2, 4))
+        fxenorm.analyze(network(), torch.randn(2, 4))
 
 
 def test_stored_plan_is_the_same_plan(resnet: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +116,7 @@ def test_stored_plan_keeps_its_options(options: dict[str, Any]) -> None:
 
 def test_plan_survives_to_and_load_state_dict() -> None:
     inputs = (torch.randn(6, 4, dtype=torch.float64, generator=generator(1)),)
-    model = randomness_off(mlp())
+    model = randomness_off(network())
     plan = fxenorm.analyze(model, inputs[0].float())
     randomise(model.double(), inputs, seed=1)
     assert soundness_error(model, plan, inputs) <= TOLERANCE
@@ -130,18 +131,18 @@ def test_plan_survives_to_and_load_state_dict() -> None:
 
 def test_plan_of_a_meta_model_is_bound_to_real_weights() -> None:
     with torch.device("meta"):
-        empty = mlp()
+        empty = network()
     plan = fxenorm.analyze(empty, torch.empty(2, 4, device="meta"))
     assert all(tensor.is_meta for tensor in empty.state_dict().values())
     inputs = (torch.randn(6, 4, dtype=torch.float64),)
-    model = randomise(randomness_off(mlp().double()), inputs)
+    model = randomise(randomness_off(network().double()), inputs)
     assert plan.num_scales == 5
     assert soundness_error(model, plan.bind(model), inputs, "train") <= TOLERANCE
 
 
 def test_wrapped_models_are_looked_through() -> None:
     inputs = (torch.randn(6, 4, dtype=torch.float64),)
-    model = randomise(randomness_off(mlp().double()), inputs)
+    model = randomise(randomness_off(network().double()), inputs)
     plan = fxenorm.analyze(nn.DataParallel(model), inputs)
     assert set(plan.exponents) == {"1.weight", "1.bias", "4.weight"}
     assert soundness_error(model, plan, inputs) <= TOLERANCE
@@ -150,16 +151,16 @@ def test_wrapped_models_are_looked_through() -> None:
 
 
 MISFITS = {
-    "another width": (lambda: mlp(7), "1.weight"),
-    "a missing layer": (lambda: mlp()[:4], "4.weight"),
-    "another name": (lambda: nn.Sequential(nn.Sequential(mlp())), "1.weight"),
+    "another width": (lambda: network(7), "1.weight"),
+    "a missing layer": (lambda: network()[:4], "4.weight"),
+    "another name": (lambda: nn.Sequential(nn.Sequential(network())), "1.weight"),
 }
 
 
 @pytest.mark.parametrize("misfit", MISFITS)
 def test_misfit_is_named_and_nothing_is_changed(misfit: str) -> None:
     build, name = MISFITS[misfit]
-    plan = fxenorm.analyze(mlp(), torch.randn(2, 4))
+    plan = fxenorm.analyze(network(), torch.randn(2, 4))
     other = build()
     state = state_of(other)
     with pytest.raises(BindError, match=name.replace(".", r"\.")):
@@ -172,11 +173,11 @@ def test_misfit_is_named_and_nothing_is_changed(misfit: str) -> None:
 @pytest.mark.parametrize("stored", [{}, {"format": 999}, {"nonsense": 1}, "text", None])
 def test_what_is_not_a_stored_plan_is_refused(stored: Any) -> None:
     with pytest.raises(BindError):
-        fxenorm.Plan.from_dict(stored, mlp())
+        fxenorm.Plan.from_dict(stored, network())
 
 
 def test_analyze_changes_nothing_in_the_model_and_the_process() -> None:
-    model = mlp()
+    model = network()
     model[1].eval()
     model[0].weight.requires_grad_(False)
     model[4].weight.grad = torch.ones(3, 5)
@@ -200,7 +201,7 @@ def test_analyze_changes_nothing_in_the_model_and_the_process() -> None:
 
 
 def test_analyze_restores_the_model_and_the_process_when_it_fails() -> None:
-    model = mlp()
+    model = network()
     model[1].eval()
     state, flags, process = state_of(model), [module.training for module in model.modules()], process_state()
     with pytest.raises(fxenorm.FxenormError):
@@ -212,7 +213,7 @@ def test_analyze_restores_the_model_and_the_process_when_it_fails() -> None:
 
 def test_plans_do_not_share_anything_that_changes() -> None:
     inputs = (torch.randn(6, 4, dtype=torch.float64),)
-    models = [randomise(randomness_off(mlp().double()), inputs, seed=seed) for seed in (0, 1)]
+    models = [randomise(randomness_off(network().double()), inputs, seed=seed) for seed in (0, 1)]
     plan = fxenorm.analyze(models[0], inputs)
     plans = [plan, plan.bind(models[1])]
     state = state_of(models[0])

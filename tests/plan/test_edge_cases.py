@@ -19,6 +19,7 @@ from ..helpers import (
     assert_finite,
     assert_same_state,
     generator,
+    mlp,
     outputs,
     randomise,
     relative_difference,
@@ -31,12 +32,9 @@ from ..zoo import Net, Residual
 INPUTS = (torch.randn(6, 4, dtype=torch.float64, generator=generator(0)),)
 
 
-def mlp(bias: bool = True) -> nn.Sequential:
+def network(bias: bool = True) -> nn.Sequential:
     """Three layers with random weights."""
-    model = nn.Sequential(
-        nn.Linear(4, 5, bias=bias), nn.ReLU(), nn.Linear(5, 6, bias=bias), nn.ReLU(), nn.Linear(6, 3, bias=bias)
-    )
-    return randomise(model.double(), seed=1)
+    return randomise(mlp(4, 5, 6, 3, bias=bias).double(), seed=1)
 
 
 def held_variables(plan: Any) -> dict[int, str]:
@@ -62,7 +60,7 @@ DEAD: dict[str, Callable[[nn.Sequential], list[torch.Tensor]]] = {
 @pytest.mark.parametrize("dead", DEAD)
 @pytest.mark.parametrize("method", ["step", "balance"])
 def test_dead_channel_is_held_and_the_others_move(method: str, dead: str, p: float) -> None:
-    model = mlp()
+    model = network()
     for part in DEAD[dead](model):
         zero(part)
     plan = fxenorm.analyze(model, INPUTS, p=p)
@@ -81,7 +79,7 @@ def test_dead_channel_is_held_and_the_others_move(method: str, dead: str, p: flo
 
 
 def test_held_is_read_from_the_present_weights() -> None:
-    model = mlp()
+    model = network()
     plan = fxenorm.analyze(model, INPUTS)
     assert plan.held == ()
     zero(model[0].weight[1])
@@ -93,7 +91,7 @@ def test_held_is_read_from_the_present_weights() -> None:
 
 @pytest.mark.parametrize("zeroed", ["0", "2", "4"])
 def test_layer_of_zeros_is_held(zeroed: str) -> None:
-    model = mlp()
+    model = network()
     for parameter in model.get_submodule(zeroed).parameters():
         zero(parameter)
     plan = fxenorm.analyze(model, INPUTS)
@@ -185,7 +183,7 @@ def test_minimum_that_is_not_attained_does_no_harm() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weight_that_is_not_finite_holds_its_channels(value: float) -> None:
-    model = mlp()
+    model = network()
     with torch.no_grad():
         model[2].weight[3, 1] = value
     plan = fxenorm.analyze(model, INPUTS)
@@ -204,7 +202,7 @@ def test_weight_that_is_not_finite_holds_its_channels(value: float) -> None:
 @pytest.mark.parametrize("method", ["step", "balance"])
 def test_values_whose_powers_leave_the_range_of_the_type(method: str, magnitude: float) -> None:
     """float32: the square of 1e30 is inf and that of 1e-30 is 0, their norms are neither."""
-    model = mlp(bias=False).float()
+    model = network(bias=False).float()
     with torch.no_grad():
         model[0].weight[2] *= magnitude
         model[2].weight[:, 2] /= magnitude
@@ -222,7 +220,7 @@ def test_values_whose_powers_leave_the_range_of_the_type(method: str, magnitude:
 
 
 def test_frozen_parameters_among_others_stay_bit_identical() -> None:
-    model = mlp()
+    model = network()
     plan = fxenorm.analyze(model, INPUTS)
     model[2].weight.requires_grad_(False)
     state = state_of(model)
@@ -249,7 +247,7 @@ def test_frozen_parameters_among_others_stay_bit_identical() -> None:
 
 
 def test_frozen_bias_holds_its_channels() -> None:
-    model = mlp()
+    model = network()
     model[0].bias.requires_grad_(False)
     state = state_of(model)
     plan = fxenorm.analyze(model, INPUTS)
@@ -259,7 +257,7 @@ def test_frozen_bias_holds_its_channels() -> None:
 
 
 def test_inference_model_is_balanced() -> None:
-    model = mlp().requires_grad_(False)
+    model = network().requires_grad_(False)
     plan = fxenorm.analyze(model, INPUTS)
     before = outputs(model, INPUTS)
     assert plan.held == ()
@@ -269,7 +267,7 @@ def test_inference_model_is_balanced() -> None:
 
 
 def test_rescale_accepts_held_variables() -> None:
-    model = mlp()
+    model = network()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model[0].weight.requires_grad_(True)
@@ -283,7 +281,7 @@ def test_rescale_accepts_held_variables() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bit_weights_move_by_powers_of_two_and_keep_every_bit(dtype: torch.dtype) -> None:
-    model = mlp()
+    model = network()
     with torch.no_grad():
         model[0].weight *= 8
         model[4].weight /= 8
@@ -300,7 +298,7 @@ def test_sixteen_bit_weights_move_by_powers_of_two_and_keep_every_bit(dtype: tor
 
 @pytest.mark.parametrize("scales", ["exact", "pow2"])
 def test_powers_of_two_on_request(scales: str) -> None:
-    model = mlp()
+    model = network()
     plan = fxenorm.analyze(model, INPUTS, scales=scales)
     before, state = outputs(model, INPUTS), state_of(model)
     with torch.no_grad():
@@ -320,7 +318,7 @@ def test_powers_of_two_on_request(scales: str) -> None:
 @pytest.mark.parametrize(("scales", "most"), [("exact", 0.25), ("pow2", 0.75)])
 def test_largest_step_can_be_limited(backend: Any, cycles: int, solver: Any, scales: Any, most: float) -> None:
     """Of a call, however many cycles it has; in powers of two, to the octaves that are within."""
-    model = mlp()
+    model = network()
     with torch.no_grad():
         model[0].weight *= 1e4
     plan = fxenorm.analyze(model, INPUTS, max_log_scale=most, backend=backend, solver=solver, scales=scales)
@@ -333,7 +331,7 @@ def test_largest_step_can_be_limited(backend: Any, cycles: int, solver: Any, sca
 
 
 def test_balance_names_the_limit_that_stopped_it() -> None:
-    model = mlp()
+    model = network()
     with torch.no_grad():
         model[0].weight *= 1e4
     result = fxenorm.analyze(model, INPUTS, max_log_scale=0.5).balance()
@@ -344,7 +342,7 @@ def test_balance_names_the_limit_that_stopped_it() -> None:
 
 
 def test_exclude_forces_exponents_to_zero() -> None:
-    model = mlp()
+    model = network()
     assert fxenorm.analyze(model, INPUTS, exclude="4.*").num_scales == 5
     assert fxenorm.analyze(model, INPUTS, exclude=["4"]).num_scales == 5, "a module's name"
     assert fxenorm.analyze(model, INPUTS, exclude=["0.weight", "4.weight"]).num_scales == 0
@@ -356,11 +354,11 @@ def test_exclude_forces_exponents_to_zero() -> None:
 
 def test_exclude_that_matches_nothing_is_said() -> None:
     with pytest.warns(fxenorm.FxenormWarning, match="nowhere"):
-        assert fxenorm.analyze(mlp(), INPUTS, exclude="nowhere.*").num_scales == 11
+        assert fxenorm.analyze(network(), INPUTS, exclude="nowhere.*").num_scales == 11
 
 
 def test_balance_last_false_holds_what_feeds_the_output() -> None:
-    model = mlp()
+    model = network()
     plan = fxenorm.analyze(model, INPUTS, balance_last=False)
     assert plan.num_scales == 11
     held = held_variables(plan)
@@ -392,7 +390,7 @@ def test_modes_cover_what_they_say(modes: str) -> None:
 @pytest.mark.parametrize("backend", ["auto", "eager"])
 def test_weights_made_in_inference_mode_are_rescaled(backend: str) -> None:
     with torch.inference_mode():
-        model = mlp()
+        model = network()
     assert model[0].weight.is_inference()
     plan = fxenorm.analyze(model, INPUTS, backend=backend)
     before = outputs(model, INPUTS)

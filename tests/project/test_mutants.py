@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from fnmatch import fnmatch
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from ..helpers import load_tool
 
 ROOT = Path(__file__).parents[2]
 
 
-def _load(name: str) -> ModuleType:
-    """A file of the tool as a module; neither of those used here needs the tool's own libraries."""
-    spec = importlib.util.spec_from_file_location(f"mutants_{name}", ROOT / "tools" / "mutants" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-TABLE = _load("table")
+TABLE = load_tool("mutants/table")
 ASSIGNED = {name for row in [*TABLE.TESTS.values(), TABLE.WIDER] for name in row}
 TEST_FILES = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
 
@@ -50,5 +39,5 @@ def test_every_source_has_a_row_of_tests(ending: str) -> None:
 
 @pytest.mark.parametrize(("before", "count"), [("if (a < b && c) x += 2;", 2 + 1 + 1 + 2), ("// a < b\n#if A == 1\nf(&x);", 0)])
 def test_native_mutants_change_code_alone(before: str, count: int) -> None:
-    mutants = list(_load("native").native_mutants_of(before))
+    mutants = list(load_tool("mutants/native").native_mutants_of(before))
     assert len({mutant.text(before) for mutant in mutants} - {before}) == len(mutants) == count

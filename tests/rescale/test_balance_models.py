@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,19 +10,9 @@ import torch
 
 import fxenorm
 
+from ..helpers import load_tool
 
-def _load_bench() -> ModuleType:
-    """tools/bench_balance.py, which makes the models."""
-    path = Path(__file__).parents[2] / "tools" / "bench_balance.py"
-    spec = importlib.util.spec_from_file_location("bench_balance", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-BENCH = _load_bench()
+BENCH = load_tool("bench_balance")
 NAMES = ["chain4", "chain16", "chain16-heavy", "chain16-sparse", "unet", "llama"]
 
 

@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 import warnings
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -24,24 +23,16 @@ from fxenorm.errors import BindError, FxenormWarning, OptimizerError, OptionErro
 from fxenorm.plan.plan import Plan
 
 from ..hand_made import Builder, chain
+from ..helpers import mlp
 
 WIDTHS = [5, 7, 8, 6, 4]
 
 
-def mlp(widths: list[int] | None = None, bias: bool = True, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:
+def network(
+    widths: list[int] | None = None, bias: bool = True, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> nn.Sequential:
     """The network of `hand_made.chain`, with random weights."""
-    widths = widths or WIDTHS
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for layer in range(1, len(widths)):
-        layers[f"fc{layer}"] = nn.Linear(widths[layer - 1], widths[layer], bias=bias)
-        if layer < len(widths) - 1:
-            layers[f"relu{layer}"] = nn.ReLU()
-    model = nn.Sequential(layers)
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=random))
-    return model.to(dtype)
+    return mlp(*(widths or WIDTHS), bias=bias, named=True, seed=seed, dtype=dtype)
 
 
 def plan_of(model: nn.Module, widths: list[int] | None = None, bias: bool = True, **options: Any) -> Plan:
@@ -88,7 +79,7 @@ def test_step_keeps_the_function_and_never_raises_the_norm(
 ) -> None:
     widths = [5, *widths, 4]
     c = 1.0 if isinstance(c, dict) and len(widths) < 3 else c
-    model = mlp(widths, seed=seed)
+    model = network(widths, seed=seed)
     plan = plan_of(model, widths, p=p, c=c, biases=biases)
     before, norms = in_numpy(model, X), [plan.norm().item()]
     for _ in range(5):
@@ -99,7 +90,7 @@ def test_step_keeps_the_function_and_never_raises_the_norm(
 
 
 def test_cycles_are_steps_in_one() -> None:
-    one, three = mlp(), mlp()
+    one, three = network(), network()
     for _ in range(3):
         plan_of(one).step()
     plan_of(three).step(cycles=3)
@@ -109,7 +100,7 @@ def test_cycles_are_steps_in_one() -> None:
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, 4, 12])
 def test_balanced_chains_have_equal_layer_norms(p: float) -> None:
-    model = mlp(bias=False)
+    model = network(bias=False)
     plan = plan_of(model, bias=False, p=p)
     result = plan.balance(tol=1e-10)
     assert result.converged and result.norm_after <= result.norm_before and result.imbalance_after <= 1e-10
@@ -123,14 +114,14 @@ def test_balanced_chains_have_equal_layer_norms(p: float) -> None:
 
 
 def test_asymmetric_weights_make_norms_grow_with_depth() -> None:
-    plan = plan_of(mlp(bias=False), bias=False, c=1.2)
+    plan = plan_of(network(bias=False), bias=False, c=1.2)
     assert plan.balance(tol=1e-10).converged
     norms = [norm.item() for norm in plan.layer_norms().values()]
     assert [b / a for a, b in itertools.pairwise(norms)] == pytest.approx([1.2] * 3, rel=1e-8)
 
 
 def test_balance_is_undone_and_does_not_depend_on_the_start() -> None:
-    model = mlp()
+    model = network()
     plan, state = plan_of(model), saved(model)
     result = plan.balance(tol=1e-10)
     optimum = saved(model)
@@ -145,7 +136,7 @@ def test_balance_is_undone_and_does_not_depend_on_the_start() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_moves_by_powers_of_two(dtype: torch.dtype) -> None:
-    model = mlp(dtype=dtype)
+    model = network(dtype=dtype)
     with torch.no_grad():
         model.fc1.weight *= 16
     plan, x = plan_of(model), torch.randn(4, 5).to(dtype)
@@ -169,7 +160,7 @@ def momentum(model: nn.Module, **settings: Any) -> torch.optim.SGD:
 
 
 def test_momentum_and_gradients_are_divided() -> None:
-    model = mlp()
+    model = network()
     optimizer, plan = momentum(model), plan_of(model)
     before = {p: (p.detach().clone(), p.grad.clone(), optimizer.state[p]["momentum_buffer"].clone()) for p in model.parameters()}
     plan.step(optimizer, grads=True)
@@ -180,7 +171,7 @@ def test_momentum_and_gradients_are_divided() -> None:
 
 
 def test_parameters_without_an_optimizer_are_listed_once() -> None:
-    model = mlp()
+    model = network()
     optimizer = torch.optim.SGD(model.fc1.parameters(), lr=0.1)
     plan = plan_of(model)
     with pytest.warns(FxenormWarning, match=r"fc2\.weight.*fc4\.weight") as caught:
@@ -189,7 +180,7 @@ def test_parameters_without_an_optimizer_are_listed_once() -> None:
     assert len(caught) == 1
     plan.step()
     with pytest.raises(OptimizerError, match="none of the model's parameters"):
-        plan.step(torch.optim.SGD(mlp().parameters(), lr=0.1))
+        plan.step(torch.optim.SGD(network().parameters(), lr=0.1))
 
 
 def spoilt_momentum(model: nn.Sequential) -> Any:
@@ -206,7 +197,7 @@ def spoilt_parameter(model: nn.Sequential) -> Any:
 
 @pytest.mark.parametrize(("spoil", "error"), [(spoilt_momentum, OptimizerError), (spoilt_parameter, BindError)])
 def test_errors_come_before_anything_is_written(spoil: Any, error: type[Exception]) -> None:
-    model = mlp()
+    model = network()
     plan, optimizer = plan_of(model), spoil(model)
     state = saved(model)
     for call in (
@@ -220,7 +211,7 @@ def test_errors_come_before_anything_is_written(spoil: Any, error: type[Exceptio
 
 
 def test_bad_log_scales() -> None:
-    model = mlp(dtype=torch.float32)
+    model = network(dtype=torch.float32)
     plan, state = plan_of(model), saved(model)
     for wrong in (torch.zeros(3), torch.full((21,), math.nan), torch.full((21,), 100.0), [0] * 20, "x", torch.zeros(21).int()):
         with pytest.raises(RescaleError):
@@ -231,11 +222,11 @@ def test_bad_log_scales() -> None:
 @pytest.mark.parametrize("bad", [{"cycles": 0}, {"cycles": True}, {"cycles": 1.0}])
 def test_bad_cycles(bad: Any) -> None:
     with pytest.raises(OptionError, match="cycles"):
-        plan_of(mlp()).step(**bad)
+        plan_of(network()).step(**bad)
 
 
 def test_dead_frozen_and_last_variables_are_held() -> None:
-    model = mlp()
+    model = network()
     plan = plan_of(model, balance_last=False)
     with torch.no_grad():
         model.fc1.weight[2], model.fc2.weight[:, 3] = 0.0, 0.0
@@ -258,7 +249,7 @@ def test_dead_frozen_and_last_variables_are_held() -> None:
 
 
 def test_an_inference_model_moves() -> None:
-    model = mlp().requires_grad_(False)
+    model = network().requires_grad_(False)
     plan, norm = plan_of(model), plan_of(model).norm().item()
     assert plan.held == ()
     plan.step()
@@ -267,7 +258,7 @@ def test_an_inference_model_moves() -> None:
 
 def test_scales_that_would_overflow_are_held() -> None:
     """A bias far above its nearly dead weights."""
-    model = mlp(dtype=torch.float32)
+    model = network(dtype=torch.float32)
     with torch.no_grad():
         model.fc1.weight[0] *= 1e-38
         model.fc1.bias[0] = 1e30
@@ -279,25 +270,25 @@ def test_scales_that_would_overflow_are_held() -> None:
 
 
 def test_bind_and_storage() -> None:
-    model, other = mlp(), mlp(seed=5)
+    model, other = network(), network(seed=5)
     plan = plan_of(model, p=math.inf)
     stored = Plan.from_dict(json.loads(json.dumps(plan.to_dict())), other)
     bound = plan.bind(other)
     assert stored.fingerprint == bound.fingerprint == plan.fingerprint != plan_of(model).fingerprint
-    expected = mlp(seed=5)
+    expected = network(seed=5)
     plan_of(expected, p=math.inf).step()
     stored.step()
     assert_same(other, saved(expected))
-    assert_same(model, saved(mlp()))
+    assert_same(model, saved(network()))
     with pytest.raises(BindError, match=r"fc4\.weight has shape \(9, 6\) instead of \(4, 6\)"):
-        plan.bind(mlp([5, 7, 8, 6, 9]))
+        plan.bind(network([5, 7, 8, 6, 9]))
     with pytest.raises(BindError, match="missing"):
-        plan.bind(mlp(bias=False))
+        plan.bind(network(bias=False))
     assert plan.to_networkx().number_of_nodes() == 4
 
 
 def test_tied_names_must_stay_tied() -> None:
-    model = mlp([5, 5, 5], bias=False)
+    model = network([5, 5, 5], bias=False)
     model.fc2.weight = model.fc1.weight
     builder = Builder()
     builder.group(1)
@@ -310,7 +301,7 @@ def test_tied_names_must_stay_tied() -> None:
 
 
 def test_meta_weights_raise() -> None:
-    plan = plan_of(mlp().to("meta"))
+    plan = plan_of(network().to("meta"))
     assert plan.num_scales == 21
     for call in (plan.step, plan.balance, plan.norm):
         with pytest.raises(RescaleError, match="meta"):
@@ -370,7 +361,7 @@ class NoReading(TorchDispatchMode):
 def test_step_waits_for_no_value(p: float, solver: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a device that computes beside Python: on a CPU a step looks at the weights first, which costs no wait."""
     monkeypatch.setattr("fxenorm.rescale.cycles._looks_first", lambda weights, targets: False)
-    model = mlp(dtype=dtype)
+    model = network(dtype=dtype)
     optimizer, plan = momentum(model, foreach=False), plan_of(model, p=p, solver=solver)
     with NoReading():
         plan.step(optimizer, grads=True)
@@ -381,7 +372,7 @@ def test_step_waits_for_no_value(p: float, solver: str, dtype: torch.dtype, monk
 
 
 def test_nothing_warns_in_ordinary_use() -> None:
-    model = mlp()
+    model = network()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plan_of(model).step(momentum(model))

@@ -20,6 +20,7 @@ from ..helpers import (
     draw_log_scales,
     generator,
     log_factors,
+    mlp,
     objective,
     outputs,
     randomise,
@@ -46,14 +47,6 @@ def conv_chain() -> nn.Module:
     )  # fmt: skip
 
 
-def mlp() -> nn.Module:
-    """Five layers with biases."""
-    layers: list[nn.Module] = []
-    for before, after in ((9, 8), (8, 7), (7, 6), (6, 5)):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(5, 4))
-
-
 def torchvision_model(name: str) -> Callable[[], nn.Module]:
     """A torchvision classifier."""
 
@@ -66,7 +59,7 @@ def torchvision_model(name: str) -> Callable[[], nn.Module]:
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv_chain": (conv_chain, (2, 3, 11, 13)),
-    "mlp": (mlp, (6, 9)),
+    "mlp": (lambda: mlp(9, 8, 7, 6, 5, 4), (6, 9)),
     "resnet18": (torchvision_model("resnet18"), (3, 3, 32, 40)),
     "mobilenet_v3_small": (torchvision_model("mobilenet_v3_small"), (3, 3, 32, 40)),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 
@@ -18,16 +17,13 @@ from fxenorm.analysis.held import frozen_names
 from fxenorm.text.describe import between
 from fxenorm.text.table import Column, broken, table_lines
 
+from ..helpers import mlp
+
 
 def describe(model: nn.Module, *inputs: torch.Tensor, width: int = 100, **options) -> str:
     plan = fxenorm.analyze(model, inputs or None, **options)
     frozen = frozen_names(model, plan.symmetry)
     return plan_text.describe(plan.rescaler.analysis, type(model).__name__, frozen, width)
-
-
-def mlp(*widths: int) -> nn.Sequential:
-    layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
 
 
 def test_a_printed_plan_says_what_it_is():
