@@ -40,15 +40,15 @@ class SparseCoarseProblem(CoarseProblem):
 
     def _solver(self, weights: Tensor, ridge: float) -> Callable[[Tensor], Tensor] | None:
         """Returns a solver by sparse LU factors, None where they would fill up; see `CoarseProblem`."""
-        from scipy.sparse import csc_array, diags_array, eye_array
+        from scipy.sparse import csc_array
         from scipy.sparse.linalg import splu
 
-        matrix = self._sparse.T @ (diags_array(_numbers(weights)) @ self._sparse)
+        matrix = self._sparse.T @ (_diagonal(_numbers(weights)) @ self._sparse)
         if matrix.nnz > _MOST_NEIGHBOURS * self.count:
             return None
         diagonal = matrix.diagonal()
         root = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-        scaled = csc_array(diags_array(root) @ matrix @ diags_array(root) + ridge * eye_array(self.count))
+        scaled = csc_array(_diagonal(root) @ matrix @ _diagonal(root) + _diagonal(np.full(self.count, ridge)))
         try:
             factor = splu(scaled, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
         except (RuntimeError, MemoryError):  # not positive in its digits, or filled up: the solver does without
@@ -60,6 +60,14 @@ class SparseCoarseProblem(CoarseProblem):
             return torch.from_numpy(np.where((diagonal > 0) & np.isfinite(solution), solution, 0.0)).to(vector)
 
         return solve
+
+
+def _diagonal(entries: Any) -> Any:
+    """Returns (n, n) a sparse matrix with these entries on its diagonal; scipy's own function came with 1.12."""
+    from scipy.sparse import csr_array
+
+    places = np.arange(len(entries))
+    return csr_array((entries, (places, places)), shape=(len(entries), len(entries)))
 
 
 def _numbers(tensor: Tensor) -> Any:
