@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ..errors import FxenormError, FxenormWarning, MissingTorchError
 from ..version import __version__
 from .apart import answer_stream, one_line, printable, run_apart
+from .glossary import glossary_lines
 
 if TYPE_CHECKING:
     from .input_spec import InputSpec
@@ -150,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="fxenorm-inspect",
         usage="%(prog)s [options] model",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog="\n".join([_EPILOG, "words:", *glossary_lines()]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help="a Python file, file:name, or torchvision:name")

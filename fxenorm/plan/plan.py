@@ -260,10 +260,11 @@ class Plan:
     ) -> None:
         """Moves the weights towards their least norm by Jacobi cycles, in place; call it after ``optimizer.step()``.
 
-        One cycle multiplies channel k by sqrt(R_k / L_k) as in ENorm (Stock et al., ICLR 2019, section 3), all channels from
-        the same weights. The objective never increases, and nothing waits for the device. A channel goes no farther than all
-        entries that follow have room in their types: none becomes infinite or zero. Processes over which the model is
-        spread tell one another channel sums, in one collective a cycle (with powers of two: two; Gauss-Seidel: one a group).
+        One cycle multiplies channel k by (N_k / P_k) ** (1 / 2p), N and P the sums of |w|^p over its consumers and producers: the
+        sqrt(R / L) of ENorm (Stock et al., ICLR 2019, section 3). All channels start from the same weights. The objective never
+        increases, and nothing waits for the device. A channel goes no farther than all entries that follow have room in their
+        types: none becomes infinite or zero. Processes over which the model is spread tell one another channel sums, in one
+        collective a cycle (with powers of two: two; Gauss-Seidel: one a group).
         Replicas of DistributedDataParallel agree in one small collective before they write.
 
         No rule makes these exact: coupled weight decay (of SGD, Adam, RMSprop, ...) is in the buffers and is rescaled as

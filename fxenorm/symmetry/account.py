@@ -139,18 +139,18 @@ class ChannelAccount:
         return tuple((*key, count, tuple(places)) for key, (count, places) in ordered)
 
     def __str__(self) -> str:
-        """Returns the sum, and the operators that hold or tie most."""
+        """Returns the sum, and the operators that fix or tie most."""
         return "\n".join(self.lines())
 
     def lines(self, most: int = 4) -> list[str]:
-        """Returns the sum in one line; in a second the operators that hold or tie most, at most `most` of each."""
-        fixed = ", ".join(
+        """Returns the sum in one line; in a second the operators that fix or tie most, at most `most` of each."""
+        sums = ", ".join(
             f"{self.fixed(kind):,} {'fixed ' if kind == 'input' else ''}by {kind}s" for kind in KINDS if kind != "tied"
         )
-        lines = [f"Channel ends {self.total:,}: {self.free:,} free, {fixed}, {self.tied:,} tied away"]
-        held = self._named(self.by_operator("barrier", "option"), most)
+        lines = [f"Channel ends {self.total:,}: {self.free:,} free, {sums}, {self.tied:,} tied away"]
+        fixed = self._named(self.by_operator("barrier", "option"), most)
         tied = self._named(self.by_operator("tied"), most)
-        told = [text for text in (held and f"held by {held}", tied and f"tied by {tied}") if text]
+        told = [text for text in (fixed and f"fixed by {fixed}", tied and f"tied by {tied}") if text]
         if told:
             lines.append("  " + "; ".join(told))
         if self.uncounted:

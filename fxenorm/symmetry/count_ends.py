@@ -350,6 +350,6 @@ class _Account:
         where, causes = self.walk.origins[number], self.walk.causes
         kind = kind or causes.kind(number, where.operator, where.reason)
         graph = causes.graph(number, self.second) if where.node else ""
-        reason = where.reason or ("ties its inputs to what is held" if kind == "barrier" else "")
+        reason = where.reason or ("ties its inputs to what is fixed" if kind == "barrier" else "")
         reason = "" if kind == "tied" else reason
         self.rows.append(AccountRow(kind, count, where.operator, where.node, where.module, where.source, reason, graph))

@@ -260,7 +260,7 @@ def _barriers(
         if where.operator == "output":
             by_output[where.node] = by_output.get(where.node, 0) + int(count)
         elif count or not (where.known or second):
-            reason = (where.reason or "ties its inputs to what is held") + (", at the second size" if second else "")
+            reason = (where.reason or "ties its inputs to what is fixed") + (", at the second size" if second else "")
             found.append(Barrier(where.operator, where.node, where.module, where.source, int(count), reason, where.known))
     return tuple(found), by_output
 

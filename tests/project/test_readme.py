@@ -105,6 +105,19 @@ def test_the_shown_answer_is_what_its_block_prints(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == own.split("```text\n")[1].split("```")[0]
 
 
+def test_the_words_are_those_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    from fxenorm.inspect.cli import main
+    from fxenorm.inspect.glossary import GLOSSARY
+
+    lines = [line for line in section("Words").splitlines() if line.startswith("| ")][1:]
+    assert [line.replace("\\|", "|") for line in lines] == [f"| {word} | {meaning} |" for word, meaning in GLOSSARY]
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert all(f"{word} {meaning}" in told for word, meaning in GLOSSARY)
+    assert len({word for word, _ in GLOSSARY}) == len(GLOSSARY) >= 12
+
+
 @pytest.mark.parametrize(("spans", "exact"), recipes())
 def test_recipe(spans: list[str], exact: str, capsys: pytest.CaptureFixture[str]) -> None:
     namespace = make_namespace()

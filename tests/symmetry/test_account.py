@@ -136,7 +136,7 @@ def test_rows_are_told_by_operator_and_graph_the_largest_first() -> None:
     assert first.startswith("Channel ends 40: 8 free, 0 fixed by inputs") and first.endswith(
         "6 by barriers, 0 by options, 18 tied away"
     )
-    assert " ".join(second.split()) == "held by gelu 6 (d, model.py:3); tied by mm 9 (c, model.py:3), 2 more"
+    assert " ".join(second.split()) == "fixed by gelu 6 (d, model.py:3); tied by mm 9 (c, model.py:3), 2 more"
     assert third.strip() == "1 scales more move only tensors that are not counted"
     assert "linear 5 (2 places), linear 4 (a, model.py:3, in train mode)" in str(account)
 
