@@ -173,11 +173,14 @@ def test_groups_with_options_of_their_own_and_parameters_without_state() -> None
 def test_what_no_optimizer_holds_is_listed_once() -> None:
     model, plan, _ = build(torch.optim.Adam)
     optimizer = torch.optim.Adam(model.second.parameters())
-    with pytest.warns(FxenormWarning, match=r"embedding\.weight.*first\.weight") as seen:
+    with pytest.warns(FxenormWarning, match=r"embedding\.weight.*first\.weight.*last\.weight") as seen:
         plan.step(optimizer)
-    plan.step(optimizer)
-    plan.balance(optimizer)
+        plan.step(optimizer)
+        plan.balance(optimizer)
     assert [warning.filename for warning in seen] == [__file__]
+    plan.step()
+    with pytest.raises(OptimizerError, match="none of the model's parameters"):
+        plan.step(torch.optim.SGD(build(torch.optim.Adam)[0].parameters(), lr=0.1))
 
 
 @pytest.mark.parametrize("what", ["a frozen parameter", "a moved buffer", "another parameter"])

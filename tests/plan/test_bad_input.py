@@ -155,6 +155,10 @@ BAD_LOG_SCALES: dict[str, Callable[[], Any]] = {
     "nan": lambda: torch.tensor([0, 0, math.nan, 0, 0]),
     "inf": lambda: torch.tensor([0, 0, math.inf, 0, 0]),
     "overflows a weight": lambda: torch.tensor([0, 0, 200.0, 0, 0]),
+    "nothing but nan": lambda: torch.full((5,), math.nan),
+    "overflows every weight": lambda: torch.full((5,), 100.0),
+    "a list that is too short": lambda: [0] * 4,
+    "integers": lambda: torch.zeros(5).int(),
     "text": lambda: "zeros",
 }
 
@@ -211,7 +215,7 @@ def test_bad_optimizer_leaves_the_model_whole(name: str, method: str) -> None:
     assert_same_state(model, state)
 
 
-@pytest.mark.parametrize("arguments", [{"cycles": -1}, {"cycles": 1.5}])
+@pytest.mark.parametrize("arguments", [{"cycles": -1}, {"cycles": 0}, {"cycles": True}, {"cycles": 1.0}, {"cycles": 1.5}])
 def test_bad_number_of_cycles(arguments: dict[str, Any]) -> None:
     model = mlp(4, 5, 3)
     plan = fxenorm.analyze(model, INPUT)

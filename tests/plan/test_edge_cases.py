@@ -279,37 +279,36 @@ def test_rescale_accepts_held_variables() -> None:
     torch.testing.assert_close(model[0].weight.detach(), state["0.weight"] * math.e)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bit_weights_move_by_powers_of_two_and_keep_every_bit(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "scales"), [(torch.bfloat16, "auto"), (torch.float16, "auto"), (torch.float64, "exact")], ids=str
+)
+def test_sixteen_bit_weights_move_by_powers_of_two_and_keep_every_bit(dtype: torch.dtype, scales: Any) -> None:
+    """After several cycles in one call, after many steps, after `balance`, and after its undoing; exact scales are others."""
     model = network()
     with torch.no_grad():
         model[0].weight *= 8
         model[4].weight /= 8
     model = model.to(dtype)
     inputs = (INPUTS[0].to(dtype),)
-    plan = fxenorm.analyze(model, inputs)
+    plan = fxenorm.analyze(model, inputs, scales=scales)
     before, state = outputs(model, inputs), state_of(model)
+
+    def look() -> None:
+        difference = relative_difference(before, outputs(model, inputs))
+        assert difference <= TOLERANCE if scales == "exact" else difference == 0.0
+        assert not torch.equal(model[0].weight, state["0.weight"]), "control: something moved"
+        exponents = [(tensors(model)[name].double() / state[name].double()).log2() for name in plan.exponents]
+        assert all(torch.equal(e, e.round()) for e in exponents) is (scales != "exact")
+
     plan.step(cycles=3)
-    assert torch.equal(before[0], outputs(model, inputs)[0])
-    assert not torch.equal(model[0].weight, state["0.weight"]), "control: something moved"
-    exponents = (model[0].weight.double() / state["0.weight"].double()).log2()
-    assert torch.equal(exponents, exponents.round())
-
-
-@pytest.mark.parametrize("scales", ["exact", "pow2"])
-def test_powers_of_two_on_request(scales: str) -> None:
-    model = network()
-    plan = fxenorm.analyze(model, INPUTS, scales=scales)
-    before, state = outputs(model, INPUTS), state_of(model)
-    with torch.no_grad():
-        model[0].weight *= 64
-        model[0].bias *= 64
-        model[2].weight /= 64
-    plan.step(cycles=5)
-    exponents = (model[0].weight.detach() / state["0.weight"]).log2()
-    assert torch.equal(exponents, exponents.round()) is (scales == "pow2")
-    difference = relative_difference(before, outputs(model, INPUTS))
-    assert difference == 0.0 if scales == "pow2" else difference <= TOLERANCE
+    look()
+    for _ in range(20):
+        plan.step()
+    result = plan.balance()
+    assert result.norm_after <= result.norm_before
+    look()
+    plan.rescale(-result.log_scales)
+    look()
 
 
 @pytest.mark.parametrize("backend", ["compiled", "eager"])

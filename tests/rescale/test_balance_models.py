@@ -10,7 +10,7 @@ import torch
 
 import fxenorm
 
-from ..helpers import load_tool
+from ..helpers import TOLERANCE, load_tool, mlp, outputs, randomise, relative_difference, state_of
 
 BENCH = load_tool("bench_balance")
 NAMES = ["chain4", "chain16", "chain16-heavy", "chain16-sparse", "unet", "llama"]
@@ -19,6 +19,8 @@ NAMES = ["chain4", "chain16", "chain16-heavy", "chain16-sparse", "unet", "llama"
 def made(name: str) -> tuple[torch.nn.Module, Any]:
     """A model in float64 and its inputs."""
     torch.manual_seed(0)
+    if name == "mlp":
+        return randomise(mlp(9, 8, 7, 6, 5, 4).double(), seed=1), torch.zeros(6, 9, dtype=torch.float64)
     model, inputs = BENCH.CASES[name]()
     return model.double(), inputs if not inputs.is_floating_point() else inputs.double()
 
@@ -32,24 +34,32 @@ def random_scales(plan: fxenorm.Plan, seed: int, size: float = 1.0) -> torch.Ten
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in NAMES), ("resnet18", {"batchnorm": "folded"}), ("chain16-heavy", {"p": 32.0})]
+    ("name", "options"),
+    [*((name, {}) for name in (*NAMES, "mlp")), ("resnet18", {"batchnorm": "folded"}), ("chain16-heavy", {"p": 32.0})],
 )
-def test_same_weights_from_any_start(name: str, options: dict[str, Any]) -> None:
+def test_same_weights_from_any_start_and_they_are_undone(name: str, options: dict[str, Any]) -> None:
     """Five random rescalings of the start, the last with lognormal(3) factors."""
     model, inputs = made(name)
+    inputs = torch.randn(inputs.shape, dtype=torch.float64) if inputs.is_floating_point() else inputs
     plan = fxenorm.analyze(model, inputs, **options)
-    start = copy.deepcopy(model.state_dict())
-    result = plan.balance()
+    original, before = copy.deepcopy(model), outputs(model, [inputs])
+    result = plan.balance(tol=1e-10)
     assert result.converged and result.solver == "newton" and result.iterations <= 30 and result.passes == 3
-    assert float(plan.imbalance()) <= 2e-6
-    expected = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    assert float(plan.imbalance()) <= 2e-10
+    expected = state_of(model)
+    plan.rescale(-result.log_scales)
+    for key, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, original.state_dict()[key], rtol=1e-12, atol=0)
+    torch.testing.assert_close(plan.balance(tol=1e-10).log_scales, result.log_scales, rtol=1e-8, atol=1e-10)
     for seed in range(5):
-        model.load_state_dict(start)
-        plan.rescale(random_scales(plan, seed, 3.0 if seed == 4 else 1.0))
-        again = plan.balance()
+        other = copy.deepcopy(original)
+        bound = plan.bind(other)
+        bound.rescale(random_scales(plan, seed, 3.0 if seed == 4 else 1.0).tolist())
+        again = bound.balance(tol=1e-10)
         assert again.converged and again.iterations <= 30 and again.passes == 3
-        for key, tensor in model.state_dict().items():
-            torch.testing.assert_close(tensor, expected[key], rtol=1e-5, atol=1e-12)
+        assert relative_difference(before, outputs(other, [inputs])) <= TOLERANCE
+        for key, tensor in other.state_dict().items():
+            torch.testing.assert_close(tensor, expected[key], rtol=1e-7, atol=0)
 
 
 @pytest.mark.parametrize("name", ["chain16", "chain16-heavy", "unet", "llama"])

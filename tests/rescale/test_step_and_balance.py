@@ -17,7 +17,6 @@ import fxenorm
 
 from ..helpers import (
     TOLERANCE,
-    draw_log_scales,
     generator,
     log_factors,
     mlp,
@@ -27,7 +26,6 @@ from ..helpers import (
     randomness_off,
     relative_difference,
     soundness_error,
-    state_of,
     tensors,
 )
 from ..zoo import CASES
@@ -161,13 +159,15 @@ def test_a_gauss_seidel_step_takes_layer_after_layer_in_the_order_of_the_network
         torch.testing.assert_close(new.detach(), old, rtol=1e-12, atol=0)
 
 
-def test_cycles_are_repeated_steps() -> None:
+@pytest.mark.parametrize("anew", [False, True])
+def test_cycles_are_repeated_steps(anew: bool) -> None:
+    """Of one plan, and of plans that have made no step before."""
     model, plan, _ = plan_of("mlp", modes="eval")
     other = copy.deepcopy(model)
     plan.step(cycles=3)
     second = plan.bind(other)
     for _ in range(3):
-        second.step()
+        (plan.bind(other) if anew else second).step()
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=0)
 
@@ -207,22 +207,6 @@ def test_gradient_of_the_objective_vanishes_at_the_answer(name: str) -> None:
     assert gradient().abs().max().item() < 1e-7 < 1e-4 < start
 
 
-def test_answer_does_not_depend_on_the_start() -> None:
-    model, plan, inputs = plan_of("mlp", modes="eval")
-    before = outputs(model, inputs)
-    copies = [copy.deepcopy(model) for _ in range(3)]
-    answers = []
-    for seed, other in enumerate(copies):
-        bound = plan.bind(other)
-        bound.rescale(2 * draw_log_scales(plan, seed=seed))
-        bound.balance(tol=1e-11, max_iterations=50_000)
-        answers.append(state_of(other))
-        assert relative_difference(before, outputs(other, inputs)) <= TOLERANCE
-    for answer in answers[1:]:
-        for name, value in answer.items():
-            torch.testing.assert_close(value, answers[0][name], rtol=1e-7, atol=0)
-
-
 @pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_what_balance_reports_is_what_the_plan_says_before_and_after(frozen: bool, p: float) -> None:
@@ -253,20 +237,15 @@ def test_what_balance_reports_is_what_the_plan_says_before_and_after(frozen: boo
         assert rows is None or torch.allclose(factor, rows[:, None].expand(5, 4))
 
 
-def test_balance_reports_and_can_be_undone() -> None:
+def test_balance_reports_what_it_did() -> None:
     model, plan, inputs = plan_of("conv_chain")
-    saved, norm, imbalance = state_of(model), plan.norm().item(), plan.imbalance().item()
+    norm, imbalance = plan.norm().item(), plan.imbalance().item()
     result = plan.balance()
     assert result.converged and result.iterations >= 1 and result.passes >= 1 and not result.held
     assert result.log_scales.shape == (plan.num_scales,)
     text = str(result)
     assert f"{norm:.3g}"[:3] in text and text.strip()
     assert plan.norm().item() < norm and plan.imbalance().item() <= 1e-6 < imbalance
-    plan.rescale(-result.log_scales)
-    for name, value in tensors(model).items():
-        torch.testing.assert_close(value, saved[name], rtol=1e-10, atol=0)
-    again = plan.balance()
-    torch.testing.assert_close(again.log_scales, result.log_scales, rtol=1e-8, atol=1e-10)
     assert soundness_error(model, plan, inputs, "train") <= TOLERANCE
 
 
