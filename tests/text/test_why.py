@@ -87,7 +87,7 @@ def test_a_tie_of_many_channels_is_told_with_the_line(forward: Any, operator: st
     answer = two(forward).why("a")
     assert (answer.layers[0].channels_out, answer.layers[0].scales_out) == (8, 1)
     text = str(answer)
-    assert "8 channels share 1 scale: " in text and operator in text and "test_why.py:" in text
+    assert " free" not in text and "8 channels share 1 scale: " in text and operator in text and "test_why.py:" in text
 
 
 def test_layers_that_meet_in_a_sum_are_tied_to_the_first() -> None:
@@ -101,6 +101,7 @@ def test_layers_that_meet_in_a_sum_are_tied_to_the_first() -> None:
     assert (rows["b", "out"].operator, rows["b", "out"].tied_to, rows["b", "out"].channels) == ("add", "a out", 6)
     assert rows["b", "out"].source.startswith("test_why.py:") and rows["c", "in"].tied_to == "a out"
     assert (rows["a", "in"].kind, rows["a", "in"].source) == ("input", "inputs_0") and rows["c", "out"].kind == "output"
+    assert "\n  out  6 free\n  in   4 fixed by the input inputs_0" in str(plan.why("a"))
     layer = plan.why("b").layers[0]
     assert layer.producer_of == layer.consumer_of == ("g0",) and set(layer.with_layers) == {"a", "c"}
 
