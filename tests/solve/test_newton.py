@@ -1,4 +1,4 @@
-"""What Newton's method is made of: one scalar a group, conjugate gradients, and few iterations also beside limits."""
+"""The parts of Newton's method: one scalar a group, conjugate gradients, a line search; and few iterations also beside limits."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from fxenorm.solve import get_solver
-from fxenorm.solve.coarse import coarse_correction, coarse_problem
+from fxenorm.solve import get_solver, newton
+from fxenorm.solve.coarse import CoarseProblem, coarse_correction, coarse_problem
 from fxenorm.solve.iterate import solve
 from fxenorm.solve.jacobi import solvable
-from fxenorm.solve.newton import conjugate_gradients
+from fxenorm.solve.newton import _line_search, conjugate_gradients
+from fxenorm.solve.sparse_coarse import SparseCoarseProblem
 
-from ..solver_problems import by_definition, chain, gated
+from ..solver_problems import by_definition, chain, gated, ring
 
 
 @pytest.mark.parametrize("dense", [True, False])
@@ -112,6 +113,164 @@ def test_conjugate_gradients_solve_in_as_many_products_as_there_are_unknowns(con
     assert len(asked) <= size + 2
     few = conjugate_gradients(Counted(), wanted, weights, labels, 3, coarse, 1e-9, 3)
     assert len(asked) <= size + 5 and float((few * diagonal) @ wanted) > 0, "a direction of descent all the same"
+
+
+@pytest.mark.parametrize("good", [0, 1, 3])
+@pytest.mark.parametrize("strength", [1.0, 100.0])
+def test_conjugate_gradients_end_where_the_matrix_in_front_is_not_positive(strength: float, good: int) -> None:
+    """Rounding can make it so; what was reached until then is returned, and nothing moves against the residual."""
+    random, size = torch.Generator().manual_seed(3), 12
+    root = torch.randn(size, size, dtype=torch.float64, generator=random)
+    matrix = root @ root.T + 0.5 * torch.eye(size, dtype=torch.float64)
+    diagonal, labels = matrix.diagonal(), torch.arange(size) % 3
+    weights = diagonal / diagonal.max()
+    wanted = 1e-3 * (1.0 + torch.rand(size, dtype=torch.float64, generator=random))
+    asked, answered = [0], [0]
+
+    class Counted:
+        """The matrix, relative to its diagonal."""
+
+        def product(self, vector: torch.Tensor) -> torch.Tensor:
+            asked[0] += 1
+            return (matrix @ vector) / diagonal
+
+    def turning(totals: torch.Tensor) -> torch.Tensor:
+        """Nothing is in front at first; later the totals come back with the wrong sign."""
+        answered[0] += 1
+        return torch.zeros_like(totals) if answered[0] <= good else -strength * 1e3 * totals
+
+    found = conjugate_gradients(Counted(), wanted, weights, labels, 3, turning, 1e-9, 100)
+    assert asked[0] == good
+    if good:
+        torch.testing.assert_close(found, conjugate_gradients(Counted(), wanted, weights, labels, 3, None, 1e-9, good))
+        assert float((weights * found) @ wanted) > 0
+    else:
+        assert not found.any()
+
+
+def test_conjugate_gradients_end_where_the_matrix_in_front_leaves_nothing() -> None:
+    """The product of residual and correction is exactly 0 here, and would be divided by."""
+    wanted, labels = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+
+    class Identity:
+        def product(self, vector: torch.Tensor) -> torch.Tensor:
+            return vector
+
+    found = conjugate_gradients(Identity(), wanted, torch.ones_like(wanted), labels, 1, lambda totals: -totals, 1e-9, 100)
+    assert not found.any()
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("overshoot", [0.5, 1.0, 1.9, 2.0 - 1e-6, 2.2, 3.0, 3.9, 5.0, 9.0])
+def test_the_line_search_lowers_the_objective_in_proportion_and_gives_away_at_most_half(overshoot: float, unit: float) -> None:
+    """Whatever the unit of the weights. Along the line the objective is a cosh, back where it started at twice its minimum."""
+    minimum = 0.4
+    problem = ring([unit * math.exp(-minimum), unit * math.exp(minimum)], 2.0)
+    start = torch.zeros(2, dtype=torch.float64)
+    log_negative, log_positive = problem.log_sums(start)
+    sign = float((log_negative - log_positive).sign()[0])
+    direction = torch.tensor([sign * overshoot * minimum, 0.0], dtype=torch.float64)
+
+    def relative(length: float) -> float:
+        """By definition: the objective at a part of the direction over that at the start."""
+        return float((problem.log_objective(start + length * direction) - problem.log_objective(start)).exp())
+
+    log_unit = float(torch.logaddexp(log_negative, log_positive).amax())
+    slope = float((((log_negative - log_unit).exp() - (log_positive - log_unit).exp()) * direction).sum()) / problem.p
+    first_order = -(relative(1e-5) - relative(-1e-5)) / 2e-5
+    length = float(_line_search(problem, start, direction, slope, log_unit)[0] / direction[0])
+    assert 0 < length <= 1 and relative(length) <= 1 - 1e-5 * length * first_order, "the other wall is no success"
+    assert length == 1 or relative(2 * length) > 1 - 1e-3 * 2 * length * first_order, "twice the way would have been too far"
+
+
+@pytest.mark.parametrize("step", [-1.0, -100.0, 0.0, math.inf, math.nan])
+def test_the_line_search_stays_where_nothing_lowers_the_objective(step: float) -> None:
+    problem, start = ring([1.0, 3.0], 2.0), torch.tensor([0.1, 0.0], dtype=torch.float64)
+    log_negative, log_positive = problem.log_sums(start)
+    direction = torch.stack([(log_negative - log_positive).sign()[0] * step, start[1]])
+    log_unit = float(torch.logaddexp(log_negative, log_positive).amax())
+    for slope in (-1.0, 1.0):
+        assert torch.equal(_line_search(problem, start, direction, slope, log_unit), start)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_as_many_cycles_come_before_newton_steps_as_are_allowed(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one alone where all channels are near."""
+    asked = [0]
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        asked[0] += 1
+        return conjugate_gradients(*arguments)
+
+    def steps(far: float) -> list[int]:
+        """The numbers of Newton steps that each of the first iterations takes, where all gaps above `far` are far."""
+        monkeypatch.setattr(newton, "_FAR", far)
+        problem, taken = chain(6, 5, "heavy"), []
+        cycle, scales = get_solver("newton"), torch.zeros(problem.held.numel(), dtype=torch.float64)
+        for _ in range(most + 2):
+            asked[0] = 0
+            scales = cycle(problem, scales, *problem.log_sums(scales))
+            taken.append(asked[0])
+        return taken
+
+    monkeypatch.setattr(newton, "conjugate_gradients", counted)
+    monkeypatch.setattr(newton, "_MOST_CYCLES", most)
+    assert steps(0.0) == [0] * most + [1, 1]
+    assert steps(math.inf) == [0] + [1] * (most + 1)
+
+
+def test_an_iteration_takes_no_more_products_than_are_allowed_far_away_and_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And with few of them each it still lowers the objective, down to the optimum."""
+    allowed = {True: 2, False: 4}
+    asked = [0]
+
+    class Counted:
+        def __init__(self, operator: Any) -> None:
+            self._operator = operator
+
+        def product(self, vector: torch.Tensor) -> torch.Tensor:
+            asked[0] += 1
+            return self._operator.product(vector)
+
+    monkeypatch.setattr(newton, "conjugate_gradients", lambda first, *others: conjugate_gradients(Counted(first), *others))
+    monkeypatch.setattr(newton, "_MOST_PRODUCTS", allowed[False])
+    monkeypatch.setattr(newton, "_MOST_PRODUCTS_FAR", allowed[True])
+    problem, most = chain(30, 4, "heavy", bad_start=2.0), {True: 0, False: 0}
+    cycle, scales, gap = get_solver("newton"), torch.zeros(problem.held.numel(), dtype=torch.float64), math.inf
+    for _ in range(100):
+        negative, positive = problem.log_sums(scales)
+        gap = float(torch.where(problem.held, 0.0, negative - positive).abs().amax())
+        if gap <= 1e-7:
+            break
+        asked[0], before = 0, problem.log_objective(scales)
+        scales = cycle(problem, scales, negative, positive)
+        assert problem.log_objective(scales) <= before + 1e-12
+        most[gap > 1.0] = max(most[gap > 1.0], asked[0])
+    assert gap <= 1e-7 and most == allowed
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("make", [lambda: chain(6, 5, bad_start=1.0), lambda: chain(6, 5, "heavy"), lambda: gated(2.0)])
+def test_newton_gets_there_where_the_coarse_matrix_has_no_factors(
+    make: Any, dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coarse correction then moves nothing, and conjugate gradients have the diagonal alone in front."""
+    problem = make()
+    expected = solve(problem, tol=1e-8, max_iterations=30, solver="newton")
+    asked = [0]
+
+    def without_factors(*_: Any) -> None:
+        asked[0] += 1
+
+    monkeypatch.setattr("fxenorm.solve.coarse._MOST_DENSE", 1000 if dense else 0)
+    monkeypatch.setattr(CoarseProblem if dense else SparseCoarseProblem, "_solver", without_factors)
+    start = torch.zeros(problem.held.numel(), dtype=torch.float64)
+    assert torch.equal(coarse_correction(problem, start, ~problem.held), start)
+    solution = solve(problem, tol=1e-8, max_iterations=30, solver="newton")
+    assert asked[0] and solution.converged
+    torch.testing.assert_close(
+        problem.log_objective(solution.log_scales), problem.log_objective(expected.log_scales), rtol=0, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -28,6 +28,10 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "+solution = torch.cholesky_solve((root * vector)[:, None], factor)[:, -1] * root",
     ): "the right side has one column, which is the first and the last",
     (
+        "fxenorm/solve/dense_coarse.py",
+        "-break\n+continue",
+    ): "an end of Newton's loop: nothing has changed, so each further turn ends at the same place (the line search's has a test)",
+    (
         "fxenorm/kernels/cpu/native/fast.h",
         "-if (R == 1) __builtin_prefetch(x + NEXT, 0, 3);\n+if (R != 1) __builtin_prefetch(x + NEXT, 0, 3);",
     ): "a prefetch changes no value",
