@@ -34,6 +34,9 @@ the model:
 A module-level `example_inputs` (a tensor, a tuple, or a dict of keyword arguments) and `example_kwargs` of the file are
 used unless --input is given; without any, inputs are guessed from the first layers.
 
+Groups of equal structure share a row: "layers.{0..31}.up -> .down" with "32 × 64" channels stands for 32 groups, and
+".down" is in the module of "up". --expand prints all by themselves.
+
 exit code: 0; 2 after an error; 130 when interrupted
 """
 
@@ -102,7 +105,7 @@ def _run(arguments: argparse.Namespace, stream: TextIO) -> None:
 
         print(json.dumps(answer, indent=2, allow_nan=False), file=stream)
     else:
-        show(printable(answer), make_console(stream))
+        show(printable(answer), make_console(stream), expand=arguments.expand, pairs=arguments.pairs)
 
 
 @contextlib.contextmanager
@@ -197,6 +200,10 @@ def _parser() -> argparse.ArgumentParser:
         "--on-unknown", choices=("barrier", "error"), default="barrier", help="for operators without a scale rule"
     )
     parser.add_argument("--seed", type=int, default=0, help="torch's seed before the model is built (default 0)")
+    parser.add_argument("--pairs", action="store_true", help="print each pair in a row of its own")
+    parser.add_argument(
+        "--expand", action="store_true", help="collapse and shorten nothing: all pairs, groups, places and reasons"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
     parser.add_argument("--version", action="version", version=f"fxenorm-inspect {__version__}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..symmetry.account import AccountRow, ChannelAccount
 from ..symmetry.symmetry import Barrier, OutputUse
-from ..text.describe import barrier_summaries, between, layer_list, mode_words, output_lines, plural, tracer_words
-from ..text.table import Column, rich_table
+from ..text.describe import BarrierSummary, barrier_summaries, mode_words, output_lines, plural, tracer_words
+from ..text.table import rich_table
+from .pair_table import Table, all_groups, all_pairs, collapsed_pairs, imbalance_words
 from .report import Json
 
 if TYPE_CHECKING:
@@ -16,8 +19,19 @@ if TYPE_CHECKING:
 
 __all__ = ["make_console", "show"]
 
-_MOST_PLACES = 3
-"""Places of a barrier that are listed: a barrier often stands in every block of a model, and --json lists all."""
+_TOTALS = "Totals"
+
+_MOST_LINES = 60
+_MOST_ROWS = 36
+"""Lines of the whole answer, and rows of its table of pairs, where nothing is expanded: one screen, scrolled at most once."""
+
+_FEWEST_ROWS = 12
+"""The table of pairs has room for these even where the rest is long."""
+
+_NO_LIMIT = 100_000
+
+_MOST_PARTS = 5
+"""Operators, reasons, notes and groups in a list; ``--expand`` prints all."""
 
 
 def make_console(stream: TextIO) -> Console:
@@ -26,112 +40,140 @@ def make_console(stream: TextIO) -> Console:
 
     if stream.isatty():
         return Console(file=stream, highlight=False, emoji=False, markup=False)
-    return Console(file=stream, width=100_000, color_system=None, highlight=False, emoji=False, markup=False)
+    return Console(file=stream, width=_NO_LIMIT, color_system=None, highlight=False, emoji=False, markup=False)
 
 
-def show(report: Json, console: Console) -> None:
-    """Prints pairs, groups, barriers, held channels and totals."""
+def show(report: Json, console: Console, *, expand: bool = False, pairs: bool = False) -> None:
+    """Prints totals, pairs, groups, barriers and held channels.
+
+    Args:
+        report: the answer.
+        console: where it goes.
+        expand: whether nothing is collapsed or shortened.
+        pairs: whether each pair has a row of its own.
+    """
+    most = None if expand else _MOST_PARTS
+    above = [(f"{report['model']}: {report['class']}", []), (_TOTALS, _totals(report, most))]
+    below = [
+        (_groups_title(report), [] if expand else _unpaired(report)),
+        *_barriers(report, most),
+        *_held(report, most),
+    ]
     width = console.width if console.is_terminal else None
-    _title(console, f"{report['model']}: {report['class']}", first=True)
-    _pairs(report, console, width)
-    _groups(report, console, width)
-    _barriers(report, console)
-    _held(report, console, width)
-    _totals(report, console)
+    used = (
+        sum(len(_wrapped(line, width, _indent(title))) for title, lines in above + below for line in lines)
+        + 2 * len(above + below)
+        + 1
+    )
+    for number, (title, lines) in enumerate(above):
+        _section(console, title, lines, first=number == 0)
+    _pairs(report, console, all_pairs(report) if expand or pairs else _collapsed(report, used, width))
+    for title, lines in below:
+        _section(console, title, lines)
+        if expand and title == _groups_title(report) and report["groups"]:
+            _print_table(console, all_groups(report))
 
 
-def _title(console: Console, text: str, first: bool = False) -> None:
-    """Prints a heading, with an empty line before it."""
-    if not first:
+def _collapsed(report: Json, used: int, width: int | None) -> Table:
+    """Returns the collapsed table of pairs, in the lines that the other sections leave."""
+    return collapsed_pairs(report, min(max(_MOST_LINES - used, _FEWEST_ROWS), _MOST_ROWS), width)
+
+
+def _section(console: Console, title: str, lines: Sequence[str], first: bool = False) -> None:
+    """Prints a heading, with an empty line before it, and what belongs to it."""
+    if not first and title != _TOTALS:
         console.print()
-    console.print(text, style="bold cyan", soft_wrap=True)
+    console.print(title, style="bold cyan", soft_wrap=True)
+    width = console.width if console.is_terminal else None
+    for line in lines:
+        for part in _wrapped(line, width, _indent(title)):
+            console.print(part, soft_wrap=True)
 
 
-def _print_table(console: Console, columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> None:
+def _indent(title: str) -> int:
+    """Returns the number of blanks before the second line of what a section says."""
+    return 14 if title == _TOTALS else 4
+
+
+def _wrapped(line: str, width: int | None, indent: int) -> list[str]:
+    """Returns a line in lines that fit a terminal, broken at blanks; further ones begin with `indent` blanks."""
+    if width is None or len(line) <= width:
+        return [line]
+    return textwrap.wrap(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _print_table(console: Console, table: Table) -> None:
     """Prints a table; without a terminal as lines that do not end in blanks."""
-    table = rich_table(columns, rows, width)
-    if console.is_terminal:
-        console.print(table, soft_wrap=True)
-        return
-    with console.capture() as capture:
-        console.print(table)
-    for line in capture.get().splitlines():
-        console.print(line.rstrip(), soft_wrap=True)
+    width = console.width if console.is_terminal else None
+    made = rich_table(table.columns, table.rows, width)
+    if width is not None:
+        console.width = _NO_LIMIT  # a name that does not fit is printed whole: rich would cut it
+        console.print(made)
+        console.width = width
+    else:
+        with console.capture() as capture:
+            console.print(made)
+        for line in capture.get().splitlines():
+            console.print(line.rstrip(), soft_wrap=True)
+    for line in table.below:
+        for part in _wrapped(line, width, 1):
+            console.print(part, style="dim", soft_wrap=True)
 
 
-def _pairs(report: Json, console: Console, width: int | None) -> None:
-    """Prints the pairs: the producer hands its output's scale to the consumer."""
-    pairs = report["pairs"]
-    _title(console, f"Pairs: {len(pairs):,}" if pairs else "Pairs: none")
-    if not pairs:
-        return
-    columns = [
-        Column("producer", "text"),
-        Column("consumer", "text"),
-        Column("channels", "right", "green"),
-        Column("group", "", "cyan"),
-        Column("imbalance", "right", "yellow"),
-        Column("between", "text", "dim"),
-    ]
-    rows = [
-        [
-            pair["producer"],
-            pair["consumer"],
-            f"{pair['channels']:,}",
-            pair["group"],
-            _imbalance(pair["imbalance"]),
-            between(pair["operators"]),
-        ]
-        for pair in pairs
-    ]
-    _print_table(console, columns, rows, width)
+def _pairs(report: Json, console: Console, table: Table) -> None:
+    """Prints the pairs."""
+    count = len(report["pairs"])
+    _section(console, f"Pairs: {count:,}" if count else "Pairs: none", [])
+    if count:
+        _print_table(console, table)
 
 
-def _groups(report: Json, console: Console, width: int | None) -> None:
-    """Prints the groups of channels that can be scaled freely."""
+def _groups_title(report: Json) -> str:
+    """Returns how many groups there are, with how many scales, and of which kinds."""
     groups = report["groups"]
-    free = plural(report["totals"]["free_channels"], "free scale")
-    _title(console, f"Groups: {len(groups):,} with {free}" if groups else "Groups: none, no channel can be rescaled")
     if not groups:
-        return
-    columns = [
-        Column("group", "", "cyan"),
-        Column("kind"),
-        Column("channels", "right", "green"),
-        Column("imbalance", "right", "yellow"),
-        Column("producers", "text"),
-        Column("consumers", "text"),
-    ]
-    rows = [
-        [
-            group["name"],
-            group["kind"],
-            f"{group['channels']:,}",
-            _imbalance(group["imbalance"]),
-            layer_list(group["producer_layers"]),
-            layer_list(group["consumer_layers"]),
-        ]
-        for group in groups
-    ]
-    _print_table(console, columns, rows, width)
+        return "Groups: none, no channel can be rescaled"
+    kinds = Counter(group["kind"] for group in groups).most_common()
+    words = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+    return f"Groups: {len(groups):,} with {plural(report['totals']['free_channels'], 'free scale')} ({words})"
 
 
-def _barriers(report: Json, console: Console) -> None:
-    """Prints the operators that hold the other channels, with their places."""
-    from rich.text import Text
+def _unpaired(report: Json) -> list[str]:
+    """Returns the groups without a pair, which the table of pairs does not show, in a line."""
+    paired = {pair["group"] for pair in report["pairs"]}
+    alone = [group for group in report["groups"] if group["name"] not in paired]
+    if not alone:
+        return []
+    names = [f"{group['name']} ({', '.join([*group['producer_layers'], *group['consumer_layers']])})" for group in alone]
+    return [f"  without a pair: {_some(names, _MOST_PARTS, ', ')}"]
 
+
+def _some(names: Sequence[str], most: int | None, joint: str) -> str:
+    """Returns names joined, the end of a long list counted."""
+    if most is None or len(names) <= most:
+        return joint.join(names)
+    return f"{joint.join(names[:most])} and {len(names) - most:,} more"
+
+
+def _barriers(report: Json, most: int | None) -> list[tuple[str, list[str]]]:
+    """Returns the operators that hold the other channels, with their places."""
     summaries = barrier_summaries(Barrier(**values) for values in report["barriers"])
     held = report["totals"]["fixed_by_barriers"]
-    _title(console, f"Barriers: {plural(held, 'channel')} held" if summaries else "Barriers: none")
-    for summary in summaries:
-        places = list(dict.fromkeys(_place(barrier) for barrier in summary.barriers))
-        why = summary.reason if summary.known else f"no scale rule: {summary.reason}"
-        counts = f"{plural(summary.variables, 'channel')} at {plural(len(summary.barriers), 'node')}"
-        console.print(Text.assemble("  ", (summary.operator, "bold red"), f" ({counts}): {why}"), soft_wrap=True)
-        for place in places[:_MOST_PLACES]:
-            console.print(f"    {place}", style="dim", soft_wrap=True)
-        if len(places) > _MOST_PLACES:
-            console.print(f"    and {len(places) - _MOST_PLACES} more (--json lists all)", style="dim", soft_wrap=True)
+    lines = [line for summary in summaries[:most] for line in _barrier(summary, most)]
+    if most is not None and len(summaries) > most:
+        lines.append(f"  ... and {plural(len(summaries) - most, 'operator')} more (--expand lists all)")
+    return [(f"Barriers: {plural(held, 'channel')} held" if summaries else "Barriers: none", lines)]
+
+
+def _barrier(summary: BarrierSummary, most: int | None) -> list[str]:
+    """Returns one operator: in one line with its first place, or all its places below it."""
+    places = list(dict.fromkeys(_place(barrier) for barrier in summary.barriers))
+    why = summary.reason if summary.known else f"no scale rule: {summary.reason}"
+    counts = f"{plural(summary.variables, 'channel')} at {plural(len(summary.barriers), 'node')}"
+    if most is None:
+        return [f"  {summary.operator} ({counts}): {why}", *(f"    {place}" for place in places)]
+    more = f", {len(places) - 1:,} more" if len(places) > 1 else ""
+    return [f"  {summary.operator} ({counts}): {why} ({places[0].partition(', in ')[0]}{more})"]
 
 
 def _place(barrier: Barrier) -> str:
@@ -139,34 +181,32 @@ def _place(barrier: Barrier) -> str:
     return ", ".join(filter(None, [barrier.module, barrier.source])) or barrier.node
 
 
-def _held(report: Json, console: Console, width: int | None) -> None:
-    """Prints the channels that are free but that step and balance leave alone."""
+def _held(report: Json, most: int | None) -> list[tuple[str, list[str]]]:
+    """Returns the channels that are free but that step and balance leave alone, by reason."""
     held = report["held"]
     if not held:
-        return
-    _title(console, f"Free but left alone by step and balance: {plural(sum(entry['channels'] for entry in held), 'channel')}")
+        return []
     by_reason: dict[str, list[Json]] = {}
     for entry in held:
         by_reason.setdefault(entry["reason"], []).append(entry)
-    columns = [Column("channels", "right", "green"), Column("why", "text"), Column("groups", "text", "cyan")]
-    rows = [
-        [
-            f"{sum(entry['channels'] for entry in entries):,}",
-            reason,
-            ", ".join(f"{entry['group']} ({entry['channels']:,})" for entry in entries),
-        ]
-        for reason, entries in by_reason.items()
-    ]
-    _print_table(console, columns, rows, width)
+    lines = []
+    for reason, entries in by_reason.items():
+        groups = _some([f"{entry['group']} ({entry['channels']:,})" for entry in entries], most, ", ")
+        lines.append(f"  {plural(sum(entry['channels'] for entry in entries), 'channel')}: {reason}: {groups}")
+    if most is not None and len(lines) > most:
+        lines = [*lines[:most], f"  ... and {plural(len(lines) - most, 'reason')} more (--expand lists all)"]
+    total = plural(sum(entry["channels"] for entry in held), "channel")
+    return [(f"Free but left alone by step and balance: {total}", lines)]
 
 
-def _totals(report: Json, console: Console) -> None:
-    """Prints the numbers of the whole model."""
+def _totals(report: Json, most: int | None) -> list[str]:
+    """Returns the numbers of the whole model in lines."""
     totals = report["totals"]
     options = report["options"]
-    uses = [OutputUse(**values) for values in report["outputs"]]
+    outputs = output_lines(totals["fixed_by_outputs"], [OutputUse(**values) for values in report["outputs"]])
+    exact = "yes" if totals["exact"] else "no"
+    plain = output_lines(totals["fixed_by_outputs"], [])[0]  # says no more than the line of the channels
     taken = f"p = {_option(options['p'])}, batchnorm {options['batchnorm']}, biases {options['biases']}"
-    _title(console, "Totals")
     lines: list[tuple[str, str]] = [
         (
             "parameters",
@@ -177,34 +217,28 @@ def _totals(report: Json, console: Console) -> None:
             f"{totals['free_channels']:,} free, {totals['fixed_by_outputs']:,} held by the outputs, "
             f"{totals['fixed_by_barriers']:,} held by barriers",
         ),
-        *(("ends", text.removeprefix("Channel ends ").strip()) for text in _account_lines(report["account"])),
-        *(("outputs", text) for text in output_lines(totals["fixed_by_outputs"], uses)),
+        *(("ends", text.removeprefix("Channel ends ").strip()) for text in _account_lines(report["account"], most)),
+        *(("outputs", text) for text in outputs if text != plain),
         (
             "norm",
             f"{_value(totals['norm'])} ({taken})",
         ),
-        ("imbalance", f"{_imbalance(totals['imbalance'])} (the largest |log(N / P)| / p of a channel; 0 is balanced)"),
-        ("exact", "yes" if totals["exact"] else f"no: {'; '.join(totals['inexact_reasons'])}"),
-        ("holds in", mode_words(totals["modes"])),
-        ("traced by", tracer_words(totals["tracer"])),
-        *(("note", note) for note in totals["notes"]),
+        ("imbalance", f"{imbalance_words(totals['imbalance'])} (the largest |log(N / P)| / p of a channel; 0 is balanced)"),
+        ("exact", f"{exact}, in {mode_words(totals['modes'])}, traced by {tracer_words(totals['tracer'])}"),
+        *(("not exact", reason) for reason in totals["inexact_reasons"]),
+        *(("note", note) for note in totals["notes"][:most]),
     ]
-    for name, text in lines:
-        console.print(f"  {name:<10}  {text}", soft_wrap=True)
+    if most is not None and len(totals["notes"]) > most:
+        lines.append(("note", f"and {len(totals['notes']) - most} more (--expand lists all)"))
+    return [f"  {name:<10}  {text}" for name, text in lines]
 
 
-def _account_lines(stored: Json | None) -> list[str]:
-    """Returns the account of the channel ends in words."""
+def _account_lines(stored: Json | None, most: int | None) -> list[str]:
+    """Returns the account of the channel ends in words; by operator where nothing is left out."""
     if stored is None:
         return []
-    return ChannelAccount(**{**stored, "rows": tuple(AccountRow(**row) for row in stored["rows"])}).lines()
-
-
-def _imbalance(value: float | None) -> str:
-    """Returns an imbalance with a sensible number of digits."""
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if value >= 5e-4 or value == 0 else f"{value:.0e}"
+    lines = ChannelAccount(**{**stored, "rows": tuple(AccountRow(**row) for row in stored["rows"])}).lines()
+    return lines if most is None else lines[:1]
 
 
 def _value(value: float | None) -> str:

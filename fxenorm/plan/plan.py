@@ -549,9 +549,36 @@ class Plan:
         """Returns the pair graph: layers as nodes, pairs as edges with ``group``, ``channels`` and ``operators``."""
         return pair_graph(self.symmetry, self.pairs)
 
+    def describe(self, *, expand: bool = False, width: int | None = None) -> str:
+        """Puts the plan into words and tables, as ``print(plan)`` does, without reading a weight.
+
+        Groups of one kind whose layers' names differ only in their numbers share a row: ``layers.{0..31}.up -> .down`` with
+        ``32 × 11,008`` channels stands for 32 groups of 11,008 channels.
+
+        Args:
+            expand: whether each group has a row of its own, and every layer and operator is named.
+            width: of the text, in characters; None: the terminal's, 100 where there is none. A name is never broken, so
+                that a line with a longer name is longer.
+
+        Returns:
+            Text of several lines.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> layers = [nn.Linear(4, 4)]
+            >>> for _ in range(5):
+            ...     layers += [nn.ReLU(), nn.Linear(4, 4)]
+            >>> print("\\n".join(fxenorm.analyze(nn.Sequential(*layers)).describe().splitlines()[4:7:2]))
+            group      kind   channels  producers -> consumers
+            g0 ... g4  chain     5 × 4  {0,2,...,8} -> {2,4,...,10}
+        """
+        title, frozen = type(self.model).__name__, frozen_names(self.model, self.symmetry)
+        return describe(self.rescaler.analysis, title, frozen, width, expand=expand)
+
     def __str__(self) -> str:
-        """Returns the groups with their producers and consumers, and the operators that hold the other channels."""
-        return describe(self.rescaler.analysis, type(self.model).__name__, frozen_names(self.model, self.symmetry))
+        """Returns the text of `describe`: the groups, and the operators that hold the other channels."""
+        return self.describe()
 
     def __repr__(self) -> str:
         """Returns one line: the model's class, the scales and the groups."""

@@ -19,9 +19,12 @@ from ..analysis.pairs import short_operator
 from ..symmetry.graph.output_ends import CACHE, CONSTANT
 from ..symmetry.symmetry import Barrier, OutputUse, Symmetry
 from ..trace.outputs import WHOLE
+from .repeats import Item, Row, rows_of
+from .rows import RELATIVE, channel_words, ends_words, group_words, is_relative
 from .table import Column, table_lines
 
 __all__ = [
+    "MOST_ROWS",
     "BarrierSummary",
     "barrier_summaries",
     "between",
@@ -37,7 +40,7 @@ __all__ = [
     "tracer_words",
 ]
 
-_MOST_GROUPS = 24
+MOST_ROWS = 24
 """Rows of the printed table: as many as a terminal has lines where its size is not known."""
 
 _MOST_LAYERS = 4
@@ -46,7 +49,7 @@ _MOST_OUTPUTS = 8
 """Names in a cell, lines and names in a line: choices, by which a large model's plan stays on two screens."""
 
 
-def describe(analysis: Analysis, title: str, frozen: frozenset[str], width: int | None = None) -> str:
+def describe(analysis: Analysis, title: str, frozen: frozenset[str], width: int | None = None, *, expand: bool = False) -> str:
     """Puts a plan into words and tables, without reading a weight.
 
     Args:
@@ -54,6 +57,7 @@ def describe(analysis: Analysis, title: str, frozen: frozenset[str], width: int 
         title: the name of the model's class.
         frozen: names of the parameters that are frozen.
         width: of the text, in characters; None: the terminal's, 100 where there is none.
+        expand: whether each group has its own row, and nothing is left out.
 
     Returns:
         Plain text of several lines.
@@ -75,17 +79,17 @@ def describe(analysis: Analysis, title: str, frozen: frozenset[str], width: int 
         numbers = ", ".join(f"{offset:g}" for offset in sorted(set(offsets.values())))
         lines.append(f"offsets: {plural(len(offsets), 'tensor')} move as a number plus themselves (plan.offsets): {numbers}")
     if groups:
-        lines += ["", *_group_table(groups, symmetry, width, held_words(analysis, frozen))]
+        lines += ["", *_group_table(analysis, held_counts(analysis, frozen), width, expand)]
     else:
         lines += ["", "no group: every channel is held at its scale"]
-    lines += ["", *_held_lines(symmetry)]
+    lines += ["", *_held_lines(symmetry, expand)]
     if symmetry.account is not None:
         lines += symmetry.account.lines()
     lines += [f"note: {note}" for note in symmetry.notes]
     return "\n".join(lines)
 
 
-def held_words(analysis: Analysis, frozen: frozenset[str]) -> dict[str, str]:
+def held_counts(analysis: Analysis, frozen: frozenset[str]) -> dict[str, Counter[str]]:
     """Returns, by group, how many channels `step` leaves alone and why: by the graph and the flags, without any weight."""
     counts: dict[str, Counter[str]] = {}
     left = movable(analysis, frozen)
@@ -93,45 +97,78 @@ def held_words(analysis: Analysis, frozen: frozenset[str]) -> dict[str, str]:
         kind = item.reason.partition(":")[0]
         for name in item.group.split(", "):
             counts.setdefault(name, Counter())[f"{kind}{' (in sums)' if item.coefficients else ''}"] += item.count
-    return {name: ", ".join(f"{count:,} {kind}" for kind, count in found.items()) for name, found in counts.items()}
+    return counts
 
 
-def _group_table(groups: Sequence[Group], symmetry: Symmetry, width: int, held: Mapping[str, str]) -> list[str]:
-    """Returns the groups as lines, without the middle of a long list; held channels have a column where there are any."""
-    shown: list[Group | None] = list(groups)
-    if len(groups) > _MOST_GROUPS:
-        shown = [*groups[: _MOST_GROUPS - 4], None, *groups[-3:]]
-    rows = []
-    for group in shown:
-        if group is None:
-            rows.append(["...", "", "", f"and {len(groups) - _MOST_GROUPS + 1} more", "", ""])
-            continue
-        ends = [layer_list(ends_of(group, symmetry, side), _MOST_LAYERS) for side in ("producers", "consumers")]
-        rows.append([group.name, group.kind, f"{len(group.variables):,}", *ends, held.get(group.name, "")])
+def items_of(analysis: Analysis) -> list[Item]:
+    """Returns the groups as the tables see them."""
+    pairs = Counter(pair.group for pair in analysis.pairs)
+    return [
+        Item(
+            group.name,
+            group.kind,
+            len(group.variables),
+            ends_of(group, analysis.symmetry, "producers"),
+            ends_of(group, analysis.symmetry, "consumers"),
+            pairs[group.name],
+        )
+        for group in analysis.groups
+    ]
+
+
+def _group_table(analysis: Analysis, held: Mapping[str, Counter[str]], width: int, expand: bool) -> list[str]:
+    """Returns the groups as lines, repeated structure in one row; held channels have a column where there are any."""
+    items = items_of(analysis)
+    rows = rows_of(items, None if expand else MOST_ROWS)
+    shown = rows if expand or len(rows) <= MOST_ROWS else (*rows[: MOST_ROWS - 4], *rows[-3:])
+    cells = [
+        [
+            group_words(row),
+            row.members[0].kind,
+            channel_words(row),
+            ends_words(row, None if expand else _MOST_LAYERS),
+            _held_words(row, held),
+        ]
+        for row in shown
+    ]
+    if len(shown) < len(rows):
+        cells.insert(MOST_ROWS - 4, ["...", "", "", f"and {len(rows) - len(shown)} more rows", ""])
     columns = [
         Column("group"),
         Column("kind"),
         Column("channels", "right"),
-        Column("producers", "text"),
-        Column("consumers", "text"),
+        Column("producers -> consumers", "text"),
         Column("held", "text"),
     ]
     if not held:
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
-    lines = table_lines(columns, rows, width)
-    return [*lines, "(fxenorm-inspect prints all groups and their pairs)"] if len(groups) > _MOST_GROUPS else lines
+        columns, cells = columns[:-1], [cell[:-1] for cell in cells]
+    lines = table_lines(columns, cells, width)
+    if any(is_relative(cell[3]) for cell in cells):
+        lines.append(f"({RELATIVE})")
+    if len(shown) < len(items):
+        lines.append(f"({len(items):,} groups, one by one: plan.describe(expand=True), fxenorm-inspect --expand)")
+    return lines
 
 
-def _held_lines(symmetry: Symmetry) -> list[str]:
+def _held_words(row: Row, held: Mapping[str, Counter[str]]) -> str:
+    """Returns how many channels of a row's groups are held, and why."""
+    counts: Counter[str] = Counter()
+    for item in row.members:
+        counts.update(held.get(item.name, {}))
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+
+
+def _held_lines(symmetry: Symmetry, expand: bool) -> list[str]:
     """Returns a line for each operator that holds channels outside the groups."""
     lines = output_lines(symmetry.fixed_by_output, symmetry.outputs)
     summaries = barrier_summaries(symmetry.barriers)
-    for summary in summaries[:_MOST_BARRIERS]:
+    most = len(summaries) if expand else _MOST_BARRIERS
+    for summary in summaries[:most]:
         unknown = "" if summary.known else ", which has no scale rule"
         held, places = plural(summary.variables, "channel"), plural(len(summary.barriers), "node")
         lines.append(f"held by {summary.operator}{unknown}: {held} at {places}")
-    if len(summaries) > _MOST_BARRIERS:
-        lines.append(f"... and {len(summaries) - _MOST_BARRIERS} more operators (fxenorm-inspect prints all)")
+    if len(summaries) > most:
+        lines.append(f"... and {len(summaries) - most} more operators (plan.describe(expand=True) prints all)")
     return lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 import textwrap
@@ -12,12 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+from torch import nn
 
+import fxenorm
 from fxenorm.errors import ModelFileError
 from fxenorm.inspect.apart import answer_stream
 from fxenorm.inspect.cli import main
 from fxenorm.inspect.input_spec import DTYPES, parse_input
 from fxenorm.inspect.load import check_target, load
+from fxenorm.inspect.report import report
+from fxenorm.inspect.tables import make_console, show
 
 NET = """
 import torch
@@ -292,6 +298,120 @@ def test_tables_name_pairs_groups_barriers_and_totals(write, capsys):
     for word in ("Pairs: 1", "Groups: 1 with 6 free scales", "Barriers: 5 channels held", "gelu", "model.py:12", "Totals"):
         assert word in printed
     assert not any(line.endswith(" ") for line in printed.splitlines())
+
+
+STREAM = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.up, self.down = nn.Linear(6, width), nn.Linear(width, 6)
+
+    def forward(self, x):
+        return (x + self.down(self.up(x).relu())).relu()
+
+def stream(blocks, spread=0):
+    blocks = [Block(4 + k * spread) for k in range(blocks)]
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Sequential(*blocks), nn.Linear(6, 3))
+
+model = stream(20)
+"""
+
+
+def test_blocks_are_one_row_and_a_residual_stream_is_one_row(write, capsys):
+    """21 writers with 21 readers are 231 pairs, and 20 blocks have one of their own."""
+    assert main([write(STREAM), "--input", "2x4"]) == 0
+    printed = capsys.readouterr().out
+    assert "Pairs: 251" in printed and "Groups: 21 with 86 free scales (20 chain, 1 residual)" in printed
+    rows = [" ".join(line.split()) for line in printed.splitlines() if " -> " in line]
+    assert [re.sub(r"\d\.\d{3}", "*", row) for row in rows[1:]] == [
+        "0, 2.{0..19}.down -> 2.{0..19}.up, 3 231 6 * g0 residual relu, add",
+        "2.{0..19}.up -> .down 20 20 × 4 * g1 ... g20 chain relu",
+    ]
+
+
+@pytest.mark.parametrize("option", ["--pairs", "--expand"])
+def test_all_pairs_are_printed_on_request(write, capsys, option):
+    path = write(STREAM)
+    assert main([path, "--input", "2x4", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert main([path, "--input", "2x4", option]) == 0
+    printed = capsys.readouterr().out
+    rows = [line.split()[:4] for line in printed.partition("Pairs: 251")[2].partition("Groups:")[0].splitlines()]
+    expected = [[pair["producer"], pair["consumer"], str(pair["channels"]), pair["group"]] for pair in answer["pairs"]]
+    assert [row for row in rows if row[3:] and row[3].startswith("g")][1:] == expected and "{" not in printed
+    groups = {line.split()[0] for line in printed.partition("Groups:")[2].splitlines() if re.match(r"g\d", line)}
+    assert groups == ({group["name"] for group in answer["groups"]} if option == "--expand" else set())
+
+
+def answer_at(report: dict, width: int | None, **options: bool) -> list[str]:
+    """The printed lines on a terminal of this width, or in a pipe; a line that is too long counts as its pieces."""
+    stream = io.StringIO()
+    console = make_console(stream)
+    if width is not None:
+        console = Console(file=stream, width=width, force_terminal=True, color_system=None, highlight=False, markup=False)
+    show(report, console, **options)
+    lines = stream.getvalue().splitlines()
+    return (
+        lines if width is None else [line[k : k + width] for line in lines for k in range(0, max(1, len(line.rstrip())), width)]
+    )
+
+
+def crowded() -> nn.Module:
+    """Layers that have nothing in common, many operators without a law, and names of every length."""
+    words = ("sinh", "cosh", "tanh", "sigmoid", "erf", "exp", "gelu", "softplus", "logsigmoid", "atan")
+
+    class Crowd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for k in range(40):
+                setattr(self, f"{'left_' * (1 + k % 9)}{chr(97 + k % 26)}{'x' * k}", nn.Linear(5, 5 + k))
+                setattr(self, f"{'right_' * (1 + k % 9)}{chr(97 + k % 26)}{'x' * k}", nn.Linear(5 + k, 5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            layers = list(self.children())
+            for k in range(0, len(layers), 2):
+                function = getattr(torch, words[k % 10], None) or getattr(nn.functional, words[k % 10])
+                x = function(layers[k + 1](layers[k](x).relu()))
+            return x
+
+    return Crowd()
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[str, dict]:
+    """What is printed of models that are long in one way or another."""
+    models = {"crowded": (crowded(), torch.ones(2, 5))}
+    namespace: dict = {}
+    exec(STREAM, namespace)
+    models["stream"] = (namespace["stream"](24), torch.ones(2, 4))
+    models["widths"] = (namespace["stream"](40, spread=1), torch.ones(2, 4))
+    return {name: report(fxenorm.analyze(model, x, modes="eval"), name) for name, (model, x) in models.items()}
+
+
+@pytest.mark.parametrize("width", [80, 120, 200, None])
+@pytest.mark.parametrize("name", ["crowded", "stream", "widths"])
+def test_an_answer_is_at_most_60_lines_and_its_pairs_add_up(reports, name, width):
+    answer = reports[name]
+    lines = answer_at(answer, width)
+    assert len(lines) <= 60
+    text = "\n".join(lines)
+    assert f"Pairs: {len(answer['pairs']):,}" in text and "--expand" in text and "Barriers" in text
+    if name != "crowded":
+        assert len(lines) <= 40 and "more rows" not in text
+    expanded = answer_at(answer, width, expand=True)
+    assert "--expand" not in "\n".join(expanded) and len(expanded) > len(answer["pairs"]) + len(answer["groups"])
+
+
+def test_names_are_whole_on_a_narrow_terminal(reports):
+    answer = reports["stream"]
+    text = " ".join(answer_at(answer, 40, expand=True))
+    stream = io.StringIO()
+    show(answer, Console(file=stream, width=40, force_terminal=True, color_system=None), expand=True)
+    words = set(re.split(r"[ ,\n]+", stream.getvalue()))
+    assert {pair[side] for pair in answer["pairs"] for side in ("producer", "consumer")} <= words and "…" not in text
 
 
 def test_long_names_are_printed_whole_where_there_is_no_terminal(write, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter, OrderedDict
 
 import pytest
 import torch
@@ -14,16 +15,16 @@ from torch import nn
 import fxenorm
 import fxenorm.text.describe as plan_text
 from fxenorm.analysis.held import frozen_names
-from fxenorm.text.describe import between
-from fxenorm.text.table import Column, broken, table_lines
+from fxenorm.text.describe import between, ends_of
+from fxenorm.text.table import Column, broken, fitting, table_heights, table_lines
 
 from ..helpers import mlp
 
 
-def describe(model: nn.Module, *inputs: torch.Tensor, width: int = 100, **options) -> str:
+def describe(model: nn.Module, *inputs: torch.Tensor, width: int = 100, expand: bool = False, **options) -> str:
     plan = fxenorm.analyze(model, inputs or None, **options)
     frozen = frozen_names(model, plan.symmetry)
-    return plan_text.describe(plan.rescaler.analysis, type(model).__name__, frozen, width)
+    return plan_text.describe(plan.rescaler.analysis, type(model).__name__, frozen, width, expand=expand)
 
 
 def test_a_printed_plan_says_what_it_is():
@@ -47,10 +48,62 @@ def test_a_printed_plan_reads_no_weight():
 
 
 def test_a_printed_plan_of_a_long_model_is_short_and_names_its_ends():
+    """Of equal layers one row, of layers that have nothing in common the first and the last."""
     text = describe(mlp(*[3] * 60))
+    assert len(text.splitlines()) < 16
+    assert "g0 ... g57  chain    58 × 3  {0,2,...,114} -> {2,4,...,116}" in text
+    assert "58 groups, one by one: plan.describe(expand=True)" in text
+    layers = {f"{'ab' * (k % 7)}_{'cd' * k}": nn.Linear(4 + k, 5 + k) for k in range(60)}
+    text = describe(nn.Sequential(OrderedDict(layers)), width=400)
     assert len(text.splitlines()) < 40
-    assert "g0 " in text and f"g{57} " in text and "g40 " not in text
-    assert "and 35 more" in text and text.count("chain") == 24 - 1
+    assert "g0 " in text and "g58 " in text and "g40 " not in text
+    assert "and 36 more rows" in text and text.count("chain") == 24 - 1
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_an_expanded_plan_has_each_group_and_each_layer(width):
+    model = mlp(*[3] * 40)
+    plan = fxenorm.analyze(model)
+    lines = plan.describe(expand=True, width=width).splitlines()
+    for group in plan.groups:
+        (line,) = (line for line in lines if line.startswith(f"{group.name} "))
+        assert line.split()[1:] == ["chain", "3", ends_of(group, plan.symmetry, "producers")[0], "->", line.split()[-1]]
+        assert (line.split()[-1],) == ends_of(group, plan.symmetry, "consumers")
+    assert "expand" not in "\n".join(lines) and str(plan) == plan.describe()
+
+
+class Stream(nn.Module):
+    """Many blocks that write to one residual stream and read it, each with a layer of its own."""
+
+    def __init__(self, blocks: int = 12) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 6)
+        self.blocks = nn.ModuleList(nn.ModuleDict({"up": nn.Linear(6, 8), "down": nn.Linear(8, 6)}) for _ in range(blocks))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        for block in self.blocks:
+            x = (x + block["down"](block["up"](x).relu())).relu()
+        return self.head(x)
+
+
+def test_a_residual_stream_is_one_row_with_its_writers_and_readers():
+    lines = describe(Stream(), width=120).splitlines()
+    assert any(line.endswith("6  stem, blocks.{0..11}.down -> blocks.{0..11}.up, head") for line in lines)
+    assert any("12 × 8  blocks.{0..11}.up -> .down" in line for line in lines)
+    assert lines.index("") + 3 + 2 == next(k for k, line in enumerate(lines) if line.startswith("("))
+
+
+def test_names_of_a_printed_plan_are_never_broken():
+    long = "a_module_with_quite_a_long_name_of_its_own"
+    model = nn.Sequential(
+        OrderedDict({f"{long}_{side}": Stream(2) if side == "left" else nn.Linear(3, 2) for side in ("left", "right")})
+    )
+    for width in (40, 80, 200):
+        words = set(re.split(r"[ ,\n]+", describe(model, torch.randn(2, 4), width=width, expand=True)))
+        assert {f"{long}_left.blocks.{k}.{layer}" for k in range(2) for layer in ("up", "down")} <= words
+        assert {f"{long}_left.head", f"{long}_right"} <= words
 
 
 def test_why_a_plan_is_not_exact_is_printed():
@@ -95,21 +148,45 @@ def test_frozen_norms_are_exact_where_all_modes_that_were_asked_for_are_kept(kin
     assert (change < 1e-12) if "train" in modes else (change > 1e-3)
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
-def test_tables_keep_to_the_width_and_lose_no_character(width):
-    names = [
-        "encoder.layers.encoder_layer_11.self_attention.in_proj",
-        "a" * 70,
-        "short",
-        "torchvision/models/resnet.py:285, in forward",
-    ]
-    columns = [Column("group"), Column("channels", "right"), Column("one", "text"), Column("other", "text")]
-    lines = table_lines(columns, [["g1", "1,024", name, other] for name in names for other in names], width)
-    assert max(map(len, lines)) <= width
-    for name in names:
-        for limit in (5, 12, 40):
-            assert broken(name, limit).replace("\n", "").replace(" ", "") == name.replace(" ", "")
-            assert max(map(len, broken(name, limit).splitlines())) <= limit
+NAMES = [
+    "encoder.layers.encoder_layer_11.self_attention.in_proj",
+    "a" * 70,
+    "short",
+    "torchvision/models/resnet.py:285, in forward",
+    "stem, body.0, body.1, body.2, body.3, body.4 ->\N{NO-BREAK SPACE}head",
+]
+
+
+@pytest.mark.parametrize("width", [20, 60, 80, 120, 200])
+@pytest.mark.parametrize("elastic", [1, 2, 3])
+def test_tables_break_no_word_lose_none_and_keep_to_the_width_where_the_words_do(width, elastic):
+    columns = [Column("group"), Column("channels", "right"), *(Column(f"column {k}", "text") for k in range(elastic))]
+    rows = [["g1", "1,024", *names] for names in itertools.product(NAMES, repeat=elastic)]
+    lines = table_lines(columns, rows, width)
+    printed = Counter(word for line in lines[2:] for word in line.split())
+    assert printed == Counter(word for row in rows for cell in row for word in cell.split())
+    assert sum(table_heights(columns, rows, 10**6)) <= len(lines)
+    if width >= 17 + elastic * (2 + 72):
+        assert max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize("limit", [5, 12, 40, 100])
+def test_a_cell_is_broken_at_its_blanks_alone(limit):
+    for name in NAMES:
+        lines = broken(name, limit).split("\n")
+        assert " ".join(line.strip() for line in lines) == name.replace("\N{NO-BREAK SPACE}", " ")
+        together = [line for line in lines if len(line) > limit and " " in line.strip().removeprefix("-> ")]
+        assert together == []
+
+
+def test_spare_columns_are_left_out_where_there_is_no_room_for_them():
+    columns = [Column("name", "text"), Column("first", spare=1), Column("second", spare=2), Column("number", "right")]
+    rows = [["a_name_of_many_letters", "one", "two", "3"], ["b", "four", "five", "6"]]
+    for width, gone in ((None, []), (100, []), (45, []), (40, ["second"]), (32, ["first", "second"]), (5, ["first", "second"])):
+        kept, texts, left_out = fitting(columns, rows, width)
+        assert left_out == gone, width
+        assert [column.heading for column in kept] == [c.heading for c in columns if c.heading not in gone]
+        assert [len(row) for row in texts] == [len(kept)] * 2 and texts[0][-1] == "3"
 
 
 @given(st.lists(st.sampled_from(["relu", "add", "view"]), max_size=30))
