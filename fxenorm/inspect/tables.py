@@ -22,8 +22,7 @@ __all__ = ["make_console", "show"]
 _TOTALS = "Totals"
 
 _MOST_LINES = 60
-_MOST_ROWS = 36
-"""Lines of the whole answer, and rows of its table of pairs, where nothing is expanded: one screen, scrolled at most once."""
+"""Lines of the whole answer where nothing is expanded: one screen, scrolled at most once."""
 
 _FEWEST_ROWS = 12
 """The table of pairs has room for these even where the rest is long."""
@@ -76,7 +75,7 @@ def show(report: Json, console: Console, *, expand: bool = False, pairs: bool = 
 
 def _collapsed(report: Json, used: int, width: int | None) -> Table:
     """Returns the collapsed table of pairs, in the lines that the other sections leave."""
-    return collapsed_pairs(report, min(max(_MOST_LINES - used, _FEWEST_ROWS), _MOST_ROWS), width)
+    return collapsed_pairs(report, max(_MOST_LINES - used, _FEWEST_ROWS), width)
 
 
 def _section(console: Console, title: str, lines: Sequence[str], first: bool = False) -> None:

@@ -18,7 +18,7 @@ _LEAST = 3
 """The least number of groups in a collapsed row, while all rows fit: of two blocks, a reader sees both."""
 
 _LEVELS = ((True, False), (False, False), (False, True))
-"""(equal channels, last parts of names may differ): tried in turn until the rows are few enough."""
+"""(equal channels, text before the numbers may differ): tried in turn until the rows are few enough."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,9 @@ def rows_of(items: Sequence[Item], most: int | None = None) -> tuple[Row, ...]:
 
     Args:
         items: the groups.
-        most: number of rows that are few enough. While there are more, rows of two groups are made too, then groups of different
-            numbers of channels go together, then names whose last parts differ. None: every group is a row.
+        most: number of rows that are few enough; None: every group is a row. While there are more, rows of two groups are
+            made too, then groups of different numbers of channels go together, then numbers behind different texts, as in
+            bn1 and conv2.
 
     Returns:
         Rows in the order of their first groups; each group is in exactly one.
@@ -217,25 +218,23 @@ def _joined(names: Sequence[Name], entries: Mapping[int, _Entry]) -> _Entry:
 
 
 def _shapes(entry: _Entry, wide: bool) -> Iterator[tuple[int, int, tuple[Name, ...]]]:
-    """Yields, for each number of a leading name, its place, its value, and all names with this number taken out."""
+    """Yields, for each number of a leading name, its place, its value, and all names with this number taken out.
+
+    It is taken out of the names that begin as the leading one does; if `wide`, also of all that have a number at this place.
+    """
     for lead in entry.leads:
         stem = entry.names[lead]
         for place, number in enumerate(stem):
             if isinstance(number, int):
-                yield place, number, tuple(_counted_from(number, name, stem, place, wide) for name in entry.names)
+                yield place, number, tuple(_counted_from(number, name, stem[:place]) for name in entry.names)
+                if wide:
+                    yield place, number, tuple(_counted_from(number, name, name[:place]) for name in entry.names)
 
 
-def _counted_from(number: int, name: Name, stem: Name, place: int, wide: bool) -> Name:
-    """Returns a name whose number at `place` is counted from `number`, where the name begins as the stem does before it."""
+def _counted_from(number: int, name: Name, stem: Name) -> Name:
+    """Returns a name whose number behind the stem is counted from `number`; a name without, as it is."""
+    place = len(stem)
     there = name[place] if len(name) > place else None
-    if isinstance(there, int) and (name[:place] == stem[:place] or (wide and _same_module(name, stem, place))):
-        return (*name[:place], _Offset(there - number), *name[place + 1 :])
+    if isinstance(there, int) and name[:place] == stem:
+        return (*stem, _Offset(there - number), *name[place + 1 :])
     return name
-
-
-def _same_module(name: Name, other: Name, place: int) -> bool:
-    """Whether two names are in one module and have their number at `place` in the part that follows: bn1 and conv1."""
-    if place == 0 or name[: place - 1] != other[: place - 1]:
-        return False
-    one, two = name[place - 1], other[place - 1]
-    return isinstance(one, str) and isinstance(two, str) and one.rpartition(".")[:2] == two.rpartition(".")[:2]

@@ -82,6 +82,7 @@ def words(row: Row) -> str:
         (blocks(32, ("h.{0}.up", "h.{0}.down")), "g0 ... g31 | 32 × 7 | h.{0..31}.up -> .down"),
         (blocks(4, ("b{0}.out", "b{1}.in")), "g0 ... g3 | 4 × 7 | b{0..3}.out -> b{1..4}.in"),
         (blocks(3, ("stem", "heads.{0}")), "g0 ... g2 | 3 × 7 | stem -> heads.{0..2}"),
+        (blocks(32, ("h.{0}.up", "h.{0}.down"))[::-1], "g0 ... g31 | 32 × 7 | h.{0..31}.up -> .down"),
         (blocks(11, ("fc{0}", "fc{1}")), "g0 ... g10 | 11 × 7 | fc{0..10} -> fc{1..11}"),
     ],
 )
@@ -92,7 +93,9 @@ def test_blocks_that_differ_in_their_numbers_are_one_row(items: list[Item], expe
 def test_blocks_within_blocks_are_one_row() -> None:
     names = [f"h.{k}.experts.{e}" for k in range(6) for e in range(4)]
     items = [Item(f"g{i}", "chain", 5, (f"{name}.w1",), (f"{name}.w2",), 1) for i, name in enumerate(names)]
-    assert [ends_words(row, 4).split()[0] for row in rows_of(items, 24)] == ["h.{0..5}.experts.{0..3}.w1"]
+    (row,) = rows_of(items, 24)
+    assert ends_words(row, 4).split()[0] == "h.{0..5}.experts.{0..3}.w1"
+    assert list(row.expanded()) == [(item.producers, item.consumers) for item in row.members]
 
 
 def test_two_blocks_other_kinds_and_other_widths_stay_apart_while_there_is_room() -> None:
@@ -106,10 +109,25 @@ def test_two_blocks_other_kinds_and_other_widths_stay_apart_while_there_is_room(
     assert [name_words(row.producers[0]) for row in rows_of(kinds, 3)] == ["h.{0,2,...,6}.up", "h.{1,3,...,7}.up"]
 
 
-def test_last_parts_that_differ_go_together_where_there_is_no_room() -> None:
-    items = blocks(9, ("bn{0}", "conv{1}"))
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        (("bn{0}", "conv{1}"), "bn{0..8} -> conv{1..9}"),
+        (("enc.{0}.up", "dec.{0}.down"), "enc.{0..8}.up -> dec.{0..8}.down"),
+        (("m.bn{0}", "m.conv{1}"), "m.bn{0..8} -> .conv{1..9}"),
+    ],
+)
+def test_numbers_behind_other_texts_go_together_where_there_is_no_room(ends: tuple[str, str], expected: str) -> None:
+    items = blocks(9, ends)
     assert len(rows_of(items, 9)) == 9
-    assert [words(row) for row in rows_of(items, 8)] == ["g0 ... g8 | 9 × 7 | bn{0..8} -> conv{1..9}"]
+    assert [words(row) for row in rows_of(items, 8)] == [f"g0 ... g8 | 9 × 7 | {expected}"]
+
+
+def test_what_goes_together_where_there_is_room_does_so_where_there_is_none() -> None:
+    items = [Item(f"g{k}", "chain", 7, (f"enc.{k}.up",), ("dec.3.down",), 1) for k in range(9)]
+    assert [[words(row) for row in rows_of(items, most)] for most in (24, 0)] == [
+        ["g0 ... g8 | 9 × 7 | enc.{0..8}.up -> dec.3.down"]
+    ] * 2
 
 
 def test_a_stream_names_its_writers_and_readers_once() -> None:
@@ -128,3 +146,7 @@ def test_a_stream_names_its_writers_and_readers_once() -> None:
 def test_a_leading_dot_is_the_module_of_the_name_before_the_arrow() -> None:
     (row,) = rows_of([Item("g0", "branch", 5, ("m.0.norm",), ("m.0.attn.q", "m.0.attn.k", "m.01.q", "q"), 4)], 24)
     assert words(row) == "g0 | 5 | m.0.norm -> .attn.{q,k}, m.01.q, q" and is_relative(ends_words(row, 4))
+    (row,) = rows_of([Item("g0", "residual", 5, ("m.0.norm", "m.1.up"), ("m.0.q", "b.q"), 4)], 24)
+    assert words(row) == "g0 | 5 | m.0.norm, m.1.up -> m.0.q, b.q"
+    (row,) = rows_of([Item("g0", "branch", 5, ("m.0.norm",), ("m.0.q", "m.0.k"), 4)], 24)
+    assert words(row) == "g0 | 5 | m.0.norm -> .q, .k"
