@@ -52,6 +52,16 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "exclude": ({"exclude": 3}, "exclude=3"),
     "approximate": ({"approximate": ("no_such_operator",)}, "no_such_operator"),
     "max_log_scale": ({"max_log_scale": -1}, "max_log_scale=-1"),
+    "c negative": ({"c": -1}, r"\bc=-1\b"),
+    "c zero for a layer": ({"c": {"a": 0}}, r"\bc\['a'\]=0\b"),
+    "c of what is no name": ({"c": {1: 1.0}}, r"\bc=\{1: 1\.0\}"),
+    "biases None": ({"biases": None}, "biases=None"),
+    "balance_last a number": ({"balance_last": 1}, "balance_last=1"),
+    "exclude numbers": ({"exclude": [1]}, "exclude"),
+    "scales a number": ({"scales": 2}, "scales=2"),
+    "max_log_scale zero": ({"max_log_scale": 0}, "max_log_scale=0"),
+    "max_log_scale inf": ({"max_log_scale": math.inf}, "max_log_scale=inf"),
+    "on_unknown empty": ({"on_unknown": ""}, "on_unknown=''"),
     "frozen in train mode": ({"batchnorm": "frozen", "modes": "train"}, "frozen.*train"),
 }
 

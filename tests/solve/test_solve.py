@@ -69,23 +69,6 @@ def test_solution_is_a_stationary_point(case: Case) -> None:
     assert again.iterations == 0 and torch.equal(again.log_scales, solution.log_scales)
 
 
-@pytest.mark.parametrize("p", [1.0, 2.0, 4.0, 12.0, math.inf])
-@pytest.mark.parametrize("count", [2, 4, 6])
-def test_loops_of_even_length_do_not_ring(count: int, p: float) -> None:
-    """Plain Jacobi swaps the two sides of such a loop for ever."""
-    given_problem = problem(ring([float(3**k) for k in range(count)], p))
-    program = given_problem.program
-    total = torch.zeros(count, dtype=torch.float64)
-    if count == 2:
-        before = given_problem.imbalance()
-        for _ in range(20):
-            sums = BACKEND.sums(program, given_problem.matrices, total)
-            total += jacobi_step(sums.log_negative, sums.log_positive, program.degree, p)
-        assert given_problem.imbalance(total) == pytest.approx(before), "control: this one rings"
-    solution = solve(given_problem, tol=1e-8, max_iterations=3000)
-    assert solution.converged and given_problem.imbalance(solution.log_scales) <= 1e-8
-
-
 def one_variable(exponents: list[int], masses: list[float], p: float) -> Case:
     """Scalar weights |w|^p = mass with exponents of one variable."""
     terms = [[(exponent, np.array([[0]]))] for exponent in exponents]
