@@ -114,7 +114,7 @@ TESTS: dict[str, list[str]] = {
     "analysis/*": MIDDLE,
     "weights/*": MIDDLE,
     "rescale/*": MIDDLE,
-    "text/*": MIDDLE,
+    "text/*": ["test_repeats", *MIDDLE],
     "optim/*": [
         "test_optim",
         "test_optim_contracts",
@@ -168,6 +168,7 @@ NOT_FOR_MUTANTS: dict[str, str] = {
     "test_adapters": "architectures of another library: minutes",
     "test_timm": "architectures of another library: minutes",
     "test_torchvision": "architectures of another library: minutes",
+    "test_large_models": "large architectures of other libraries",
     "test_torchvision_tasks": "architectures of another library: minutes",
     "test_transformers": "architectures of another library: minutes",
 }
