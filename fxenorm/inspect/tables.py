@@ -157,11 +157,11 @@ def _some(names: Sequence[str], most: int | None, joint: str) -> str:
 def _barriers(report: Json, most: int | None) -> list[tuple[str, list[str]]]:
     """Returns the operators that hold the other channels, with their places."""
     summaries = barrier_summaries(Barrier(**values) for values in report["barriers"])
-    held = report["totals"]["fixed_by_barriers"]
+    fixed = report["totals"]["fixed_by_barriers"]
     lines = [line for summary in summaries[:most] for line in _barrier(summary, most)]
     if most is not None and len(summaries) > most:
         lines.append(f"  ... and {plural(len(summaries) - most, 'operator')} more (--expand lists all)")
-    return [(f"Barriers: {plural(held, 'channel')} held" if summaries else "Barriers: none", lines)]
+    return [(f"Barriers: {plural(fixed, 'channel')} fixed" if summaries else "Barriers: none", lines)]
 
 
 def _barrier(summary: BarrierSummary, most: int | None) -> list[str]:
@@ -213,8 +213,8 @@ def _totals(report: Json, most: int | None) -> list[str]:
         ),
         (
             "channels",
-            f"{totals['free_channels']:,} free, {totals['fixed_by_outputs']:,} held by the outputs, "
-            f"{totals['fixed_by_barriers']:,} held by barriers",
+            f"{totals['free_channels']:,} free, {totals['fixed_by_outputs']:,} fixed by the outputs, "
+            f"{totals['fixed_by_barriers']:,} fixed by barriers",
         ),
         *(("ends", text.removeprefix("Channel ends ").strip()) for text in _account_lines(report["account"], most)),
         *(("outputs", text) for text in outputs if text != plain),

@@ -48,7 +48,7 @@ def why_no_scale(model: nn.Module, symmetry: Symmetry) -> str:
     summaries = barrier_summaries(symmetry.barriers)
     for summary in summaries[:_MOST]:
         unknown = ", which has no scale rule" if not summary.known else ""
-        reasons.append(f"held by {summary.operator}{unknown}: {plural(summary.variables, 'channel')}")
+        reasons.append(f"fixed by {summary.operator}{unknown}: {plural(summary.variables, 'channel')}")
     if len(summaries) > _MOST:
         reasons.append(f"and {len(summaries) - _MOST} more operators")
     found = "; ".join(reasons) or "no parameter multiplies another layer's output"

@@ -81,8 +81,8 @@ def describe(analysis: Analysis, title: str, frozen: frozenset[str], width: int 
     if groups:
         lines += ["", *_group_table(analysis, held_counts(analysis, frozen), width, expand)]
     else:
-        lines += ["", "no group: every channel is held at its scale"]
-    lines += ["", *_held_lines(symmetry, expand)]
+        lines += ["", "no group: every channel is fixed at its scale"]
+    lines += ["", *_fixed_lines(symmetry, expand)]
     if symmetry.account is not None:
         lines += symmetry.account.lines()
     lines += [f"note: {note}" for note in symmetry.notes]
@@ -158,15 +158,15 @@ def _held_words(row: Row, held: Mapping[str, Counter[str]]) -> str:
     return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
 
 
-def _held_lines(symmetry: Symmetry, expand: bool) -> list[str]:
+def _fixed_lines(symmetry: Symmetry, expand: bool) -> list[str]:
     """Returns a line for each operator that holds channels outside the groups."""
     lines = output_lines(symmetry.fixed_by_output, symmetry.outputs)
     summaries = barrier_summaries(symmetry.barriers)
     most = len(summaries) if expand else _MOST_BARRIERS
     for summary in summaries[:most]:
         unknown = "" if summary.known else ", which has no scale rule"
-        held, places = plural(summary.variables, "channel"), plural(len(summary.barriers), "node")
-        lines.append(f"held by {summary.operator}{unknown}: {held} at {places}")
+        fixed, places = plural(summary.variables, "channel"), plural(len(summary.barriers), "node")
+        lines.append(f"fixed by {summary.operator}{unknown}: {fixed} at {places}")
     if len(summaries) > most:
         lines.append(f"... and {len(summaries) - most} more operators (plan.describe(expand=True) prints all)")
     return lines
@@ -182,7 +182,7 @@ def output_lines(fixed: int, outputs: Sequence[OutputUse]) -> list[str]:
     for use in outputs:
         if not use.held and use.reason != CONSTANT:
             left_out.setdefault(use.reason, {})[use.name] = None
-    lines = [f"held by the model's outputs: {plural(fixed, 'channel')}"]
+    lines = [f"fixed by the model's outputs: {plural(fixed, 'channel')}"]
     if holding and list(holding) != [WHOLE]:
         lines[0] += f" ({_names([f'{name} {count:,}' for name, count in holding.items()])})"
     if len(holding) > 1:

@@ -295,7 +295,7 @@ def test_tables_name_pairs_groups_barriers_and_totals(write, capsys):
     assert main([write(CHAIN)]) == 0
     printed, told = capsys.readouterr()
     assert "imported" in told and "imported" not in printed and "forward runs" not in printed
-    for word in ("Pairs: 1", "Groups: 1 with 6 free scales", "Barriers: 5 channels held", "gelu", "model.py:12", "Totals"):
+    for word in ("Pairs: 1", "Groups: 1 with 6 free scales", "Barriers: 5 channels fixed", "gelu", "model.py:12", "Totals"):
         assert word in printed
     assert not any(line.endswith(" ") for line in printed.splitlines())
 

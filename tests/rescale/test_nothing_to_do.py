@@ -61,11 +61,11 @@ class QuantLayer(nn.Module):
 QuantLayer.__module__ = "torchao.quantization.linear"
 
 CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
-    "its only layer": (lambda: chain(nn.Linear(6, 3)), {}, "no channel is free, held by the model's outputs: 3 channels"),
-    "barriers": (lambda: chain(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)), {}, "held by gelu: 8 channels"),
+    "its only layer": (lambda: chain(nn.Linear(6, 3)), {}, "no channel is free, fixed by the model's outputs: 3 channels"),
+    "barriers": (lambda: chain(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)), {}, "fixed by gelu: 8 channels"),
     "frozen": (only_its_head, {}, r"all 8 scales are held: 8 of them requires_grad=False.*0\.weight"),
     "balance_last": (chain, {"balance_last": False}, "balance_last=False"),
-    "excluded": (chain, {"exclude": ["0"]}, "held by exclude"),
+    "excluded": (chain, {"exclude": ["0"]}, "fixed by exclude"),
     "rounded": (Rounded, {}, "quantised already.*before it is quantised"),
     "quantised": (Quantised, {}, "quantised already.*before it is quantised"),
 }
@@ -155,7 +155,7 @@ def test_the_trainers_say_it(tmp_path: Any) -> None:
             enable_model_summary=False, default_root_dir=tmp_path, callbacks=[FxenormCallback("enc")],
         ).fit(Module(), data)  # fmt: skip
     told = [str(one.message) for one in seen if issubclass(one.category, FxenormWarning)]
-    assert len(told) == 1 and "held by the model's outputs: 8 channels" in told[0]
+    assert len(told) == 1 and "fixed by the model's outputs: 8 channels" in told[0]
 
 
 @pytest.mark.parametrize("how", ["dynamic", "static"])

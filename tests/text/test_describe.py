@@ -39,7 +39,7 @@ def test_a_printed_plan_says_what_it_is():
         "p=inf, biases='count'",
     ):
         assert words in text
-    assert "held by the model's outputs: 2 channels" in text and "held by gelu: 5 channels at 1 node" in text
+    assert "fixed by the model's outputs: 2 channels" in text and "fixed by gelu: 5 channels at 1 node" in text
 
 
 def test_a_printed_plan_reads_no_weight():

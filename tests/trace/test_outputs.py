@@ -256,7 +256,7 @@ def test_each_mode_needs_an_output_that_is_held() -> None:
 def test_the_printed_plan_names_the_outputs_that_hold() -> None:
     text = str(fxenorm.analyze(Nested(), torch.randn(5, IN)))
     # The features hold their channels; both heads then hold what is left of theirs.
-    assert f"held by the model's outputs: {OUT + FEATURES} channels (logits {OUT}, aux {FEATURES})" in text
+    assert f"fixed by the model's outputs: {OUT + FEATURES} channels (logits {OUT}, aux {FEATURES})" in text
     assert "outputs='logits'" in text
     text = str(fxenorm.analyze(Nested(), torch.randn(5, IN), outputs="logits"))
     assert "not held, not named in outputs=: aux" in text and "outputs=('logits',)" in text
