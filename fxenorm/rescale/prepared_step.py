@@ -21,8 +21,8 @@ from ..solve.jacobi import jacobi_step
 from ..weights.targets import Targets
 from ..weights.tracked import Tracked
 from ..weights.weights import Weights
+from .cycles import CycleKind
 from .cycles import cycles as run_cycles
-from .cycles import takes_groups
 
 __all__ = ["PreparedStep"]
 
@@ -55,7 +55,7 @@ class PreparedStep:
     ) -> None:
         self.weights, self.targets = weights, targets
         self.statements: dict[tuple[str, ...], Statement] = {}
-        self._by_factors = weights.powers_of_two() is None and not takes_groups(weights)
+        self._by_factors = CycleKind.of(weights, 1).needs_one_sum
         self._task: CycleTask | None = None
         self._prepared: tuple[Backend, CycleRunner | None] | None = None
         self._seen = Seen(weights, model, optimizers, tracked, [target.tensor for target in targets.tensors])

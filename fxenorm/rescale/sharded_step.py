@@ -15,7 +15,7 @@ from ..errors import RescaleError
 from ..kernels.writes import signals_held_back
 from ..weights.objective import CurrentObjective
 from .agreeing import Looked, meeting_of, statement_of
-from .cycles import needs_one_sum, within_limit
+from .cycles import CycleKind, within_limit
 from .request import StepRequest
 from .rescaler import Rescaler
 
@@ -81,7 +81,7 @@ class _Step:
         if weights.spread is None:
             raise RescaleError("the model's tensors were replaced while they were looked up")
         rescaler.warn_of_gradients(request, optimizers, weights)
-        self.weights, self.spread, self._count = weights, weights.spread, request.cycles
+        self.weights, self.spread, self._kind = weights, weights.spread, CycleKind.of(weights, request.cycles)
         self._objective: CurrentObjective | None = None
         self.own_rooms = self.targets.own_headroom()
         self.statement = statement_of(rescaler.analysis, request.words(), optimizers, Looked(weights, self.targets))
@@ -91,7 +91,7 @@ class _Step:
 
     def _read(self) -> Tensor:
         """Returns (2 K,) log N and log P of this process's part."""
-        if needs_one_sum(self.weights, self._count):
+        if self._kind.needs_one_sum:
             return torch.cat(self.weights.own_log_sums())
         self._objective = self.weights.objective(self.weights.held_mask())
         return torch.cat(self._objective.own_log_sums())
@@ -113,10 +113,10 @@ class _Step:
 
         def log_scales() -> Tensor:
             """Returns (K,) log-scales of all cycles, 0 where nothing is to move; one collective a cycle but for the first."""
-            total = within_limit(weights, rooms, self._count, (negative, positive), self._objective)
+            total = within_limit(weights, rooms, self._kind, (negative, positive), self._objective)
             return torch.where(answer.goes_on, total, 0.0)
 
-        total = None if needs_one_sum(weights, self._count) else log_scales()
+        total = None if self._kind.needs_one_sum else log_scales()
 
         def rescale() -> None:
             """Rescales, as every process does without another word."""
