@@ -33,7 +33,7 @@ class Ranks(Processes):
         device: where collectives take their tensors.
     """
 
-    holds_all = False
+    is_alone = False
 
     def __init__(
         self, groups: list[Any], places: list[tuple[int, int]], members: list[int], rank: int, device: torch.device

@@ -65,7 +65,7 @@ class Targets:
         Raises:
             AgreementError: another process met an error.
         """
-        if self.others.holds_all:
+        if self.others.is_alone:
             self.apply(log_scales)
             return
         error: BaseException | None = None
