@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from ..field import Ids
 from ..field.solution import components
 
-__all__ = ["Losses", "Rows", "dependent", "lost"]
+__all__ = ["Losses", "Rows", "lost"]
 
 Row = dict[int, int]
 Loss = tuple[int, int, int]
@@ -48,19 +47,6 @@ class Losses:
     origin: Ids
     variable: Ids
     on: Ids
-
-
-def dependent(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Counter[int]:
-    """Counts by origin how far its equations lower the rank of the marked variables; see `lost`.
-
-    Example:
-        >>> import numpy as np
-        >>> ids = np.array([0, 1, 2, 3, 1, 2])   # at 5: a = b, c = d; at 7: b = c
-        >>> rows = Rows(np.array([0, 0, 1, 1, 2, 2]), ids, np.array([1, -1, 1, -1, 1, -1]), np.array([5, 5, 7]))
-        >>> dict(dependent(rows, 4, np.ones(4, dtype=bool)))
-        {5: 2, 7: 1}
-    """
-    return Counter(lost(rows, variables, marked).origin.tolist())
 
 
 def lost(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Losses:
