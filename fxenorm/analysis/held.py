@@ -5,11 +5,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from ..errors import OptionError
 from ..symmetry.symmetry import Symmetry
 from .attained.basis import Equation
 from .groups import Group
@@ -19,9 +21,11 @@ __all__ = [
     "LAST",
     "NOT_ATTAINED",
     "ROUNDED",
+    "FrozenChoice",
     "Held",
     "Mask",
     "Sums",
+    "check_frozen",
     "dead_reasons",
     "frozen_names",
     "held_by_group",
@@ -36,6 +40,9 @@ ROUNDED = "powers of two: a parameter that it moves enters as a constant plus it
 LAST = "balance_last=False: it feeds a layer from which an output is reached"
 
 NOT_ATTAINED = "not attained: the norm falls for ever as it grows or shrinks, so it is left where it is"
+
+FrozenChoice = Literal["auto", "hold", "move"]
+"""How a call treats parameters with requires_grad=False: held unless nothing of the model is trained, always held, or moved."""
 
 Mask = NDArray[np.bool_]
 Sums = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -100,6 +107,12 @@ def dead_reasons(log_negative: NDArray[np.float64], log_positive: NDArray[np.flo
         (log_positive == -np.inf, "dead: all weights that grow with it are zero"),
         (log_negative == -np.inf, "dead: all weights that shrink as it grows are zero"),
     ]
+
+
+def check_frozen(choice: str) -> None:
+    """Raises an OptionError where `frozen` is none of the choices that there are."""
+    if choice not in get_args(FrozenChoice):
+        raise OptionError(f"frozen={choice!r} is not a valid option: expected one of {get_args(FrozenChoice)}")
 
 
 def frozen_names(model: nn.Module, symmetry: Symmetry) -> frozenset[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..analysis.analysis import Analysis
 from ..analysis.groups import Group
-from ..analysis.held import Held, frozen_names, held_by_group
+from ..analysis.held import FrozenChoice, Held, frozen_names, held_by_group
 from ..analysis.options import Options
 from ..analysis.pair_graph import pair_graph
 from ..analysis.pairs import Pair
@@ -257,6 +257,7 @@ class Plan:
         grads: bool = False,
         state: StateChoice = "reexpress",
         agree_every: int = 1,
+        frozen: FrozenChoice = "auto",
     ) -> None:
         """Moves the weights towards their least norm by Jacobi cycles, in place; call it after ``optimizer.step()``.
 
@@ -289,15 +290,17 @@ class Plan:
                 others. In between an error on one of them does not stop the others, which then wait for it as they do for
                 gradients, and what differs makes the replicas differ; both are found at the next agreement, after the damage.
                 The compiled executor begins at an agreement.
+            frozen: whether parameters with requires_grad=False are left bit for bit: "auto": unless no parameter of the model
+                requires a gradient, as for inference; "hold": always; "move": never, the flag is not looked at.
 
         Raises:
             AgreementError: another process cannot take part, or is asked for something else; nothing was written on any.
             OptimizerError: the optimizer has no rule, or its state does not fit the model; nothing was written.
             BindError, RescaleError: a parameter has another shape than at the analysis, or cannot be multiplied in place; nothing
                 was written.
-            OptionError: `cycles` or `agree_every` is not a positive integer, or `state` is unknown.
+            OptionError: `cycles` or `agree_every` is not a positive integer, or `state` or `frozen` is unknown.
         """
-        step(self.rescaler, StepRequest(optimizer, cycles, grads, state, agree_every))
+        step(self.rescaler, StepRequest(optimizer, cycles, grads, state, agree_every, frozen))
 
     def balance(
         self,
@@ -306,6 +309,7 @@ class Plan:
         tol: float = 1e-6,
         max_iterations: int = 10_000,
         state: StateChoice = "reexpress",
+        frozen: FrozenChoice = "auto",
     ) -> BalanceResult:
         """Moves the weights to their least norm: Newton's method until the imbalance is at most `tol`, then one write.
 
@@ -320,21 +324,21 @@ class Plan:
             optimizer: as in `step`.
             tol: largest imbalance |log(N_k / P_k)| / p that counts as balanced.
             max_iterations: Newton steps or cycles at most; the best that was reached is applied then, and ``converged`` is False.
-            state: as in `step`.
+            state, frozen: as in `step`.
 
         Returns:
             The norms before and after, and more; print it. ``plan.rescale(-result.log_scales)`` undoes it.
 
         Raises:
             AgreementError, OptimizerError, BindError: as `step`; nothing was written.
-            OptionError: `tol` or `max_iterations` is not positive.
+            OptionError: `tol` or `max_iterations` is not positive, or `state` or `frozen` is unknown.
         """
         if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not tol > 0:
             raise OptionError(f"tol={tol!r} is not valid: expected a number > 0")
         if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
             raise OptionError(f"max_iterations={max_iterations!r} is not valid: expected an integer >= 1")
         with self.rescaler.lock:
-            return balance(self.rescaler, optimizer, tol=float(tol), max_iterations=max_iterations, state=state)
+            return balance(self.rescaler, optimizer, tol=float(tol), max_iterations=max_iterations, state=state, frozen=frozen)
 
     def rescale(
         self, log_scales: Tensor | Sequence[float], optimizer: OptimizerLike = None, *, state: StateChoice = "reexpress"
@@ -391,6 +395,7 @@ class Plan:
         grads: bool = False,
         state: StateChoice = "reexpress",
         agree_every: int = 1,
+        frozen: FrozenChoice = "auto",
     ) -> Attachment:
         """Calls `step` from the optimizer's own step hook, so that it works under every trainer that steps that optimizer.
 
@@ -402,8 +407,9 @@ class Plan:
         Args:
             optimizer: one, a sequence (rescaled when the last of them has stepped), or a wrapper with ``.optimizer``.
             every, start, stop: rescaled after each `every`-th of the steps start + 1, start + 2, ..., stop (None: no end).
-            cycles, grads, state, agree_every: as in `step`; `grads` where gradients are kept from one step to the next.
-                ``state="reset"`` waits for the device where a GradScaler drives a fused optimizer.
+            cycles, grads, state, agree_every, frozen: as in `step`; `grads` where gradients are kept from one step to the next.
+                ``state="reset"`` waits for the device where a GradScaler drives a fused optimizer. With ``frozen="auto"`` a model
+                that is frozen as a whole for a while rests meanwhile: it is no inference model here.
 
         Returns:
             A handle with ``remove``, ``state_dict`` and ``load_state_dict``; also a context manager.
@@ -411,7 +417,7 @@ class Plan:
         Raises:
             OptimizerError, OptionError: as `step`; in the hook, OptimizerError where a CUDA graph is being captured.
         """
-        options = AttachOptions(every, start, stop, cycles, grads, state, agree_every)
+        options = AttachOptions(every, start, stop, cycles, grads, state, agree_every, frozen)
         return Attachment(self.rescaler, optimizer, options)
 
     def track(self, copy: Any, *, master: bool = False) -> Tracked:

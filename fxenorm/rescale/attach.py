@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..analysis.held import FrozenChoice, check_frozen
 from ..errors import BindError, FxenormError, OptimizerError, OptionError
 from ..optim.state import OptimizerLike, StateChoice, check_choice, owned_by, unwrap_optimizers
 from ..optim.wrappers import held_by
@@ -28,7 +29,7 @@ class AttachOptions:
     """The options of `Plan.attach`, unchecked; for their meaning see there.
 
     Attributes:
-        every, start, stop, cycles, grads, state, agree_every: see `Plan.attach`.
+        every, start, stop, cycles, grads, state, agree_every, frozen: see `Plan.attach`.
     """
 
     every: int = 1
@@ -38,6 +39,7 @@ class AttachOptions:
     grads: bool = False
     state: StateChoice = "reexpress"
     agree_every: int = 1
+    frozen: FrozenChoice = "auto"
 
     def check(self) -> None:
         """Raises an OptionError where an option is not valid."""
@@ -48,10 +50,11 @@ class AttachOptions:
         if type(self.grads) is not bool:
             raise OptionError(f"grads={self.grads!r} is not valid: expected True or False")
         check_choice(self.state)
+        check_frozen(self.frozen)
 
     def words(self) -> tuple[str, ...]:
         """Returns the options in words that processes compare."""
-        names = ("every", "start", "stop", "cycles", "agree_every", "grads", "state")
+        names = ("every", "start", "stop", "cycles", "agree_every", "grads", "state", "frozen")
         return tuple(f"{name}={getattr(self, name)!r}" for name in names)
 
 
@@ -91,9 +94,9 @@ class Attachment:
             raise OptimizerError("attach needs an optimizer, or a sequence of them: there is no step to hook into otherwise")
         _refuse_steps_in_backward(optimizers)
         # A model that is frozen as a whole for now is looked at once it is trained.
-        if self._is_trained():
-            say_if_nothing_moves(self._rescaler, "attach")
-            return Looked(*self._rescaler.targets(followed, state=self._options.state))
+        if not self._rests():
+            say_if_nothing_moves(self._rescaler, "attach", self._options.frozen)
+            return Looked(*self._rescaler.targets(followed, state=self._options.state, flags=self._options.frozen))
         weights = self._rescaler.open()
         return Looked(weights, weights.no_targets())
 
@@ -193,23 +196,22 @@ class Attachment:
 
     def _step(self, grads: bool, gate: Tensor | None) -> None:
         """Rescales; a model that is frozen as a whole for now is no inference model here, and is left as it is."""
-        rests, options = not self._is_trained(), self._options
-        request = StepRequest(
-            self._followed, options.cycles, grads, options.state, options.agree_every, in_hook=True, rests=rests
-        )
+        rests, options = self._rests(), self._options
+        given = (options.cycles, grads, options.state, options.agree_every, options.frozen)
+        request = StepRequest(self._followed, *given, in_hook=True, rests=rests)
         if not rests or self._rescaler.replicas() is not None or self._rescaler.ranks() is not None:
             step(self._rescaler, request, gate)
 
-    def _is_trained(self) -> bool:
-        """Whether any parameter requires a gradient."""
-        return any(parameter.requires_grad for parameter in self._rescaler.model.parameters())
+    def _rests(self) -> bool:
+        """Whether no parameter requires a gradient, where that matters."""
+        return self._options.frozen != "move" and not any(one.requires_grad for one in self._rescaler.model.parameters())
 
     def _owners(self) -> set[int]:
         """Returns the ids of the optimizers without whose step a round is not over: those that hold a parameter of the model."""
         if len(self._optimizers) == 1:
             return {id(self._optimizers[0])}
         try:
-            moved = self._rescaler.open().moved_ids()
+            moved = self._rescaler.open(self._options.frozen).moved_ids()
         except FxenormError:
             # The step meets the same, and tells other processes of it.
             return {id(optimizer) for optimizer in self._optimizers}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..analysis.analysis import Analysis
-from ..analysis.held import Held, Mask, held_by_group
+from ..analysis.held import FrozenChoice, Held, Mask, held_by_group
 from ..analysis.options import Options
 from ..optim.state import OptimizerLike, StateChoice, unwrap_optimizers
 from ..solve import fastest_solver
@@ -115,15 +115,21 @@ class BalanceResult:
 
 
 def balance(
-    rescaler: Rescaler, optimizer: OptimizerLike, *, tol: float, max_iterations: int, state: StateChoice
+    rescaler: Rescaler,
+    optimizer: OptimizerLike,
+    *,
+    tol: float,
+    max_iterations: int,
+    state: StateChoice,
+    frozen: FrozenChoice = "auto",
 ) -> BalanceResult:
     """Balances, as `fxenorm.Plan.balance` does, by checked options."""
 
     def look() -> Looked:
         """Finds what follows, in the plan's own basis."""
-        return Looked(*rescaler.targets(optimizer, state=state, within=False))
+        return Looked(*rescaler.targets(optimizer, state=state, within=False, flags=frozen))
 
-    words = ("balance", f"tol={tol!r}", f"max_iterations={max_iterations!r}", f"state={state!r}")
+    words = ("balance", f"tol={tol!r}", f"max_iterations={max_iterations!r}", f"state={state!r}", f"frozen={frozen!r}")
     whole, targets, _ = rescaler.look_up_and_agree(words, look, optimizer)
     optimizers = unwrap_optimizers(optimizer)
 
@@ -132,7 +138,7 @@ def balance(
         return targets if other.analysis is whole.analysis else other.targets(optimizers, frozen=False, state=state)
 
     result = _balanced(whole, targets_of, tol=tol, max_iterations=max_iterations)
-    say_if_nothing_moves(rescaler, "balance")
+    say_if_nothing_moves(rescaler, "balance", frozen)
     rescaler.warnings.nothing_moves("balance", result.held, rescaler.num_scales)
     return result
 

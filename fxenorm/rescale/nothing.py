@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..analysis.held import held_by_group
+from ..analysis.held import FrozenChoice, held_by_group
 from ..symmetry.symmetry import Symmetry
 from ..text.describe import barrier_summaries, output_lines, plural
 from .rescaler import Rescaler
@@ -24,7 +24,7 @@ _MOST = 4
 """Operators that a warning lists: it stays one sentence, and ``print(plan)`` says the rest."""
 
 
-def say_if_nothing_moves(rescaler: Rescaler, call: str) -> None:
+def say_if_nothing_moves(rescaler: Rescaler, call: str, flags: FrozenChoice = "auto") -> None:
     """Warns at a plan's first call, once, where its graph and its flags leave nothing to move; reads no weight."""
     warnings, analysis = rescaler.warnings, rescaler.analysis
     if warnings.looked:
@@ -33,7 +33,7 @@ def say_if_nothing_moves(rescaler: Rescaler, call: str) -> None:
     if not rescaler.num_scales:
         warnings.nothing(call, why_no_scale(rescaler.model, analysis.symmetry))
         return
-    weights = rescaler.open()
+    weights = rescaler.open(flags)
     left = weights.movable()
     if left.held.all():
         held = held_by_group(analysis.groups, left.reasons, rescaler.num_scales, left.equations, weights.frozen)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
+from ..analysis.held import FrozenChoice, check_frozen
 from ..errors import OptionError
 from ..optim.state import OptimizerLike, StateChoice, check_choice, unwrap_optimizers
 
@@ -17,7 +18,7 @@ class StepRequest:
     """The arguments of one step, checked once; see `fxenorm.Plan.step`.
 
     Attributes:
-        optimizer, cycles, grads, state, agree_every: see there.
+        optimizer, cycles, grads, state, agree_every, frozen: see there.
         in_hook: whether it is made by the hook of an optimizer's step, where no gradient can be left over.
         rests: whether nothing is to move this time, since the whole model is frozen.
     """
@@ -27,6 +28,7 @@ class StepRequest:
     grads: bool
     state: StateChoice
     agree_every: int = 1
+    frozen: FrozenChoice = "auto"
     in_hook: bool = False
     rests: bool = False
 
@@ -36,6 +38,7 @@ class StepRequest:
             if type(value) is not int or value < 1:
                 raise OptionError(f"{name}={value!r} is not valid: expected an integer >= 1")
         check_choice(self.state)
+        check_frozen(self.frozen)
         return unwrap_optimizers(self.optimizer)
 
     def repeats(self, gate: object) -> bool:
@@ -46,6 +49,6 @@ class StepRequest:
         """Returns the request in words that processes compare."""
         words = [
             "step in a hook" if self.in_hook else "step",
-            *(f"{name}={getattr(self, name)!r}" for name in ("cycles", "grads", "state", "agree_every")),
+            *(f"{name}={getattr(self, name)!r}" for name in ("cycles", "grads", "state", "agree_every", "frozen")),
         ]
         return (*words, "with the whole model frozen") if self.rests else tuple(words)

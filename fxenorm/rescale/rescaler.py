@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..analysis.analysis import Analysis
+from ..analysis.held import FrozenChoice, check_frozen
 from ..distributed.agreement import ELSEWHERE, LateAnswers, Statement
 from ..distributed.dtensors import reshard
 from ..distributed.ranks import Ranks, ranks_of
@@ -111,10 +112,10 @@ class Rescaler:
             if self.journal.is_open:
                 self.journal.repair(named_tensors(self.model))
 
-    def open(self) -> Weights:
+    def open(self, flags: FrozenChoice = "auto") -> Weights:
         """Returns the model's tensors now, once what an interrupted call may have left is finished."""
         self.repair()
-        return open_weights(self.analysis, self.model, self.tracked, self.journal, self.replicas())
+        return open_weights(self.analysis, self.model, self.tracked, self.journal, self.replicas(), flags)
 
     def open_together(self) -> Weights:
         """`open`, for what is read of the whole model: where one of several processes cannot, all raise.
@@ -140,14 +141,17 @@ class Rescaler:
         grads: bool = False,
         state: StateChoice = "reexpress",
         within: bool = True,
+        flags: FrozenChoice = "auto",
     ) -> tuple[Weights, Targets]:
         """Opens the weights and finds everything that follows a rescaling; raises before anything is written.
 
         Without frozen tensors this is in the basis of what is left of the variables, unless `within` is False.
         """
         check_choice(state)
+        check_frozen(flags)
         optimizers = unwrap_optimizers(optimizer)
-        weights = self.open() if frozen or not within else self.open().within()
+        weights = self.open(flags)
+        weights = weights if frozen or not within else weights.within()
         targets = weights.targets(optimizers, frozen=frozen, grads=grads, state=state)
         if optimizers:
             self.warnings.parameters_without_optimizer(_unowned(weights, optimizers))
@@ -193,6 +197,8 @@ def _unowned(weights: Weights, optimizers: Sequence[Optimizer]) -> list[str]:
     """Returns the moved parameters that none of the optimizers holds, neither themselves nor as a tracked copy."""
     owned = owned_by(optimizers)
     skipped = weights.frozen | weights.analysis.symmetry.buffers
+    if weights.flags == "move":
+        skipped |= {name for name, tensor in weights.tensors.items() if not tensor.requires_grad}
     held_by = (weights.tensors, *weights.twins, *weights.copies)
     held = {name for one in held_by for name, tensor in one.items() if id(tensor) in owned}
     return [name for name in weights.tensors if name not in skipped and name not in held]

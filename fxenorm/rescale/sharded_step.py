@@ -77,7 +77,7 @@ class _Step:
     """
 
     def __init__(self, rescaler: Rescaler, request: StepRequest, optimizers: Sequence[Optimizer], gate: Tensor | None) -> None:
-        weights, self.targets = rescaler.targets(optimizers, grads=request.grads, state=request.state)
+        weights, self.targets = rescaler.targets(optimizers, grads=request.grads, state=request.state, flags=request.frozen)
         if weights.spread is None:
             raise RescaleError("the model's tensors were replaced while they were looked up")
         rescaler.warn_of_gradients(request, optimizers, weights)

@@ -40,10 +40,10 @@ def _step(rescaler: Rescaler, request: StepRequest, gate: Tensor | None) -> None
     try:
         optimizers = request.checked()
         if not request.rests:
-            say_if_nothing_moves(rescaler, "step")
+            say_if_nothing_moves(rescaler, "step", request.frozen)
         rescaler.analysis.executor.count_step()
         last = last if _may_use_last(rescaler, request, optimizers, gate) else None
-        if last is not None and not last.holds(optimizers, rescaler.tracked):
+        if last is not None and not (last.weights.flags == request.frozen and last.holds(optimizers, rescaler.tracked)):
             last = None
     except BaseException as raised:  # other processes may wait for this one
         error, last = raised, None
@@ -114,7 +114,7 @@ def _lookups(
     if last is not None:
         found = _Found(Looked(last.weights, last.targets), last)
     else:
-        weights, targets = rescaler.targets(optimizers, grads=request.grads, state=request.state)
+        weights, targets = rescaler.targets(optimizers, grads=request.grads, state=request.state, flags=request.frozen)
         statistics = rescaler.analysis.counted.statistics
         if optimizers and rescaler.group is None and statistics and not is_alone(rescaler.model, statistics):
             rescaler.warnings.replicas_may_drift()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..analysis.analysis import Analysis
+from ..analysis.held import FrozenChoice
 from ..distributed.dtensors import is_distributed, reshard
 from ..distributed.ranks import ranks_of
 from ..errors import RescaleError
@@ -19,7 +20,12 @@ __all__ = ["open_weights"]
 
 
 def open_weights(
-    analysis: Analysis, model: nn.Module, tracked: Sequence[Tracked], journal: Journal, replicas: Replicas | None
+    analysis: Analysis,
+    model: nn.Module,
+    tracked: Sequence[Tracked],
+    journal: Journal,
+    replicas: Replicas | None,
+    flags: FrozenChoice = "auto",
 ) -> Weights:
     """Returns the model's tensors now.
 
@@ -29,6 +35,7 @@ def open_weights(
         tracked: copies that follow.
         journal: carries out the writes.
         replicas: the processes of DistributedDataParallel; None: there are no others.
+        flags: how parameters with requires_grad=False are treated.
 
     Raises:
         BindError, RescaleError: see `Weights` and `ranks_of`.
@@ -36,8 +43,8 @@ def open_weights(
     reshard(model)
     ranks = ranks_of(model.parameters())
     if ranks is not None:
-        return Weights(analysis, model, tracked, journal, ranks=ranks)
+        return Weights(analysis, model, tracked, journal, ranks=ranks, flags=flags)
     for copy in tracked:
         if any(is_distributed(tensor) for tensor in copy.tensors(model).values()):
             raise RescaleError("a tracked copy is spread over processes and the model is not: shard both, or neither")
-    return Weights(analysis, model, tracked, journal, replicas=replicas)
+    return Weights(analysis, model, tracked, journal, replicas=replicas, flags=flags)

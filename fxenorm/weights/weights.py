@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ..analysis.analysis import Analysis
 from ..analysis.attained.exponent_rows import ExponentRows, exponent_rows
 from ..analysis.attained.movable import Movable, free, movable, with_minimum
-from ..analysis.held import Mask
+from ..analysis.held import FrozenChoice, Mask
 from ..distributed.processes import OneProcess, Processes
 from ..distributed.ranks import Ranks
 from ..distributed.replicas import agreed_values
@@ -57,6 +57,7 @@ class Weights:
         journal: carries out the writes.
         ranks: the processes over which the model is spread; None: this one has all of it.
         replicas: the processes that have a copy each; None: there are no others.
+        flags: how parameters with requires_grad=False are treated.
 
     Raises:
         BindError, RescaleError: see `model_tensors` and `Spread`.
@@ -71,8 +72,9 @@ class Weights:
         *,
         ranks: Ranks | None = None,
         replicas: Replicas | None = None,
+        flags: FrozenChoice = "auto",
     ) -> None:
-        self.analysis, self.model, self.ranks, self.replicas = analysis, model, ranks, replicas
+        self.analysis, self.model, self.ranks, self.replicas, self.flags = analysis, model, ranks, replicas, flags
         self.read = model_tensors(model, analysis.symmetry, analysis.counted.folded_names)
         self.tensors = {name: tensor for name, tensor in self.read.items() if name in analysis.symmetry.exponents}
         self.twins = twins(model, analysis.symmetry)
@@ -120,8 +122,9 @@ class Weights:
 
     @cached_property
     def frozen(self) -> frozenset[str]:
-        """Names of tensors that carry variables and are frozen; none where the model trains nothing (inference)."""
-        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+        """Names of tensors that carry variables and are frozen; with "auto" none where the model trains nothing (inference)."""
+        trains = self.flags == "hold" or any(parameter.requires_grad for parameter in self.model.parameters())
+        if self.flags == "move" or not trains:
             return frozenset()
         buffers = self.analysis.symmetry.buffers
         named = [item for tensors in (self.tensors, *self.twins) for item in tensors.items()]

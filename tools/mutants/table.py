@@ -22,6 +22,7 @@ MIDDLE = [
     "test_bind",
     "test_nothing_to_do",
     "test_edge_cases",
+    "test_frozen_choice",
     "test_step_and_balance",
     "test_never_half_done",
     "test_torn",
