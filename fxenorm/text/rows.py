@@ -5,10 +5,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
-from .repeats import Name, Numbers, Row, folded_names
+from .repeats import Name, Numbers, Row, folded_names, name_of
 from .table import TOGETHER
 
-__all__ = ["RELATIVE", "channel_words", "ends_words", "group_words", "is_relative", "name_words", "operator_words"]
+__all__ = [
+    "RELATIVE",
+    "channel_words",
+    "ends_words",
+    "group_words",
+    "is_relative",
+    "name_words",
+    "number_words",
+    "operator_words",
+    "some_names",
+]
 
 RELATIVE = "A leading dot: in the module of the name before the arrow."
 """Says how to read what `ends_words` returns; a table that has such a name says so once."""
@@ -49,9 +59,24 @@ def group_words(row: Row) -> str:
 
 def channel_words(row: Row) -> str:
     """Returns the number of groups and of the channels of each, as "32 × 11,008"; "6 × 64..224" where they differ."""
-    sizes = sorted({item.channels for item in row.members})
-    each = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,}..{sizes[-1]:,}"
+    each = number_words(sorted({item.channels for item in row.members}))
     return each if len(row.members) == 1 else f"{len(row.members):,} × {each}"
+
+
+def number_words(ascending: Sequence[int]) -> str:
+    """Returns the range of some numbers: "11,008", or "64..224" where they differ."""
+    first, last = ascending[0], ascending[-1]
+    return f"{first:,}" if first == last else f"{first:,}..{last:,}"
+
+
+def some_names(names: Sequence[str], most: int) -> str:
+    """Returns names joined by commas; those that differ in their numbers together, the end of a long list counted.
+
+    Example:
+        >>> some_names(["layers.0.up", "layers.1.up", "layers.2.up", "norm"], 4)
+        'layers.{0..2}.up, norm'
+    """
+    return _listed([(_cut(name), count) for name, count in folded_names([name_of(name) for name in names])], most)
 
 
 def operator_words(paths: Iterable[Sequence[str]], most: int) -> str:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..analysis.analysis import Analysis
 from ..analysis.held import Held
 from .describe import layer_list, plural
+from .table import TOGETHER, broken
 from .why_rows import WhyLayer, WhyRow, layers_named, why_layers
+from .why_words import Block, blocks_of, layer_sentences, sentence_words
 
-__all__ = ["Why", "why"]
+__all__ = ["MOST_LINES", "Why", "why"]
+
+MOST_LINES = 40
+"""Lines of an answer about many layers that are few enough: one screen, a choice."""
 
 _MOST_LAYERS = 6
 """Names of other layers in a line: as many as fit one of 100 characters."""
@@ -49,54 +55,64 @@ class Why:
         return f"<fxenorm.Why of {plural(len(self.layers), 'layer')}, {plural(count, 'channel end')}: print it>"
 
     def __str__(self) -> str:
-        """Returns a few lines for each layer; the groups of one that was asked for alone."""
-        return "\n".join(line for layer in self.layers for line in self._lines(layer))
+        """Returns the text of `describe`."""
+        return self.describe()
 
-    def _lines(self, layer: WhyLayer) -> list[str]:
-        """Returns all that is known of one layer."""
-        lines = [f"{layer.layer}: {plural(layer.channels_out, 'channel')} out, {layer.channels_in:,} in"]
-        if layer.note:
-            lines = [f"{layer.layer}: {layer.note}"]
-        for side, scales in (("out", layer.scales_out), ("in", layer.scales_in)):
-            sentences = _sentences([row for row in self.rows if row.layer == layer.layer and row.side == side], scales)
-            lines += [f"  {side if k == 0 else '':3}  {sentence}" for k, sentence in enumerate(sentences)]
-        groups = [("producer of", layer.producer_of), ("consumer of", layer.consumer_of)] if len(self.layers) == 1 else []
+    def describe(self, *, expand: bool = False, width: int | None = None) -> str:
+        """Puts the answer into sentences, as printing it does; the groups only of a layer that was asked for alone.
+
+        Layers about which the same sentences hold, but for names and numbers, share them: ``layers.{0..31}.up``.
+
+        Args:
+            expand: whether each layer is told by itself, and every name is written out.
+            width: of the text, in characters; None: the terminal's, 100 where there is none. A name is never broken, so
+                that a line with a longer name is longer.
+
+        Returns:
+            Text of several lines.
+        """
+        width = width or shutil.get_terminal_size((100, 24)).columns
+        whole = expand or len(self.layers) == 1
+        by_layer: dict[str, list[WhyRow]] = {}
+        for row in self.rows:
+            by_layer.setdefault(row.layer, []).append(row)
+        told = [(layer.layer, layer_sentences(layer, by_layer.get(layer.layer, ()))) for layer in self.layers]
+        blocks = blocks_of(told, None if whole else MOST_LINES)
+        lines = [line for block in blocks for line in _lines(block, width, whole)]
+        if len(self.layers) == 1:
+            lines += self._alone(self.layers[0])
+        if any(" ." in line for line in lines) and not whole:
+            lines.append("(A leading dot: in the module of the layer itself.)")
+        if len(blocks) < len(self.layers):
+            lines.append(f"({len(self.layers):,} layers, one by one: plan.why().describe(expand=True))")
+        return "\n".join(lines)
+
+    def _alone(self, layer: WhyLayer) -> list[str]:
+        """Returns what is said of a layer that was asked for alone: its groups, and whether the weights are known."""
+        lines = []
+        groups = [("producer of", layer.producer_of), ("consumer of", layer.consumer_of)]
         told = "; ".join(f"{words} {', '.join(names)}" for words, names in groups if names)
         if told:
             others = layer_list(layer.with_layers, _MOST_LAYERS)
             lines.append(f"  {told}" + (f", with {others}" if layer.with_layers else ""))
-        lines += [f"  held now: {sentence}" for sentence in layer.held]
-        unknown = not self.told and len(self.layers) == 1
-        return [*lines, "  held now: not known, the weights are on the meta device"] if unknown else lines
+        return lines if self.told else [*lines, "  held now: not known, the weights are on the meta device"]
 
 
-def _sentences(rows: Sequence[WhyRow], scales: int) -> list[str]:
-    """Returns the rows of one side of a layer in sentences; `scales`: how many free scales this side carries."""
-    moving = sum(row.channels for row in rows if row.kind in ("free", "tied"))
-    sharing = list(dict.fromkeys(_cause(row) for row in rows if row.kind == "tied" and row.tied_to in (row.own, "")))
-    found = []
-    if sharing:
-        found.append(f"{moving:,} channels share {plural(scales, 'scale')}: {'; '.join(sharing)}")
-    for row in rows:
-        if row.kind == "free":
-            found += [] if sharing else [f"{row.channels:,} free"]
-        elif row.kind != "tied":
-            found.append(f"{row.channels:,} fixed by {_who(row)}{_cause(row)}{f': {row.reason}' if row.reason else ''}")
-        elif row.tied_to not in (row.own, ""):
-            found.append(f"{row.channels:,} carry the scales of {row.tied_to}: {_cause(row)}")
-    return found
-
-
-def _who(row: WhyRow) -> str:
-    """Returns the kind of what fixed channels, in words; "" for an operator."""
-    return {"input": "the ", "output": "the ", "option": "an option, "}.get(row.kind, "")
-
-
-def _cause(row: WhyRow) -> str:
-    """Returns an operator with the user's line, as "sum, model.py:12"."""
-    joint = " " if row.kind == "input" else ", "
-    named = joint.join(filter(None, [row.operator, row.source or (row.module and f"in {row.module}")]))
-    return f"{named} ({row.graph})" if row.graph else named
+def _lines(block: Block, width: int, whole: bool) -> list[str]:
+    """Returns the sentences of one block as lines."""
+    lines: list[str] = []
+    side = ""
+    for sentence in block.sentences:
+        words = sentence_words(sentence, not whole)
+        if sentence.side == "":
+            words += f" ({len(block.layers):,}{TOGETHER}layers)" if len(block.layers) > 1 else ""
+            lines += broken(words, width).split("\n")
+            continue
+        label = {"held": "held now: "}.get(sentence.side, f"{sentence.side if sentence.side != side else '':3}  ")
+        side = sentence.side
+        first, *more = broken(words, width - len(label) - 2).split("\n")
+        lines += [f"  {label}{first}", *(" " * (len(label) + 2) + line for line in more)]
+    return lines
 
 
 def why(analysis: Analysis, name: str | None, modules: Sequence[str], held: Sequence[Held] | None) -> Why:

@@ -36,6 +36,9 @@ ROWS = {
 @pytest.mark.parametrize("build", [resnet152, llama])
 def test_a_large_model_fits_on_one_screen(build) -> None:
     plan = build()
+    for width, most in ((80, 40), (120, 34)):
+        lines = plan.why().describe(width=width).splitlines()
+        assert len(lines) <= most and max(map(len, lines)) <= width
     answer = report(plan, build.__name__)
     for width in (80, 120, 200):
         text = plan.describe(width=width)

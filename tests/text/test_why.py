@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import fxenorm
 from fxenorm.errors import BindError, OptionError
 from fxenorm.symmetry.account import KINDS
+from fxenorm.text.why_words import blocks_of, layer_sentences
 
 from ..account_cases import BY_HAND
 from ..symmetry.test_structures import analysed
@@ -220,3 +221,76 @@ def test_damaged_sides_are_refused(damage: Any) -> None:
     damage(stored["symmetry"]["account"]["sides"])
     with pytest.raises(BindError, match="damaged"):
         fxenorm.Plan.from_dict(stored, plan.model)
+
+
+# ---------------------------------------------------------------- printed
+
+
+class Blocks(nn.Module):
+    """Blocks of equal structure, the widths of which may grow."""
+
+    def __init__(self, count: int, grows: int = 0, dead: int = -1) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 4)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"up": nn.Linear(4, 6 + grows * k), "down": nn.Linear(6 + grows * k, 4)}) for k in range(count)
+        )
+        if dead >= 0:
+            nn.init.zeros_(self.blocks[dead]["down"].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block["down"](torch.relu(block["up"](x)))
+        return x
+
+
+def test_blocks_of_equal_structure_share_their_sentences() -> None:
+    answer = fxenorm.analyze(Blocks(9), torch.randn(3, 4)).why()
+    text = answer.describe(width=100)
+    assert "\nblocks.{0..8}.up: 6 channels out, 4 in (9 layers)\n  out  6 free\n" in text
+    assert "\nblocks.{0..8}.down: 4 channels out, 6 in (9 layers)\n" in text and "6 carry the scales of .up out: linear" in text
+    assert "\n(19 layers, one by one: plan.why().describe(expand=True))" in text and "A leading dot" in text
+    assert str(answer) == answer.describe() and len(answer.layers) == 19
+    whole = answer.describe(expand=True)
+    assert all(f"blocks.{k}.down: 4 channels out, 6 in\n" in f"\n{whole}\n" for k in range(9)) and "{" not in whole
+    assert "6 carry the scales of blocks.3.up out: linear" in whole and "A leading dot" not in whole
+    assert str(fxenorm.analyze(Blocks(2), torch.randn(3, 4)).why()).count(" layers)") == 0
+
+
+def test_other_widths_and_other_fates_stay_apart_while_there_is_room() -> None:
+    few = str(fxenorm.analyze(Blocks(5, grows=1), torch.randn(3, 4)).why())
+    assert "blocks.3.up: 9 channels out" in few and "{" not in few
+    many = fxenorm.analyze(Blocks(20, grows=1), torch.randn(3, 4)).why().describe(width=100)
+    assert "blocks.{0..19}.up: 6..25 channels out, 4 in (20 layers)\n  out  6..25 free\n" in many
+    assert len(many.splitlines()) < 20
+    dead = str(fxenorm.analyze(Blocks(9, dead=4), torch.randn(3, 4)).why())
+    assert "blocks.{0..3,5..8}.up: 6 channels out, 4 in (8 layers)" in dead
+    assert "\nblocks.4.up: 6 channels out, 4 in\n" in dead and "6 scales held, dead: " in dead
+
+
+@pytest.mark.parametrize("name", [*BY_HAND, *ZOO])
+def test_each_layer_is_in_one_block_of_which_the_same_is_said(name: str) -> None:
+    answer = plan_of(name).why()
+    own = {one.layer: layer_sentences(one, [row for row in answer.rows if row.layer == one.layer]) for one in answer.layers}
+    for most in (None, 40, 0):
+        blocks = blocks_of(list(own.items()), most)
+        assert sorted(layer for block in blocks for layer in block.layers) == sorted(own)
+        for block in blocks:
+            said = {sentence.key(False)[:2] for sentence in block.sentences}
+            assert all({sentence.key(False)[:2] for sentence in own[layer]} == said for layer in block.layers)
+            assert most is not None or block.sentences == own[block.layers[0]]
+    for expand in (False, True):
+        words = [answer.describe(width=width, expand=expand).split() for width in (40, 10_000)]
+        assert words[0] == words[1]  # no name is broken inside
+
+
+def test_channels_that_come_from_many_layers_are_told_in_one_sentence() -> None:
+    def forward(m: Net, x: Tensor) -> Tensor:
+        return m.head(torch.cat([torch.relu(getattr(m, f"p{k}")(x)) for k in range(4)], 1))
+
+    parts = {f"p{k}": nn.Linear(4, 3) for k in range(4)}
+    answer = fxenorm.analyze(Net(forward, **parts, head=nn.Linear(12, 2)), torch.randn(3, 4)).why()
+    assert "\n  in   12 carry the scales of p{0..3} out: linear, " in answer.describe()
+    assert "\n  in   3 carry the scales of p0 out: linear, " in answer.describe(expand=True)
+    assert sum(row.channels for row in answer.rows if row.layer == "head" and row.side == "in") == 12
