@@ -24,7 +24,17 @@ _PACKAGE = __name__.partition(".")[0] + "."
 
 
 class FxenormError(Exception):
-    """Base class of every error that fxenorm raises on purpose."""
+    """Base class of every error that fxenorm raises on purpose.
+
+    Example:
+        >>> import fxenorm
+        >>> from torch import nn
+        >>> try:
+        ...     fxenorm.analyze(nn.Linear(4, 2), p=-1)
+        ... except fxenorm.FxenormError as error:
+        ...     print(type(error).__name__)
+        OptionError
+    """
 
 
 class OptionError(FxenormError, ValueError):
@@ -68,7 +78,17 @@ class ModelFileError(FxenormError, ValueError):
 
 
 class FxenormWarning(UserWarning):
-    """Something was lost or left inexact; said once, with what and why."""
+    """Something was lost or left inexact; said once, with what and why.
+
+    Example:
+        >>> import fxenorm, warnings
+        >>> from torch import nn
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     plan = fxenorm.analyze(nn.Linear(4, 2), p=float("inf"), c=2.0)
+        >>> print(caught[0].message)
+        layer weights play no part at p=inf: c is ignored
+    """
 
 
 def warn_user(message: str) -> None:

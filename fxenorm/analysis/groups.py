@@ -36,6 +36,13 @@ class Port:
         parameter: the parameter's name.
         axis: the axis of the parameter along which the variables lie.
         coefficient: the exponent's integer factor: positive for a producer, negative for a consumer.
+
+    Example:
+        >>> import fxenorm
+        >>> from torch import nn
+        >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> plan.groups[0].producers[0]
+        Port(parameter='0.weight', axis=0, coefficient=1)
     """
 
     parameter: str
@@ -60,6 +67,16 @@ class Group:
         consumers: parameters that are multiplied by negative powers, in graph order.
         sites: the activations at module boundaries that carry the group, in graph order.
         depth: smallest depth of its producing layers in the pair graph.
+
+    Example:
+        >>> import fxenorm
+        >>> from torch import nn
+        >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> group = plan.groups[0]
+        >>> group.kind, group.variables
+        ('chain', range(0, 8))
+        >>> [port.parameter for port in group.consumers]
+        ['2.weight']
     """
 
     name: str
@@ -78,7 +95,15 @@ class Group:
 
     @property
     def label(self) -> str:
-        """The group in words, as "g4 (conv2 out, 64 channels)"."""
+        """The group in words, as "g4 (conv2 out, 64 channels)".
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> plan.groups[0].label
+            'g0 (0 out, 8 channels)'
+        """
         ports, side = (self.producers, "out") if self.producers else (self.consumers, "in")
         where = f"{layer_of(ports[0].parameter)} {side}, " if ports else ""
         return f"{self.name} ({where}{len(self.variables)} channel{'s' * (len(self.variables) != 1)})"

@@ -60,6 +60,15 @@ class Held:
             "balance_last=False" or "not attained".
         tensors: names of the tensors that make it so.
         coefficients: of a sum, the integer in front of each variable; () where each variable stays by itself.
+
+    Example:
+        >>> import fxenorm, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> plan = fxenorm.analyze(model)
+        >>> _ = model[0].requires_grad_(False)
+        >>> plan.held
+        (<Held g0: 8 held, requires_grad=False: a parameter that it moves is frozen>,)
     """
 
     variables: tuple[int, ...]
@@ -70,7 +79,17 @@ class Held:
 
     @property
     def count(self) -> int:
-        """Number of directions: the variables, or 1 for a sum."""
+        """Number of directions: the variables, or 1 for a sum.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> _ = model[0].requires_grad_(False)
+            >>> [held.count for held in plan.held]
+            [8]
+        """
         return 1 if self.coefficients else len(self.variables)
 
     def __repr__(self) -> str:

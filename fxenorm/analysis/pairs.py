@@ -26,6 +26,14 @@ class Pair:
         group: the group's name.
         channels: number of scale variables in the group.
         operators: short names of the operators on a shortest such path, in order.
+
+    Example:
+        >>> import fxenorm
+        >>> from torch import nn
+        >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> pair = plan.pairs[0]
+        >>> pair.producer, pair.consumer, pair.operators
+        ('0', '2', ('relu',))
     """
 
     producer: str

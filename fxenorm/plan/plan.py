@@ -62,6 +62,13 @@ class Plan:
         model: the module; wrappers are looked through.
         analysis: that of a plan on another module with the same symmetry and options; None: it is derived.
         example: inputs on which the model runs; None: guessed where they are needed.
+
+    Example:
+        >>> import fxenorm
+        >>> from torch import nn
+        >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> plan
+        <fxenorm.Plan of Sequential: 8 scales in 1 groups>
     """
 
     _stored: Analysis
@@ -88,22 +95,55 @@ class Plan:
 
     @property
     def symmetry(self) -> Symmetry:
-        """The graph half's answer, as plain data."""
+        """The graph half's answer, as plain data.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> plan.symmetry.shapes["0.weight"]
+            (8, 4)
+        """
         return self.rescaler.analysis.symmetry
 
     @property
     def options(self) -> Options:
-        """The options of `fxenorm.analyze` that this plan follows."""
+        """The options of `fxenorm.analyze` that this plan follows.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> plan.options.p, plan.options.batchnorm
+            (2.0, 'affine')
+        """
         return self.rescaler.analysis.options
 
     @property
     def model(self) -> nn.Module:
-        """The module that this plan rescales, without wrappers."""
+        """The module that this plan rescales, without wrappers.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> plan.model is model
+            True
+        """
         return self.rescaler.model
 
     @property
     def num_scales(self) -> int:
-        """Dimension of the group of rescalings under the options: the length of ``log_scales``."""
+        """Dimension of the group of rescalings under the options: the length of ``log_scales``.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> plan.num_scales
+            8
+        """
         return self.symmetry.num_scales
 
     @property
@@ -111,6 +151,15 @@ class Plan:
         """By parameter and moved buffer: (coefficient, ids), ids broadcastable to the tensor, -1 = fixed.
 
         Entry e of a tensor is multiplied by exp(sum of coefficient * log_scales[id]); where `offsets` names it, see there.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> [(sign, tuple(ids.shape)) for sign, ids in plan.exponents["0.weight"]]
+            [(1, (8, 1))]
+            >>> [(sign, tuple(ids.shape)) for sign, ids in plan.exponents["2.weight"]]
+            [(-1, (1, 8))]
         """
         return self.rescaler.analysis.exponents
 
@@ -120,22 +169,53 @@ class Plan:
 
         1 for the norms of Gemma, which multiply by 1 + w; c / k for c + k w. Entry w moves as (o + w) * factor - o, and its norm
         is that of o + w. Factors far below 1 leave few digits of o + w in the type of w.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> plan.offsets
+            {}
         """
         return dict(self.symmetry.offsets)
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """Variables with the same producers and consumers, in graph order; every variable is in exactly one."""
+        """Variables with the same producers and consumers, in graph order; every variable is in exactly one.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> plan.groups
+            (<Group g0: chain, 8 channels, 0 -> 2>,)
+        """
         return self.rescaler.analysis.groups
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
-        """Producer and consumer layers joined by a path that meets no other layer of the group."""
+        """Producer and consumer layers joined by a path that meets no other layer of the group.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> plan.pairs
+            (<Pair 0 -> 2: g0, 8 channels, 1 operator between>,)
+        """
         return self.rescaler.analysis.pairs
 
     @property
     def barriers(self) -> tuple[Barrier, ...]:
-        """The operators that force variables to zero, and those without a rule."""
+        """The operators that force variables to zero, and those without a rule.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)))
+            >>> [(barrier.operator, barrier.variables) for barrier in plan.barriers]
+            [('gelu.default', 8)]
+        """
         return self.symmetry.barriers
 
     @property
@@ -143,6 +223,13 @@ class Plan:
         """Every channel end of the counted weights: free, fixed or tied away, each with the node that made it so; print it.
 
         None in a plan that was stored before there was an account. `held` is a part of the free ends.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> plan.account.free, plan.account.total
+            (8, 22)
         """
         return self.symmetry.account
 
@@ -151,6 +238,15 @@ class Plan:
         """Variables, and sums of them, that `balance` leaves at 0 at the current weights, with reasons; waits for the device.
 
         Where no weight is zero, `step` leaves the same.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> _ = model[0].requires_grad_(False)
+            >>> plan.held
+            (<Held g0: 8 held, requires_grad=False: a parameter that it moves is frozen>,)
         """
         if not self.num_scales:
             return ()
@@ -183,27 +279,69 @@ class Plan:
 
     @property
     def exact(self) -> bool:
-        """Whether a rescaling leaves the function as it is in every mode in `modes`."""
+        """Whether a rescaling leaves the function as it is in every mode in `modes`.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> plan.exact
+            True
+        """
         return not self.symmetry.inexact_reasons
 
     @property
     def inexact_reasons(self) -> tuple[str, ...]:
-        """The reasons for which `exact` is False, in sentences."""
+        """The reasons for which `exact` is False, in sentences.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU6(), nn.Linear(8, 2))
+            >>> print(*fxenorm.analyze(model, approximate="relu6").inexact_reasons)
+            relu6 is treated as homogeneous (approximate)
+        """
         return self.symmetry.inexact_reasons
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """The modes, of "eval" and "train", in which the function is preserved."""
+        """The modes, of "eval" and "train", in which the function is preserved.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> plan.modes
+            ('eval', 'train')
+        """
         return self.symmetry.modes
 
     @property
     def tracer(self) -> str:
-        """The way in which the graph was made: "export", or "make_fx", which holds for the path of the example inputs."""
+        """The way in which the graph was made: "export", or "make_fx", which holds for the path of the example inputs.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> plan.tracer
+            'export'
+        """
         return self.symmetry.tracer
 
     @property
     def fingerprint(self) -> str:
-        """A hash of names, shapes, exponents and options: equal fingerprints mean equal ``log_scales``."""
+        """A hash of names, shapes, exponents and options: equal fingerprints mean equal ``log_scales``.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> plan.fingerprint == fxenorm.analyze(plan.model).fingerprint
+            True
+            >>> plan.fingerprint == fxenorm.analyze(plan.model, p=1).fingerprint
+            False
+        """
         return self.rescaler.analysis.fingerprint
 
     # ---------------------------------------------------------------- measures of the weights
@@ -213,6 +351,15 @@ class Plan:
 
         Returns:
             A 0-d tensor on the weights' device; nothing waits for it.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> before = plan.norm()
+            >>> plan.step()
+            >>> bool(plan.norm() <= before)
+            True
         """
         with self.rescaler.lock:
             return self.rescaler.open_together().objective().norm()
@@ -222,6 +369,13 @@ class Plan:
 
         Returns:
             0-d tensors on the weights' device; nothing waits for them until the dict is printed, as plain numbers.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> sorted(plan.layer_norms())
+            ['0', '2']
         """
         with self.rescaler.lock:
             weights = self.rescaler.open_together()
@@ -232,6 +386,14 @@ class Plan:
 
         Returns:
             A 0-d tensor on the weights' device; nothing waits for it.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> result = plan.balance()
+            >>> bool(plan.imbalance() < 1e-5)
+            True
         """
         with self.rescaler.lock:
             weights = self.rescaler.open_together().within()
@@ -242,6 +404,13 @@ class Plan:
 
         Returns:
             (num_scales,) on the weights' device, held variables included; not finite where N or P is zero.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> plan.channel_imbalance().shape
+            torch.Size([8])
         """
         with self.rescaler.lock:
             negative, positive = self.rescaler.open_together().log_sums()
@@ -299,6 +468,16 @@ class Plan:
             BindError, RescaleError: a parameter has another shape than at the analysis, or cannot be multiplied in place; nothing
                 was written.
             OptionError: `cycles` or `agree_every` is not a positive integer, or `state` or `frozen` is unknown.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+            >>> model(torch.ones(2, 4)).sum().backward()
+            >>> optimizer.step()
+            >>> plan.step(optimizer)
         """
         step(self.rescaler, StepRequest(optimizer, cycles, grads, state, agree_every, frozen))
 
@@ -332,6 +511,17 @@ class Plan:
         Raises:
             AgreementError, OptimizerError, BindError: as `step`; nothing was written.
             OptionError: `tol` or `max_iterations` is not positive, or `state` or `frozen` is unknown.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> x = torch.ones(2, 4)
+            >>> before = model(x)
+            >>> result = plan.balance()
+            >>> result.norm_after <= result.norm_before, torch.allclose(model(x), before, atol=1e-6)
+            (True, True)
         """
         if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not tol > 0:
             raise OptionError(f"tol={tol!r} is not valid: expected a number > 0")
@@ -352,6 +542,16 @@ class Plan:
         Raises:
             RescaleError: `log_scales` has another shape or is not finite, or a tensor would overflow; nothing was written.
             AgreementError, OptimizerError, BindError: as `step`; nothing was written.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> before = model[0].bias[0].item()
+            >>> plan.rescale([1.0] + 7 * [0.0])
+            >>> round(model[0].bias[0].item() / before, 4)
+            2.7183
         """
 
         def look() -> Looked:
@@ -416,6 +616,17 @@ class Plan:
 
         Raises:
             OptimizerError, OptionError: as `step`; in the hook, OptimizerError where a CUDA graph is being captured.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> handle = plan.attach(optimizer)
+            >>> handle
+            <fxenorm.Attachment to SGD: rescales after each step>
+            >>> handle.remove()
         """
         options = AttachOptions(every, start, stop, cycles, grads, state, agree_every, frozen)
         return Attachment(self.rescaler, optimizer, options)
@@ -433,6 +644,18 @@ class Plan:
 
         Raises:
             BindError, OptionError: names or shapes differ from the model's, or `copy` is none of these.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> average = torch.optim.swa_utils.AveragedModel(model)
+            >>> plan.track(average)
+            <fxenorm.Tracked Sequential: follows every rescaling>
+            >>> plan.rescale(torch.ones(8))
+            >>> torch.equal(average.module[0].weight, model[0].weight)
+            True
         """
         tracked = self.rescaler.tracked
         tracked.append(Tracked(copy, self.model, self.symmetry, master=master, forget=tracked.remove))
@@ -456,6 +679,13 @@ class Plan:
         Raises:
             RescaleError: the model is on the meta device, or does not run on the inputs.
             ExampleInputsError: no inputs were given and none can be guessed.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> bool(plan.verify())
+            True
         """
         example = self._example if inputs is None else None
         if example is None or any(tensor.is_meta for tensor in example.tensors()):
@@ -478,12 +708,30 @@ class Plan:
 
         Raises:
             BindError: names or shapes differ; the differences are listed.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> other = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> plan.bind(other).balance().converged
+            True
         """
         check_fits(model, self.symmetry)
         return Plan(self.symmetry, self.options, model, analysis=self.rescaler.analysis, example=self._example)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the plan as a JSON-compatible dict, without any weights; see `from_dict`."""
+        """Returns the plan as a JSON-compatible dict, without any weights; see `from_dict`.
+
+        Example:
+            >>> import json
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> text = json.dumps(plan.to_dict())
+            >>> fxenorm.Plan.from_dict(json.loads(text), plan.model)
+            <fxenorm.Plan of Sequential: 8 scales in 1 groups>
+        """
         return {**to_dict(self.symmetry, self.options, self.groups, self.pairs), "fingerprint": self.fingerprint}
 
     @classmethod
@@ -496,6 +744,14 @@ class Plan:
 
         Raises:
             BindError: `stored` is damaged or of another format, or the module does not fit.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> other = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> fxenorm.Plan.from_dict(plan.to_dict(), other).num_scales
+            8
         """
         analysis = analysis_from_dict(stored)
         check_fits(model, analysis.symmetry)
@@ -552,7 +808,15 @@ class Plan:
             tracked.append(Tracked.again(given, analysis.symmetry, master=master, forget=tracked.remove))
 
     def to_networkx(self) -> networkx.MultiDiGraph[Any]:
-        """Returns the pair graph: layers as nodes, pairs as edges with ``group``, ``channels`` and ``operators``."""
+        """Returns the pair graph: layers as nodes, pairs as edges with ``group``, ``channels`` and ``operators``.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> list(plan.to_networkx().edges)
+            [('0', '2', 0)]
+        """
         return pair_graph(self.symmetry, self.pairs)
 
     def describe(self, *, expand: bool = False, width: int | None = None) -> str:
@@ -599,6 +863,14 @@ def plan_from_dict(stored: Mapping[str, Any]) -> Plan:
 
     Raises:
         BindError: `stored` is damaged or of another format.
+
+    Example:
+        >>> import copy, pickle
+        >>> import fxenorm
+        >>> from torch import nn
+        >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> pickle.loads(pickle.dumps(plan)).num_scales
+        8
     """
     made = Plan.__new__(Plan)
     made._stored = analysis_from_dict(stored)

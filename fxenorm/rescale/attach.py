@@ -69,6 +69,18 @@ class Attachment:
         rescaler: what rescales.
         optimizer: one, a sequence, or a wrapper with ``.optimizer``.
         options: when and how it rescales.
+
+    Example:
+        >>> import fxenorm, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> plan = fxenorm.analyze(model)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with plan.attach(optimizer, every=2) as handle:
+        ...     print(handle)
+        <fxenorm.Attachment to SGD: rescales after every 2 steps>
+        >>> handle
+        <fxenorm.Attachment to SGD: removed>
     """
 
     def __init__(self, rescaler: Rescaler, optimizer: OptimizerLike, options: AttachOptions) -> None:
@@ -116,11 +128,35 @@ class Attachment:
 
     @property
     def steps(self) -> int:
-        """The number of optimizer steps counted so far; waits for the device where a GradScaler drives a fused optimizer."""
+        """The number of optimizer steps counted so far; waits for the device where a GradScaler drives a fused optimizer.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> handle = plan.attach(optimizer)
+            >>> model(torch.ones(2, 4)).sum().backward()
+            >>> optimizer.step()
+            >>> handle.steps
+            1
+        """
         return self._rounds - (0 if self._skipped is None else int(self._skipped))
 
     def remove(self) -> None:
-        """Takes the hooks off the optimizers; a second call does nothing."""
+        """Takes the hooks off the optimizers; a second call does nothing.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> handle = plan.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+            >>> handle.remove()
+            >>> handle
+            <fxenorm.Attachment to SGD: removed>
+        """
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -129,6 +165,15 @@ class Attachment:
         """Returns a checkpoint's state: the count, who has stepped since, and the plan's fingerprint; waits as `steps` does.
 
         Of those who have stepped it says too whether a GradScaler has skipped all of these steps.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> handle = plan.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+            >>> handle.state_dict()["steps"]
+            0
         """
         members = [number for number, optimizer in enumerate(self._optimizers) if id(optimizer) in self._stepped]
         return {
@@ -146,6 +191,16 @@ class Attachment:
 
         Raises:
             BindError: it belongs to a plan with other parameters, exponents or options, or is no such state.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> handle = plan.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+            >>> handle.load_state_dict({**handle.state_dict(), "steps": 10})
+            >>> handle.steps
+            10
         """
         steps, members = stored.get("steps"), stored.get("stepped", [])
         if type(steps) is not int or steps < 0 or any(number not in range(len(self._optimizers)) for number in members):

@@ -57,6 +57,16 @@ class BalanceResult:
         rounded: how many entries powers of two have rounded: in float16 those that are smaller than 2 ** -11 of the largest of
             their row may lose digits. Where it is 0, powers of two have left the outputs bit-identical.
         powers_of_two: whether variables moved by powers of two, so that the end is within such a factor of balance.
+
+    Example:
+        >>> import fxenorm, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> plan = fxenorm.analyze(model)
+        >>> result = plan.balance()
+        >>> print(str(result).splitlines()[0])
+        balance: converged after ... of newton (... passes over the weights)
+        >>> plan.rescale(-result.log_scales)
     """
 
     converged: bool

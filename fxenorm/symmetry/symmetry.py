@@ -65,6 +65,13 @@ class Site:
         axis: the axis of the activation.
         variables: (size of the axis,) the variable of each position, -1 = fixed.
         coefficient: the integer by which these variables enter.
+
+    Example:
+        >>> import fxenorm
+        >>> from torch import nn
+        >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> plan.groups[0].sites[0]
+        <Site 0 output, axis 1: 8 channels, 8 free>
     """
 
     module: str
@@ -88,6 +95,13 @@ class Barrier:
         variables: number of variables that this node was the first to force to zero.
         reason: a sentence: the law that is missing, or that there is no rule.
         known: False for an operator that has no rule.
+
+    Example:
+        >>> import fxenorm
+        >>> from torch import nn
+        >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)))
+        >>> plan.barriers[0].reason
+        'gelu is not homogeneous'
     """
 
     operator: str

@@ -70,6 +70,13 @@ class Why:
 
         Returns:
             Text of several lines.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> print(plan.why().describe(expand=True).splitlines()[0])
+            0: 8 channels out, 4 in
         """
         width = width or shutil.get_terminal_size((100, 24)).columns
         whole = expand or len(self.layers) == 1

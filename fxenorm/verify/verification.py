@@ -37,6 +37,14 @@ class Verification:
         checked: the inputs on which the model ran, in words: those given, and where there is one a second size of them.
         unchecked: sizes at which nothing was checked, with the reason.
         inexact_reasons: as `Plan.inexact_reasons`.
+
+    Example:
+        >>> import fxenorm
+        >>> from torch import nn
+        >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> result = plan.verify()
+        >>> bool(result), sorted(result.differences), result.at_fault
+        (True, ['eval', 'train'], ())
     """
 
     differences: Mapping[str, float]

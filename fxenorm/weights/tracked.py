@@ -35,6 +35,15 @@ class Tracked:
     Raises:
         OptionError: `copy` is none of these.
         BindError: its names or shapes differ from the model's.
+
+    Example:
+        >>> import fxenorm, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> plan = fxenorm.analyze(model)
+        >>> ema = {name: value.clone() for name, value in model.named_parameters()}
+        >>> plan.track(ema)
+        <fxenorm.Tracked dict: follows every rescaling>
     """
 
     def __init__(
@@ -61,11 +70,32 @@ class Tracked:
 
     @property
     def copy(self) -> Any:
-        """The module, mapping or sequence that follows."""
+        """The module, mapping or sequence that follows.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> average = torch.optim.swa_utils.AveragedModel(model)
+            >>> plan.track(average).copy is average.module
+            True
+        """
         return self._copy
 
     def remove(self) -> None:
-        """Ends the following: the copy stays as it is from now on; a second call does nothing."""
+        """Ends the following: the copy stays as it is from now on; a second call does nothing.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> tracked = plan.track([weight.detach().clone() for weight in model.parameters()])
+            >>> tracked.remove()
+            >>> tracked
+            <fxenorm.Tracked list: removed>
+        """
         if not self._removed:
             self._removed = True
             self._forget(self)

@@ -163,6 +163,7 @@ NOT_FOR_MUTANTS: dict[str, str] = {
     "test_notebooks": "executes notebooks in kernels of their own",
     "test_package": "builds and installs the package",
     "test_readme": "runs the README, not one folder",
+    "test_reference": "builds the pages of the docstrings",
     "test_house_readme": "reads names, runs nothing",
     "test_interrupted": "kills whole training runs",
     "test_mutants": "tests the campaign",
