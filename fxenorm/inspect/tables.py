@@ -5,19 +5,20 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from ..symmetry.account import AccountRow, ChannelAccount
 from ..symmetry.symmetry import Barrier, OutputUse
 from ..text.describe import BarrierSummary, barrier_summaries, mode_words, output_lines, plural, tracer_words
 from ..text.table import rich_table
+from .console import NO_LIMIT
 from .pair_table import Table, all_groups, all_pairs, collapsed_pairs, imbalance_words
 from .report import Json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["make_console", "show"]
+__all__ = ["show"]
 
 _TOTALS = "Totals"
 
@@ -27,19 +28,8 @@ _MOST_LINES = 60
 _FEWEST_ROWS = 12
 """The table of pairs has room for these even where the rest is long."""
 
-_NO_LIMIT = 100_000
-
 _MOST_PARTS = 5
 """Operators, reasons, notes and groups in a list; ``--expand`` prints all."""
-
-
-def make_console(stream: TextIO) -> Console:
-    """Returns a console for a stream: as wide as the terminal, without colours and limits where the output goes to a file."""
-    from rich.console import Console
-
-    if stream.isatty():
-        return Console(file=stream, highlight=False, emoji=False, markup=False)
-    return Console(file=stream, width=_NO_LIMIT, color_system=None, highlight=False, emoji=False, markup=False)
 
 
 def show(report: Json, console: Console, *, expand: bool = False, pairs: bool = False) -> None:
@@ -106,7 +96,7 @@ def _print_table(console: Console, table: Table) -> None:
     width = console.width if console.is_terminal else None
     made = rich_table(table.columns, table.rows, width)
     if width is not None:
-        console.width = _NO_LIMIT  # a name that does not fit is printed whole: rich would cut it
+        console.width = NO_LIMIT  # a name that does not fit is printed whole: rich would cut it
         console.print(made)
         console.width = width
     else:

@@ -19,11 +19,12 @@ from torch import nn
 import fxenorm
 from fxenorm.errors import ModelFileError
 from fxenorm.inspect.apart import answer_stream
+from fxenorm.inspect.arguments.input_spec import DTYPES, parse_input
 from fxenorm.inspect.cli import main
-from fxenorm.inspect.input_spec import DTYPES, parse_input
-from fxenorm.inspect.load import check_target, load
+from fxenorm.inspect.console import make_console
 from fxenorm.inspect.report import report
-from fxenorm.inspect.tables import make_console, show
+from fxenorm.inspect.tables import show
+from fxenorm.inspect.targets.load import check_target, load
 
 NET = """
 import torch

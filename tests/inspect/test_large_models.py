@@ -9,8 +9,9 @@ import torch
 from rich.console import Console
 
 import fxenorm
+from fxenorm.inspect.console import make_console
 from fxenorm.inspect.report import report
-from fxenorm.inspect.tables import make_console, show
+from fxenorm.inspect.tables import show
 
 
 def resnet152() -> fxenorm.Plan:

@@ -141,7 +141,7 @@ TESTS: dict[str, list[str]] = {
         "test_memory",
     ],
     "distributed/*": ["test_agreement", "test_distributed"],
-    "inspect/*": ["test_inspect", "test_hostile_files"],
+    "inspect/*": ["test_inspect", "test_hostile_files", "test_targets", "test_command_options"],
     "integrations/*": ["test_averages", "test_lightning", "test_integrations"],
 }
 

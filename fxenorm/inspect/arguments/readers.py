@@ -1,0 +1,57 @@
+"""Readers of single values on the command line; each raises argparse's error, which says what was expected."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .input_spec import InputSpec
+
+__all__ = ["read_exponent", "read_input", "read_layer_weight", "read_limit"]
+
+
+def read_input(text: str) -> InputSpec:
+    """Reads ``--input``, as "2x3x32x32" or "mask=2x7:bool"."""
+    from .input_spec import parse_input
+
+    try:
+        return parse_input(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def read_exponent(text: str) -> float:
+    """Reads ``--p``: a number above 0, or inf."""
+    value = _number(text)
+    if value is not None and value > 0:
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0.1 to 1000, or inf")
+
+
+def read_layer_weight(text: str) -> float | str | tuple[str, float]:
+    """Reads ``--c``: a number above 0, "adaptive", or one layer's weight, as "fc1=2"."""
+    if text == "adaptive":
+        return text
+    layer, equals, number = text.rpartition("=")
+    value = _number(number)
+    if value is not None and 0 < value < math.inf and (layer or not equals):
+        return (layer, value) if equals else value
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number > 0, adaptive, or LAYER=NUMBER")
+
+
+def read_limit(text: str) -> float:
+    """Reads ``--max-log-scale``: a finite number above 0."""
+    value = _number(text)
+    if value is not None and 0 < value < math.inf:
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number > 0, a natural logarithm")
+
+
+def _number(text: str) -> float | None:
+    """Returns a text as a number; None where it is none."""
+    with contextlib.suppress(ValueError):
+        return float(text)
+    return None

@@ -1,0 +1,130 @@
+"""The options of ``fxenorm-inspect``: those of `analyze` are all there, and bad values are one line."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import fxenorm
+from fxenorm.errors import OptionError
+from fxenorm.inspect.arguments.analysis_options import ANALYSIS_OPTIONS, analysis_options
+from fxenorm.inspect.arguments.parser import parse
+from fxenorm.inspect.cli import main
+from fxenorm.inspect.wording import in_words_of_the_command
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu())
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    path = tmp_path / "model.py"
+    path.write_text(textwrap.dedent(NET))
+    return str(path)
+
+
+def test_every_option_of_analyze_is_on_the_command_line_with_its_default() -> None:
+    parameters = inspect.signature(fxenorm.analyze).parameters
+    wanted = {name: kind.default for name, kind in parameters.items() if kind.kind is kind.KEYWORD_ONLY}
+    del wanted["example_kwargs"]
+    assert {option.name: option.default for option in ANALYSIS_OPTIONS} == wanted
+    assert analysis_options(parse(["model.py"])) == wanted
+
+
+@pytest.mark.parametrize("option", [option for option in ANALYSIS_OPTIONS if option.choices], ids=lambda option: option.name)
+def test_the_choices_are_those_of_analyze(option) -> None:
+    with pytest.raises(OptionError) as told:
+        fxenorm.analyze(fxenorm_net(), **{option.name: "no such choice"})
+    assert sorted(re.findall(r"'([\w-]+)'", str(told.value).partition("expected")[2])) == sorted(option.choices)
+
+
+def fxenorm_net():
+    from torch import nn
+
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+GIVEN = [
+    ("--p inf", {"p": float("inf")}),
+    ("--c 1.5", {"c": 1.5}),
+    ("--c adaptive", {"c": "adaptive"}),
+    ("--c first=2 --c second=0.5", {"c": {"first": 2.0, "second": 0.5}}),
+    ("--no-balance-last", {"balance_last": False}),
+    ("--exclude a* --exclude b", {"exclude": ("a*", "b")}),
+    ("--outputs logits", {"outputs": ("logits",)}),
+    ("--approximate relu6", {"approximate": ("relu6",)}),
+    ("--solver gauss-seidel --scales pow2", {"solver": "gauss-seidel", "scales": "pow2"}),
+    ("--backend eager --max-log-scale 0.5", {"backend": "eager", "max_log_scale": 0.5}),
+    ("--on-unknown error --modes eval --batchnorm frozen", {"on_unknown": "error", "modes": "eval", "batchnorm": "frozen"}),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), GIVEN)
+def test_values_are_read(line: str, expected: dict) -> None:
+    found = analysis_options(parse([*line.split(), "model.py"]))
+    assert {name: found[name] for name in expected} == expected
+
+
+BAD = [
+    ("--p 0", "--p"),
+    ("--p 0.01", "--p 0.01 is not a valid option: expected a number from 0.1"),
+    ("--p x", "--p"),
+    ("--c -1", "--c"),
+    ("--c first=", "--c"),
+    ("--c 1 --c 2", "--c: give it once, or as LAYER=NUMBER"),
+    ("--c 1 --c first=2", "--c: give it once, or as LAYER=NUMBER"),
+    ("--batchnorm none", "--batchnorm.*choose from"),
+    ("--biases none", "--biases.*choose from"),
+    ("--modes none", "--modes.*choose from"),
+    ("--solver none", "--solver.*choose from"),
+    ("--backend none", "--backend.*choose from"),
+    ("--scales none", "--scales.*choose from"),
+    ("--on-unknown none", "--on-unknown.*choose from"),
+    ("--max-log-scale 0", "--max-log-scale"),
+    ("--max-log-scale inf", "--max-log-scale"),
+    ("--approximate linear", "--approximate 'linear' is not a valid option: expected"),
+    ("--outputs nobody", "nobody"),
+    ("--batchnorm frozen --modes train", "--batchnorm 'frozen'.*--modes 'train'"),
+    ("--input 2x", "--input.*expected sizes"),
+    ("--input 2x4:floot", "--input.*unknown data type"),
+    ("--input =2x4", "--input.*is no name of an argument"),
+    ("--input a=2 --input a=3", "--input: each name is given once"),
+    ("--input 2x9", "does not run"),
+    ("--seed x", "--seed"),
+    ("--no-such-option", "--no-such-option"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD)
+def test_a_bad_value_is_one_line_and_exit_code_2(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    try:
+        code = main([model, *line.split()])
+    except SystemExit as ended:
+        code = ended.code
+    told = capsys.readouterr()
+    assert code == 2 and told.out == "" and told.err.count("\n") == 1, told.err
+    assert told.err.startswith("fxenorm-inspect: error: ") and re.search(message, told.err), told.err
+    assert "example_inputs:" not in told.err and sorted(tmp_path.rglob("*")) == before
+
+
+def test_messages_speak_of_options() -> None:
+    said = in_words_of_the_command("pass on_unknown='error' or balance_last=False; xp=3 and a.p=3 stay, p=2 does not")
+    assert said == "pass --on-unknown 'error' or --balance-last False; xp=3 and a.p=3 stay, --p 2 does not"
+    assert "--input" in in_words_of_the_command("Pass example_inputs that the model runs on.")
