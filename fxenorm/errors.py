@@ -11,6 +11,7 @@ __all__ = [
     "ExampleInputsError",
     "FxenormError",
     "FxenormWarning",
+    "MissingLibraryError",
     "MissingTorchError",
     "ModelFileError",
     "OptimizerError",
@@ -71,6 +72,10 @@ class BindError(FxenormError, ValueError):
 
 class MissingTorchError(FxenormError, ImportError):
     """PyTorch is not installed, and a name was used that needs it."""
+
+
+class MissingLibraryError(FxenormError, ImportError):
+    """A library is not installed that one call needs and the rest does without; the message names the extra that installs it."""
 
 
 class ModelFileError(FxenormError, ValueError):

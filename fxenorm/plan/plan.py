@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from ..analysis.restore import analysis_from_dict
 from ..analysis.serialise import to_dict
 from ..errors import OptionError, RescaleError
 from ..optim.state import OptimizerLike, StateChoice
+from ..picture.build import picture_of
+from ..picture.figure import figure_of, save
 from ..rescale.agreeing import Looked
 from ..rescale.attach import Attachment, AttachOptions
 from ..rescale.balance import BalanceResult, balance
@@ -818,6 +821,35 @@ class Plan:
             [('0', '2', 0)]
         """
         return pair_graph(self.symmetry, self.pairs)
+
+    def draw(self, path: str | os.PathLike[str] | None = None, *, expand: bool | None = None) -> Any:
+        """Draws the pair graph: layers as boxes in graph order, groups as lines from writers to readers.
+
+        Modules of equal structure whose names differ in their numbers are drawn as one. It needs matplotlib, and no weight.
+
+        Args:
+            path: a file to write as well, in the format that its ending names, as "plan.png", "plan.pdf" or "plan.svg".
+            expand: whether each layer has a box of its own; None: in a model of at most 60 layers.
+
+        Returns:
+            A ``matplotlib.figure.Figure``, which a notebook shows.
+
+        Raises:
+            MissingLibraryError: matplotlib is not installed.
+            OptionError: the file cannot be written, or its ending names no format; `expand` is none of True, False, None.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> type(fxenorm.analyze(model).draw()).__name__
+            'Figure'
+        """
+        if expand is not None and not isinstance(expand, bool):
+            raise OptionError(f"expand={expand!r} is not valid: expected True, False or None")
+        figure = figure_of(picture_of(self.rescaler.analysis, expand=expand))
+        if path is not None:
+            save(figure, path)
+        return figure
 
     def describe(self, *, expand: bool = False, width: int | None = None) -> str:
         """Puts the plan into words and tables, as ``print(plan)`` does, without reading a weight.

@@ -18,7 +18,7 @@ TREES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.p
 
 # Each line imports only from itself and from the lines above it.
 LAYERS = """
-    version errors collection
+    version errors collection optional
     distributed
     trace field
     rules
@@ -27,6 +27,7 @@ LAYERS = """
     analysis
     weights
     text
+    picture
     rescale
     verify
     plan

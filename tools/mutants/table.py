@@ -115,6 +115,7 @@ TESTS: dict[str, list[str]] = {
     "analysis/*": MIDDLE,
     "weights/*": MIDDLE,
     "rescale/*": MIDDLE,
+    "picture/*": ["test_picture"],
     "text/*": ["test_repeats", *MIDDLE],
     "optim/*": [
         "test_optim",
