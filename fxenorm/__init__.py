@@ -18,6 +18,7 @@ _HOMES = {
     "Barrier": "fxenorm.symmetry",
     "Group": "fxenorm.analysis.groups",
     "Held": "fxenorm.analysis.held",
+    "History": "fxenorm.rescale.measures.history",
     "Pair": "fxenorm.analysis.pairs",
     "Port": "fxenorm.analysis.groups",
     "Site": "fxenorm.symmetry",
@@ -41,6 +42,7 @@ __all__ = [
     "FxenormWarning",
     "Group",
     "Held",
+    "History",
     "Pair",
     "Plan",
     "Port",
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from .plan.plan import Plan, plan_from_dict
     from .rescale.attach import Attachment
     from .rescale.balance import BalanceResult
+    from .rescale.measures.history import History
     from .rules import register_rule, supported_operators
     from .symmetry import Barrier, Site
     from .text.why import Why

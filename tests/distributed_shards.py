@@ -83,6 +83,11 @@ def balance(folder: Path) -> dict[str, Any]:
             abs(getattr(result, key) - getattr(expected, key))
             for key in ("norm_before", "norm_after", "imbalance_before", "imbalance_after")
         ]
+        for plan in (whole, parts):
+            plan.history.record()
+        found[f"{name} reports"] += [
+            abs(one - other) for one, other in zip(parts.history.rows()[0], whole.history.rows()[0], strict=True)
+        ]
         found[f"{name} held"] = [str(item) for item in result.held] == [str(item) for item in expected.held]
         found[f"{name} layer norms"] = distance(parts.layer_norms(), whole.layer_norms())
         found[f"{name} weights"] = distance(state_of(model), state_of(alone))

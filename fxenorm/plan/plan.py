@@ -25,6 +25,7 @@ from ..picture.figure import figure_of, save
 from ..rescale.agreeing import Looked
 from ..rescale.attach import Attachment, AttachOptions
 from ..rescale.balance import BalanceResult, balance
+from ..rescale.measures.history import History
 from ..rescale.request import StepRequest
 from ..rescale.rescaler import Rescaler
 from ..rescale.step import step
@@ -32,6 +33,7 @@ from ..solve.jacobi import imbalance
 from ..symmetry.account import ChannelAccount
 from ..symmetry.symmetry import Barrier, Symmetry
 from ..text.describe import describe
+from ..text.html import plan_html
 from ..text.numbers import LayerNorms
 from ..text.why import Why, why
 from ..trace import Inputs, resolve_inputs, unwrap
@@ -56,8 +58,8 @@ class Plan:
     ``load_state_dict``. Printing a plan shows its groups.
 
     Of a model that is spread over processes (``fully_shard``, tensor parallelism), each process scales what it holds, and what
-    reads or writes weights (norms, imbalances, `held`, `step`, `balance`, `rescale`) has to be called by all of them. Numbers are
-    those of the whole model, the same bits everywhere.
+    reads or writes weights (norms, imbalances, ``history.record``, `held`, `step`, `balance`, `rescale`) has to be called by all
+    of them. Numbers are those of the whole model, the same bits everywhere.
 
     Args:
         symmetry: the free scale variables and each parameter's exponents.
@@ -419,6 +421,22 @@ class Plan:
             negative, positive = self.rescaler.open_together().log_sums()
         return (negative - positive) / (1.0 if math.isinf(self.options.p) else self.options.p)
 
+    @property
+    def history(self) -> History:
+        """The norm and the imbalance at the times when ``history.record()`` or ``attach(..., record=k)`` added them.
+
+        Empty until then. ``history.rows()`` has them as numbers, ``history.plot()`` draws them.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> plan.history.record()
+            >>> len(plan.history)
+            1
+        """
+        return self.rescaler.history
+
     # ---------------------------------------------------------------- calls that rescale
 
     def step(
@@ -599,6 +617,7 @@ class Plan:
         state: StateChoice = "reexpress",
         agree_every: int = 1,
         frozen: FrozenChoice = "auto",
+        record: int | None = None,
     ) -> Attachment:
         """Calls `step` from the optimizer's own step hook, so that it works under every trainer that steps that optimizer.
 
@@ -613,6 +632,9 @@ class Plan:
             cycles, grads, state, agree_every, frozen: as in `step`; `grads` where gradients are kept from one step to the next.
                 ``state="reset"`` waits for the device where a GradScaler drives a fused optimizer. With ``frozen="auto"`` a model
                 that is frozen as a whole for a while rests meanwhile: it is no inference model here.
+            record: after each `record`-th counted step the norm and the imbalance are added to `history`, whether that step was
+                followed by a rescaling or not; None: never. It reads all weights once more, and waits for no device; a step
+                that a GradScaler skipped may be recorded twice. Of a model spread over processes it communicates.
 
         Returns:
             A handle with ``remove``, ``state_dict`` and ``load_state_dict``; also a context manager.
@@ -631,7 +653,7 @@ class Plan:
             <fxenorm.Attachment to SGD: rescales after each step>
             >>> handle.remove()
         """
-        options = AttachOptions(every, start, stop, cycles, grads, state, agree_every, frozen)
+        options = AttachOptions(every, start, stop, cycles, grads, state, agree_every, frozen, record)
         return Attachment(self.rescaler, optimizer, options)
 
     def track(self, copy: Any, *, master: bool = False) -> Tracked:
@@ -799,6 +821,7 @@ class Plan:
             "model": self.model,
             "example": None if example is None else (example.args, dict(example.kwargs), example.guessed),
             "tracked": [(tracked.copy, tracked.master) for tracked in self.rescaler.tracked],
+            "history": list(self.history),
         }
 
     def _begin(self, analysis: Analysis, state: dict[str, Any], group: Any = None) -> None:
@@ -809,6 +832,8 @@ class Plan:
         tracked = self._rescaler.tracked
         for given, master in state["tracked"]:
             tracked.append(Tracked.again(given, analysis.symmetry, master=master, forget=tracked.remove))
+        # Older pickles have none.
+        self._rescaler.history = History(self._rescaler.measured, state.get("history", ()))
 
     def to_networkx(self) -> networkx.MultiDiGraph[Any]:
         """Returns the pair graph: layers as nodes, pairs as edges with ``group``, ``channels`` and ``operators``.
@@ -875,12 +900,19 @@ class Plan:
             group      kind   channels  producers -> consumers
             g0 ... g4  chain     5 × 4  {0,2,...,8} -> {2,4,...,10}
         """
-        title, frozen = type(self.model).__name__, frozen_names(self.model, self.symmetry)
-        return describe(self.rescaler.analysis, title, frozen, width, expand=expand)
+        return describe(self.rescaler.analysis, *self._told(), width, expand=expand)
+
+    def _told(self) -> tuple[str, frozenset[str]]:
+        """Returns the name of the model's class and its frozen parameters, which descriptions tell."""
+        return type(self.model).__name__, frozen_names(self.model, self.symmetry)
 
     def __str__(self) -> str:
         """Returns the text of `describe`: the groups, and the operators that hold the other channels."""
         return self.describe()
+
+    def _repr_html_(self) -> str:
+        """Returns the text of `describe` as a table for notebooks."""
+        return plan_html(self.rescaler.analysis, *self._told())
 
     def __repr__(self) -> str:
         """Returns one line: the model's class, the scales and the groups."""

@@ -29,7 +29,7 @@ class AttachOptions:
     """The options of `Plan.attach`, unchecked; for their meaning see there.
 
     Attributes:
-        every, start, stop, cycles, grads, state, agree_every, frozen: see `Plan.attach`.
+        every, start, stop, cycles, grads, state, agree_every, frozen, record: see `Plan.attach`.
     """
 
     every: int = 1
@@ -40,12 +40,13 @@ class AttachOptions:
     state: StateChoice = "reexpress"
     agree_every: int = 1
     frozen: FrozenChoice = "auto"
+    record: int | None = None
 
     def check(self) -> None:
         """Raises an OptionError where an option is not valid."""
-        for name in ("every", "start", "stop", "cycles", "agree_every"):
+        for name in ("every", "start", "stop", "cycles", "agree_every", "record"):
             value, least = getattr(self, name), 0 if name in ("start", "stop") else 1
-            if not ((value is None and name == "stop") or (type(value) is int and value >= least)):
+            if not ((value is None and name in ("stop", "record")) or (type(value) is int and value >= least)):
                 raise OptionError(f"{name}={value!r} is not valid: expected an integer >= {least}")
         if type(self.grads) is not bool:
             raise OptionError(f"grads={self.grads!r} is not valid: expected True or False")
@@ -54,7 +55,7 @@ class AttachOptions:
 
     def words(self) -> tuple[str, ...]:
         """Returns the options in words that processes compare."""
-        names = ("every", "start", "stop", "cycles", "agree_every", "grads", "state", "frozen")
+        names = ("every", "start", "stop", "cycles", "agree_every", "grads", "state", "frozen", "record")
         return tuple(f"{name}={getattr(self, name)!r}" for name in names)
 
 
@@ -245,9 +246,11 @@ class Attachment:
         if self._skipped is None:
             if self._is_due(self._rounds):
                 self._step(grads, None)
-            return
-        gate = self._is_due_on_device(self._rounds - self._skipped)
-        self._step(grads, gate & ~idle.to(gate.device) if isinstance(idle, Tensor) else gate)
+        else:
+            gate = self._is_due_on_device(self._rounds - self._skipped)
+            self._step(grads, gate & ~idle.to(gate.device) if isinstance(idle, Tensor) else gate)
+        if self._options.record is not None and self._rounds % self._options.record == 0:
+            self._rescaler.history.record(self._rounds if self._skipped is None else self._rounds - self._skipped)
 
     def _step(self, grads: bool, gate: Tensor | None) -> None:
         """Rescales; a model that is frozen as a whole for now is no inference model here, and is left as it is."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,17 +12,25 @@ from torch import Tensor
 from ..analysis.analysis import Analysis
 from ..analysis.held import FrozenChoice, Held, Mask, held_by_group
 from ..analysis.options import Options
+from ..errors import RescaleError
 from ..optim.state import OptimizerLike, StateChoice, unwrap_optimizers
 from ..solve import fastest_solver
 from ..solve.iterate import Solution, solve_rounded
 from ..text.describe import plural
+from ..text.html import html_block, html_table
 from ..text.progress import progress
+from ..text.table import Column
+from ..weights.channel_ranges import channel_ranges
 from ..weights.objective import CurrentObjective
 from ..weights.targets import Targets
 from ..weights.weights import Weights
 from .agreeing import Looked, Solved, agreed_scales
+from .measures.plots import Range, balance_figure
 from .nothing import say_if_nothing_moves
 from .rescaler import Rescaler
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["BalanceResult", "balance"]
 
@@ -57,6 +66,9 @@ class BalanceResult:
         rounded: how many entries powers of two have rounded: in float16 those that are smaller than 2 ** -11 of the largest of
             their row may lose digits. Where it is 0, powers of two have left the outputs bit-identical.
         powers_of_two: whether variables moved by powers of two, so that the end is within such a factor of balance.
+        channel_ranges_before, channel_ranges_after: by layer, the smallest and the largest p-norm (p = inf: largest |w|) of a
+            channel that it writes, or reads where those that it writes have no scale; channels of zeros are left out. Empty of
+            a model that is spread over processes.
 
     Example:
         >>> import fxenorm, torch
@@ -83,6 +95,8 @@ class BalanceResult:
     held: tuple[Held, ...]
     rounded: int = 0
     powers_of_two: bool = False
+    channel_ranges_before: Mapping[str, Range] = field(default_factory=dict, repr=False)
+    channel_ranges_after: Mapping[str, Range] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         """Returns one line: how it ended, the norm and the imbalance."""
@@ -100,28 +114,77 @@ class BalanceResult:
         ending = f"{'converged' if self.converged else 'NOT converged'}{near} after {plural(self.iterations, 'iteration')}"
         return f"{ending} of {self.solver} ({self.passes} passes over the weights)"
 
-    def __str__(self) -> str:
-        """Returns norms and imbalance before and after, in a few lines."""
-        lines = [
-            f"balance: {self._ending()}",
-            f"  norm         {self.norm_before:.6g} -> {self.norm_after:.6g}",
-            f"  imbalance    {self.imbalance_before:.3g} -> {self.imbalance_after:.3g}",
+    def _changes(self) -> list[tuple[str, str, str]]:
+        """Returns the name of each measure, its value before, and after."""
+        found = [
+            ("norm", f"{self.norm_before:.6g}", f"{self.norm_after:.6g}"),
+            ("imbalance", f"{self.imbalance_before:.3g}", f"{self.imbalance_after:.3g}"),
         ]
         if self.layer_norms_before:
             spans = []
             for norms in (self.layer_norms_before, self.layer_norms_after):
                 ends = dict.fromkeys((f"{min(norms.values()):.4g}", f"{max(norms.values()):.4g}"))
                 spans.append(" ... ".join(ends))
-            lines.append(f"  layer norms  {spans[0]} -> {spans[1]}")
+            found.append(("layer norms", spans[0], spans[1]))
+        if self.channel_ranges_before:
+            widest = (
+                max(high / low for low, high in ranges.values())
+                for ranges in (self.channel_ranges_before, self.channel_ranges_after)
+            )
+            before, after = (f"{value:.4g}" for value in widest)
+            found.append(("widest layer", before, after))
+        return found
+
+    def _below(self) -> list[str]:
+        """Returns the lines below the measures: what was rounded, and what is held."""
+        lines = []
+        if self.channel_ranges_before:
+            lines.append("(widest layer: its largest channel norm by its smallest)")
         if self.rounded:
-            lines.append(f"  rounded      {self.rounded:,} of the smallest entries, so outputs may differ in their last bits")
+            lines.append(f"rounded      {self.rounded:,} of the smallest entries, so outputs may differ in their last bits")
         count = sum(item.count for item in self.held)
         if count:
-            lines.append(f"  held         {count:,} of {self.log_scales.numel():,} scales")
-            lines += [f"    {item}" for item in self.held[:8]]
+            lines.append(f"held         {count:,} of {self.log_scales.numel():,} scales")
+            lines += [f"  {item}" for item in self.held[:8]]
             if len(self.held) > 8:
-                lines.append(f"    and {len(self.held) - 8} more")
-        return "\n".join(lines)
+                lines.append(f"  and {len(self.held) - 8} more")
+        return lines
+
+    def __str__(self) -> str:
+        """Returns norms and imbalance before and after, in a few lines."""
+        changes = [f"  {name:11}  {before} -> {after}" for name, before, after in self._changes()]
+        return "\n".join([f"balance: {self._ending()}", *changes, *(f"  {line}" for line in self._below())])
+
+    def _repr_html_(self) -> str:
+        """Returns the text as a table for notebooks."""
+        columns = [Column(""), Column("before", "right"), Column("after", "right")]
+        return html_block(f"balance: {self._ending()}", [html_table(columns, self._changes()), self._below()])
+
+    def plot(self, figure: Any = None) -> Figure:
+        """Draws the norm of each layer before and after, and the range of the norms of its channels.
+
+        Args:
+            figure: a figure of matplotlib, or a part of one (``figure.subfigures``), to draw into; None: a new one.
+
+        Returns:
+            The figure, which a notebook shows; ``figure.savefig("balance.png")`` keeps it.
+
+        Raises:
+            MissingLibraryError: matplotlib is not installed.
+            RescaleError: no layer is counted, so there is nothing to draw.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> len(plan.balance().plot().axes)
+            2
+        """
+        if not self.layer_norms_before:
+            raise RescaleError("there is nothing to draw: no layer is counted in the norm")
+        norms = (self.layer_norms_before, self.layer_norms_after)
+        return balance_figure(norms, (self.channel_ranges_before, self.channel_ranges_after), figure=figure)
 
 
 def balance(
@@ -207,6 +270,8 @@ def _solved(
         held=held,
         rounded=0 if powers_of_two is None else targets.rounded(solution.log_scales),
         powers_of_two=powers_of_two is not None and bool(powers_of_two.any()),
+        channel_ranges_before=channel_ranges(whole.analysis, in_plan, None),
+        channel_ranges_after=channel_ranges(whole.analysis, in_plan, log_scales),
     )
     return Solved(weights, solution.log_scales, result), targets
 

@@ -24,6 +24,7 @@ from ..weights.tensors import named_tensors
 from ..weights.tracked import Tracked
 from ..weights.weights import Weights
 from .agreeing import Looked, meeting_of, statement_of
+from .measures.history import History, measured
 from .one_at_a_time import OneAtATime
 from .prepared_step import PreparedStep
 from .request import StepRequest
@@ -65,6 +66,7 @@ class Rescaler:
         late_answers: what other processes said and a device has not told yet.
         journal: the writes that an interrupted call has left.
         last_step: what the last step has left for the next one.
+        history: norm and imbalance at the times when they were recorded.
     """
 
     def __init__(self, analysis: Analysis, model: nn.Module, group: Any = None) -> None:
@@ -76,6 +78,7 @@ class Rescaler:
         self.late_answers = LateAnswers()
         self.journal = Journal()
         self.last_step = LastStep()
+        self.history = History(self.measured)
         self._replicas = None if group is None else Replicas(group, analysis.executor, self.warnings.without_kernels)
 
     @property
@@ -132,6 +135,11 @@ class Rescaler:
             error = raised
         ranks.tell(error, f"{ELSEWHERE}; its own message says why (rank {{}})")
         return weights
+
+    def measured(self) -> tuple[Tensor, Tensor]:
+        """Returns the norm and the imbalance now, 0-d tensors on the device, for which nothing waits."""
+        with self.lock:
+            return measured(self.open_together())
 
     def targets(
         self,

@@ -26,11 +26,13 @@ from .table import Column, table_lines
 __all__ = [
     "MOST_ROWS",
     "BarrierSummary",
+    "Described",
     "barrier_summaries",
     "between",
     "changed_options",
     "counted",
     "describe",
+    "described",
     "ends_of",
     "layer_list",
     "layers_that_multiply",
@@ -63,8 +65,33 @@ def describe(analysis: Analysis, title: str, frozen: frozenset[str], width: int 
         Plain text of several lines.
     """
     width = width or shutil.get_terminal_size((100, 24)).columns
+    parts = described(analysis, title, frozen, expand=expand)
+    table = table_lines(parts.columns, parts.cells, width) if parts.cells else []
+    return "\n".join([*parts.head, "", *table, *parts.under, "", *parts.tail])
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A plan in words, before they are laid out.
+
+    Attributes:
+        head: lines about the whole plan.
+        columns, cells: the table of the groups, repeated structure in one row; no cells where there are no groups.
+        under: lines that belong to the table.
+        tail: lines about what is fixed, the account, and notes.
+    """
+
+    head: list[str]
+    columns: list[Column]
+    cells: list[list[str]]
+    under: list[str]
+    tail: list[str]
+
+
+def described(analysis: Analysis, title: str, frozen: frozenset[str], *, expand: bool = False) -> Described:
+    """Puts a plan into words; the arguments are those of `describe`."""
     symmetry, options, groups = analysis.symmetry, analysis.options, analysis.groups
-    lines = [
+    head = [
         f"fxenorm plan of {title}: {plural(symmetry.num_scales, 'scale')} in {plural(len(groups), 'group')}, "
         f"{plural(len(layers_that_multiply(symmetry)), 'layer')}, {mode_words(symmetry.modes)}, "
         f"traced by {tracer_words(symmetry.tracer)}{'' if symmetry.inexact_reasons else ', exact'}",
@@ -73,20 +100,18 @@ def describe(analysis: Analysis, title: str, frozen: frozenset[str], width: int 
     ]
     changed = changed_options(options)
     if changed:
-        lines.append(f"options: {changed}")
+        head.append(f"options: {changed}")
     offsets = symmetry.offsets
     if offsets:
         numbers = ", ".join(f"{offset:g}" for offset in sorted(set(offsets.values())))
-        lines.append(f"offsets: {plural(len(offsets), 'tensor')} move as a number plus themselves (plan.offsets): {numbers}")
-    if groups:
-        lines += ["", *_group_table(analysis, held_counts(analysis, frozen), width, expand)]
-    else:
-        lines += ["", "no group: every channel is fixed at its scale"]
-    lines += ["", *_fixed_lines(symmetry, expand)]
+        head.append(f"offsets: {plural(len(offsets), 'tensor')} move as a number plus themselves (plan.offsets): {numbers}")
+    tail = _fixed_lines(symmetry, expand)
     if symmetry.account is not None:
-        lines += symmetry.account.lines()
-    lines += [f"note: {note}" for note in symmetry.notes]
-    return "\n".join(lines)
+        tail += symmetry.account.lines()
+    tail += [f"note: {note}" for note in symmetry.notes]
+    if not groups:
+        return Described(head, [], [], ["no group: every channel is fixed at its scale"], tail)
+    return Described(head, *_group_table(analysis, held_counts(analysis, frozen), expand), tail)
 
 
 def held_counts(analysis: Analysis, frozen: frozenset[str]) -> dict[str, Counter[str]]:
@@ -116,8 +141,10 @@ def items_of(analysis: Analysis) -> list[Item]:
     ]
 
 
-def _group_table(analysis: Analysis, held: Mapping[str, Counter[str]], width: int, expand: bool) -> list[str]:
-    """Returns the groups as lines, repeated structure in one row; held channels have a column where there are any."""
+def _group_table(
+    analysis: Analysis, held: Mapping[str, Counter[str]], expand: bool
+) -> tuple[list[Column], list[list[str]], list[str]]:
+    """Returns the groups as a table, repeated structure in one row, and lines below; held channels have a column if any are."""
     items = items_of(analysis)
     rows = rows_of(items, None if expand else MOST_ROWS)
     shown = rows if expand or len(rows) <= MOST_ROWS else (*rows[: MOST_ROWS - 4], *rows[-3:])
@@ -142,12 +169,12 @@ def _group_table(analysis: Analysis, held: Mapping[str, Counter[str]], width: in
     ]
     if not held:
         columns, cells = columns[:-1], [cell[:-1] for cell in cells]
-    lines = table_lines(columns, cells, width)
+    lines = []
     if any(is_relative(cell[3]) for cell in cells):
         lines.append(f"({RELATIVE})")
     if len(shown) < len(items):
         lines.append(f"({len(items):,} groups, one by one: plan.describe(expand=True), fxenorm-inspect --expand)")
-    return lines
+    return columns, cells, lines
 
 
 def _held_words(row: Row, held: Mapping[str, Counter[str]]) -> str:

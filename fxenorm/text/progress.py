@@ -42,7 +42,7 @@ def progress(tol: float) -> Iterator[Callable[[int, float], None] | None]:
             from rich.console import Console
             from rich.progress import Progress
 
-            bar = Progress(console=Console(stderr=True), transient=True)
+            bar = Progress(console=Console(stderr=True, force_jupyter=False), transient=True)
             task = bar.add_task("balance", total=1.0)
             bar.start()
         first = max(first, imbalance)

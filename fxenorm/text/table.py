@@ -77,7 +77,8 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width:
     """Returns the table of `rich_table` as lines of plain text without trailing blanks."""
     from rich.console import Console
 
-    console = Console(width=100_000, color_system=None, force_terminal=False, legacy_windows=False)
+    # Told that it is no notebook, where rich would show what is captured here as an empty block.
+    console = Console(width=100_000, color_system=None, force_terminal=False, force_jupyter=False, legacy_windows=False)
     with console.capture() as capture:
         console.print(rich_table(columns, rows, width))
     return [line.rstrip() for line in capture.get().splitlines()]

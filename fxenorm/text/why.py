@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from ..analysis.analysis import Analysis
 from ..analysis.held import Held
 from .describe import layer_list, plural
-from .table import TOGETHER, broken
+from .html import html_block, html_table
+from .table import TOGETHER, Column, broken
 from .why_rows import WhyLayer, WhyRow, layers_named, why_layers
 from .why_words import Block, blocks_of, layer_sentences, sentence_words
 
@@ -80,19 +81,45 @@ class Why:
         """
         width = width or shutil.get_terminal_size((100, 24)).columns
         whole = expand or len(self.layers) == 1
+        blocks = self._blocks(whole)
+        lines = [line for block in blocks for line in _lines(block, width, whole)]
+        return "\n".join([*lines, *self._below(blocks, whole)])
+
+    def _repr_html_(self) -> str:
+        """Returns the text of `describe` as a table for notebooks."""
+        whole = len(self.layers) == 1
+        blocks = self._blocks(whole)
+        cells = [
+            [
+                *_of_side(block, "", whole),
+                *("\n".join(_of_side(block, side, whole)) for side in ("out", "in")),
+                "\n".join(_of_side(block, "held", whole)),
+            ]
+            for block in blocks
+        ]
+        columns = [Column("layer", "text"), Column("out", "text"), Column("in", "text"), Column("held now", "text")]
+        if not any(row[3] for row in cells):
+            columns, cells = columns[:3], [row[:3] for row in cells]
+        count = sum(row.channels for row in self.rows)
+        title = f"Why: {plural(len(self.layers), 'layer')}, {plural(count, 'channel end')}"
+        return html_block(title, [html_table(columns, cells), self._below(blocks, whole)])
+
+    def _blocks(self, whole: bool) -> tuple[Block, ...]:
+        """Returns the layers in blocks, unless each is to stay by itself."""
         by_layer: dict[str, list[WhyRow]] = {}
         for row in self.rows:
             by_layer.setdefault(row.layer, []).append(row)
         told = [(layer.layer, layer_sentences(layer, by_layer.get(layer.layer, ()))) for layer in self.layers]
-        blocks = blocks_of(told, None if whole else MOST_LINES)
-        lines = [line for block in blocks for line in _lines(block, width, whole)]
-        if len(self.layers) == 1:
-            lines += self._alone(self.layers[0])
-        if any(" ." in line for line in lines) and not whole:
+        return blocks_of(told, None if whole else MOST_LINES)
+
+    def _below(self, blocks: Sequence[Block], whole: bool) -> list[str]:
+        """Returns the lines below all blocks."""
+        lines = self._alone(self.layers[0]) if len(self.layers) == 1 else []
+        if not whole and any(sentence.is_relative for block in blocks for sentence in block.sentences):
             lines.append("(A leading dot: in the module of the layer itself.)")
         if len(blocks) < len(self.layers):
             lines.append(f"({len(self.layers):,} layers, one by one: plan.why().describe(expand=True))")
-        return "\n".join(lines)
+        return lines
 
     def _alone(self, layer: WhyLayer) -> list[str]:
         """Returns what is said of a layer that was asked for alone: its groups, and whether the weights are known."""
@@ -107,19 +134,20 @@ class Why:
 
 def _lines(block: Block, width: int, whole: bool) -> list[str]:
     """Returns the sentences of one block as lines."""
-    lines: list[str] = []
-    side = ""
-    for sentence in block.sentences:
-        words = sentence_words(sentence, not whole)
-        if sentence.side == "":
-            words += f" ({len(block.layers):,}{TOGETHER}layers)" if len(block.layers) > 1 else ""
-            lines += broken(words, width).split("\n")
-            continue
-        label = {"held": "held now: "}.get(sentence.side, f"{sentence.side if sentence.side != side else '':3}  ")
-        side = sentence.side
-        first, *more = broken(words, width - len(label) - 2).split("\n")
-        lines += [f"  {label}{first}", *(" " * (len(label) + 2) + line for line in more)]
+    lines = [line for heading in _of_side(block, "", whole) for line in broken(heading, width).split("\n")]
+    for side in ("out", "in", "held"):
+        for place, words in enumerate(_of_side(block, side, whole)):
+            label = "  held now: " if side == "held" else f"  {'' if place else side:3}  "
+            first, *more = broken(words, width - len(label)).split("\n")
+            lines += [f"{label}{first}", *(" " * len(label) + line for line in more)]
     return lines
+
+
+def _of_side(block: Block, side: str, whole: bool) -> list[str]:
+    """Returns the sentences about one side of a block's layers; those of side "" are its heading."""
+    words = [sentence_words(sentence, not whole) for sentence in block.sentences if sentence.side == side]
+    count = len(block.layers)
+    return [f"{text} ({count:,}{TOGETHER}layers)" for text in words] if side == "" and count > 1 else words
 
 
 def why(analysis: Analysis, name: str | None, modules: Sequence[str], held: Sequence[Held] | None) -> Why:

@@ -63,6 +63,11 @@ class Sentence:
         """Returns the sentence without its names, and, unless `counts`, without its counts: equal for layers alike."""
         return (self.side, *(_key(part, counts) for part in self.parts))
 
+    @property
+    def is_relative(self) -> bool:
+        """Whether it has a name that can be told from the layer's own module."""
+        return any(isinstance(part, Names) and _inside(part) is not None for part in self.parts)
+
 
 @dataclass(frozen=True)
 class Block:

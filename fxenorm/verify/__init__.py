@@ -2,5 +2,5 @@
 
 In: a plan's analysis, a module, inputs, and a function that rescales a copy.
 Out: a `Verification`.
-Imports: analysis, weights, trace and what these import; never rescale or plan.
+Imports: analysis, weights, text, trace and what these import; never rescale or plan.
 """

@@ -11,6 +11,8 @@ from torch import Tensor
 from ..analysis.groups import Group
 from ..distributed.dtensors import is_distributed
 from ..errors import RescaleError
+from ..text.html import html_block, html_table
+from ..text.table import Column
 from ..trace.inputs import Inputs, is_meta
 from .compared_runs import KINDS, Runs
 from .down_casts import tolerance_of
@@ -75,12 +77,23 @@ class Verification:
         for mode, difference in self.differences.items():
             allowed = f"tolerance {self.tolerances[mode]:g}, {self.dtypes.get(mode, 'float64')}"
             lines.append(f"  {mode:5}  largest difference {difference:.2g} ({allowed})")
-        if self.at_fault:
-            lines.append("  at fault: " + ", ".join(self.at_fault))
-        lines += [f"  checked on {inputs}" for inputs in self.checked]
-        lines += [f"  not checked: {sentence}" for sentence in self.unchecked]
-        lines += [f"  inexact: {reason}" for reason in self.inexact_reasons]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {line}" for line in self._below())])
+
+    def _below(self) -> list[str]:
+        """Returns the groups at fault, and the inputs that were checked, in lines."""
+        lines = [f"at fault: {', '.join(self.at_fault)}"] if self.at_fault else []
+        lines += [f"checked on {inputs}" for inputs in self.checked]
+        lines += [f"not checked: {sentence}" for sentence in self.unchecked]
+        return [*lines, *(f"inexact: {reason}" for reason in self.inexact_reasons)]
+
+    def _repr_html_(self) -> str:
+        """Returns the text as a table for notebooks."""
+        cells = [
+            [mode, f"{difference:.2g}", f"{self.tolerances[mode]:g}", self.dtypes.get(mode, "float64")]
+            for mode, difference in self.differences.items()
+        ]
+        columns = [Column("mode"), Column("largest difference", "right"), Column("tolerance", "right"), Column("dtype")]
+        return html_block(self._verdict(), [html_table(columns, cells), self._below()])
 
 
 def verify(subject: Subject, inputs: Inputs, *, seed: int = 0) -> Verification:

@@ -114,9 +114,11 @@ TESTS: dict[str, list[str]] = {
     "plan/*": MIDDLE,
     "analysis/*": MIDDLE,
     "weights/*": MIDDLE,
+    "rescale/measures/*": ["test_history"],
     "rescale/*": MIDDLE,
     "picture/*": ["test_picture"],
-    "text/*": ["test_repeats", *MIDDLE],
+    "text/*": ["test_repeats", "test_html", *MIDDLE],
+    "optional*": ["test_history"],
     "optim/*": [
         "test_optim",
         "test_optim_contracts",

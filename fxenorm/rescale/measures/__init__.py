@@ -1,0 +1,6 @@
+"""Numbers of a plan over time, and pictures of them and of what `balance` did.
+
+In: the weights at one call, as `Weights`, or numbers by layer.
+Out: device tensors, numbers, and figures of matplotlib.
+Imports: weights, solve and errors; never the rest of rescale.
+"""
