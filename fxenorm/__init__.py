@@ -10,12 +10,14 @@ from .version import __version__ as __version__
 # Names are resolved on first use (PEP 562), so that `fxenorm-inspect --help` need not wait for torch.
 _HOMES = {
     "analyze": "fxenorm.plan.analyze",
+    "balance_checkpoint": "fxenorm.checkpoint.balance_checkpoint",
     "canonical": "fxenorm.plan.canonical",
     "check_optimizer": "fxenorm.optim.check",
     "Plan": "fxenorm.plan.plan",
     "BalanceResult": "fxenorm.rescale.balance",
     "Attachment": "fxenorm.rescale.attach",
     "Barrier": "fxenorm.symmetry",
+    "CheckpointResult": "fxenorm.checkpoint.result",
     "Group": "fxenorm.analysis.groups",
     "Held": "fxenorm.analysis.held",
     "History": "fxenorm.rescale.measures.history",
@@ -38,6 +40,7 @@ __all__ = [
     "Attachment",
     "BalanceResult",
     "Barrier",
+    "CheckpointResult",
     "FxenormError",
     "FxenormWarning",
     "Group",
@@ -51,6 +54,7 @@ __all__ = [
     "Verification",
     "Why",
     "analyze",
+    "balance_checkpoint",
     "canonical",
     "check_optimizer",
     "errors",
@@ -65,6 +69,8 @@ if TYPE_CHECKING:
     from .analysis.groups import Group, Port
     from .analysis.held import Held
     from .analysis.pairs import Pair
+    from .checkpoint.balance_checkpoint import balance_checkpoint
+    from .checkpoint.result import CheckpointResult
     from .errors import FxenormError, FxenormWarning
     from .optim.check import check_optimizer
     from .optim.registry import register_optimizer

@@ -8,6 +8,7 @@ import warnings
 __all__ = [
     "AgreementError",
     "BindError",
+    "CheckpointError",
     "ExampleInputsError",
     "FxenormError",
     "FxenormWarning",
@@ -68,6 +69,10 @@ class AgreementError(RescaleError):
 
 class BindError(FxenormError, ValueError):
     """A plan does not fit a module: parameter names, shapes or the stored format differ."""
+
+
+class CheckpointError(FxenormError, ValueError):
+    """A checkpoint on disk cannot be read, does not belong to the model, or the place for the new one is taken."""
 
 
 class MissingTorchError(FxenormError, ImportError):

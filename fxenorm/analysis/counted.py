@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -130,7 +130,11 @@ class CountedTensors:
 
     def in_basis(self, basis: Basis, num_scales: int, p: float) -> CountedTensors:
         """Returns the same over the places of a basis, without tensors that do not move."""
-        moved = [replace(item, terms=basis.terms(item.terms)) for item in self.tensors]
+        return self.renamed(basis.terms, num_scales, p)
+
+    def renamed(self, rename: Callable[[Sequence[Term]], tuple[Term, ...]], num_scales: int, p: float) -> CountedTensors:
+        """Returns the same over other variables, without tensors that do not move; `rename` gives the terms in these."""
+        moved = [replace(item, terms=rename(item.terms)) for item in self.tensors]
         return _assembled([item for item in moved if item.terms], num_scales, p)
 
     @cached_property

@@ -7,7 +7,7 @@ the entries that carry it, so that no entry leaves its room, whatever the other 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -89,33 +89,49 @@ def are_far_from_ends(targets: Sequence[ScaleTarget], log_scales: Tensor) -> boo
     padded = torch.nn.functional.pad(log_scales, (0, 1))
     if not bool((padded.abs() < MOST_GROWTH).all()):
         return False
-    for target in targets:
-        if not target.terms or not target.tensor.numel():
-            continue
-        changes = [target.power * coefficient * padded[ids] for coefficient, ids in target.terms]
-        up, down = (sum(float(change) for change in ends) for ends in zip(*(c.aminmax()[::-1] for c in changes), strict=True))
-        if up == down == 0.0:
-            continue
-        least, largest = _least_and_largest(target)
-        _, whole, most = ends_of(target)
-        if largest == 0.0:
-            continue
-        if not (up < math.log(most) - math.log(largest) - SLACK or up <= 0.0) or not math.isfinite(largest):
-            return False
-        if not (-down < math.log(least) - math.log(whole) - SLACK or down >= 0.0):
-            return False
-    return True
+    return all(_is_far(target, padded) for target in targets if target.terms and target.tensor.numel())
+
+
+def _is_far(target: ScaleTarget, log_scales: Tensor) -> bool:
+    """Whether a rescaling surely keeps every entry of a tensor in its room, and all its digits; waits for the device.
+
+    Args:
+        target: the tensor.
+        log_scales: (K + 1,) natural logarithms, 0 for "fixed" at the end, on the tensor's device.
+    """
+    changes = [target.power * coefficient * log_scales[ids] for coefficient, ids in target.terms]
+    up, down = (sum(float(change) for change in ends) for ends in zip(*(c.aminmax()[::-1] for c in changes), strict=True))
+    if up == down == 0.0:
+        return True
+    least, largest = _least_and_largest(target)
+    if largest == 0.0:
+        return True
+    _, whole, most = ends_of(target)
+    fits_above = up < math.log(most) - math.log(largest) - SLACK or up <= 0.0
+    return math.isfinite(largest) and fits_above and (-down < math.log(least) - math.log(whole) - SLACK or down >= 0.0)
 
 
 def _least_and_largest(target: ScaleTarget) -> tuple[float, float]:
     """Returns the least entry that is not 0, and the largest."""
     least, largest = [], []
+    by_bits = target.tensor.dtype in _BITS and not target.offset
     for index in parts_of(target.tensor):
         part = target.tensor.detach()[index]
+        if by_bits:
+            # Without their sign, the bits of numbers are in the order of their sizes; 0 - 1 is the largest of all.
+            kind, _, mask = _BITS[part.dtype]
+            bits = part.contiguous().view(kind) & mask
+            largest.append(bits.amax())
+            least.append(bits.sub_(1).bitwise_and_(mask).amin())
+            continue
         size = _size(target, part) if target.offset else part.abs()
         largest.append(size.amax())
         least.append(size.masked_fill_(size == 0, math.inf).amin())
-    return float(torch.stack(least).amin()), float(torch.stack(largest).amax())
+    ends = torch.stack(least).amin(), torch.stack(largest).amax()
+    if by_bits:
+        kind, _, _ = _BITS[target.tensor.dtype]
+        ends = (ends[0] + 1).to(kind).view(target.tensor.dtype), ends[1].view(target.tensor.dtype)
+    return float(ends[0]), float(ends[1])
 
 
 def leaving(targets: Sequence[ScaleTarget], log2_scales: Callable[[torch.device], Tensor], num_scales: int) -> Tensor:
@@ -129,7 +145,7 @@ def leaving(targets: Sequence[ScaleTarget], log2_scales: Callable[[torch.device]
     first = log2_scales(torch.device("cpu"))
     flagged = torch.zeros(num_scales + 1, dtype=first.dtype, device=first.device)
     last: ScaleTarget | None = None
-    for target, index, part in _all_parts(targets):
+    for target, index, part in _all_parts(_near_ends(targets, log2_scales)):
         if target is not last:
             last, lines = target, _lines(target)
         changes = _changes(target, index, log2_scales(part.device))
@@ -152,13 +168,22 @@ def leaving(targets: Sequence[ScaleTarget], log2_scales: Callable[[torch.device]
 def rounded(targets: Sequence[ScaleTarget], log2_scales: Callable[[torch.device], Tensor]) -> int:
     """Returns how many entries of the targets that are to keep their digits lose some; waits for the device."""
     count = 0
-    for target, index, part in _all_parts([target for target in targets if target.keep == Keep.DIGITS]):
+    for target, index, part in _all_parts(_near_ends([target for target in targets if target.keep == Keep.DIGITS], log2_scales)):
         growth = sum(_changes(target, index, log2_scales(part.device)))
         count += int((growth < -_octaves_of_digits(part) - 0.5).sum())
     return count
 
 
-def _all_parts(targets: Sequence[ScaleTarget]) -> Iterator[tuple[ScaleTarget, Index, Tensor]]:
+def _near_ends(targets: Sequence[ScaleTarget], log2_scales: Callable[[torch.device], Tensor]) -> Iterator[ScaleTarget]:
+    """Yields the targets of which two numbers do not say already that every entry stays in its room."""
+    for target in targets:
+        if target.terms and target.tensor.numel():
+            log_scales = log2_scales(target.tensor.device) * math.log(2.0)
+            if not bool((log_scales.abs() < MOST_GROWTH).all()) or not _is_far(target, log_scales):
+                yield target
+
+
+def _all_parts(targets: Iterable[ScaleTarget]) -> Iterator[tuple[ScaleTarget, Index, Tensor]]:
     """Yields the entries of all targets, a part at a time."""
     for target in targets:
         if target.terms and target.tensor.numel():

@@ -1,4 +1,4 @@
-"""Shows the progress of long iterations, on a terminal only."""
+"""Shows the progress of long work, on a terminal only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["progress"]
+__all__ = ["bytes_done", "progress"]
 
 _PATIENCE = 2.0
 """Seconds before anything is shown, a choice: who waits longer than this looks for a sign."""
@@ -54,3 +54,23 @@ def progress(tol: float) -> Iterator[Callable[[int, float], None] | None]:
     finally:
         if bar is not None:
             bar.stop()
+
+
+@contextmanager
+def bytes_done(title: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function to call with the bytes that are done; shows the rate and the time left, on a terminal only.
+
+    Args:
+        title: what is being done.
+        total, done: all bytes, and those that an earlier run has done.
+    """
+    if not (sys.stderr is not None and sys.stderr.isatty()):
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total, completed=done)
+        yield lambda count: bar.advance(task, count)

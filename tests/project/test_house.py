@@ -31,6 +31,7 @@ LAYERS = """
     rescale
     verify
     plan
+    checkpoint
     fxenorm
     inspect integrations
 """

@@ -109,6 +109,7 @@ TESTS: dict[str, list[str]] = {
     ],
     "verify/compared*": ["test_verify", "test_second_size"],
     "verify/*": ["test_verify"],
+    "checkpoint/*": ["test_balance_checkpoint"],
     "weights/shared/*": ["test_distributed"],
     "rescale/agreeing*": ["test_agreement"],
     "plan/*": MIDDLE,

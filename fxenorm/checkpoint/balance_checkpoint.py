@@ -1,0 +1,163 @@
+"""`balance_checkpoint`: from a checkpoint on disk to a balanced one, one component at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..analysis.analysis import Analysis
+from ..errors import OptionError
+from ..plan.analyze import analyze
+from ..text.progress import bytes_done
+from ..version import __version__
+from .check import changed_modules, modules_around
+from .components import components, names_in, restricted
+from .journal import ComponentReport, ProgressJournal
+from .meta_model import meta_model
+from .part import Part, balance_part
+from .result import CheckpointResult, result_of
+from .stored_names import stored_names
+from .tensor_files import TensorFiles, open_files
+from .workplace import Workplace
+
+__all__ = ["balance_checkpoint"]
+
+
+def balance_checkpoint(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    model_or_config: Any = None,
+    *,
+    tol: float = 1e-6,
+    jobs: int = 1,
+    overwrite: bool = False,
+    check: Literal["sample", "all", "none"] = "sample",
+    **options: Any,
+) -> CheckpointResult:
+    """Balances a checkpoint on disk that need not fit into memory; the new one has the same tensors, sharding and metadata.
+
+    The plan comes from the model without its weights. Its objective falls apart into components (a Llama layer has two); each
+    is read, balanced and written, and nothing else is in memory. A killed run goes on where it was when it is called again.
+
+    Args:
+        source: a ``.safetensors`` file, or a folder with one or with several and their index.
+        target: where the new file or folder will stand; it is complete or absent. The log-scales stand beside it, in
+            ``target + ".log_scales.json"``.
+        model_or_config: the module, also on the meta device; a configuration of Transformers, or a folder that holds one; None:
+            that of `source`.
+        tol: as in `fxenorm.Plan.balance`.
+        jobs: processes that share the components; each holds one at a time.
+        overwrite: whether a target that is there may be replaced.
+        check: which modules are run on random inputs with the old and the new weights before the target is put in place:
+            "sample": one of each structure; "all"; "none".
+        options: those of `fxenorm.analyze`, as ``p`` or ``example_inputs``. 16-bit weights move by powers of two unless
+            ``scales="exact"``.
+
+    Returns:
+        Norms and imbalances before and after, and the log-scales.
+
+    Raises:
+        CheckpointError: the files cannot be read, do not belong to the model, or the target cannot be written; or
+            the check found other outputs.
+        OptionError: `jobs` is not a positive integer, `check` is none of the three words, or as `fxenorm.analyze`.
+        FxenormError: as `fxenorm.analyze`.
+
+    Example:
+        >>> import fxenorm, os, safetensors.torch, tempfile, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     source, target = os.path.join(folder, "model.safetensors"), os.path.join(folder, "balanced.safetensors")
+        ...     safetensors.torch.save_file(model.state_dict(), source)
+        ...     result = fxenorm.balance_checkpoint(source, target, model)
+        >>> result.norm_after < result.norm_before
+        True
+    """
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise OptionError(f"jobs={jobs!r} is not a valid option: expected a positive integer")
+    if check not in ("sample", "all", "none"):
+        raise OptionError(f"check={check!r} is not a valid option: expected one of 'sample', 'all', 'none'")
+    files = open_files(source)
+    place = Workplace(files, Path(target))
+    place.check(overwrite)
+    model = meta_model(model_or_config, source)
+    analysis = analyze(model, **options).rescaler.analysis
+    stored = stored_names(analysis, files)
+    moved = [one for name in analysis.symmetry.exponents for one in stored[name]]
+    journal = _prepared(place, moved, _key(analysis, files, tol))
+    parts = [_part(index, ids, analysis, stored, place, tol) for index, ids in enumerate(components(analysis))]
+    _balance_all(parts, journal, jobs)
+    checked = None
+    if check != "none":
+        inputs = (options.get("example_inputs"), options.get("example_kwargs"))
+        around = modules_around(model, analysis, parts, every=check == "all")
+        checked = changed_modules(model, *inputs, around, files, place.folder)
+        checked.refuse(place.folder)
+    result = result_of(place.target, analysis, components(analysis), journal.reports, checked)
+    kept = {"fxenorm": __version__, "fingerprint": analysis.fingerprint, "log_scales": result.log_scales.tolist()}
+    place.log_scales.write_text(json.dumps(kept), encoding="utf-8")
+    place.finish()
+    return result
+
+
+def _part(
+    index: int, ids: NDArray[np.int64], analysis: Analysis, stored: dict[str, tuple[str, ...]], place: Workplace, tol: float
+) -> Part:
+    """Returns one component with the places of its tensors."""
+    names = names_in(analysis, ids)
+    return Part(index, restricted(analysis, ids), {name: stored[name] for name in names}, place.source, place.folder, tol)
+
+
+def _balance_all(parts: list[Part], journal: ProgressJournal, jobs: int) -> None:
+    """Balances the components that the journal does not have, and shows how far it is."""
+    sizes = [sum(part.source.bytes_of(names[0]) for names in part.stored.values()) for part in parts]
+    left = [part for part in parts if part.index not in journal.reports]
+    with bytes_done("balance", sum(sizes), sum(sizes[index] for index in journal.reports)) as advance:
+        for report in _balanced(left, jobs):
+            journal.add(report)
+            advance(sizes[report.index])
+
+
+def _key(analysis: Analysis, files: TensorFiles, tol: float) -> str:
+    """Returns a hash of all that decides what is written."""
+    words = [analysis.fingerprint, files.digest(), repr(tol), __version__]
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()
+
+
+def _prepared(place: Workplace, moved: Sequence[str], key: str) -> ProgressJournal:
+    """Returns the journal, once the files are there with all that does not move."""
+    if place.journal.exists() and not place.folder.is_dir():  # finished just before it could be removed, or its files are gone
+        place.journal.unlink()
+    journal = ProgressJournal(place.journal, key)
+    if not journal.prepared:
+        place.prepare(moved)
+        journal.say_prepared()
+    return journal
+
+
+def _balanced(parts: list[Part], jobs: int) -> Iterator[ComponentReport]:
+    """Balances the components, one after the other or on several processes; yields each report once its bytes are written."""
+    if jobs == 1 or len(parts) < 2:
+        yield from map(balance_part, parts)
+        return
+    threads = max(1, torch.get_num_threads() // jobs)
+    # Forked children of a process with threads may hang.
+    with ProcessPoolExecutor(
+        min(jobs, len(parts)), mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        futures = [pool.submit(balance_part, part) for part in parts]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()

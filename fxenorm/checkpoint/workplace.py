@@ -1,0 +1,122 @@
+"""The unfinished checkpoint beside its target: prepared, written piece by piece, and put in place by renaming."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import CheckpointError
+from .tensor_files import TensorFiles
+
+__all__ = ["Workplace"]
+
+_CHUNK = 16 << 20
+"""Bytes that are copied at once: large enough for the disk, small beside a tensor."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a checkpoint is written before it is complete.
+
+    Attributes:
+        source: the files that are read.
+        target: where the complete checkpoint will stand.
+    """
+
+    source: TensorFiles
+    target: Path
+
+    @property
+    def folder(self) -> Path:
+        """The unfinished checkpoint: a folder also where the target is one file."""
+        return self.target.with_name(self.target.name + ".partial")
+
+    @property
+    def journal(self) -> Path:
+        """The journal of what is finished."""
+        return self.target.with_name(self.target.name + ".partial.journal")
+
+    @property
+    def log_scales(self) -> Path:
+        """Where the log-scales are kept, to undo them."""
+        return self.target.with_name(self.target.name + ".log_scales.json")
+
+    def check(self, overwrite: bool) -> None:
+        """Raises where the target cannot be written.
+
+        Raises:
+            CheckpointError: something stands there and `overwrite` is False, its folder is missing, or it is the source itself.
+        """
+        own = self.source.folder / self.source.names[0] if self.source.single else self.source.folder
+        if self.target.exists() and self.target.samefile(own):
+            raise CheckpointError(f"{self.target} is the source: name another place")
+        if self.target.resolve().is_relative_to(own.resolve()):
+            raise CheckpointError(f"{self.target} lies within the source: name another place")
+        if not self.target.parent.is_dir():
+            raise CheckpointError(f"no such folder: {self.target.parent}")
+        if self.target.exists() and not overwrite:
+            raise CheckpointError(f"{self.target} is there already: remove it, name another place, or pass overwrite=True")
+        if self.target.exists() and self.target.is_dir() == self.source.single:
+            raise CheckpointError(f"{self.target} is a {'folder' if self.target.is_dir() else 'file'}, and the source is none")
+
+    def prepare(self, moved: Iterable[str]) -> None:
+        """Makes the files with all bytes but those of the moved tensors, and copies the other files of the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        left: dict[str, list[tuple[int, int]]] = {name: [] for name in self.source.names}
+        for name in moved:
+            stored = self.source.tensors[name]
+            left[stored.file].append((stored.begin, stored.end))
+        for name in self.source.names:
+            _copy_but(self.source.folder / name, self.folder / name, sorted(left[name]))
+        for name in self.source.others:
+            shutil.copyfile(self.source.folder / name, self.folder / name)
+
+    def finish(self) -> None:
+        """Puts the complete checkpoint in place of the target, and removes the journal."""
+        made = self.folder / self.source.names[0] if self.source.single else self.folder
+        for name in self.source.names:
+            _to_disk(self.folder / name)
+        if self.target.is_dir():  # a folder cannot be renamed over another
+            aside = self.target.with_name(self.target.name + ".replaced")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(self.target, aside)
+            os.rename(made, self.target)
+            shutil.rmtree(aside)
+        else:
+            os.replace(made, self.target)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.journal.unlink(missing_ok=True)
+
+
+def _copy_but(source: Path, target: Path, left: list[tuple[int, int]]) -> None:
+    """Copies a file, and leaves holes in the place of some parts."""
+    size = source.stat().st_size
+    with source.open("rb") as read, target.open("wb") as written:
+        written.truncate(size)
+        place = 0
+        for begin, end in [*left, (size, size)]:
+            _copy(read, written, place, begin)
+            place = end
+
+
+def _copy(read: BinaryIO, written: BinaryIO, begin: int, end: int) -> None:
+    """Copies some bytes of a file to the same place in another."""
+    read.seek(begin)
+    written.seek(begin)
+    while begin < end:
+        data = read.read(min(_CHUNK, end - begin))
+        if not data:
+            raise CheckpointError(f"{read.name} has become shorter while it was read")
+        written.write(data)
+        begin += len(data)
+
+
+def _to_disk(path: Path) -> None:
+    """Waits until the disk has a file."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
