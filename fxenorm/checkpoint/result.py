@@ -34,6 +34,16 @@ class CheckpointResult:
         held: how many scales stay at 0.
         rounded: how many entries powers of two have rounded.
         checked: which modules were run with the old and the new weights; None: none were asked for.
+
+    Example:
+        >>> import fxenorm, os, safetensors.torch, tempfile, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     source, target = os.path.join(folder, "model.safetensors"), os.path.join(folder, "balanced.safetensors")
+        ...     safetensors.torch.save_file(model.state_dict(), source)
+        ...     result = fxenorm.balance_checkpoint(source, target, model)
+        >>> result.converged, result.components, len(result.log_scales)
+        (True, 1, 8)
     """
 
     target: Path

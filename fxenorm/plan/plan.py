@@ -68,6 +68,28 @@ class Plan:
         analysis: that of a plan on another module with the same symmetry and options; None: it is derived.
         example: inputs on which the model runs; None: guessed where they are needed.
 
+    Recipes, all of them tested; "exact" means that the outputs stay as they are, in train and in eval mode, up to rounding:
+
+    - train (exact): `plan = fxenorm.analyze(model)` once, and after every `optimizer.step()` one `plan.step(optimizer)`
+    - train as the original ENorm does (not exact):
+      `plan = fxenorm.analyze(model, x, p=2, batchnorm="skip", biases="skip", balance_last=False, solver="jacobi")`, and after
+      every `optimizer.step()` one `plan.step(optimizer, state="keep")`
+    - quantise per tensor (exact): `plan = fxenorm.analyze(model, p=math.inf, batchnorm="folded", biases="count")`,
+      `plan.balance()`, then fold the BatchNorms and quantise with your tool
+    - get the canonical form (exact): `plan = fxenorm.analyze(model)`, `print(plan.balance())`
+    - undo (exact): `result = plan.balance()`, `plan.rescale(-result.log_scales)`
+    - draw other weights of the same function (exact): `plan.rescale(torch.randn(plan.num_scales))`
+    - balance another checkpoint with the same plan (exact): `plan.bind(other).balance()`
+    - keep the plan (exact): `text = json.dumps(plan.to_dict())`, `plan = fxenorm.Plan.from_dict(json.loads(text), model)`
+    - leave some layers alone (exact): `plan = fxenorm.analyze(model, exclude=["head.*"])`
+    - see why a layer is not balanced (exact): `print(plan.why("middle"))`
+    - see the balance (exact): `plan.norm()`, `plan.layer_norms()`, `plan.imbalance()`
+    - check it on your model (exact): `print(plan.verify(x))`
+
+    The original ENorm does not rescale BatchNorm and biases. This changes the function, so the second line says "not exact";
+    `inexact_reasons` says the same of your model. ``state="keep"`` leaves momentum as it is. The original does so in fully
+    connected networks; in convolutional ones it moves momentum, as fxenorm does by default.
+
     Example:
         >>> import fxenorm
         >>> from torch import nn

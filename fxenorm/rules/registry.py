@@ -22,7 +22,7 @@ class Rule:
 
     Attributes:
         operator: "aten::relu" (all overloads) or "aten::add.Tensor" (one overload).
-        family: the law's family, as in the table of the README.
+        family: the law's family, as in the reference: tools/reference makes its tables of operators from it.
         function: from the call to the field of its result.
         own: whether a user registered it.
     """

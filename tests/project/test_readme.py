@@ -1,12 +1,18 @@
-"""What README.md says is run: its Python blocks, its recipes, its commands, its table of options."""
+"""What README.md says is run: its Python blocks, its commands; and the recipes on the page of `Plan`."""
 
 from __future__ import annotations
 
+import argparse
 import copy
 import inspect
 import json
 import math
+import os
 import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,7 @@ import fxenorm
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PROSE = re.sub(r"^```.*?^```$", "", TEXT, flags=re.DOTALL | re.MULTILINE)
 
 
 def blocks(language: str) -> list[str]:
@@ -32,10 +39,18 @@ def section(title: str) -> str:
     return found.group(1)
 
 
-def table_rows(title: str) -> list[list[str]]:
-    """The cells of the table in a section, without its head."""
-    lines = [line for line in section(title).splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+def table_rows(text: str) -> list[list[str]]:
+    """The cells of the table in a text, without its head."""
+    lines = [line.strip() for line in text.splitlines() if line.strip().startswith("|")]
+    return [[cell.strip().replace("\0", "|") for cell in line.replace("\\|", "\0").strip("|").split("|")] for line in lines[2:]]
+
+
+RECIPES = [
+    (name, code, "no" if inexact else "yes")
+    for name, inexact, code in re.findall(
+        r"^- ([^(\n]+) \((not )?exact\):\s(.*?)(?=^- |^$)", inspect.getdoc(fxenorm.Plan) or "", flags=re.DOTALL | re.MULTILINE
+    )
+]
 
 
 class Small(nn.Module):
@@ -80,37 +95,106 @@ def largest_change(before: list[Tensor], after: list[Tensor]) -> float:
 
 def recipes() -> list[Any]:
     """The table of recipes as test parameters: the code spans of the second column and the third column."""
-    return [pytest.param(re.findall(r"`([^`]+)`", code), exact, id=name) for name, code, exact in table_rows("Recipes")]
+    return [pytest.param(re.findall(r"`([^`]+)`", code), exact, id=name) for name, code, exact in RECIPES]
 
 
-def test_python_blocks_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
-    namespace: dict[str, Any] = {}
-    assert blocks("python")
-    for block in blocks("python"):
+def examples() -> list[Any]:
+    """The Python blocks of each section, in order; a line that begins with bold words begins a section of its own."""
+    found: dict[str, list[str]] = {}
+    title = ""
+    for heading, code in re.findall(r"^(?:## |\*\*)(\w[\w ]*)|^```python\n(.*?)^```$", TEXT, flags=re.DOTALL | re.MULTILINE):
+        title = heading or title
+        if code:
+            found.setdefault(title, []).append(code)
+    return [pytest.param(code, id=title) for title, code in found.items()]
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty working directory, and no trace of an earlier Accelerator."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    if "accelerate" in sys.modules:
+        sys.modules["accelerate"].state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # trainers warn of themselves
+@pytest.mark.parametrize("code", examples())
+def test_example_runs_by_itself(code: list[str], fresh: None) -> None:
+    """Those of one heading run in order; none needs anything of another heading."""
+    for name in re.findall(r"^(?:import|from) ([\w., ]+?)(?: import .*)?$", "".join(code), flags=re.MULTILINE):
+        for module in name.split(", "):
+            pytest.importorskip(module.split(".")[0], reason="an extra brings it")
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    torch.manual_seed(0)
+    for block in code:
         exec(compile(block, "README.md", "exec"), namespace)
-    capsys.readouterr()
+        plan = namespace.get("plan") or getattr(namespace.get("callback"), "plan", None)
+        assert plan is None or plan.num_scales > 0
 
 
-def test_the_shown_plan_is_what_the_first_block_prints() -> None:
+def test_all_examples_are_there() -> None:
+    names = [case.id for case in examples()]
+    trainers = ["PyTorch", "Lightning", "Transformers", "Accelerate", "timm"]
+    wanted = ["Two lines", *trainers, "Quantise", "Compare", "Your own operator and optimizer"]
+    assert names == wanted
+    assert sum(len(case.values[0]) for case in examples()) == len(blocks("python"))
+    lengths = {case.id: sum(len(block.splitlines()) for block in case.values[0]) for case in examples()}
+    assert max(lengths.values()) <= 30, lengths
+
+
+def run_example(name: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
+    """The names and the output of one example."""
     namespace: dict[str, Any] = {}
-    exec(compile(blocks("python")[0], "README.md", "exec"), namespace)
+    (code,) = [case.values[0] for case in examples() if case.id == name]
+    torch.manual_seed(0)
+    exec(compile("".join(code), "README.md", "exec"), namespace)
+    return namespace, capsys.readouterr().out
+
+
+def test_the_shown_plan_is_what_the_first_block_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    namespace, _ = run_example("Two lines", capsys)
     assert str(namespace["plan"]).split() == section("Two lines").split("```text\n")[1].split("```")[0].split()
 
 
-def test_the_shown_answer_is_what_its_block_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    own = section("Why is a channel not free?")
-    namespace: dict[str, Any] = {"fxenorm": fxenorm, "nn": nn, "torch": torch}
-    (block,) = re.findall(r"^```python\n(.*?)^```$", own, flags=re.DOTALL | re.MULTILINE)
-    exec(compile(block, "model.py", "exec"), namespace)
-    assert capsys.readouterr().out == own.split("```text\n")[1].split("```")[0]
+def test_balancing_makes_the_quantised_model_better(capsys: pytest.CaptureFixture[str]) -> None:
+    namespace, out = run_example("Quantise", capsys)
+    model, x = namespace["model"], namespace["x"]
+    after = nn.functional.mse_loss(namespace["quantised"](model, x)(x), model(x))
+    assert float(after) < 0.5 * float(namespace["before"]) and "->" in out
+
+
+def test_canonical_forms_of_one_function_are_equal(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out = run_example("Compare", capsys)
+    before, after = (float(value) for value in re.findall(r"tensor\(([\d.e+-]+)", out))
+    assert before > 1 and after < 1e-4
+
+
+def test_torchao_quantises_as_the_sentence_says(capsys: pytest.CaptureFixture[str]) -> None:
+    pt2e = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e", reason="the sentence speaks of it as installed")
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    namespace, _ = run_example("Quantise", capsys)
+    namespace |= {"prepare_pt2e": pt2e.prepare_pt2e, "convert_pt2e": pt2e.convert_pt2e}
+    namespace["quantizer"] = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    for span in re.findall(r"`([^`]*(?:prepared|pt2e)\([^`]*)`", section("Quantise")):
+        exec(span, namespace)
+    model, x = namespace["model"], namespace["x"]
+    assert float((namespace["converted"](x) - model(x)).norm()) < 0.1 * float(model(x).norm())
+
+
+def test_own_rules_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out = run_example("Your own operator and optimizer", capsys)
+    assert "verified: outputs unchanged" in out and "the rule for MyAdam holds" in out
 
 
 def test_the_words_are_those_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     from fxenorm.inspect.cli import main
     from fxenorm.inspect.glossary import GLOSSARY
 
-    lines = [line for line in section("Words").splitlines() if line.startswith("| ")][1:]
-    assert [line.replace("\\|", "|") for line in lines] == [f"| {word} | {meaning} |" for word, meaning in GLOSSARY]
+    cells = [cell for row in table_rows(section("Words")) for cell in row]
+    told_here = dict(zip(cells[::2], cells[1::2], strict=True))
+    assert {word: told_here.get(word) for word, _ in GLOSSARY} == dict(GLOSSARY)
     with pytest.raises(SystemExit):
         main(["--help"])
     told = " ".join(capsys.readouterr().out.split())
@@ -135,28 +219,18 @@ def test_recipe(spans: list[str], exact: str, capsys: pytest.CaptureFixture[str]
 
 def test_the_recipes_are_all_there() -> None:
     wanted = ("train", "original", "quantise", "canonical", "undo")
-    names = [row[0] for row in table_rows("Recipes")]
+    names = [row[0] for row in RECIPES]
     assert [word for word in wanted if not any(word in name for name in names)] == []
 
 
 def test_undo_restores_the_weights() -> None:
     namespace = make_namespace()
     before = copy.deepcopy(namespace["model"].state_dict())
-    (spans,) = (re.findall(r"`([^`]+)`", code) for name, code, _ in table_rows("Recipes") if name == "undo")
+    (spans,) = (re.findall(r"`([^`]+)`", code) for name, code, _ in RECIPES if name == "undo")
     for span in spans:
         exec(compile(span, "README.md", "exec"), namespace)
     for name, value in namespace["model"].state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=1e-10, atol=0.0)
-
-
-def test_options_table_agrees_with_analyze() -> None:
-    parameters = inspect.signature(fxenorm.analyze).parameters
-    positional = {"model", "example_inputs", "example_kwargs"}
-    documented = {name.strip("`"): default.strip("`") for name, default, _ in table_rows("Options of `analyze`")}
-    actual = {name: parameter.default for name, parameter in parameters.items() if name not in positional and name[0] != "_"}
-    assert list(documented) == list(actual)
-    for name, default in actual.items():
-        assert eval(documented[name]) == default, name
 
 
 def commands() -> list[Any]:
@@ -168,6 +242,63 @@ def commands() -> list[Any]:
             if command.startswith("fxenorm-inspect"):
                 found.append(pytest.param(command.split()[1:], shown, id=command))
     return found
+
+
+def lines_of_code() -> list[str]:
+    """All command lines: in console blocks and in code spans."""
+    spans = re.findall(r"`([^`\n]+)`", PROSE)
+    shown = re.findall(r"^\$ (.*)$", "\n".join(blocks("console")), flags=re.MULTILINE)
+    return [line for line in [*spans, *shown] if re.match(r"(tools/|python |pip |fxenorm-inspect )", line)]
+
+
+class Parsed(Exception):
+    """The arguments of a program are valid."""
+
+
+@pytest.mark.parametrize("line", sorted(set(lines_of_code())))
+def test_command_line_is_valid(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program is there and takes these arguments; it is not run."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(self: argparse.ArgumentParser, *given: Any) -> None:
+        parse(self, *given)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    program, *arguments = shlex.split(line)
+    if program == "pip":
+        extras = re.findall(r"\w+", "".join(arguments[1:]))
+        known = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+        assert arguments[0] == "install" and all(f"\n{extra} = [" in known for extra in extras)
+        return
+    if program == "fxenorm-inspect":
+        from fxenorm.inspect.cli import main
+
+        with pytest.raises(Parsed):
+            main(arguments)
+        return
+    script = ROOT / (arguments.pop(0) if program == "python" else program)
+    assert script.exists() and (program == "python" or os.access(script, os.X_OK))
+    if script == ROOT / "tools" / "test":
+        usage = script.read_text()
+        assert not arguments or f"#   tools/test {arguments[0]}" in usage
+        return
+    source = script if program == "python" else script.with_suffix(".py")
+    if source.exists():
+        monkeypatch.setattr(sys, "argv", [str(source), *arguments])
+        with pytest.raises(Parsed):
+            runpy.run_path(str(source), run_name="__main__")
+
+
+def test_there_are_command_lines_of_each_kind() -> None:
+    assert {line.split()[0] for line in lines_of_code()} >= {
+        "pip",
+        "python",
+        "fxenorm-inspect",
+        "tools/test",
+        "tools/demo",
+        "tools/reference",
+    }
 
 
 def words(text: str) -> list[str]:
@@ -190,16 +321,25 @@ def test_shown_command_prints_what_is_shown(
     except SystemExit as stop:
         status = stop.code
     assert not status
-    assert words(capfd.readouterr().out) == words(shown)
+    printed, place = words(capfd.readouterr().out), 0
+    parts = [words(part) for part in re.split(r"^  \.\.\.\n", shown, flags=re.MULTILINE)]  # where lines are left out
+    for part in parts:
+        place = next(start for start in range(place, len(printed)) if printed[start : start + len(part)] == part) + len(part)
+    assert place == len(printed) and printed[: len(parts[0])] == parts[0]
 
 
 def test_there_is_a_shown_command() -> None:
     assert commands()
 
 
+def test_it_is_short() -> None:
+    assert len(TEXT.splitlines()) <= 300
+
+
 def test_named_files_exist() -> None:
-    named = re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT) + re.findall(
-        r"`((?:tools|tests|notebooks|fxenorm)/[\w./]+)[^`]*`", TEXT
+    named = re.findall(r"\]\((?!https?:)([^)#]+)\)", PROSE) + re.findall(
+        r"`((?:tools|tests|notebooks|fxenorm)/[\w./]+)[^`]*`", PROSE
     )
+    named = [name for name in named if not name.startswith("fxenorm/") or "." in name]  # fxenorm/norm is a value's name
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
