@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,7 +14,7 @@ from ..plan.plan import Plan
 from ..rescale.attach import Attachment
 from .averages import Averages
 from .first_inputs import FirstInputs, fitted
-from .options import CallbackOptions, check_count
+from .options import CallbackOptions, check_count, check_resume
 
 if TYPE_CHECKING:
     _Callback = object
@@ -47,9 +47,12 @@ class FxenormCallback(_Callback):
         module: name of the submodule to analyse, as "backbone"; None: the LightningModule if it defines ``forward``, else its
             only child with parameters.
         every: rescaled after each `every`-th step.
-        log_every: steps between two logs.
+        log_every: steps between two logs; None: the Trainer's ``log_every_n_steps``.
+        resume: "check": a checkpoint that was written with another plan, as with other options, is refused; "ignore": the count
+            of a checkpoint is not taken up, and begins anew.
+        prog_bar: whether both numbers are shown in the progress bar too.
         track: further copies of the analysed module, as `Plan.track` takes them.
-        options: of `fxenorm.analyze` and of `Plan.attach` (`start`, `stop`, `cycles`, `grads`, `state`).
+        options: of `fxenorm.analyze` and of `Plan.attach` (`start`, `stop`, `cycles`, `grads`, `state`, `record`).
 
     Attributes:
         plan: the plan, once there is one.
@@ -61,17 +64,24 @@ class FxenormCallback(_Callback):
     """
 
     def __init__(
-        self, module: str | None = None, every: int = 1, log_every: int = 50, *, track: Sequence[Any] = (), **options: Any
+        self,
+        module: str | None = None,
+        every: int = 1,
+        log_every: int | None = None,
+        *,
+        track: Sequence[Any] = (),
+        resume: Literal["check", "ignore"] = "check",
+        prog_bar: bool = False,
+        **options: Any,
     ) -> None:
         if _MISSING:
             raise ImportError("fxenorm.integrations.lightning needs Lightning: pip install lightning")
         super().__init__()
-        check_count("log_every", log_every)
-        if not (module is None or isinstance(module, str)):
-            raise OptionError(f"module={module!r} is not valid: expected the name of a submodule, or None")
+        _check(module, log_every, resume)
         self.plan: Plan | None = None
         self._name, self._log_every, self._track = module, log_every, tuple(track)
-        self._options = CallbackOptions(["module", "log_every", "track"], {"every": every, **options})
+        self._resume, self._prog_bar = resume, prog_bar
+        self._options = CallbackOptions(["module", "log_every", "track", "resume", "prog_bar"], {"every": every, **options})
         self._averages: Averages | None = None
         self._waiting: FirstInputs | None = None
         self._handle: Attachment | None = None
@@ -107,7 +117,7 @@ class FxenormCallback(_Callback):
             self._averages.look(trainer.callbacks)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Logs the norm and the imbalance every `log_every` steps."""
+        """Logs the norm and the imbalance, every `log_every` steps."""
         if self._waiting is not None and self._waiting.arguments is None:
             raise OptionError(
                 f"the forward of {type(self._target(pl_module)).__name__} was not called in the first batch, so its inputs are "
@@ -115,11 +125,14 @@ class FxenormCallback(_Callback):
                 "example_input_array"
             )
         step = trainer.global_step
-        if self.plan is not None and step % self._log_every == 0 and step != self._logged:
+        every = max(1, trainer.log_every_n_steps) if self._log_every is None else self._log_every
+        if self.plan is not None and step % every == 0 and step != self._logged:
             self._logged = step
             values = {"fxenorm/norm": self.plan.norm().float(), "fxenorm/imbalance": self.plan.imbalance().float()}
             trainer.callback_metrics.update(values)
             # Not pl_module.log, which throws away values between two of the trainer's own logs.
+            if self._prog_bar:
+                pl_module.log_dict(values, prog_bar=True, logger=False, batch_size=1)
             for logger in trainer.loggers:
                 logger.log_metrics({key: float(value) for key, value in values.items()}, step=step)
 
@@ -161,9 +174,9 @@ class FxenormCallback(_Callback):
         path = next(name for name, module in root.named_modules() if module is self._target(root))
         self._averages = Averages(plan, root, path, self._track)
         self._averages.look(trainer.callbacks)
-        if self._stored is not None:
+        if self._stored is not None and self._resume == "check":
             self._handle.load_state_dict(self._stored)
-            self._stored = None
+        self._stored = None
 
     def _forget_averages(self) -> None:
         """Stops the tracking of averages that callbacks hold."""
@@ -193,6 +206,14 @@ class FxenormCallback(_Callback):
             f"{type(pl_module).__name__} defines no forward and has {len(children)} children with parameters: pass module=, one "
             f"of {sorted(children)}"
         )
+
+
+def _check(module: object, log_every: object, resume: object) -> None:
+    """Raises an OptionError where one of the callback's own options is not valid."""
+    check_count("log_every", 1 if log_every is None else log_every)
+    check_resume(resume)
+    if not (module is None or isinstance(module, str)):
+        raise OptionError(f"module={module!r} is not valid: expected the name of a submodule, or None")
 
 
 def _children(pl_module: Any) -> dict[str, nn.Module]:

@@ -11,7 +11,7 @@ from ..analysis.options import Options
 from ..errors import OptionError
 from ..rescale.attach import AttachOptions
 
-__all__ = ["CallbackOptions", "check_count"]
+__all__ = ["CallbackOptions", "check_count", "check_resume"]
 
 _OF_ANALYZE = frozenset(field.name for field in dataclasses.fields(Options))
 _OF_ATTACH = frozenset(field.name for field in dataclasses.fields(AttachOptions))
@@ -57,3 +57,9 @@ def check_count(name: str, value: object) -> None:
     """Raises an OptionError unless a value is a positive integer."""
     if type(value) is not int or value < 1:
         raise OptionError(f"{name}={value!r} is not valid: expected an integer >= 1")
+
+
+def check_resume(value: object) -> None:
+    """Raises an OptionError unless a value says how a checkpoint of another plan is met."""
+    if value not in ("check", "ignore"):
+        raise OptionError(f"resume={value!r} is not valid: expected 'check' or 'ignore'")

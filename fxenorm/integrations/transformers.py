@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -13,7 +13,7 @@ from ..plan.plan import Plan
 from ..rescale.attach import Attachment
 from ..trace.unwrap import unwrap
 from .first_inputs import FirstInputs
-from .options import CallbackOptions, check_count
+from .options import CallbackOptions, check_count, check_resume
 
 _MISSING = False
 
@@ -49,7 +49,9 @@ class FxenormCallback(_TrainerCallback, _ExportableState):
         log_every: steps between two logs, for which the Trainer is asked to log then; None: whenever it logs.
         track: copies of the model that follow every rescaling, as `Plan.track` takes them; an average that is not named here (or
             by ``callback.plan.track(average)``) mixes weights from before and after a rescaling.
-        options: of `fxenorm.analyze` and of `Plan.attach` (`start`, `stop`, `cycles`, `grads`, `state`).
+        resume: "check": a checkpoint that was written with another plan, as with other options, is refused; "ignore": the count
+            of a checkpoint is not taken up, and begins anew.
+        options: of `fxenorm.analyze` and of `Plan.attach` (`start`, `stop`, `cycles`, `grads`, `state`, `record`).
 
     Attributes:
         plan: the plan, once there is one.
@@ -59,15 +61,25 @@ class FxenormCallback(_TrainerCallback, _ExportableState):
         OptionError: an option is unknown or has no valid value; in the first batch, the model's forward is not called.
     """
 
-    def __init__(self, every: int = 1, log_every: int | None = None, *, track: Sequence[Any] = (), **options: Any) -> None:
+    def __init__(
+        self,
+        every: int = 1,
+        log_every: int | None = None,
+        *,
+        track: Sequence[Any] = (),
+        resume: Literal["check", "ignore"] = "check",
+        **options: Any,
+    ) -> None:
         if _MISSING:
             raise ImportError("fxenorm.integrations.transformers needs Transformers: pip install transformers accelerate")
         super().__init__()
         check_count("log_every", 1 if log_every is None else log_every)
+        check_resume(resume)
+        self._resume = resume
         self.plan: Plan | None = None
         self._log_every, self._track = log_every, tuple(track)
         self._given = {"every": every, **options}
-        self._options = CallbackOptions(["log_every", "track"], self._given)
+        self._options = CallbackOptions(["log_every", "track", "resume"], self._given)
         self._model: nn.Module | None = None
         self._waiting: FirstInputs | None = None
         self._handle: Attachment | None = None
@@ -76,7 +88,7 @@ class FxenormCallback(_TrainerCallback, _ExportableState):
     def state(self) -> dict[str, Any]:
         """Returns the callback's part of a checkpoint: its arguments, the step counter and the plan's fingerprint."""
         stored = self._handle.state_dict() if self._handle is not None else self._stored
-        arguments = {"log_every": self._log_every, **self._given}
+        arguments = {"log_every": self._log_every, "resume": self._resume, **self._given}
         return {"args": arguments, "attributes": {"_stored": stored}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
@@ -106,7 +118,8 @@ class FxenormCallback(_TrainerCallback, _ExportableState):
             self.plan.track(copy)
         handle = self.plan.attach(optimizer, **self._options.of_attach)
         # A resumed run goes on counting; without a count of its own, where the Trainer does.
-        handle.load_state_dict(self._stored or {**handle.state_dict(), "steps": int(state.global_step)})
+        stored = self._stored if self._resume == "check" else None
+        handle.load_state_dict(stored or {**handle.state_dict(), "steps": int(state.global_step)})
         self._handle = handle
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:

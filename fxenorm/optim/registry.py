@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -237,8 +238,16 @@ def find_rule(optimizer: Any) -> Rule:
         )
     raise OptimizerError(
         f"no rule says how the state of {_named(cls)} follows a rescaling of its parameters: nothing was rescaled. {choices}. "
-        f"There are rules for {', '.join(supported_optimizers())}"
+        f"There are rules for {len(supported_optimizers())} classes, {_nearest(cls)} among them; the reference lists all"
     )
+
+
+def _nearest(cls: type) -> str:
+    """Returns the names of the classes with a rule that are nearest to that of a class; of two others where none is near."""
+    known = supported_optimizers()
+    near = set(difflib.get_close_matches(cls.__name__, [name.rpartition(".")[2] for name in known], n=3, cutoff=0.6))
+    found = [name for name in known if name.rpartition(".")[2] in near]
+    return ", ".join(found or ["torch.optim.SGD", "torch.optim.AdamW"])
 
 
 def _function(cls: type, name: str) -> object:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..errors import OptimizerError, OptionError
-from .registry import Factor, Flat, Steps
+from .registry import Factor, Flat, Rule, Steps
 from .wrappers import adds_state, held_by, own_state, rules_for
 
 __all__ = [
@@ -137,7 +137,7 @@ def state_tensors(optimizers: Sequence[Optimizer], parameters: Mapping[str, Tens
                 if not state:
                     continue
                 name = names.get(id(parameter))
-                powers = {key: follows for rule in reversed(rules) for key, follows in rule.follows(state, group).items()}
+                powers = {key: follows for rule in reversed(rules) for key, follows in _answer(optimizer, rule, state, group)}
                 if name is not None:
                     _refuse_unnamed(optimizer, name, parameter, state, powers)
                 for key, follows in powers.items():
@@ -148,6 +148,17 @@ def state_tensors(optimizers: Sequence[Optimizer], parameters: Mapping[str, Tens
                     elif name is not None:
                         found.append(_checked(optimizer, name, parameter, key, follows, state))
     return found
+
+
+def _answer(optimizer: Optimizer, rule: Rule, state: Mapping[str, Any], group: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Returns how each state tensor follows; raises an OptimizerError where a registered function fails."""
+    try:
+        return list(rule.follows(state, group).items())
+    except Exception as error:  # the function is a user's
+        raise OptimizerError(
+            f"the rule for {type(optimizer).__name__} failed on a state of {', '.join(map(repr, state))}: "
+            f"{type(error).__name__}: {error}: nothing was rescaled. Correct it with fxenorm.register_optimizer"
+        ) from error
 
 
 def _refuse_strange_keys(optimizer: Optimizer, keys: frozenset[str]) -> None:
@@ -258,5 +269,6 @@ def _check_form(optimizer: Optimizer, name: str, key: str, tensor: Any, shape: t
         return
     raise OptimizerError(
         f"state {key!r} of {name!r} in {type(optimizer).__name__} {form}, but a dense float tensor of shape {shape} is expected: "
-        "nothing was rescaled. Pass state='reset' to drop that state, or load a state_dict that belongs to this model"
+        "nothing was rescaled. Pass state='reset' to drop that state; load a state_dict that belongs to this model, if this one "
+        "does not; or say with fxenorm.register_optimizer how it follows in this form, 0 where it stays as it is"
     )

@@ -15,6 +15,7 @@ from ..analysis.held import FrozenChoice, check_frozen
 from ..errors import BindError, FxenormError, OptimizerError, OptionError
 from ..optim.state import OptimizerLike, StateChoice, check_choice, owned_by, unwrap_optimizers
 from ..optim.wrappers import held_by
+from ..text.describe import changed_options
 from .agreeing import Looked
 from .nothing import say_if_nothing_moves
 from .request import StepRequest
@@ -97,6 +98,7 @@ class Attachment:
         # A compiled optimizer step would trace the hook too. Torch loads its compiler with the first optimizer, so this is free.
         hook: Any = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
         self._hooks = [one.register_step_post_hook(hook) for one in self._optimizers]
+        rescaler.attach_to(self._optimizers)
 
     def _look(self, optimizer: OptimizerLike) -> Looked:
         """Raises here what would go wrong in the hook; returns what is multiplied."""
@@ -160,6 +162,8 @@ class Attachment:
         """
         for hook in self._hooks:
             hook.remove()
+        if self._hooks:
+            self._rescaler.detach_from(self._optimizers)
         self._hooks = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -182,6 +186,7 @@ class Attachment:
             "steps": self.steps,
             "stepped": members,
             "idle": bool(self._idle),
+            "options": changed_options(self._rescaler.analysis.options),
         }
 
     def load_state_dict(self, stored: Mapping[str, Any]) -> None:
@@ -207,10 +212,7 @@ class Attachment:
         if type(steps) is not int or steps < 0 or any(number not in range(len(self._optimizers)) for number in members):
             raise BindError("this is no state of an attached plan with these optimizers: expected what state_dict() returned")
         if stored.get("fingerprint") != self._rescaler.analysis.fingerprint:
-            raise BindError(
-                "the checkpoint was written with another plan: the model's graph, its parameters or the options of "
-                "fxenorm.analyze have changed since. Analyse the same model with the same options, or attach without this state"
-            )
+            raise BindError(_other_plan(stored.get("options"), changed_options(self._rescaler.analysis.options)))
         self._rounds, self._skipped, self._idle = steps, None, bool(stored.get("idle", not members))
         self._stepped = {id(self._optimizers[number]) for number in members}
 
@@ -291,6 +293,20 @@ class Attachment:
 def _hooked(followed: Sequence[Optimizer]) -> tuple[Optimizer, ...]:
     """Returns the optimizers that are hooked into: wrappers call those in them, whose hooks are enough."""
     return tuple(one for one in followed if held_by(one) is None)
+
+
+def _other_plan(then: object, now: str) -> str:
+    """Returns the message about the state of another plan; what its options were, if they are known and differ."""
+    if isinstance(then, str) and then != now:
+        cause = f"its options of fxenorm.analyze were {then}, and now are {now}"
+    elif isinstance(then, str):
+        cause = "its options were the same, but the model's graph or its parameters have changed since"
+    else:
+        cause = "the model's graph, its parameters or the options of fxenorm.analyze have changed since"
+    return (
+        f"the checkpoint was written with another plan: {cause}. Analyse the same model with the same options, or attach without "
+        'this state (resume="ignore" in a callback)'
+    )
 
 
 def _is_within_another_step(optimizer: Optimizer) -> bool:

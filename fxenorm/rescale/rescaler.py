@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,6 +80,7 @@ class Rescaler:
         self.journal = Journal()
         self.last_step = LastStep()
         self.history = History(self.measured)
+        self._attached: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._replicas = None if group is None else Replicas(group, analysis.executor, self.warnings.without_kernels)
 
     @property
@@ -171,6 +173,24 @@ class Rescaler:
             self.warnings.optimizer_not_passed(_first_gradient(weights))
         if not request.in_hook and self.num_scales and self.left_gradients.are_left(optimizers, weights, follow=request.grads):
             self.warnings.accumulating()
+        if not request.in_hook:
+            self.warn_if_attached(optimizers, "plan.step")
+
+    def attach_to(self, optimizers: Sequence[Optimizer]) -> None:
+        """Notes that steps of these optimizers are followed by rescalings from now on; warns where they are already."""
+        self.warn_if_attached(optimizers, "plan.attach")
+        for one in optimizers:
+            self._attached[one] = self._attached.get(one, 0) + 1
+
+    def detach_from(self, optimizers: Sequence[Optimizer]) -> None:
+        """Notes that a handle was removed from these optimizers."""
+        for one in optimizers:
+            self._attached[one] -= 1
+
+    def warn_if_attached(self, optimizers: Sequence[Optimizer], call: str) -> None:
+        """Warns once where the steps of one of these optimizers are followed by rescalings already."""
+        if any(self._attached.get(one, 0) > 0 for one in optimizers):
+            self.warnings.attached_twice(call)
 
     def look_up_and_agree(self, words: Sequence[str], look: Callable[[], Looked], optimizer: OptimizerLike = None) -> Looked:
         """Returns what a call looks up before it writes; on several processes on all of them, or it raises on all of them.

@@ -108,6 +108,10 @@ class Call:
     # --- reading -------------------------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> Any:
+        """Returns an argument: a tensor's field, or a Python value; None where an optional one was left out."""
+        if self.own and (not isinstance(name, str) or name not in self.arguments):
+            told = repr(name) if isinstance(name, str) else f"a {type(name).__name__}"
+            raise KeyError(f"{told} is not the name of an argument")
         return self.arguments.get(name)
 
     def shape(self, name: str) -> tuple[int, ...]:

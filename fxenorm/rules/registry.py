@@ -58,10 +58,12 @@ def scale_rule(*operators: str, family: str) -> Callable[[RuleFunction], RuleFun
 def register_rule(*operators: str, family: str = "registered") -> Callable[[RuleFunction], RuleFunction]:
     """Decorator: makes a function the scale rule of operators of your own, made with ``torch.library``.
 
-    The rule gets the call (`fxenorm.rules.Call`: fields, shapes and equations) and returns the field of the output; the laws of
-    `fxenorm.rules.laws` cover nearly every case: `passes`, `same_field`, `reduce`, `contract`, `move`, `barrier`. A wrong rule
-    damages weights: check yours with ``plan.verify()`` on a model that uses the operator. A rule that fails is replaced by a
-    barrier, with a warning that names its line.
+    The rule gets the call: ``call["x"]`` is the field of the argument x, which says by which scale each entry of x is multiplied;
+    ``call.shape("x")`` and ``call.out_shape`` are shapes. It returns the field of the output. The laws of `fxenorm.rules.laws`
+    cover nearly every case: ``passes(call, "x")`` takes the name of an argument; `same_field`, `reduce`, `contract` and `move`
+    take fields; ``barrier(call, reason)`` says that no law holds. Below are a pointwise operator, a reduction, a product with a
+    weight, and a permutation. A wrong rule damages weights: check yours with ``plan.verify()`` on a model that uses the
+    operator. A rule that fails is replaced by a barrier, with a warning that names its line.
 
     Which parameters count in the norm follows from what the call uses them as: ``call.roles["w"] = "weight"`` (or "gamma")
     multiplies and counts, "bias" is added, "other" is left out of the norm. A parameter in `contract` is a weight, unless the
@@ -77,7 +79,8 @@ def register_rule(*operators: str, family: str = "registered") -> Callable[[Rule
 
     Example:
         >>> import torch, fxenorm
-        >>> from fxenorm.rules.laws import contract, passes
+        >>> from fxenorm.field.structure import flip
+        >>> from fxenorm.rules.laws import contract, move, passes, reduce
         >>> @torch.library.custom_op("my_library::leaky_abs", mutates_args=())
         ... def leaky_abs(x: torch.Tensor) -> torch.Tensor:
         ...     return torch.where(x > 0, x, -0.1 * x)
@@ -87,6 +90,20 @@ def register_rule(*operators: str, family: str = "registered") -> Callable[[Rule
         ...     return passes(call, "x")
         >>> "my_library::leaky_abs" in fxenorm.supported_operators()
         True
+        >>> @torch.library.custom_op("my_library::row_sum", mutates_args=())
+        ... def row_sum(x: torch.Tensor) -> torch.Tensor:
+        ...     return x.sum(1)
+        >>> @fxenorm.register_rule("my_library::row_sum")
+        ... def row_sum_rule(call):
+        ...     "the channels that are added up share one scale"
+        ...     return reduce(call, call["x"], [1], call.out_shape)
+        >>> @torch.library.custom_op("my_library::mirror", mutates_args=())
+        ... def mirror(x: torch.Tensor) -> torch.Tensor:
+        ...     return x.flip(1)
+        >>> @fxenorm.register_rule("my_library::mirror")
+        ... def mirror_rule(call):
+        ...     "entries move, and their scales move with them; the last argument is the way back"
+        ...     return move(call, call["x"], call.out_shape, lambda f: flip(f, [1]), lambda f: flip(f, [1]))
         >>> @torch.library.custom_op("my_library::project", mutates_args=())
         ... def project(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         ...     return x @ w.T

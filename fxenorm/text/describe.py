@@ -48,7 +48,8 @@ MOST_ROWS = 24
 _MOST_LAYERS = 4
 _MOST_BARRIERS = 8
 _MOST_OUTPUTS = 8
-"""Names in a cell, lines and names in a line: choices, by which a large model's plan stays on two screens."""
+_MANY_ENDS = 8
+"""Names in a cell, lines, names in a line, and ends of a channel that are told apart: choices, for plans on two screens."""
 
 
 def describe(analysis: Analysis, title: str, frozen: frozenset[str], width: int | None = None, *, expand: bool = False) -> str:
@@ -94,7 +95,7 @@ def described(analysis: Analysis, title: str, frozen: frozenset[str], *, expand:
     head = [
         f"fxenorm plan of {title}: {plural(symmetry.num_scales, 'scale')} in {plural(len(groups), 'group')}, "
         f"{plural(len(layers_that_multiply(symmetry)), 'layer')}, {mode_words(symmetry.modes)}, "
-        f"traced by {tracer_words(symmetry.tracer)}{'' if symmetry.inexact_reasons else ', exact'}",
+        f"traced by {tracer_words(symmetry.tracer)}{_exact_words(symmetry)}",
         *(f"not exact: {reason}" for reason in symmetry.inexact_reasons),
         f"counted: {counted(analysis.counted, symmetry, options)}",
     ]
@@ -112,6 +113,12 @@ def described(analysis: Analysis, title: str, frozen: frozenset[str], *, expand:
     if not groups:
         return Described(head, [], [], ["no group: every channel is fixed at its scale"], tail)
     return Described(head, *_group_table(analysis, held_counts(analysis, frozen), expand), tail)
+
+
+def _exact_words(symmetry: Symmetry) -> str:
+    """Returns ", exact", and where only the path of some inputs is known, that it is exact there."""
+    exact = ", exact" if symmetry.tracer == "export" else ", exact on that path"
+    return "" if symmetry.inexact_reasons else exact
 
 
 def held_counts(analysis: Analysis, frozen: frozenset[str]) -> dict[str, Counter[str]]:
@@ -160,13 +167,8 @@ def _group_table(
     ]
     if len(shown) < len(rows):
         cells.insert(MOST_ROWS - 4, ["...", "", "", f"and {len(rows) - len(shown)} more rows", ""])
-    columns = [
-        Column("group"),
-        Column("kind"),
-        Column("channels", "right"),
-        Column("producers -> consumers", "text"),
-        Column("held", "text"),
-    ]
+    columns = [Column("group"), Column("kind"), Column("channels", "right"), Column("producers -> consumers", "text")]
+    columns.append(Column("held", "text"))
     if not held:
         columns, cells = columns[:-1], [cell[:-1] for cell in cells]
     lines = []
@@ -188,12 +190,18 @@ def _held_words(row: Row, held: Mapping[str, Counter[str]]) -> str:
 def _fixed_lines(symmetry: Symmetry, expand: bool) -> list[str]:
     """Returns a line for each operator that holds channels outside the groups."""
     lines = output_lines(symmetry.fixed_by_output, symmetry.outputs)
+    ends: Counter[str] = Counter()
+    for operator, _, count, _ in () if symmetry.account is None else symmetry.account.by_operator("barrier"):
+        ends[short_operator(operator)] += count
     summaries = barrier_summaries(symmetry.barriers)
     most = len(summaries) if expand else _MOST_BARRIERS
     for summary in summaries[:most]:
         unknown = "" if summary.known else ", which has no scale rule"
         fixed, places = plural(summary.variables, "channel"), plural(len(summary.barriers), "node")
-        lines.append(f"fixed by {summary.operator}{unknown}: {fixed} at {places}")
+        # A stream of tied channels is fixed as one.
+        tied = ends[summary.operator]
+        shared = f", to which {tied:,} channel ends are tied," if tied > _MANY_ENDS * summary.variables > 0 else ""
+        lines.append(f"fixed by {summary.operator}{unknown}: {fixed}{shared} at {places}")
     if len(summaries) > most:
         lines.append(f"... and {len(summaries) - most} more operators (plan.describe(expand=True) prints all)")
     return lines

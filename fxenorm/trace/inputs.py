@@ -46,6 +46,17 @@ class Inputs:
         remaining = iter(sizes)
         return self.map(lambda tensor: _resized(tensor, next(remaining)))
 
+    def hint(self) -> str:
+        """Returns the end of a sentence that asks for other inputs: numbers alone are a shape, a dict may be one argument."""
+        values = [*self.args, *self.kwargs.values()]
+        if self.guessed or not values:
+            return "."
+        if not self.kwargs and all(type(value) is int for value in values):
+            return f": did you mean torch.randn({', '.join(map(str, values))})?"
+        if not self.args:
+            return "; a dict is taken as keyword arguments: where it is one argument, pass ({...},)."
+        return "."
+
     def __str__(self) -> str:
         parts = [_describe(value) for value in self.args]
         parts += [f"{name}={_describe(value)}" for name, value in self.kwargs.items()]

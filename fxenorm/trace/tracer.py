@@ -258,7 +258,7 @@ def _trace_once(model: nn.Module, inputs: Inputs, mode: Mode, say: Callable[[str
     if failure is not None and not (meta and needs_values(failure)):
         raise ExampleInputsError(
             f"The model does not run on the {'guessed' if inputs.guessed else 'given'} inputs {inputs} in {mode} mode: "
-            f"{reason(failure)}. Pass example_inputs that the model runs on."
+            f"{reason(failure)}. Pass example_inputs that the model runs on{inputs.hint()}"
         ) from failure
     if meta:
         raise TraceError(

@@ -190,6 +190,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"log_every": 0}, "log_every=0"),
     ({"example_inputs": 3}, "first batch"),
     ({"c": -1}, "c=-1"),
+    ({"resume": "maybe"}, "resume='maybe'"),
+    ({"record": 0}, "record=0"),
 ]
 
 

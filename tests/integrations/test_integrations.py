@@ -125,8 +125,13 @@ def test_transformers_resumes_the_count_and_refuses_another_graph(tmp_path: Path
     for one, other in zip(uninterrupted.model.parameters(), run.model.parameters(), strict=True):
         assert torch.equal(one, other)
     other = transformers_trainer(tmp_path / "half", [FxenormCallback(every=2, p=1)], max_steps=10, **saving)
-    with pytest.raises(BindError, match="another plan"):
+    with pytest.raises(BindError, match=r"another plan.* were p=2, and now are p=1"):
         other.train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-5"))
+    anew = FxenormCallback(every=2, p=1, resume="ignore")
+    transformers_trainer(tmp_path / "half", [anew], max_steps=10, **saving).train(
+        resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-5")
+    )
+    assert anew.state()["attributes"]["_stored"]["steps"] == 10 and anew.plan is not None and anew.plan.options.p == 1
 
 
 def test_transformers_callback_that_is_used_again(tmp_path: Path) -> None:

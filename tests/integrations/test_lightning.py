@@ -195,8 +195,31 @@ def test_lightning_resumes_the_count_and_refuses_another_graph(tmp_path: Path) -
     trainer(tmp_path, [callback_class(every=3)], max_epochs=2, limit_train_batches=7).fit(models[1], loader(), ckpt_path=path)
     assert all(torch.equal(one, other) for one, other in zip(*(model.parameters() for model in models), strict=True))
     run.save_checkpoint(path)
-    with pytest.raises(BindError, match="another plan"):
+    with pytest.raises(BindError, match=r"another plan.* were p=2, and now are p=1"):
         trainer(tmp_path, [callback_class(every=3, p=1)], max_steps=14).fit(module(), loader(), ckpt_path=path)
+    anew = callback_class(every=3, p=1, resume="ignore", record=2)
+    trainer(tmp_path, [anew], max_steps=14).fit(module(), loader(), ckpt_path=path)
+    assert anew.state_dict()["steps"] == 7 and [row.step for row in anew.plan.history.rows()] == [2, 4, 6]
+
+
+def test_lightning_logs_as_often_as_its_trainer_and_shows_it_on_request(tmp_path: Path) -> None:
+    (module, _), callback_class = lightning_parts()
+    shown: list[set[str]] = []
+
+    class Watch(callback_class.__mro__[1]):  # type: ignore[misc]
+        """Sees the numbers that a progress bar shows."""
+
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            shown.append({name for name in trainer.progress_bar_metrics if name.startswith("fxenorm/")})
+
+    for bar in (False, True):
+        shown.clear()
+        run = trainer(tmp_path / str(bar), [callback_class(prog_bar=bar), Watch()], max_steps=7, log_every_n_steps=3)
+        run.fit(module(), loader())
+        with open(next((tmp_path / str(bar)).rglob("metrics.csv"))) as file:
+            steps = [int(row["step"]) for row in csv.DictReader(file) if row["fxenorm/norm"]]
+        assert steps == [3, 6] and {"fxenorm/norm", "fxenorm/imbalance"} <= run.callback_metrics.keys()
+        assert shown[-1] == ({"fxenorm/norm", "fxenorm/imbalance"} if bar else set())
 
 
 def test_lightning_callback_that_is_used_again(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
 from fxenorm.errors import OptimizerError
-from fxenorm.optim.registry import find_rule
+from fxenorm.optim.registry import find_rule, register_optimizer
 from fxenorm.optim.state import owned_by, state_tensors, unwrap_optimizers
 
 
@@ -132,6 +132,32 @@ def test_classes_without_a_rule_raise_with_the_choices() -> None:
     optimizer = stepped(Shampoo([parameter()]))
     with pytest.raises(OptimizerError, match=r"Shampoo.*state='reset'.*state='keep'.*register_optimizer.*torch\.optim\.SGD"):
         state_tensors([optimizer], {})
+
+
+def test_the_nearest_classes_with_a_rule_are_named() -> None:
+    class AdamP(torch.optim.Optimizer):
+        pass
+
+    class Zzz(torch.optim.Optimizer):
+        pass
+
+    with pytest.raises(OptimizerError, match=r"\d+ classes, .*timm\.optim\.adamp\.AdamP.* among them") as caught:
+        find_rule(AdamP([parameter()], {}))
+    assert len(str(caught.value).partition("There are")[2]) < 200
+    with pytest.raises(OptimizerError, match=r"classes, torch\.optim\.SGD, torch\.optim\.AdamW among them"):
+        find_rule(Zzz([parameter()], {}))
+
+
+def test_a_function_that_fails_is_the_rule_that_is_named() -> None:
+    class Odd(torch.optim.Optimizer):
+        pass
+
+    weight = parameter()
+    optimizer = Odd([weight], {})
+    optimizer.state[weight] = {"m": torch.zeros_like(weight)}
+    register_optimizer(Odd, lambda state, group: {"m": -1 if state["z"] else 0})
+    with pytest.raises(OptimizerError, match=r"the rule for Odd failed on a state of 'm': KeyError: 'z': nothing was rescaled"):
+        state_tensors([optimizer], {"w": weight})
 
 
 def test_subclasses() -> None:

@@ -381,3 +381,49 @@ def test_a_step_that_calls_the_step_of_its_base_class_counts_once(cls: type[torc
             optimizer.step(lambda: (_ for _ in ()).throw(RuntimeError("stop")))
         optimizer.step()
     assert handle.steps == 1
+
+
+# ---------------------------------------------------------------- more than one rescaling a step, and states of other plans
+
+
+def test_a_second_handle_and_a_step_beside_a_handle_are_warned_of() -> None:
+    model = network()
+    one, other = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    plan = fxenorm.analyze(model, INPUTS)
+    plan.step(one)
+    first = plan.attach(one)
+    plan.attach(other).remove()
+    with pytest.warns(FxenormWarning, match=r"attached to this optimizer already.*plan\.attach rescales once more"):
+        second = plan.attach([other, one])
+    with pytest.warns(FxenormWarning, match=r"plan\.step rescales once more.*handle\.remove"):
+        plan.step(one)
+    plan.step(one)  # said once
+    for handle in (first, second, second):
+        handle.remove()
+    again = fxenorm.analyze(model, INPUTS)
+    with again.attach(one):
+        pass
+    again.attach(one)
+    again.balance(one)
+    backward(model, 0)
+    one.step()
+
+
+def test_the_state_of_another_plan_says_which_options_differ() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with fxenorm.analyze(model, INPUTS, p=1, biases="count").attach(optimizer) as handle:
+        stored = handle.state_dict()
+    same = fxenorm.analyze(network(7), INPUTS, p=1, biases="count")
+    with fxenorm.analyze(model, INPUTS).attach(optimizer) as handle:
+        with pytest.raises(BindError, match=r"options of fxenorm.analyze were p=1, biases='count', and now are p=2\..*resume="):
+            handle.load_state_dict(stored)
+        older = {key: value for key, value in stored.items() if key != "options"}
+        with pytest.raises(BindError, match="the model's graph, its parameters or the options"):
+            handle.load_state_dict(older)
+        handle.load_state_dict({**older, "fingerprint": handle.state_dict()["fingerprint"]})
+    with (
+        same.attach(torch.optim.SGD(same.model.parameters(), lr=0.1)) as handle,
+        pytest.raises(BindError, match="options were the same"),
+    ):
+        handle.load_state_dict(stored)

@@ -179,6 +179,14 @@ def wrong_name(call: Any) -> Any:
     return call.field(wanted)  # this line
 
 
+def wrong_argument(call: Any) -> Any:
+    return contract(call, call["y"], "bi", call["w"], "oi", "bo")  # this line
+
+
+def field_for_a_name(call: Any) -> Any:
+    return passes(call, call["x"])  # this line
+
+
 def wrong_role(call: Any) -> Any:  # this line
     call.roles["w"] = "wieght"
     return by_argument(call)
@@ -190,7 +198,13 @@ def wrong_shape(call: Any) -> Any:  # this line
 
 @pytest.mark.parametrize(
     ("rule", "words"),
-    [(wrong_name, "KeyError: 'y'"), (wrong_role, "'wieght' is not valid"), (wrong_shape, "a scale rule returned a field")],
+    [
+        (wrong_name, "KeyError: 'y'"),
+        (wrong_argument, "'y' is not the name of an argument"),
+        (field_for_a_name, "a ScaleField is not the name of an argument"),
+        (wrong_role, "'wieght' is not valid"),
+        (wrong_shape, "a scale rule returned a field"),
+    ],
 )
 def test_a_rule_that_fails_is_told_where(rule: Callable[[Any], Any], words: str) -> None:
     fxenorm.register_rule("fxenorm_own::project")(rule)

@@ -196,3 +196,31 @@ def test_counting_repetitions_keeps_every_operator(operators):
     unrolled = re.sub(r"\(([^)]*)\) ×(\d+)", lambda match: ", ".join([match[1]] * int(match[2])), text)
     unrolled = re.sub(r"(\w+) ×(\d+)", lambda match: ", ".join([match[1]] * int(match[2])), unrolled)
     assert unrolled == ", ".join(operators)
+
+
+def test_a_stream_that_is_fixed_as_one_says_how_many_ends_are_tied_to_it():
+    class Stream(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 30), nn.Linear(30, 2)
+
+        def forward(self, x):
+            h = torch.relu(self.a(x))
+            return self.b(h + nn.functional.gelu(h.cumsum(-1)))
+
+    text = describe(Stream(), torch.randn(3, 4))
+    assert re.search(r"fixed by gelu: 1 channel, to which \d\d channel ends are tied, at 1 node", text)
+    assert "to which" not in describe(nn.Sequential(nn.Linear(4, 30), nn.GELU(), nn.Linear(30, 2)))
+
+
+def test_one_path_is_not_called_exact_everywhere():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x))) if x.sum() > 0 else self.b(torch.relu(self.a(2 * x)))
+
+    assert ", exact on that path\n" in describe(Branches(), torch.ones(2, 4))
+    assert describe(mlp(3, 4, 2)).splitlines()[0].endswith(", exact")

@@ -172,6 +172,9 @@ def test_given_inputs(given: dict[str, Any], device: str) -> None:
         ({"example_inputs": torch.ones(2, 4)}, r"float32\[2, 4\].*eval mode: RuntimeError"),
         ({"example_inputs": torch.ones(2, 3, dtype=torch.int64)}, r"int64\[2, 3\]"),
         ({"example_inputs": (torch.ones(2, 3), torch.ones(1))}, "TypeError.*takes 2 positional arguments"),
+        ({"example_inputs": (2, 3)}, r"runs on: did you mean torch\.randn\(2, 3\)\?$"),
+        ({"example_inputs": {"y": torch.ones(2, 3)}}, r"a dict is taken as keyword .*, pass \(\{\.\.\.\},\)\.$"),
+        ({"example_inputs": torch.ones(2, 4)}, r"that the model runs on\.$"),
         ({"example_inputs": {"y": torch.ones(2, 3)}}, "TypeError"),
     ],
 )

@@ -57,6 +57,14 @@ class WarnOnce:
             "there is none",
         )
 
+    def attached_twice(self, again: str) -> None:
+        """Warns that an optimizer's step is followed by more than one rescaling, each of which counts."""
+        self._warn(
+            f"twice {again}",
+            f"the plan is attached to this optimizer already, so that each of its steps is followed by a rescaling; {again} "
+            "rescales once more. Leave one of them out, or call handle.remove() of the earlier one",
+        )
+
     def accumulating(self) -> None:
         """Warns that the weights move away from gradients that are still being accumulated."""
         self._warn(
