@@ -21,12 +21,13 @@ __all__ = ["Json", "report"]
 Json = dict[str, Any]
 
 
-def report(plan: Plan, target: str) -> Json:
+def report(plan: Plan, target: str, weights: str = "") -> Json:
     """Returns everything about a plan that the tables or ``--json`` show.
 
     Args:
         plan: the plan, bound to the model.
         target: how the user named the model.
+        weights: where the weights come from, in words; "" where the model's own file knows it.
 
     Returns:
         Finite numbers, strings, lists and dicts; an imbalance or norm is None where no weight decides it (a dead channel,
@@ -42,6 +43,7 @@ def report(plan: Plan, target: str) -> Json:
         "fxenorm": __version__,
         "model": target,
         "class": type(plan.model).__name__,
+        "weights": weights,
         "options": {field.name: _finite(getattr(plan.options, field.name)) for field in dataclasses.fields(plan.options)},
         "pairs": [{**dataclasses.asdict(pair), "imbalance": by_group[pair.group]} for pair in plan.pairs],
         "groups": [_group(group, plan, imbalance) for group, imbalance in zip(plan.groups, imbalances, strict=True)],

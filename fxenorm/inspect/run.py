@@ -7,14 +7,16 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import FxenormWarning, MissingTorchError
 from .apart import one_line, printable
-from .arguments.analysis_options import analysis_options
 from .stages import Stages
-from .targets.load import check_target, load, modules_findable
+from .targets.load import check_target, modules_findable
 from .wording import in_words_of_the_command
+
+if TYPE_CHECKING:
+    from .answers.answer import Answer
 
 __all__ = ["run"]
 
@@ -25,28 +27,64 @@ def run(arguments: argparse.Namespace, stream: TextIO) -> int:
     Raises:
         FxenormError: of the analysis, or because the model cannot be found or built.
     """
+    if arguments.model is None:
+        return _list_operators(arguments, stream)
     target = check_target(arguments.model)
     with Stages() as stages, modules_findable(target):
         stages.begin("importing torch")
-        analyze_with, kind = _analysis()
-        from .console import make_console
-        from .report import report
-        from .tables import show
+        _import_torch()
+        from .answers.answer import answer
+        from .answers.loading import load_subject
 
         stages.begin(f"building {printable(arguments.model)}")
-        loaded = load(arguments.model, arguments.input, arguments.seed)
         with _own_warnings():
-            options = kind(**analysis_options(arguments))
-            plan = analyze_with(loaded.model, options, loaded.example_inputs, loaded.example_kwargs, stages.begin)
-            stages.begin("measuring the weights")
-            answer = report(plan, arguments.model)
+            found = answer(arguments, load_subject(arguments, target), stages.begin)
     if arguments.json:
-        import json
-
-        print(json.dumps(answer, indent=2, allow_nan=False), file=stream)
+        _print_json(found.content, stream)
     else:
-        show(printable(answer), make_console(stream), expand=arguments.expand, pairs=arguments.pairs)
+        _print_text(arguments, found, stream)
+    if found.failed:
+        print(f"fxenorm-inspect: {one_line(found.failed)}", file=sys.stderr)
+    return 1 if found.failed else 0
+
+
+def _list_operators(arguments: argparse.Namespace, stream: TextIO) -> int:
+    """Prints all operators that have a rule."""
+    _import_torch()
+    from .answers.requested import all_operators
+
+    operators = {"operators": all_operators()}
+    if arguments.json:
+        _print_json(operators, stream)
+    else:
+        from .printed.console import make_console
+        from .printed.tables import show_part
+
+        show_part("operators", operators, [], make_console(stream))
     return 0
+
+
+def _print_json(content: dict[str, Any], stream: TextIO) -> None:
+    """Prints JSON without infinities and NaN."""
+    import json
+
+    print(json.dumps(content, indent=2, allow_nan=False), file=stream)
+
+
+def _print_text(arguments: argparse.Namespace, found: Answer, stream: TextIO) -> None:
+    """Prints the parts that were asked for, or the whole report; the finding of a check at the end."""
+    from .printed.console import make_console
+    from .printed.tables import heading, show, show_part
+
+    content, console = printable(found.content), make_console(stream)
+    if found.sections:
+        console.print(heading(content), style="bold cyan", soft_wrap=True)
+    else:
+        show(content, console, expand=arguments.expand, pairs=arguments.pairs)
+    for section in (*found.sections, *(["verify"] if "verify" in found.lines else [])):
+        if section != "groups" and section != "barriers":
+            console.print()
+        show_part(section, content, printable(found.lines.get(section, [])), console)
 
 
 @contextlib.contextmanager
@@ -66,13 +104,11 @@ def _own_warnings() -> Iterator[None]:
         yield
 
 
-def _analysis() -> tuple[Any, Any]:
-    """Imports torch, the slow part of every run, and the analysis; raises a MissingTorchError where there is no torch."""
+def _import_torch() -> None:
+    """Imports torch, the slow part of every run; raises a MissingTorchError where there is none."""
     try:
-        from ..analysis.options import Options
-        from ..plan.analyze import analyze_with
+        import torch  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise MissingTorchError("fxenorm.analyze needs PyTorch, which is not installed: pip install torch") from None
-    return analyze_with, Options

@@ -6,7 +6,7 @@ import inspect
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,8 +26,8 @@ _WITHOUT_PARAMETERS = ((2, 3, 224, 224), (2, 3, 32, 32), (2, 16), (2, 3, 64), (2
 """Shapes for a model without a known first layer, the commonest first: images of ImageNet's and CIFAR's size, vectors,
 sequences of channels, sequences of vectors, clips, one number a sample; two samples, since some models refuse a batch of one."""
 
-_SHOWN = 12
-"""Failed guesses in a message: as many as fit on a screen; the likeliest come first."""
+_SHOWN, _SHOWN_EACH = 6, 3
+"""Reasons in a message, and guesses that met one of them: as many as fit on a screen; the likeliest come first."""
 
 
 def candidates(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[Inputs]:
@@ -90,12 +90,33 @@ def choose(model: nn.Module, ladder: Iterable[Inputs], mode: Mode) -> Inputs:
         if failure is None or needs_values(failure):  # the second: on the meta device, where the tracer will say so
             return inputs
         tried.append((inputs, failure))
-    shown = "\n".join(f"  {inputs}: {reason(failure)}" for inputs, failure in tried[:_SHOWN])
-    more = f"\n  ... and {len(tried) - _SHOWN} more" if len(tried) > _SHOWN else ""
     raise ExampleInputsError(
-        f"No example inputs could be guessed for {type(model).__name__}. Tried:\n{shown}{more}\n"
+        f"No example inputs could be guessed for {type(model).__name__}{_device_words(model, tried)}. Tried:\n"
+        f"{_failures(tried)}\n"
         "Pass example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments."
     )
+
+
+def _failures(tried: Sequence[tuple[Inputs, Exception]]) -> str:
+    """Returns a line for each reason, with the first inputs that met it."""
+    by_reason: dict[str, list[str]] = {}
+    for inputs, failure in tried:
+        by_reason.setdefault(reason(failure), []).append(str(inputs))
+    lines = []
+    for why, calls in list(by_reason.items())[:_SHOWN]:
+        more = f" and {len(calls) - _SHOWN_EACH} more" if len(calls) > _SHOWN_EACH else ""
+        lines.append(f"  {', '.join(calls[:_SHOWN_EACH])}{more}: {why}")
+    if len(by_reason) > _SHOWN:
+        lines.append(f"  ... and {sum(map(len, list(by_reason.values())[_SHOWN:]))} more")
+    return "\n".join(lines)
+
+
+def _device_words(model: nn.Module, tried: Sequence[tuple[Inputs, Exception]]) -> str:
+    """Returns a sentence where every failure names CUDA and the weights lie elsewhere; else ""."""
+    device, _ = _device_and_dtype(model)
+    if device.type == "cuda" or not tried or not all(re.search("cuda", str(failure), re.IGNORECASE) for _, failure in tried):
+        return ""
+    return f": its code names a CUDA device, and its weights are on {device} (write x.device in place of 'cuda')"
 
 
 def resolve_inputs(model: nn.Module, example_inputs: Any = None, example_kwargs: Any = None, mode: Mode = "eval") -> Inputs:

@@ -128,3 +128,22 @@ def test_messages_speak_of_options() -> None:
     said = in_words_of_the_command("pass on_unknown='error' or balance_last=False; xp=3 and a.p=3 stay, p=2 does not")
     assert said == "pass --on-unknown 'error' or --balance-last False; xp=3 and a.p=3 stay, --p 2 does not"
     assert "--input" in in_words_of_the_command("Pass example_inputs that the model runs on.")
+
+
+def refused(tmp_path: Path, forward: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The error for a model whose forward this is, without inputs."""
+    path = tmp_path / "model.py"
+    path.write_text(NET.replace("return self.second(self.first(x).relu())", forward))
+    assert main([str(path)]) == 2
+    return capsys.readouterr().err
+
+
+def test_failed_guesses_with_one_reason_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(tmp_path, "raise ValueError('no such luck')", capsys)
+    assert told.count("no such luck") == 1 and re.search(r"and \d+ more: ValueError", told) and told.count("\n") == 1
+    assert "Pass --input [NAME=]SHAPE[:DTYPE], as 2x3x224x224 or mask=2x7:bool" in told and "example_inputs" not in told
+
+
+def test_code_that_names_a_cuda_device_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(tmp_path, "raise RuntimeError('found at least two devices, cuda:0 and cpu')", capsys)
+    assert "its code names a CUDA device, and its weights are on cpu" in told and told.count("two devices") == 1

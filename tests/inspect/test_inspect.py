@@ -21,9 +21,9 @@ from fxenorm.errors import ModelFileError
 from fxenorm.inspect.apart import answer_stream
 from fxenorm.inspect.arguments.input_spec import DTYPES, parse_input
 from fxenorm.inspect.cli import main
-from fxenorm.inspect.console import make_console
+from fxenorm.inspect.printed.console import make_console
+from fxenorm.inspect.printed.tables import show
 from fxenorm.inspect.report import report
-from fxenorm.inspect.tables import show
 from fxenorm.inspect.targets.load import check_target, load
 
 NET = """

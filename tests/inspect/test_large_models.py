@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 
 import fxenorm
-from fxenorm.inspect.console import make_console
+from fxenorm.inspect.printed.console import make_console
+from fxenorm.inspect.printed.tables import show
 from fxenorm.inspect.report import report
-from fxenorm.inspect.tables import show
 
 
 def resnet152() -> fxenorm.Plan:

@@ -69,7 +69,8 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     shipped = {name for name in names if name.startswith("fxenorm/")}
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fxenorm").rglob("*.py")}
     kernels = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fxenorm" / "kernels" / "cpu" / "native").iterdir()}
-    assert kernels and shipped == sources | kernels | {"fxenorm/py.typed"}
+    others = {"fxenorm/py.typed", "fxenorm/inspect/answer.schema.json"}
+    assert kernels and shipped == sources | kernels | others
     assert {name.split("/")[0] for name in names} == {"fxenorm", f"fxenorm-{fxenorm.__version__}.dist-info"}
     assert any(name.endswith("LICENSE") for name in names)
 

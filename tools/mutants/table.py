@@ -145,7 +145,14 @@ TESTS: dict[str, list[str]] = {
         "test_memory",
     ],
     "distributed/*": ["test_agreement", "test_distributed"],
-    "inspect/*": ["test_inspect", "test_hostile_files", "test_targets", "test_command_options"],
+    "inspect/*": [
+        "test_inspect",
+        "test_hostile_files",
+        "test_targets",
+        "test_command_options",
+        "test_checkpoints",
+        "test_requests",
+    ],
     "integrations/*": ["test_averages", "test_lightning", "test_integrations"],
 }
 

@@ -30,7 +30,10 @@ used unless --input is given; without any, inputs are guessed from the first lay
 Groups of equal structure share a row: "layers.{0..31}.up -> .down" with "32 × 64" channels stands for 32 groups, and
 ".down" is in the module of "up". --expand prints all by themselves.
 
-exit code: 0; 2 after an error; 130 when interrupted
+--balance writes one file, or for weights of several files or of a folder the folder OUT. `fxenorm-inspect model.py --weights
+OUT --balance BACK --undo OUT.log_scales.json` takes it back. All files appear whole or not at all.
+
+exit code: 0; 1 if --verify finds a difference, or --strict something; 2 after an error; 130 when interrupted
 """
 
 

@@ -33,7 +33,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("argument --input: each name is given once")
     if len(arguments.c) > 1 and not all(isinstance(value, tuple) for value in arguments.c):
         parser.error("argument --c: give it once, or as LAYER=NUMBER each time")
+    _check_together(arguments, parser)
     return arguments
+
+
+def _check_together(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuses options that mean nothing together."""
+    if arguments.model is None and not arguments.operators:
+        parser.error("the model is missing: name a Python file, file:name, or torchvision:name")
+    if arguments.undo and not arguments.balance:
+        parser.error("argument --undo: name the file to write, with --balance OUT")
+    if arguments.balance and arguments.compare:
+        parser.error("argument --compare: not together with --balance")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="a Python file, file:name, package.module:name, torchvision:name, timm:name, or hf:folder")
+    parser.add_argument(
+        "model", nargs="?", help="a Python file, file:name, package.module:name, or torchvision:, timm: or hf: and a name"
+    )
     parser.add_argument(
         "--input",
         action="append",
@@ -56,13 +69,53 @@ def build_parser() -> argparse.ArgumentParser:
         "with a name a keyword argument, as mask=2x7:bool",
     )
     parser.add_argument("--seed", type=int, default=0, help="torch's seed before the model is built (default 0)")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="weights for the model: safetensors, their index.json or folder, or a state dict; no code of a pickle is run",
+    )
     shown = parser.add_argument_group("what is shown")
     shown.add_argument("--pairs", action="store_true", help="print each pair in a row of its own")
     shown.add_argument(
         "--expand", action="store_true", help="collapse and shorten nothing: all pairs, groups, places and reasons"
     )
+    shown.add_argument(
+        "--layer",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only why the channels of this layer are free, tied or fixed, with source lines; repeatable",
+    )
+    shown.add_argument("--groups", action="store_true", help="only the groups, each in a row of its own")
+    shown.add_argument("--barriers", action="store_true", help="only the barriers, with all places")
+    shown.add_argument(
+        "--operators",
+        action="store_true",
+        help="only the model's operators, with the law that each obeys; without a model all operators that have one",
+    )
+    shown.add_argument(
+        "--verify", action="store_true", help="compare outputs before and after random rescalings; exit code 1 if they differ"
+    )
+    shown.add_argument(
+        "--strict", action="store_true", help="exit code 1 if an operator has no scale rule, or rescaling is not exact"
+    )
     shown.add_argument("--json", action="store_true", help="print JSON instead of tables")
     shown.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--balance",
+        metavar="OUT",
+        help="balance the --weights and write them in the same format, with the log-scales in OUT.log_scales.json",
+    )
+    files.add_argument("--undo", metavar="LOG_SCALES", help="with --balance: take these log-scales back in place of balancing")
+    files.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="the distance of two files of weights, as they are and in canonical form; permutations of channels remain",
+    )
+    files.add_argument("--dot", metavar="FILE", help="write the pair graph for Graphviz")
+    files.add_argument("--force", action="store_true", help="replace files that are there")
     parser.add_argument("--version", action="version", version=f"fxenorm-inspect {__version__}")
     add_analysis_options(parser.add_argument_group("the analysis (as the arguments of fxenorm.analyze)"))
     return parser

@@ -7,18 +7,19 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..symmetry.account import AccountRow, ChannelAccount
-from ..symmetry.symmetry import Barrier, OutputUse
-from ..text.describe import BarrierSummary, barrier_summaries, mode_words, output_lines, plural, tracer_words
-from ..text.table import rich_table
+from ...symmetry.account import AccountRow, ChannelAccount
+from ...symmetry.symmetry import Barrier, OutputUse
+from ...text.describe import BarrierSummary, barrier_summaries, mode_words, output_lines, plural, tracer_words
+from ...text.table import rich_table
+from ..report import Json
 from .console import NO_LIMIT
+from .operator_table import operator_table
 from .pair_table import Table, all_groups, all_pairs, collapsed_pairs, imbalance_words
-from .report import Json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["show"]
+__all__ = ["heading", "show", "show_part"]
 
 _TOTALS = "Totals"
 
@@ -42,7 +43,7 @@ def show(report: Json, console: Console, *, expand: bool = False, pairs: bool = 
         pairs: whether each pair has a row of its own.
     """
     most = None if expand else _MOST_PARTS
-    above = [(f"{report['model']}: {report['class']}", []), (_TOTALS, _totals(report, most))]
+    above = [(heading(report), []), (_TOTALS, _totals(report, most))]
     below = [
         (_groups_title(report), [] if expand else _unpaired(report)),
         *_barriers(report, most),
@@ -61,6 +62,37 @@ def show(report: Json, console: Console, *, expand: bool = False, pairs: bool = 
         _section(console, title, lines)
         if expand and title == _groups_title(report) and report["groups"]:
             _print_table(console, all_groups(report))
+
+
+def heading(report: Json) -> str:
+    """Returns the first line of an answer: the model, its class, and where its weights come from."""
+    weights = f", {report['weights']}" if report["weights"] else ""
+    return f"{report['model']}: {report['class']}{weights}"
+
+
+def show_part(section: str, report: Json, lines: Sequence[str], console: Console) -> None:
+    """Prints one part alone, with nothing left out.
+
+    Args:
+        section: its name, as "groups"; others than those of tables are `lines`.
+        report: the answer.
+        lines: the part where it is no table.
+        console: where it goes.
+    """
+    if section == "groups":
+        _section(console, _groups_title(report), [])
+        if report["groups"]:
+            _print_table(console, all_groups(report))
+    elif section == "barriers":
+        for title, texts in _barriers(report, None):
+            _section(console, title, texts)
+    elif section == "operators":
+        _print_table(console, operator_table(report["operators"]))
+    else:
+        width = console.width if console.is_terminal else None
+        for line in lines:
+            for part in _wrapped(line, width, 8):
+                console.print(part, soft_wrap=True)
 
 
 def _collapsed(report: Json, used: int, width: int | None) -> Table:

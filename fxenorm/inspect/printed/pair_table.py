@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..text.describe import MOST_ROWS, between, plural
-from ..text.repeats import Item, Row, rows_of
-from ..text.rows import RELATIVE, channel_words, ends_words, group_words, is_relative, operator_words
-from ..text.table import Column, fitting, table_heights
-from .report import Json
+from ...text.describe import MOST_ROWS, between, plural
+from ...text.repeats import Item, Row, rows_of
+from ...text.rows import RELATIVE, channel_words, ends_words, group_words, is_relative, operator_words
+from ...text.table import Column, fitting, table_heights
+from ..report import Json
 
 __all__ = ["Table", "all_groups", "all_pairs", "collapsed_pairs", "imbalance_words"]
 
