@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 import fxenorm
 
+from ..helpers import load_tool
+
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PROSE = re.sub(r"^```.*?^```$", "", TEXT, flags=re.DOTALL | re.MULTILINE)
@@ -330,6 +332,17 @@ def test_shown_command_prints_what_is_shown(
 
 def test_there_is_a_shown_command() -> None:
     assert commands()
+
+
+def test_the_picture_can_be_drawn_again(tmp_path: Path) -> None:
+    """Its words may follow another version of matplotlib; so its size alone is looked at."""
+    picture = load_tool("picture")
+    assert picture.main(["--output", str(tmp_path / "picture.png")]) == 0
+    kept, drawn = (path.read_bytes() for path in (picture.DEFAULT, tmp_path / "picture.png"))
+    assert kept[:8] == drawn[:8] == b"\x89PNG\r\n\x1a\n" and len(kept) < 100_000
+    assert f'src="{picture.DEFAULT.relative_to(ROOT)}"' in TEXT
+    sizes = [(int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")) for png in (kept, drawn)]
+    assert all(abs(a - b) <= 0.1 * a for a, b in zip(*sizes, strict=True))
 
 
 def test_it_is_short() -> None:
