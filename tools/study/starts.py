@@ -1,0 +1,130 @@
+"""The weights that training starts from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+import fxenorm
+
+from .configuration import Configuration, StudyError
+from .networks.build import layers_of, make_network
+
+FACTOR = 5.0
+"""The largest factor by which a start multiplies a layer; the least is 1 over it."""
+
+
+def _he(model: nn.Module, random: torch.Generator) -> None:
+    """He's initialisation in every layer, biases zero."""
+    for layer in layers_of(model):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=random)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def _multiply_layers(model: nn.Module, random: torch.Generator, same_function: bool) -> None:
+    """Multiplies each layer of a chain by a factor from 1/5 to 5, with the product 1 or with any."""
+    layers = layers_of(model)
+    logs = math.log(FACTOR) * (2 * torch.rand(len(layers), generator=random) - 1)
+    if same_function:
+        logs = logs - logs.mean()
+        logs = logs * min(1.0, math.log(FACTOR) / float(logs.abs().max()))
+    with torch.no_grad():
+        for layer, log in zip(layers, logs, strict=True):
+            layer.weight.mul_(math.exp(float(log)))
+
+
+class _Structure:
+    """A network as a key: two of the same printed modules and shapes are one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.text = f"{model} {[tuple(value.shape) for value in model.parameters()]}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Structure) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+@lru_cache(maxsize=4)
+def _plan_of(structure: _Structure, shape: tuple[int, ...]) -> fxenorm.Plan:
+    """The plan of a network; others of the same structure are bound to it."""
+    return fxenorm.analyze(structure.model, torch.zeros(shape, dtype=torch.float32))
+
+
+def _default(model: nn.Module, example: Tensor, random: torch.Generator) -> None:
+    """PyTorch's own initialisation stays."""
+
+
+def _start_he(model: nn.Module, example: Tensor, random: torch.Generator) -> None:
+    """He's initialisation."""
+    _he(model, random)
+
+
+def _layers(model: nn.Module, example: Tensor, random: torch.Generator) -> None:
+    """He's initialisation, each layer times a factor; the product is 1, so that the function is that of `he`."""
+    _he(model, random)
+    _multiply_layers(model, random, same_function=True)
+
+
+def _wild(model: nn.Module, example: Tensor, random: torch.Generator) -> None:
+    """He's initialisation, each layer times a factor, with a free product: another function."""
+    _he(model, random)
+    _multiply_layers(model, random, same_function=False)
+
+
+def _channels(model: nn.Module, example: Tensor, random: torch.Generator) -> None:
+    """He's initialisation, each scale that the network has times a factor from 1/e to e: the function of `he`."""
+    _he(model, random)
+    plan = _plan_of(_Structure(model), tuple(example.shape)).bind(model)
+    plan.rescale(2 * torch.rand(plan.num_scales, generator=random) - 1)
+
+
+STARTS: dict[str, Callable[[nn.Module, Tensor, torch.Generator], None]] = {
+    "he": _start_he,
+    "default": _default,
+    "layers": _layers,
+    "channels": _channels,
+    "wild": _wild,
+}
+"""By name, what makes the weights of a network without norms; "he", "layers" and "channels" of a seed are one function."""
+
+_CHAINS_ALONE = ("layers", "wild")
+_CHAINS = ("mlp", "autoencoder", "conv")
+
+
+def start(of: Configuration, example: Tensor, classes: int) -> nn.Module:
+    """The network of a configuration with its starting weights.
+
+    The weights are made in a network without norms, so that all methods of a seed start from the same.
+
+    Args:
+        of: the configuration.
+        example: (batch, channels, rows, columns), as the network sees images.
+        classes: number of outputs.
+
+    Raises:
+        StudyError: there is no such start, or the network is no chain of layers and has none of that name.
+    """
+    name = of.method.start or of.start
+    if name not in STARTS:
+        raise StudyError(f"no start is called {name!r}; there are {', '.join(STARTS)}")
+    if name in _CHAINS_ALONE and of.experiment not in _CHAINS:
+        raise StudyError(f"the start {name!r} is for chains of layers ({', '.join(_CHAINS)}), not for {of.experiment}")
+    shape = tuple(example.shape[1:])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(of.seed)
+        plain = make_network(of, shape, classes, "none")
+        STARTS[name](plain, example, torch.Generator().manual_seed(of.seed))
+        if of.method.norm == "none":
+            return plain
+        network = make_network(of, shape, classes, of.method.norm)
+    for layer, source in zip(layers_of(network), layers_of(plain), strict=True):
+        layer.load_state_dict(source.state_dict())
+    return network
