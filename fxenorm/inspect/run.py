@@ -34,8 +34,10 @@ def run(arguments: argparse.Namespace, stream: TextIO) -> int:
         stages.begin("importing torch")
         _import_torch()
         from .answers.answer import answer
+        from .answers.files import check_files
         from .answers.loading import load_subject
 
+        check_files(arguments)
         stages.begin(f"building {printable(arguments.model)}")
         with _own_warnings():
             found = answer(arguments, load_subject(arguments, target), stages.begin)

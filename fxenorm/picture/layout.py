@@ -255,7 +255,14 @@ def _box_width(picture: Picture, number: int) -> float:
     box = picture.boxes[number]
     frame = picture.frames[box.frame] if box.frame >= 0 else None
     title = 0.0 if frame is None else len(frame.title) * CHARACTER + (_COUNT if frame.copies > 1 else 0)
-    return max(title - 2 * _PAD, len(box.name) * CHARACTER, len(box_words(box)) * SMALL_CHARACTER) + 2 * _PAD
+    return (
+        max(
+            title - 2 * _PAD,
+            len(box.name) * CHARACTER + (_COUNT if len(box.layers) > 1 and frame is None else 0),
+            len(box_words(box)) * SMALL_CHARACTER,
+        )
+        + 2 * _PAD
+    )
 
 
 def box_words(box: Box) -> str:

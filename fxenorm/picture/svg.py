@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from xml.etree import ElementTree as xml
 
 from .layout import Layout, PlacedBox, PlacedFrame, Track, box_words, placed
 from .palette import KIND_DASHES, PALETTES
 from .picture import Line, Picture
 
-__all__ = ["colour_variables", "shown", "svg_element", "svg_file", "svg_text"]
+__all__ = ["colour_variables", "shown", "svg_element", "svg_file", "svg_style", "svg_text"]
 
 _ROUND = 6.0
 """Radius of a line's corners, in px."""
@@ -62,9 +62,16 @@ def svg_file(picture: Picture, title: str) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{xml.tostring(root, encoding="unicode")}\n'
 
 
-def svg_text(picture: Picture, title: str) -> str:
-    """Returns a picture as an SVG element for a page, which brings the style and the colours."""
-    return xml.tostring(svg_element(picture, title, placed(picture)), encoding="unicode", short_empty_elements=False)
+def svg_text(picture: Picture, title: str, opens: Collection[int] = ()) -> str:
+    """Returns a picture as an SVG element for a page, which brings the style and the colours.
+
+    Args:
+        picture: the boxes and lines.
+        title: the name of the model.
+        opens: the frames that get a button to open them; the page says what it does.
+    """
+    root = svg_element(picture, title, placed(picture), opens)
+    return xml.tostring(root, encoding="unicode", short_empty_elements=False)
 
 
 def svg_style() -> str:
@@ -76,13 +83,14 @@ def svg_style() -> str:
 _COLOURED = ("chain", "norm", "branch", "residual", "gate", "attention", "one-sided")
 
 
-def svg_element(picture: Picture, title: str, layout: Layout) -> xml.Element:
+def svg_element(picture: Picture, title: str, layout: Layout, opens: Collection[int] = ()) -> xml.Element:
     """Returns a picture in its places as an SVG element.
 
     Args:
         picture: the boxes and lines.
         title: the name of the model.
         layout: the places.
+        opens: the frames that get a button.
     """
     root = xml.Element(
         "svg",
@@ -97,7 +105,7 @@ def svg_element(picture: Picture, title: str, layout: Layout) -> xml.Element:
     )
     xml.SubElement(root, "title").text = shown(f"Layers and groups of {title}")
     for frame in layout.frames:
-        _add_frame(root, frame)
+        _add_frame(root, frame, frame.number in opens)
     for track in sorted(layout.tracks, key=lambda track: track.x):
         _add_track(root, track, picture.lines[track.line])
     numbers = {id(box): number for number, box in enumerate(picture.boxes)}
@@ -106,14 +114,20 @@ def svg_element(picture: Picture, title: str, layout: Layout) -> xml.Element:
     return root
 
 
-def _add_frame(root: xml.Element, at: PlacedFrame) -> None:
-    """Draws a block: a frame with its title and the number of its copies."""
+def _add_frame(root: xml.Element, at: PlacedFrame, opens: bool) -> None:
+    """Draws a block: a frame with its title, the number of its copies, and a button where it can be opened."""
     group = xml.SubElement(root, "g", {"class": "frame", "data-frame": str(at.number)})
     _add_rect(group, at.x, at.y, at.width, at.height, 10)
     _add_text(group, at.x + 12, at.y + 17, shown(at.frame.title), "name")
+    right = at.x + at.width - 12
+    if opens:
+        label = f"Open {at.frame.title}, {at.frame.copies} blocks"
+        button = xml.SubElement(group, "g", {"class": "open", "data-frame": str(at.number), "aria-label": shown(label)})
+        _add_rect(button, right - 34, at.y + 4, 40, 18, 9)
+        _add_text(button, right - 14, at.y + 17, "open").set("text-anchor", "middle")
+        right -= 40
     if at.frame.copies > 1:
-        copies = _add_text(group, at.x + at.width - 12, at.y + 17, f"×{at.frame.copies}", "copies")
-        copies.set("text-anchor", "end")
+        _add_text(group, right, at.y + 17, f"×{at.frame.copies}", "copies").set("text-anchor", "end")
 
 
 def _add_box(root: xml.Element, at: PlacedBox, number: int, block: str) -> None:
@@ -128,6 +142,8 @@ def _add_box(root: xml.Element, at: PlacedBox, number: int, block: str) -> None:
     _add_rect(group, at.x, at.y, at.width, at.height, 7)
     middle = at.y + at.height / 2
     _add_text(group, at.x + 12, middle - 3 if box_words(at.box) else middle + 4, shown(at.box.name), "name")
+    if count > 1 and at.box.frame < 0:
+        _add_text(group, at.x + at.width - 12, middle - 3, f"×{count}", "copies").set("text-anchor", "end")
     if box_words(at.box):
         _add_text(group, at.x + 12, middle + 12, shown(box_words(at.box)))
 

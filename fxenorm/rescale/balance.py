@@ -32,7 +32,7 @@ from .rescaler import Rescaler
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BalanceResult", "balance"]
+__all__ = ["BalanceResult", "balance", "solve_weights"]
 
 _ROOM = "not attained: beyond it an entry of a tensor that follows would overflow, or be lost to underflow"
 _AT_LIMIT = "not attained: it reached max_log_scale"
@@ -227,7 +227,7 @@ def _balanced(whole: Weights, targets_of: Callable[[Weights], Targets], *, tol: 
     def solve() -> Solved[BalanceResult]:
         """Does all that comes before the writes."""
         nonlocal targets
-        found, targets = _solved(whole, targets_of, tol=tol, max_iterations=max_iterations)
+        found, targets = solve_weights(whole, targets_of, tol=tol, max_iterations=max_iterations)
         return found
 
     agreed = agreed_scales(whole, solve)
@@ -237,7 +237,7 @@ def _balanced(whole: Weights, targets_of: Callable[[Weights], Targets], *, tol: 
     return replace(agreed.result, log_scales=log_scales)
 
 
-def _solved(
+def solve_weights(
     whole: Weights, targets_of: Callable[[Weights], Targets], *, tol: float, max_iterations: int
 ) -> tuple[Solved[BalanceResult], Targets]:
     """Returns the log-scales to write with the report, and the targets."""

@@ -16,7 +16,7 @@ import pytest
 import fxenorm
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_AT_IMPORT = ("networkx", "scipy", "rich", "torchvision", "sklearn", "matplotlib", "pandas", "transformers")
+NOT_AT_IMPORT = ("networkx", "scipy", "rich", "torchvision", "sklearn", "matplotlib", "bokeh", "pandas", "transformers")
 
 
 def run(*command: str | Path, folder: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -69,8 +69,10 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     shipped = {name for name in names if name.startswith("fxenorm/")}
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fxenorm").rglob("*.py")}
     kernels = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fxenorm" / "kernels" / "cpu" / "native").iterdir()}
-    others = {"fxenorm/py.typed", "fxenorm/inspect/answer.schema.json"}
+    page = {f"fxenorm/inspect/html/page.{ending}" for ending in ("html", "css", "js")}
+    others = {"fxenorm/py.typed", "fxenorm/inspect/answer.schema.json"} | page
     assert kernels and shipped == sources | kernels | others
+    assert wheel.stat().st_size < 1_000_000
     assert {name.split("/")[0] for name in names} == {"fxenorm", f"fxenorm-{fxenorm.__version__}.dist-info"}
     assert any(name.endswith("LICENSE") for name in names)
 

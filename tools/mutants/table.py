@@ -117,7 +117,7 @@ TESTS: dict[str, list[str]] = {
     "weights/*": MIDDLE,
     "rescale/measures/*": ["test_history"],
     "rescale/*": MIDDLE,
-    "picture/*": ["test_picture"],
+    "picture/*": ["test_picture", "test_html"],
     "text/*": ["test_repeats", "test_html", *MIDDLE],
     "optional*": ["test_history"],
     "optim/*": [
@@ -145,6 +145,7 @@ TESTS: dict[str, list[str]] = {
         "test_memory",
     ],
     "distributed/*": ["test_agreement", "test_distributed"],
+    "inspect/html/*": ["test_html"],
     "inspect/*": [
         "test_inspect",
         "test_hostile_files",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ...analysis.options import Options
@@ -15,8 +14,7 @@ from ..arguments.analysis_options import analysis_options
 from ..checkpoints.balanced import Rescaled, read_log_scales
 from ..checkpoints.compare import compare, compare_lines
 from ..report import report
-from ..whole_files import WholeFiles, refuse_existing
-from .dot import dot_text
+from .files import write_files
 from .loading import Subject
 from .requested import layers, operators, strict_reasons, verification
 
@@ -56,7 +54,6 @@ def answer(arguments: argparse.Namespace, subject: Subject, say: Callable[[str],
     Raises:
         FxenormError: of the analysis, of files, or of the model.
     """
-    refuse_existing([Path(arguments.dot)] if arguments.dot else [], arguments.force)
     output = _output(arguments, subject)
     plan = _plan(subject, output.options if output else _options(arguments), say)
     say("measuring the weights")
@@ -73,9 +70,9 @@ def answer(arguments: argparse.Namespace, subject: Subject, say: Callable[[str],
     if output is not None and not failed:
         say("rescaling and writing the weights")
         content["balance"], lines["balance"] = output.write(plan, subject.names, arguments.model)
-    if arguments.dot:
-        with WholeFiles() as whole:
-            whole.beside(Path(arguments.dot)).write_text(dot_text(plan, arguments.model) + "\n", encoding="utf-8")
+    if arguments.html:
+        say("writing the report")
+    write_files(plan, arguments)
     sections = tuple(name for name in SECTIONS if getattr(arguments, name))
     return Answer(content, lines, sections, failed)
 

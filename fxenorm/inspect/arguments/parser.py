@@ -114,6 +114,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar=("A", "B"),
         help="the distance of two files of weights, as they are and in canonical form; permutations of channels remain",
     )
+    files.add_argument(
+        "--html", metavar="FILE", help="write a report with pictures, tables and charts as one page that works offline"
+    )
+    files.add_argument("--svg", metavar="FILE", help="write the picture of layers and groups; with --expand each layer by itself")
     files.add_argument("--dot", metavar="FILE", help="write the pair graph for Graphviz")
     files.add_argument("--force", action="store_true", help="replace files that are there")
     parser.add_argument("--version", action="version", version=f"fxenorm-inspect {__version__}")

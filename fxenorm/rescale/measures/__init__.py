@@ -2,5 +2,5 @@
 
 In: the weights at one call, as `Weights`, or numbers by layer.
 Out: device tensors, numbers, and figures of matplotlib.
-Imports: weights, solve and errors; never the rest of rescale.
+Imports: weights, solve and errors; of the rest of rescale `foreseen` alone knows balance, which it carries out without a write.
 """
