@@ -35,7 +35,7 @@ from fxenorm.optim.registry import Rule, registered, registered_names  # noqa: E
 from fxenorm.rules.registry import iterate_rules  # noqa: E402
 
 INTERNAL = frozenset({
-    "Plan.rescaler", "Attachment.plan", "Tracked.again", "Tracked.tensors", "Tracked.watched", "Tracked.masters",
+    "Plan.rescaler", "Tracked.again", "Tracked.tensors", "Tracked.watched", "Tracked.masters",
 })  # fmt: skip
 """Members that only this package and its tests use; they have no page."""
 

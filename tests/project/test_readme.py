@@ -253,6 +253,27 @@ def lines_of_code() -> list[str]:
     return [line for line in [*spans, *shown] if re.match(r"(tools/|python |pip |fxenorm-inspect )", line)]
 
 
+def test_commands_on_the_shown_model_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In order; the weights that they name are those of the shown model."""
+    safetensors = pytest.importorskip("safetensors.torch", reason="Transformers and timm bring it")
+    from fxenorm.inspect.cli import main
+
+    spans = [line for line in lines_of_code() if line.startswith("fxenorm-inspect model.py ")]
+    assert len(spans) >= 4
+    monkeypatch.chdir(tmp_path)
+    (source,) = re.findall(r"^\$ cat model.py\n(.*?)(?=^\$ )", "\n".join(blocks("console")), flags=re.DOTALL | re.MULTILINE)
+    Path("model.py").write_text(source, encoding="utf-8")
+    namespace: dict[str, Any] = {}
+    exec(source, namespace)
+    safetensors.save_file(namespace["model"].state_dict(), "a.safetensors")
+    for line in spans:
+        assert main(shlex.split(line)[1:]) == 0, line
+    assert Path("b.safetensors").exists() and Path("b.safetensors.log_scales.json").exists()
+    assert "verified: outputs unchanged" in capfd.readouterr().out
+
+
 class Parsed(Exception):
     """The arguments of a program are valid."""
 

@@ -59,6 +59,10 @@ def test_every_public_name_and_method_has_an_example() -> None:
     assert [name for name, thing in documented() if any(example.options for example in examples(thing))] == []
 
 
+def test_members_without_a_page_are_there() -> None:
+    assert [name for name in REFERENCE.INTERNAL if not hasattr(getattr(fxenorm, name.split(".")[0]), name.split(".")[1])] == []
+
+
 def test_every_example_stands_where_doctest_looks() -> None:
     """A name of the package is defined in one of its own modules, whose docstrings are run."""
     finder = doctest.DocTestFinder(exclude_empty=True)
