@@ -30,6 +30,8 @@ _HOMES = {
     "FxenormError": "fxenorm.errors",
     "FxenormWarning": "fxenorm.errors",
     "errors": "fxenorm",
+    "masses": "fxenorm",
+    "objectives": "fxenorm",
     "plan_from_dict": "fxenorm.plan.plan",
     "register_optimizer": "fxenorm.optim.registry",
     "register_rule": "fxenorm.rules",
@@ -58,6 +60,8 @@ __all__ = [
     "canonical",
     "check_optimizer",
     "errors",
+    "masses",
+    "objectives",
     "plan_from_dict",
     "register_optimizer",
     "register_rule",
@@ -65,7 +69,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from . import errors
+    from . import errors, masses, objectives
     from .analysis.groups import Group, Port
     from .analysis.held import Held
     from .analysis.pairs import Pair
@@ -91,10 +95,8 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'fxenorm' has no attribute {name!r}")
-    if name == "errors":
-        return importlib.import_module("fxenorm.errors")
     try:
-        return getattr(importlib.import_module(home), name)
+        return importlib.import_module(f"{home}.{name}") if home == "fxenorm" else getattr(importlib.import_module(home), name)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -184,13 +184,15 @@ MODULES = {
     "fxenorm.rules.laws": "the laws of which rules of your own are made",
     "fxenorm.rules.call": "`Call`, which a rule of your own gets",
     "fxenorm.errors": "all errors",
+    "fxenorm.objectives": "terms that `Plan.balance` minimises instead of the norm",
+    "fxenorm.masses": "masses of terms: gradients, Fisher information, paths",
 }
 """Whole modules that have a page."""
 
 
 def index_page() -> str:
     """Returns the first page: how it works, and a line about every other page."""
-    own = [(name, first_line(thing)) for name, thing in public_names().items() if name != "errors"]
+    own = [(name, first_line(thing)) for name, thing in public_names().items() if not inspect.ismodule(thing)]
     parts = {"Names in `fxenorm`": own, "Tables": [(name, line) for name, (line, _) in PAGES.items()], "Modules": MODULES.items()}
     tables = [
         f"## {title}\n\n{table(('page', 'content'), [(f'[{name}]({name}.html)', line) for name, line in lines])}"
@@ -227,7 +229,7 @@ def page(name: str, text: str, members: Mapping[str, Any]) -> pdoc.doc.Module:
 def all_pages() -> dict[str, pdoc.doc.Module]:
     """Returns every page by its name; "index" is the first one."""
     found = {"index": page("fxenorm", index_page(), {})}
-    found.update((name, page(name, "", {name: thing})) for name, thing in public_names().items() if name != "errors")
+    found.update((name, page(name, "", {name: thing})) for name, thing in public_names().items() if not inspect.ismodule(thing))
     found.update((name, page(name, text(), {})) for name, (_, text) in PAGES.items())
     found.update((name, pdoc.doc.Module(importlib.import_module(name))) for name in MODULES)
     return found
@@ -237,7 +239,7 @@ def targets() -> dict[str, str]:
     """Returns, by name or Class.member, the page and place of it."""
     places: dict[str, str] = {}
     for name, thing in public_names().items():
-        places[name] = f"{name}.html" if name != "errors" else "fxenorm.errors.html"
+        places[name] = f"fxenorm.{name}.html" if inspect.ismodule(thing) else f"{name}.html"
         for member in public_members(thing) if inspect.isclass(thing) else ():
             places[f"{name}.{member}"] = f"{name}.html#{name}.{member}"
     places.update((name, f"fxenorm.errors.html#{name}") for name in fxenorm.errors.__all__ if name not in places)

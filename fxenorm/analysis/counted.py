@@ -137,6 +137,10 @@ class CountedTensors:
         moved = [replace(item, terms=rename(item.terms)) for item in self.tensors]
         return _assembled([item for item in moved if item.terms], num_scales, p)
 
+    def without(self, left_out: Sequence[CountedTensor], num_scales: int, p: float) -> CountedTensors:
+        """Returns the same without some of the tensors."""
+        return _assembled([item for item in self.tensors if not any(item is other for other in left_out)], num_scales, p)
+
     @cached_property
     def _channels(self) -> dict[tuple[int, torch.device], Tensor]:
         """By position and device, the output channels of a folded weight, once they are copied there."""

@@ -19,6 +19,7 @@ from .groups import Group
 __all__ = [
     "FROZEN",
     "LAST",
+    "MEAN",
     "NOT_ATTAINED",
     "ROUNDED",
     "FrozenChoice",
@@ -39,6 +40,7 @@ FROZEN = "requires_grad=False: a parameter that it moves is frozen"
 ROUNDED = "powers of two: a parameter that it moves enters as a constant plus itself, which they would round"
 LAST = "balance_last=False: it feeds a layer from which an output is reached"
 
+MEAN = "one-sided: only the ratios of its channels are determined, so the mean of their log-scales stays 0"
 NOT_ATTAINED = "not attained: the norm falls for ever as it grows or shrinks, so it is left where it is"
 
 FrozenChoice = Literal["auto", "hold", "move"]

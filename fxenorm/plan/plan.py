@@ -19,12 +19,16 @@ from ..analysis.pairs import Pair
 from ..analysis.restore import analysis_from_dict
 from ..analysis.serialise import to_dict
 from ..errors import OptionError, RescaleError
+from ..objectives.function import Function
+from ..objectives.problem import function_of
+from ..objectives.terms import as_term
 from ..optim.state import OptimizerLike, StateChoice
 from ..picture.build import picture_of
 from ..picture.figure import figure_of, save
 from ..rescale.agreeing import Looked
 from ..rescale.attach import Attachment, AttachOptions
 from ..rescale.balance import BalanceResult, balance
+from ..rescale.composed.minimise import Request, minimise_terms
 from ..rescale.measures.history import History
 from ..rescale.request import StepRequest
 from ..rescale.rescaler import Rescaler
@@ -533,6 +537,9 @@ class Plan:
         max_iterations: int = 10_000,
         state: StateChoice = "reexpress",
         frozen: FrozenChoice = "auto",
+        objective: Any = None,
+        maximise: bool = False,
+        max_log_scale: float | None = None,
     ) -> BalanceResult:
         """Moves the weights to their least norm: Newton's method until the imbalance is at most `tol`, then one write.
 
@@ -548,13 +555,19 @@ class Plan:
             tol: largest imbalance |log(N_k / P_k)| / p that counts as balanced.
             max_iterations: Newton steps or cycles at most; the best that was reached is applied then, and ``converged`` is False.
             state, frozen: as in `step`.
+            objective: a term of `fxenorm.objectives`, or a sum of terms with weights, which is minimised instead of the norm;
+                None: the norm. For a model that is not sharded.
+            maximise: whether the objective is made large instead, inside a box: by vertices of the box, to a local maximum.
+            max_log_scale: of an objective, the largest |log-scale| of any variable that may move; None: the plan's own. In a box
+                nothing is held for want of a minimum.
 
         Returns:
             The norms before and after, and more; print it. ``plan.rescale(-result.log_scales)`` undoes it.
 
         Raises:
             AgreementError, OptimizerError, BindError: as `step`; nothing was written.
-            OptionError: `tol` or `max_iterations` is not positive, or `state` or `frozen` is unknown.
+            OptionError: `tol`, `max_iterations` or `max_log_scale` is not positive, `state` or `frozen` is unknown, the
+                objective does not fit the model, or `maximise` lacks an objective or a box.
 
         Example:
             >>> import fxenorm, torch
@@ -571,8 +584,48 @@ class Plan:
             raise OptionError(f"tol={tol!r} is not valid: expected a number > 0")
         if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
             raise OptionError(f"max_iterations={max_iterations!r} is not valid: expected an integer >= 1")
+        if objective is not None or maximise or max_log_scale is not None:
+            self._check_box(objective, maximise, max_log_scale)
+            request = Request(objective, maximise, max_log_scale, float(tol), max_iterations, state, frozen)
+            with self.rescaler.lock:
+                return minimise_terms(self.rescaler, optimizer, request)
         with self.rescaler.lock:
             return balance(self.rescaler, optimizer, tol=float(tol), max_iterations=max_iterations, state=state, frozen=frozen)
+
+    def _check_box(self, objective: Any, maximise: bool, max_log_scale: float | None) -> None:
+        """Raises an OptionError where a box, or what is asked for in it, is not valid."""
+        number = isinstance(max_log_scale, (int, float)) and not isinstance(max_log_scale, bool)
+        if max_log_scale is not None and not (number and 0 < max_log_scale < math.inf):
+            raise OptionError(f"max_log_scale={max_log_scale!r} is not valid: expected None, or a natural logarithm > 0")
+        if type(maximise) is not bool:
+            raise OptionError(f"maximise={maximise!r} is not valid: expected True or False")
+        if objective is None:
+            name = "maximise" if maximise else "max_log_scale"
+            raise OptionError(f"{name} belongs to an objective: pass objective=fxenorm.objectives.Weights() for the norm")
+        if maximise and max_log_scale is None and self.options.max_log_scale is None:
+            raise OptionError("maximise=True needs a box, for objectives grow for ever: pass max_log_scale=0.3, say")
+
+    def objective(self, term: Any) -> Function:
+        """Returns an objective at the current weights, as a function of the log-scales.
+
+        Args:
+            term: a term of `fxenorm.objectives`, a sum of terms with weights, or one of your own.
+
+        Returns:
+            Its ``value_and_gradient(log_scales)`` and ``curvature_times(log_scales, direction)``, float64 of shape (num_scales,).
+
+        Raises:
+            OptionError: the term does not fit the model, or the model is spread over processes.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> plan = fxenorm.analyze(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)))
+            >>> value, gradient = plan.objective(fxenorm.objectives.Weights(p=2)).value_and_gradient(torch.zeros(8).double())
+        """
+        if self.rescaler.ranks() is not None:
+            raise OptionError("an objective reads whole tensors, and this model is spread over processes")
+        with self.rescaler.lock:
+            return function_of(as_term(term), self.rescaler.analysis, self.rescaler.open())
 
     def rescale(
         self, log_scales: Tensor | Sequence[float], optimizer: OptimizerLike = None, *, state: StateChoice = "reexpress"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -32,15 +33,15 @@ from .rescaler import Rescaler
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BalanceResult", "balance", "solve_weights"]
+__all__ = ["AT_CAP", "AT_LIMIT", "AT_ROOM", "CAP", "MOST_ROUNDS", "BalanceResult", "balance", "floats", "solve_weights"]
 
-_ROOM = "not attained: beyond it an entry of a tensor that follows would overflow, or be lost to underflow"
-_AT_LIMIT = "not attained: it reached max_log_scale"
-_AT_CAP = "not attained: the norm still falls where its factor leaves the range of numbers"
-_CAP = 300.0
+AT_ROOM = "not attained: beyond it an entry of a tensor that follows would overflow, or be lost to underflow"
+AT_LIMIT = "not attained: it reached max_log_scale"
+AT_CAP = "not attained: the norm still falls where its factor leaves the range of numbers"
+CAP = 300.0
 """The largest |log-scale| without max_log_scale: exp(2 * 300) still fits into a float64, which ends at exp(709)."""
 
-_MOST_ROUNDS = 6
+MOST_ROUNDS = 6
 """Solutions before all variables are kept to their rooms: each flags more, and a seventh pass over the weights would cost more
 than the freedom of those that are left is worth. A choice, not a measurement."""
 
@@ -69,6 +70,8 @@ class BalanceResult:
         channel_ranges_before, channel_ranges_after: by layer, the smallest and the largest p-norm (p = inf: largest |w|) of a
             channel that it writes, or reads where those that it writes have no scale; channels of zeros are left out. Empty of
             a model that is spread over processes.
+        objective: the objective that was given, as it is printed; None: the norm.
+        objective_before, objective_after: its value, as the log-scales predict it.
 
     Example:
         >>> import fxenorm, torch
@@ -97,6 +100,9 @@ class BalanceResult:
     powers_of_two: bool = False
     channel_ranges_before: Mapping[str, Range] = field(default_factory=dict, repr=False)
     channel_ranges_after: Mapping[str, Range] = field(default_factory=dict, repr=False)
+    objective: str | None = None
+    objective_before: float = math.nan
+    objective_after: float = math.nan
 
     def __repr__(self) -> str:
         """Returns one line: how it ended, the norm and the imbalance."""
@@ -120,6 +126,8 @@ class BalanceResult:
             ("norm", f"{self.norm_before:.6g}", f"{self.norm_after:.6g}"),
             ("imbalance", f"{self.imbalance_before:.3g}", f"{self.imbalance_after:.3g}"),
         ]
+        if self.objective is not None:
+            found.insert(0, ("objective", f"{self.objective_before:.6g}", f"{self.objective_after:.6g}"))
         if self.layer_norms_before:
             spans = []
             for norms in (self.layer_norms_before, self.layer_norms_after):
@@ -137,7 +145,7 @@ class BalanceResult:
 
     def _below(self) -> list[str]:
         """Returns the lines below the measures: what was rounded, and what is held."""
-        lines = []
+        lines = [] if self.objective is None else [f"(objective: {self.objective})"]
         if self.channel_ranges_before:
             lines.append("(widest layer: its largest channel norm by its smallest)")
         if self.rounded:
@@ -243,7 +251,7 @@ def solve_weights(
     """Returns the log-scales to write with the report, and the targets."""
     weights, objective, left = whole.within_now()
     analysis, targets = weights.analysis, targets_of(weights)
-    limit = objective.limit.clamp(max=_CAP / (1.0 if analysis.basis is None else analysis.basis.growth)).expand(2, -1)
+    limit = objective.limit.clamp(max=CAP / (1.0 if analysis.basis is None else analysis.basis.growth)).expand(2, -1)
     by_tensor = objective.within(limit)
     solver = solver_for(analysis.options)
     solved = by_tensor if solver == "gauss-seidel" else by_tensor.stacked()
@@ -265,8 +273,8 @@ def solve_weights(
         norm_after=float(measured.norm(log_scales)),
         imbalance_before=found.objective.imbalance(),
         imbalance_after=found.objective.imbalance(solution.log_scales),
-        layer_norms_before=_floats(whole.layer_norms(in_plan)),
-        layer_norms_after=_floats(whole.layer_norms(in_plan, log_scales)),
+        layer_norms_before=floats(whole.layer_norms(in_plan)),
+        layer_norms_after=floats(whole.layer_norms(in_plan, log_scales)),
         held=held,
         rounded=0 if powers_of_two is None else targets.rounded(solution.log_scales),
         powers_of_two=powers_of_two is not None and bool(powers_of_two.any()),
@@ -294,9 +302,9 @@ class _Found:
 
     def stopped(self, analysis: Analysis) -> list[tuple[Mask, str]]:
         """Returns the variables that a limit stopped, with the reasons."""
-        at_limit = _AT_CAP if analysis.options.max_log_scale is None else _AT_LIMIT
+        at_limit = AT_CAP if analysis.options.max_log_scale is None else AT_LIMIT
         stopped = self.solution.at_limit
-        return [((stopped & self.confined).cpu().numpy(), _ROOM), ((stopped & ~self.confined).cpu().numpy(), at_limit)]
+        return [((stopped & self.confined).cpu().numpy(), AT_ROOM), ((stopped & ~self.confined).cpu().numpy(), at_limit)]
 
 
 def _within_rooms(
@@ -319,7 +327,7 @@ def _within_rooms(
         passes += 1
         if not bool(flagged.any()):
             return _Found(objective, solution, confined, passes if solution.iterations else passes - 1)
-        confined = confined | flagged if passes < _MOST_ROUNDS else torch.ones_like(confined)
+        confined = confined | flagged if passes < MOST_ROUNDS else torch.ones_like(confined)
         rooms = targets.headroom() if rooms is None else rooms
         most = min(max_iterations, _AT_ENDS) if solver == "newton" else max_iterations
         objective = objective.within(torch.where(confined, torch.minimum(limit, rooms), limit))
@@ -333,6 +341,6 @@ def solver_for(options: Options) -> str:
     return options.solver if options.solver == "gauss-seidel" else fastest_solver(options.p)
 
 
-def _floats(norms: Mapping[str, Tensor]) -> dict[str, float]:
+def floats(norms: Mapping[str, Tensor]) -> dict[str, float]:
     """Returns 0-d tensors as numbers, in one transfer."""
     return dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True)) if norms else {}

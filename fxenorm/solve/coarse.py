@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from .dense_coarse import CoarseProblem
 from .objective import Objective
 from .sparse_coarse import SparseCoarseProblem
 
-__all__ = ["CoarseProblem", "coarse_correction", "coarse_labels", "coarse_problem"]
+__all__ = ["CoarseProblem", "coarse_correction", "coarse_labels", "coarse_problem", "solver_of_sums"]
 
 _MOST_DENSE = 256
 """Groups up to which the matrix is dense, half a MB in float64: a Cholesky factor of that size takes 1.6 ms on one CPU core.
@@ -24,6 +26,24 @@ def coarse_problem(objective: Objective, log_scales: Tensor, labels: Tensor, cou
     if not logs.numel():
         return None
     return (CoarseProblem if count <= _MOST_DENSE else SparseCoarseProblem)(logs, exponents, count, objective.p)
+
+
+def solver_of_sums(sums: Sequence[tuple[Tensor, Tensor]], count: int, log_unit: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """Returns a solver for the second derivative of some sums together; None where no label or no entry is left.
+
+    Args:
+        sums: logs of their entries' second derivatives by an exponent of 1, and exponents, as `Objective.aggregate` returns them.
+        count: number of labels.
+        log_unit: the solver works in units of exp(log_unit).
+    """
+    logs = torch.cat([found for found, _ in sums]) if sums else log_unit.new_zeros(0)
+    if not count or not logs.numel():
+        return None
+    shifts = [0]
+    for found, _ in sums:
+        shifts.append(shifts[-1] + found.numel())
+    exponents = torch.cat([torch.cat([own[:1] + shift, own[1:]]) for (_, own), shift in zip(sums, shifts[:-1], strict=True)], 1)
+    return (CoarseProblem if count <= _MOST_DENSE else SparseCoarseProblem)(logs, exponents, count, 1.0).preconditioner(log_unit)
 
 
 def coarse_labels(objective: Objective, free: Tensor) -> tuple[Tensor, int]:

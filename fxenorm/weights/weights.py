@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from ..analysis.analysis import Analysis
 from ..analysis.attained.exponent_rows import ExponentRows, exponent_rows
 from ..analysis.attained.movable import Movable, free, movable, with_minimum
+from ..analysis.counted import CountedTensors
 from ..analysis.held import FrozenChoice, Mask
 from ..distributed.processes import OneProcess, Processes
 from ..distributed.ranks import Ranks
@@ -145,6 +146,10 @@ class Weights:
     def movable(self) -> Movable:
         """Returns the variables that `step` may move, by the graph and the flags."""
         return movable(self.analysis, self.frozen, self._rounded())
+
+    def unfrozen(self) -> Movable:
+        """Returns the variables that flags and options leave free, whatever the objective is."""
+        return free(self.analysis, self.frozen, self._rounded())
 
     def within(self, left: Movable | None = None) -> Weights:
         """Returns the same tensors as `step` sees them: in a basis of the variables that may move, by graph and flags.
@@ -289,18 +294,20 @@ class Weights:
         Replicas take the statistics of the first of them, by one broadcast.
         """
         counted = self.analysis.counted
-        if self.spread is not None:
-            return self.spread.gather()
+        return self.spread.gather() if self.spread is not None else counted.gather(self.tensors_for(counted))
+
+    def tensors_for(self, counted: CountedTensors) -> Mapping[str, Tensor]:
+        """Returns the tensors that some counted ones are read from."""
         if self.replicas is None or not counted.statistics:
-            return counted.gather(self.read)
+            return self.read
         if self._statistics is None:
             own = {name: self.read[name] for name in counted.statistics}
             self._statistics = agreed_values(self.replicas.group, own)
-        return counted.gather({**self.read, **self._statistics})
+        return {**self.read, **self._statistics}
 
     def within_now(self) -> tuple[Weights, CurrentObjective, Movable]:
         """Returns the same tensors as `balance` sees them: as `within`, but by the current weights; waits for the device."""
-        unfrozen = free(self.analysis, self.frozen, self._rounded())
+        unfrozen = self.unfrozen()
         first = self.within(unfrozen)
         objective = first.objective()
         rows = first.exponent_rows(objective)

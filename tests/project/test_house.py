@@ -26,6 +26,7 @@ LAYERS = """
     kernels solve optim
     analysis
     weights
+    objectives masses
     text
     picture
     rescale

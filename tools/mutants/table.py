@@ -114,6 +114,7 @@ TESTS: dict[str, list[str]] = {
     "rescale/agreeing*": ["test_agreement"],
     "plan/*": MIDDLE,
     "analysis/*": MIDDLE,
+    "objectives/*": ["test_terms", "test_masses"],
     "weights/*": MIDDLE,
     "rescale/measures/*": ["test_history"],
     "rescale/*": MIDDLE,

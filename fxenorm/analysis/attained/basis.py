@@ -78,6 +78,13 @@ class Basis:
         parts = log_scales[columns] * torch.from_numpy(coo.data).to(log_scales)
         return torch.zeros_like(log_scales).index_add_(0, rows, parts)
 
+    def derivative(self, gradient: Tensor) -> Tensor:
+        """Returns (K,) the derivative by the places, from that by the plan's variables."""
+        coo = self.matrix.tocoo()
+        rows, columns = (torch.from_numpy(array.astype(np.int64)).to(gradient.device) for array in (coo.row, coo.col))
+        parts = gradient[rows] * torch.from_numpy(coo.data).to(gradient)
+        return torch.zeros_like(gradient).index_add_(0, columns, parts)
+
     def after(self, other: Basis) -> Basis:
         """Returns the vectors of this basis that another basis, over its places, spans."""
         from scipy.sparse import csr_array

@@ -59,6 +59,13 @@ class ExponentRows:
             self._parts.append((kept + self._rows, flat[kept].astype(np.int64), np.full(kept.size, coefficient, dtype=np.int64)))
         self._rows += size
 
+    def hold_sum(self, ids: Ids) -> None:
+        """Adds that the sum of some columns stays 0: it may neither rise nor fall."""
+        for sign in (1, -1):
+            row = np.full(ids.size, self._rows, dtype=np.int64)
+            self._parts.append((row, ids.astype(np.int64), np.full(ids.size, sign, dtype=np.int64)))
+            self._rows += 1
+
     def matrix(self, fixed: Mask) -> Any:
         """Returns (rows, columns) sparse: the rows without the fixed variables, over their divisors, each once."""
         from scipy.sparse import csr_array

@@ -17,7 +17,7 @@ from .channel_fields import ChannelFields
 from .exponent_rows import ExponentRows, exponent_rows
 from .missing_equations import missing_equations
 
-__all__ = ["Movable", "free", "movable", "with_minimum"]
+__all__ = ["CountedSides", "Movable", "free", "movable", "with_minimum"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,23 @@ class Movable:
     held: Mask
     reasons: tuple[tuple[Mask, str], ...]
     equations: tuple[Equation, ...] = ()
+
+
+@dataclass(frozen=True)
+class CountedSides:
+    """The sides of an objective other than the plan's own, by place of a basis.
+
+    Attributes:
+        counted_negative, counted_positive: (K,) whether any entry, zero or not, shrinks or grows with it.
+        log_negative, log_positive: (K,) log N and log P at the current weights.
+        boxed: whether every variable stays in a box, so that there is a minimum anyway.
+    """
+
+    counted_negative: Mask
+    counted_positive: Mask
+    log_negative: NDArray[np.float64]
+    log_positive: NDArray[np.float64]
+    boxed: bool = False
 
 
 def free(analysis: Analysis, frozen: frozenset[str], rounded: frozenset[str] = frozenset()) -> Movable:
@@ -79,7 +96,9 @@ def _free(analysis: Analysis, frozen: frozenset[str], rounded: frozenset[str]) -
     return Movable(analysis.in_basis(basis), basis.unused, reasons, equations)
 
 
-def with_minimum(analysis: Analysis, free: Movable, rows: ExponentRows, sums: Sums | None = None) -> Movable:
+def with_minimum(
+    analysis: Analysis, free: Movable, rows: ExponentRows, sums: Sums | None = None, sides: CountedSides | None = None
+) -> Movable:
     """Holds the directions in which the objective falls for ever; returns the rest, on which it has a minimum.
 
     Args:
@@ -87,13 +106,17 @@ def with_minimum(analysis: Analysis, free: Movable, rows: ExponentRows, sums: Su
         free: the variables that may move.
         rows: the counted entries' exponents in the basis of `free`.
         sums: log N and log P of the current weights there; None: no weight is zero.
+        sides: those of another objective, to which the rows belong; None: it is the plan's.
     """
     program = free.analysis.counted.program
-    reasons = one_sided_reasons(program.counted_negative.numpy(), program.counted_positive.numpy())
+    counted = (program.counted_negative.numpy(), program.counted_positive.numpy())
+    if sides is not None:
+        counted, sums = (sides.counted_negative, sides.counted_positive), (sides.log_negative, sides.log_positive)
+    reasons = one_sided_reasons(*counted)
     if sums is not None:
         reasons = [*reasons, *dead_reasons(*sums)]
     # Nothing can be solved for where a sum is not finite, and nothing falls where no weight follows.
-    silent = ~program.counted_negative.numpy() & ~program.counted_positive.numpy()
+    silent = ~counted[0] & ~counted[1]
     if sums is not None:
         negative, positive = sums
         silent |= (negative == -np.inf) & (positive == -np.inf)
@@ -101,7 +124,8 @@ def with_minimum(analysis: Analysis, free: Movable, rows: ExponentRows, sums: Su
     silent &= ~free.held
     fixed = free.held | silent
     channels = ChannelFields(analysis.symmetry.channels, program, free.analysis.basis, fixed)
-    missing = missing_equations(rows.matrix(fixed), fixed, channels, free.analysis.basis is not None)
+    boxed = sides is not None and sides.boxed
+    missing = [] if boxed else missing_equations(rows.matrix(fixed), fixed, channels, free.analysis.basis is not None)
     single = silent.copy()
     single[[form[0][0] for form, _ in missing if len(form) == 1]] = True
     why = _first_reason(reasons, single)

@@ -1,0 +1,198 @@
+"""Reads the entries of a term from a model's weights, or from masses that a user gives, into parts of an objective."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..analysis.analysis import Analysis
+from ..analysis.attained.basis import Basis
+from ..analysis.counted import CountedTensor, CountedTensors, count_tensors
+from ..errors import OptionError
+from ..field import Term as FieldTerm
+from ..kernels.backend import Backend, reference_backend
+from ..kernels.program import ReduceProgram, build_program
+from ..kernels.terms import normalise, split_repeats
+from ..weights.objective import CurrentObjective
+from ..weights.weights import Weights as ModelWeights
+from .own import own_part
+from .parts import Entries, Exponentials, Normal, Part
+from .terms import Key, Masses, Normalised, Weights, summands
+
+__all__ = ["Source"]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """The entries of one tensor: their shape, what makes them, and their exponents."""
+
+    shape: tuple[int, ...]
+    masses: Callable[[], Tensor]
+    terms: tuple[FieldTerm, ...]
+
+    def within(self, basis: Basis | None) -> tuple[FieldTerm, ...]:
+        """Returns the exponents over the places of a basis, in normal form; () where nothing moves it."""
+        return normalise(self.terms if basis is None else basis.terms(self.terms), len(self.shape))
+
+
+class Source:
+    """Reads terms at the current weights, over the places of a basis.
+
+    Args:
+        analysis: the plan without its module.
+        weights: the model's tensors, in the basis of what may move.
+    """
+
+    def __init__(self, analysis: Analysis, weights: ModelWeights) -> None:
+        self._plan, self._weights = analysis, weights
+        self._basis: Basis | None = None if weights.analysis is analysis else weights.analysis.basis
+
+    def parts(self, term: Any) -> list[Part]:
+        """Returns the parts of a term; raises an OptionError where it does not fit the model."""
+        return [self._part(one).weighted(math.log(weight)) for weight, one in summands(term)]
+
+    def _part(self, term: Any) -> Part:
+        """Returns the part of one summand, without its weight."""
+        if isinstance(term, Weights):
+            return self._of_weights(term)
+        if isinstance(term, Masses):
+            return self._of_masses(term)
+        if isinstance(term, Normalised):
+            inner = [(weight, self._part(one)) for weight, one in summands(term.term)]
+            return Normal([part.weighted(math.log(weight)) for weight, part in inner if isinstance(part, Exponentials)])
+        return own_part(term, self._plan.symmetry.num_scales, self._basis, self._weights.device)
+
+    # ---------------------------------------------------------------- weights
+
+    def _of_weights(self, term: Weights) -> Exponentials:
+        """Returns the norm of the counted tensors under the term's options."""
+        plan, count = self._plan, self._plan.symmetry.num_scales
+        options = term.options(plan.options)
+        counted = count_tensors(plan.symmetry, options, plan.depths)
+        if not term.gains:
+            gains = [item for item in counted.tensors if item.fold is None and _is_gain(item, plan.symmetry.roles)]
+            counted = counted.without(gains, count, options.p)
+        moving = counted if self._basis is None else counted.in_basis(self._basis, count, options.p)
+        program = moving.program.to(self._weights.device)
+        backend = self._weights.backend
+        objective = self._objective(
+            backend, program, backend.matrices(program, *moving.gather(self._weights.tensors_for(moving)))
+        )
+        items = self._items(counted, options.p)
+        return Exponentials(objective, _log_still(items, self._basis), lambda: _entries(items, options.p, count, self._basis))
+
+    def _items(self, counted: CountedTensors, p: float) -> list[_Item]:
+        """Returns the entries of the counted tensors, to be counted and where they do not move."""
+        values, factors = counted.gather_whole(self._weights.tensors_for(counted))
+        found = []
+        for item, value, factor in zip(counted.tensors, values, factors, strict=True):
+            found.append(_Item(item.shape, partial(_powers, item, value, factor, p), item.terms))
+        return found
+
+    # ---------------------------------------------------------------- masses
+
+    def _of_masses(self, term: Masses) -> Exponentials:
+        """Returns the sum of a user's masses."""
+        power, count, device = float(term.power), self._plan.symmetry.num_scales, self._weights.device
+        items = [self._item(key, tensor) for key, tensor in term.tensors.items()]
+        sign, p = int(math.copysign(1, power)), abs(power)
+        blocks, tensors = [], []
+        for item in items:
+            if terms := item.within(self._basis):
+                shape, finer = split_repeats(item.shape, [(sign * coefficient, ids) for coefficient, ids in terms])
+                blocks.append((shape, finer, 0.0))
+                tensors.append(item.masses().pow(1 / p).reshape(shape))
+        program = build_program(blocks, count, p).to(device)
+        backend = reference_backend()
+        objective = self._objective(backend, program, backend.matrices(program, tensors, [None] * len(tensors)))
+        return Exponentials(objective, _log_still(items, self._basis), lambda: _entries(items, power, count, self._basis))
+
+    def _item(self, key: Key, masses: Tensor) -> _Item:
+        """Returns the masses of one tensor or site with its exponents; raises an OptionError where they do not fit."""
+        symmetry = self._plan.symmetry
+        if isinstance(key, str):
+            name = symmetry.aliases.get(key, key)
+            if name not in symmetry.shapes:
+                near = difflib.get_close_matches(key, symmetry.shapes, 3)
+                hint = f"; the nearest are {', '.join(near)}" if near else ""
+                raise OptionError(f"the masses of {key!r} belong to no parameter of the model{hint}")
+            shape, terms = tuple(symmetry.shapes[name]), tuple(symmetry.exponents.get(name, ()))
+        else:
+            shape, terms = self._site(key)
+        if tuple(masses.shape) != shape:
+            raise OptionError(f"the masses of {key!r} have shape {tuple(masses.shape)}: expected {shape}")
+        device = self._weights.device
+        return _Item(shape, lambda: masses.detach().to(device, torch.float64), terms)
+
+    def _site(self, key: Any) -> tuple[tuple[int, ...], tuple[FieldTerm, ...]]:
+        """Returns the shape of an activation's masses, and their exponents."""
+        if not isinstance(key, tuple) or len(key) not in (2, 3) or key[1] not in ("input", "output"):
+            raise OptionError(
+                f"the masses of {key!r} have no valid name: expected a parameter's, or (module, 'input' or 'output'), and "
+                "the axis where there are several"
+            )
+        sites = [site for group in self._plan.groups for site in group.sites if (site.module, site.direction) == key[:2]]
+        sites = [site for site in sites if len(key) == 2 or site.axis == key[2]]
+        found = {(site.axis, site.coefficient, np.asarray(site.variables).tobytes()): site for site in sites}
+        if len(found) != 1:
+            axes = sorted({site.axis for site in sites})
+            why = f"carries scales along axes {axes}, or at several calls" if found else "carries no scale"
+            raise OptionError(f"the masses of {key!r} cannot be placed: that activation {why}")
+        site = next(iter(found.values()))
+        variables = np.asarray(site.variables, dtype=np.int64)
+        return (variables.size,), ((site.coefficient, variables),)
+
+    def _objective(self, backend: Backend, program: ReduceProgram, matrices: Sequence[Tensor]) -> CurrentObjective:
+        """Returns a sum as the solvers see it."""
+        device = self._weights.device
+        groups = self._weights.analysis.on_device("solver groups", self._weights.analysis.solver_groups, device)
+        return CurrentObjective(
+            backend,
+            program,
+            matrices,
+            torch.zeros_like(program.counted_negative),
+            torch.full_like(program.degree, math.inf),
+            groups.to(torch.int64),
+        )
+
+
+def _is_gain(item: CountedTensor, roles: Mapping[str, str]) -> bool:
+    """Whether a counted tensor is the gain of a normalisation, also of one that a model spells out as a product with a vector."""
+    role = roles.get(item.parameter)
+    return role == "gamma" or (role == "weight" and len(item.shape) == 1)
+
+
+def _powers(item: CountedTensor, value: Tensor, factor: Tensor | None, p: float) -> Tensor:
+    """Returns ω |w|^p of the entries of a counted tensor."""
+    with torch.no_grad():
+        size = (value.to(torch.float64) + item.offset).abs()
+        return (size if factor is None else size * factor).pow(p) * math.exp(item.log_weight)
+
+
+def _log_still(items: Sequence[_Item], basis: Basis | None) -> float:
+    """Returns the log of the sum of all entries of tensors that no variable moves."""
+    total = sum(float(item.masses().sum()) for item in items if not item.within(basis))
+    return math.log(total) if total > 0 else -math.inf
+
+
+def _entries(items: Sequence[_Item], power: float, count: int, basis: Basis | None) -> Entries:
+    """Returns the number of entries above zero, the sums of their exponents, and that of their logarithms."""
+    number, logs, linear = 0, 0.0, torch.zeros(count + 1, dtype=torch.float64, device="cpu")
+    for item in items:
+        masses = item.masses().to("cpu", torch.float64)
+        present = (masses > 0).to(torch.float64)
+        number, logs = number + int(present.sum()), logs + float(masses[masses > 0].log().sum())
+        for coefficient, ids in item.within(basis):
+            axes = [axis for axis in range(present.ndim) if ids.shape[axis] == 1]
+            sums = present.sum(axes, keepdim=True) if axes else present
+            places = torch.from_numpy(np.where(ids < 0, count, ids)).reshape(-1)
+            linear.index_add_(0, places, power * coefficient * sums.reshape(-1))
+    return Entries(number, linear[:-1], logs)

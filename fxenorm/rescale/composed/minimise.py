@@ -1,0 +1,232 @@
+"""`balance` for an objective that users compose: to its minimum at once, or to a vertex of a box where it is large."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...analysis.held import FrozenChoice, Mask, held_by_group
+from ...errors import OptionError
+from ...objectives.function import Function
+from ...objectives.problem import Problem, function_of, problem_of
+from ...objectives.terms import as_term, in_words
+from ...optim.state import OptimizerLike, StateChoice, unwrap_optimizers
+from ...solve.convex import climb, minimise
+from ...solve.iterate import Solution, round_limit
+from ...solve.jacobi import round_to_powers_of_two, truncate_to_powers_of_two
+from ...text.progress import progress
+from ...weights.channel_ranges import channel_ranges
+from ...weights.targets import Targets
+from ...weights.weights import Weights
+from ..agreeing import Looked, Solved, agreed_scales
+from ..balance import AT_CAP, AT_LIMIT, AT_ROOM, CAP, MOST_ROUNDS, BalanceResult, floats
+from ..rescaler import Rescaler
+
+__all__ = ["Request", "minimise_terms"]
+
+_ROUNDED = 100
+"""Rounds in which variables move by powers of two: they start at the rounded optimum, where few move at all."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of one `Plan.balance` with an objective, checked.
+
+    Attributes:
+        objective, maximise, max_log_scale, tol, max_iterations, state, frozen: see there.
+    """
+
+    objective: Any
+    maximise: bool
+    max_log_scale: float | None
+    tol: float
+    max_iterations: int
+    state: StateChoice
+    frozen: FrozenChoice
+
+    def words(self) -> tuple[str, ...]:
+        """Returns the request in words that processes compare."""
+        names = ("maximise", "max_log_scale", "tol", "max_iterations", "state", "frozen")
+        return ("balance", f"objective={in_words(self.objective)}", *(f"{name}={getattr(self, name)!r}" for name in names))
+
+
+def minimise_terms(rescaler: Rescaler, optimizer: OptimizerLike, request: Request) -> BalanceResult:
+    """Balances by an objective of the user's, as `fxenorm.Plan.balance` does.
+
+    Raises:
+        OptionError: the objective does not fit the model, or the model is spread over processes.
+    """
+    as_term(request.objective)
+    if rescaler.ranks() is not None:
+        raise OptionError(
+            "objective= reads whole tensors, and this model is spread over processes: leave the objective out, or balance "
+            "a model that is not sharded and load its weights"
+        )
+
+    def look() -> Looked:
+        """Finds what follows, in the plan's own basis."""
+        return Looked(*rescaler.targets(optimizer, state=request.state, within=False, flags=request.frozen))
+
+    whole, targets, _ = rescaler.look_up_and_agree(request.words(), look, optimizer)
+    optimizers = unwrap_optimizers(optimizer)
+    own: Targets | None = None
+
+    def solve() -> Solved[BalanceResult]:
+        """Does all that comes before the writes."""
+        nonlocal own
+        box = whole.analysis.options.max_log_scale if request.max_log_scale is None else request.max_log_scale
+        problem = problem_of(request.objective, whole, boxed=box is not None)
+        same = problem.weights.analysis is whole.analysis
+        own = targets if same else problem.weights.targets(optimizers, frozen=False, state=request.state)
+        return _solved(_Run(whole, problem, own, request, box))
+
+    agreed = agreed_scales(whole, solve)
+    log_scales = agreed.weights.analysis.to_plan(agreed.log_scales).to("cpu", torch.float64, copy=True)
+    result = replace(agreed.result, log_scales=log_scales)
+    if own is not None and bool(log_scales.any()):
+        own.apply_and_tell(agreed.log_scales)
+    else:
+        rescaler.warnings.nothing_moves("balance", result.held, rescaler.num_scales)
+    return result
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One solution on its way: the weights, the problem, what follows, and what was asked for."""
+
+    whole: Weights
+    problem: Problem
+    targets: Targets
+    request: Request
+    box: float | None
+
+    def limit(self) -> Tensor:
+        """Returns (2, K) how far log-scales may go: the box, or where numbers end."""
+        basis = self.problem.weights.analysis.basis
+        most = (CAP if self.box is None else min(self.box, CAP)) / (1.0 if basis is None else basis.growth)
+        found = torch.full((2, self.problem.held.numel()), most, dtype=torch.float64, device=self.problem.weights.device)
+        # Less its mean, a variable may be twice as far from 0.
+        means = self.problem.function.means
+        return found if means is None else torch.where(means >= 0, found / 2, found)
+
+
+def _solved(run: _Run) -> Solved[BalanceResult]:
+    """Returns the log-scales to write with the report; raises before anything is written."""
+    problem, request = run.problem, run.request
+    function = problem.function.stacked()
+    log_value = function.log_value()
+    function = function if log_value is None or not math.isfinite(log_value) else function.in_unit(log_value)
+    powers_of_two = problem.weights.powers_of_two()
+    solution, confined, passes = _within_rooms(run, function, powers_of_two)
+    log_scales = solution.log_scales
+    if not _keeps_promise(function, log_scales, request.maximise):
+        log_scales = torch.zeros_like(log_scales)
+    in_plan = problem.weights.analysis.to_plan(log_scales)
+    analysis, at_limit = run.whole.analysis, AT_CAP if run.box is None else AT_LIMIT
+    stopped = [((solution.at_limit & confined).cpu().numpy(), AT_ROOM), ((solution.at_limit & ~confined).cpu().numpy(), at_limit)]
+    reasons = [*problem.left.reasons, *stopped]
+    held = held_by_group(analysis.groups, reasons, in_plan.numel(), problem.left.equations, run.whole.frozen)
+    whole_function, norms = function_of(request.objective, analysis, run.whole), run.whole.objective()
+    imbalances = [torch.where(problem.held, 0.0, function.imbalances(at)) for at in (torch.zeros_like(log_scales), log_scales)]
+    result = BalanceResult(
+        solver="vertices" if request.maximise else "newton",
+        converged=solution.converged and not _is_cut(stopped, run.box),
+        iterations=solution.iterations,
+        passes=passes,
+        log_scales=in_plan.to("cpu", torch.float64, copy=True),
+        norm_before=float(norms.norm()),
+        norm_after=float(norms.norm(in_plan)),
+        imbalance_before=_largest(imbalances[0]),
+        imbalance_after=_largest(imbalances[1]),
+        layer_norms_before=floats(run.whole.layer_norms(norms)),
+        layer_norms_after=floats(run.whole.layer_norms(norms, in_plan)),
+        held=held,
+        rounded=0 if powers_of_two is None else run.targets.rounded(log_scales),
+        powers_of_two=powers_of_two is not None and bool(powers_of_two.any()),
+        channel_ranges_before=channel_ranges(analysis, norms, None),
+        channel_ranges_after=channel_ranges(analysis, norms, in_plan),
+        objective=in_words(request.objective),
+        objective_before=float(whole_function.value_and_gradient(torch.zeros_like(in_plan))[0]),
+        objective_after=float(whole_function.value_and_gradient(in_plan)[0]),
+    )
+    return Solved(problem.weights, log_scales, result)
+
+
+def _is_cut(stopped: list[tuple[Mask, str]], box: float | None) -> bool:
+    """Whether a variable was stopped on its way by something else than a box that was asked for."""
+    return bool(stopped[0][0].any() or (box is None and stopped[1][0].any()))
+
+
+def _largest(values: Tensor) -> float:
+    """Returns the largest of some values that are not negative; 0 without any."""
+    return float(values.amax()) if values.numel() else 0.0
+
+
+def _keeps_promise(function: Function, log_scales: Tensor, maximise: bool) -> bool:
+    """Whether the objective has not risen, or not fallen where it is made large, but for rounding."""
+    before = float(function.value_and_gradient(torch.zeros_like(log_scales))[0])
+    after = float(function.value_and_gradient(log_scales)[0])
+    change = before - after if maximise else after - before
+    return change <= 1e-12 * (1e-3 + abs(before))
+
+
+def _within_rooms(run: _Run, function: Function, powers_of_two: Tensor | None) -> tuple[Solution, Tensor, int]:
+    """Returns a solution that leaves every entry in its room, the variables kept to theirs, and passes over weights."""
+    limit, held = run.limit(), run.problem.held
+    confined, passes, rooms = torch.zeros_like(held), 2, None
+    while True:
+        solution = _solution(run.request, function, held, limit, powers_of_two)
+        flagged = run.targets.overflowing(solution.log_scales) & ~confined
+        passes += 1
+        if not bool(flagged.any()):
+            return solution, confined, passes
+        confined = confined | flagged if passes < MOST_ROUNDS else torch.ones_like(confined)
+        rooms = run.targets.headroom() if rooms is None else rooms
+        narrow = torch.minimum(limit, rooms)
+        limit = torch.where(confined, narrow if function.means is None else narrow / 2, limit)
+
+
+def _solution(request: Request, function: Function, held: Tensor, limit: Tensor, powers_of_two: Tensor | None) -> Solution:
+    """Returns the minimum within a limit, or the vertex, rounded to powers of two where asked for."""
+    if powers_of_two is not None:
+        limit = round_limit(limit, powers_of_two)
+    if request.maximise:
+        found = climb(function, held, limit)
+        return replace(found, log_scales=function.centred(found.log_scales))
+    given: dict[str, Any] = {"tol": request.tol, "max_iterations": request.max_iterations}
+    with progress(request.tol) as report:
+        found = minimise(function, held, limit, report=report, **given)
+    exact = replace(found, log_scales=function.centred(found.log_scales))
+    if powers_of_two is None or not bool(powers_of_two.any()):
+        return exact
+    rounded = _rounded(replace(function, means=None), exact.log_scales, held, limit, powers_of_two)
+    if function.means is not None or bool(powers_of_two.all()):
+        return replace(exact, log_scales=rounded)
+    rest = minimise(function, held | powers_of_two, limit, start=rounded, **given)
+    return replace(exact, log_scales=rest.log_scales)
+
+
+def _rounded(function: Function, exact: Tensor, held: Tensor, limit: Tensor, powers_of_two: Tensor) -> Tensor:
+    """Returns log-scales near a minimum, in powers of two where asked for, at which the function is no larger than at 0."""
+
+    def value(at: Tensor) -> float:
+        """Returns the value at some log-scales."""
+        return float(function.value_and_gradient(at)[0])
+
+    zero = torch.zeros_like(exact)
+    roundings: list[Callable[[Tensor, Tensor], Tensor]] = [round_to_powers_of_two, truncate_to_powers_of_two]
+    at = min([zero, *(one(exact, powers_of_two) for one in roundings)], key=value)
+    for _ in range(_ROUNDED):
+        step = torch.where(held, 0.0, function.relative_step(at))
+        changes = [round_to_powers_of_two(step * share, powers_of_two) for share in (1.0, 0.5)]
+        candidates = [torch.minimum(torch.maximum(at + change, -limit[1]), limit[0]) for change in changes]
+        ahead = round_to_powers_of_two(min(candidates, key=value), powers_of_two)
+        if not value(ahead) < value(at):
+            return at
+        at = ahead
+    return at
