@@ -175,6 +175,7 @@ NOT_FOR_MUTANTS: dict[str, str] = {
     "test_demo": "runs a measuring program",
     "test_notebooks": "executes notebooks in kernels of their own",
     "test_package": "builds and installs the package",
+    "test_coming_from_enorm": "runs the README, not one folder",
     "test_reproduce": "tests a tool that trains",
     "test_study_data": "tests a tool that trains",
     "test_study_parity": "tests a tool that trains",

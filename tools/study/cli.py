@@ -74,8 +74,8 @@ def with_chosen_rates(options: argparse.Namespace, data: str) -> list[Cell]:
     cell = default(options.experiment, options.dataset, data)
     if options.methods:
         cell = dataclasses.replace(cell, methods=tuple(METHODS[name] for name in options.methods))
-    if options.width is not None or options.variant:
-        cell = dataclasses.replace(cell, base=cell.base.but(width=options.width or cell.base.width, variant=options.variant))
+    if options.variant:
+        cell = dataclasses.replace(cell, base=cell.base.but(variant=options.variant))
     return [
         dataclasses.replace(cell, base=cell.base.but(depth=depth, batch=batch, start=start))
         for depth in options.n_layers or [cell.base.depth]
@@ -112,6 +112,8 @@ def _trained(base: Configuration, options: argparse.Namespace) -> Configuration:
             changed[name] = getattr(options, name)
     if options.steps is not None and options.lr is None:
         changed["steps"] = options.steps
+    if options.width is not None and base.experiment == options.experiment:
+        changed["width"] = options.width
     return base.but(schedule=options.schedule, dtype=options.dtype, **changed)
 
 

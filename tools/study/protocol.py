@@ -54,7 +54,7 @@ class Cell:
         """What tells this cell from others."""
         base = self.base
         parts = [f"{base.experiment}, {base.dataset}", f"start {base.start}", f"batch {base.batch}"]
-        parts += [f"depth {base.depth}"] if base.experiment == "mlp" else []
+        parts += [f"depth {base.depth}, width {base.width:g}"] if base.experiment == "mlp" else []
         parts += [f"{base.steps} steps" if base.steps is not None else f"{base.epochs} epochs"]
         parts += [part for part in (base.variant, self.label) if part]
         if base.decay_on != "all" or base.decoupled:
