@@ -10,12 +10,6 @@ from torch.torch_version import TorchVersion
 
 RELEASE = TorchVersion(torch.__version__)
 
-EXPORT_TAKES_ASSIGNMENTS = RELEASE >= (2, 12)
-"""`torch.export` follows a forward that assigns tensors to attributes; before 2.12 the second tracer takes over."""
-
-ASSIGNING = "export" if EXPORT_TAKES_ASSIGNMENTS else "make_fx"
-"""The tracer of a model that assigns tensors to attributes in forward."""
-
 needs_flex_attention = pytest.mark.skipif(RELEASE < (2, 7), reason="torch 2.6 cannot trace flex_attention on CPUs")
 
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)

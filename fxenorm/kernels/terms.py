@@ -42,7 +42,8 @@ def normalise(terms: Sequence[tuple[int, Ids]], ndim: int) -> Terms:
         ids = ids.reshape((1,) * (ndim - ids.ndim) + ids.shape)
         for axis in range(ndim):
             first = ids.take([0], axis) if ids.shape[axis] > 1 else ids
-            if ids.shape[axis] > 1 and bool((ids == first).all()):
+            # Nearly always the last place tells that they vary.
+            if ids.shape[axis] > 1 and bool((ids.take([-1], axis) == first).all()) and bool((ids == first).all()):
                 ids = first
         if not ids.size or bool((ids < 0).all()):
             continue

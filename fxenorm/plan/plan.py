@@ -350,7 +350,7 @@ class Plan:
 
     @property
     def tracer(self) -> str:
-        """The way in which the graph was made: "export", or "make_fx", which holds for the path of the example inputs.
+        """The way in which the graph was made: "export", without values, or "make_fx", along the path of the example inputs.
 
         Example:
             >>> import fxenorm

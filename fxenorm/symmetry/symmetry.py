@@ -188,7 +188,7 @@ class Symmetry:
         folds: BatchNorms that can be folded.
         fixed_by_output: number of variables fixed first because a model output carries them.
         modes: the modes in which the function is preserved.
-        tracer: "export" or "make_fx".
+        tracer: "export" or "make_fx" (see `TracedModel`).
         inexact_reasons: why rescaling is not exact, in sentences ("" never occurs; empty = exact).
         notes: other sentences for the user.
         second_sizes: by input tensor, by axis, its size in the example and at the second size that was seen; () without one.

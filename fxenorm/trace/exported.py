@@ -1,4 +1,4 @@
-"""The first tracer: `torch.export`, non-strict, to the pre-dispatch ATen graph."""
+"""The tracer for regions and for sizes that depend on data: `torch.export`, non-strict, to the pre-dispatch ATen graph."""
 
 from __future__ import annotations
 
@@ -99,15 +99,32 @@ def check_dtypes(graph: fx.Graph, inputs: Inputs) -> None:
 
 
 def _name_constants(model: nn.Module, placeholders: dict[str, Placeholder]) -> None:
-    """Calls a constant that is a parameter or buffer of the model, reached past its registration, by its name."""
+    """Calls a constant that is a tensor of the model, reached past its registration or never registered, by its name.
+
+    The others get the names of `torch.export`, whichever tracer found them.
+    """
+    constants = {node: item for node, item in placeholders.items() if item.kind == "constant"}
+    if not constants:
+        return
     aliases = tied_names(model)
     parameters = {id(tensor): aliases.get(name, name) for name, tensor in model.named_parameters()}
     buffers = {id(tensor): aliases.get(name, name) for name, tensor in model.named_buffers()}
-    for node_name, item in placeholders.items():
-        if item.kind == "constant" and id(item.value) in parameters:
-            placeholders[node_name] = Placeholder("parameter", parameters[id(item.value)])
-        elif item.kind == "constant" and id(item.value) in buffers:
-            placeholders[node_name] = Placeholder("buffer", buffers[id(item.value)], item.value)
+    plain = {
+        id(value): f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, torch.Tensor)
+    }
+    lifted: dict[str, str] = {}
+    for node, item in constants.items():
+        if id(item.value) in parameters:
+            placeholders[node] = Placeholder("parameter", parameters[id(item.value)])
+        elif id(item.value) in buffers:
+            placeholders[node] = Placeholder("buffer", buffers[id(item.value)], item.value)
+        elif id(item.value) in plain:
+            placeholders[node] = Placeholder("constant", plain[id(item.value)], item.value)
+        elif item.name.startswith("_tensor_constant"):
+            placeholders[node] = Placeholder("constant", lifted.setdefault(item.name, f"lifted_tensor_{len(lifted)}"), item.value)
 
 
 def _placeholder_nodes(graph: fx.Graph) -> list[fx.Node]:

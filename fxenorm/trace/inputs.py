@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
 
 from ..errors import ExampleInputsError
 
@@ -34,6 +35,15 @@ class Inputs:
     def tensors(self) -> list[torch.Tensor]:
         """Returns every tensor in the arguments, in order."""
         return [leaf for leaf in tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, torch.Tensor)]
+
+    def names(self, forward: Callable[..., Any]) -> list[str]:
+        """Returns a name for each of `tensors()`: its argument of `forward`, with the way to it in a nested one, as "x_0"."""
+        try:
+            arguments: Mapping[str, Any] = inspect.signature(forward).bind(*self.args, **self.kwargs).arguments
+        except (TypeError, ValueError):  # forward was called by other arguments than it names, or has no signature
+            arguments = {"args": self.args, **self.kwargs}
+        found = {id(leaf): "_".join(map(_step, path)) for path, leaf in tree_flatten_with_path(dict(arguments))[0]}
+        return [found[id(tensor)] for tensor in self.tensors()]
 
     def repeated(self) -> Inputs | None:
         """Returns the arguments with a batch of one made a batch of two; None if no tensor has such a batch."""
@@ -61,6 +71,11 @@ class Inputs:
         parts = [_describe(value) for value in self.args]
         parts += [f"{name}={_describe(value)}" for name, value in self.kwargs.items()]
         return "(" + ", ".join(parts) + ")"
+
+
+def _step(key: Any) -> str:
+    """Returns one step on the way to a leaf of nested arguments: a key, a position or an attribute."""
+    return str(next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name)))
 
 
 def _describe(value: Any) -> str:

@@ -22,6 +22,8 @@ WHOLE = "output"
 
 ATTRIBUTES, ARGUMENTS, READ = "self", "inputs", "(read by Python)"
 
+_NUMBERS = frozenset({bool, int, float, complex})
+_NOTHING = object()
 # Attributes of every module, among them hooks; the hooks of forward are looked into, since they may keep what they see.
 _OF_ALL_MODULES = frozenset(vars(nn.Module())) - {"_forward_hooks", "_forward_pre_hooks"}
 _NOT_ENTERED = ("lightning", "pytorch_lightning", "lightning_fabric", "accelerate", "logging", "fxenorm")
@@ -67,11 +69,21 @@ class OutputWatch:
         self._depth = 0
         self._tensors: dict[int, torch.Tensor] = {}
         self._numbers: dict[str, Any] = {}
+        self._settings: dict[str, Any] = {}
         self.leaves: list[Leaf] | None = None
 
     def before(self, args: Any, kwargs: Any) -> None:
         """Notes the tensors and numbers that are there before the call."""
-        for leaf in self._left(args, kwargs):
+        search = self._search()
+        for path, value in self._places(args, kwargs):
+            if _is_setting(value):
+                self._settings[path] = value
+            else:
+                self._note(search.leaves(path, value))
+
+    def _note(self, leaves: Iterable[Leaf]) -> None:
+        """Notes the tensors and numbers among `leaves`."""
+        for leaf in _wanted(leaves):
             if leaf.kind == "tensor":
                 self._tensors[id(leaf.value)] = leaf.value
             else:
@@ -117,20 +129,37 @@ class OutputWatch:
         self._model.register_forward_hook(leaving, with_kwargs=True)
 
     def _left(self, args: Any, kwargs: Any) -> Iterator[Leaf]:
-        """Yields the tensors and numbers that attributes of modules and arguments hold."""
-        modules = list(self._model.named_modules())
-        parameters = [tensor for _, module in modules for tensor in module._parameters.values() if tensor is not None]
-        search = Search(
-            runs_lazy_code=False, skip=[*(module for _, module in modules), *parameters], enters=_entered, returned=False
-        )
-        for path, module in modules:
+        """Yields the tensors and numbers that attributes of modules and arguments hold, without settings that nobody replaced."""
+        search = self._search()
+        for path, value in self._places(args, kwargs):
+            before = self._settings.get(path, _NOTHING)
+            if before is not value:
+                if before is not _NOTHING:
+                    self._note(self._search().leaves(path, before))
+                yield from _wanted(search.leaves(path, value))
+
+    def _places(self, args: Any, kwargs: Any) -> Iterator[tuple[str, Any]]:
+        """Yields each attribute of a module, and the arguments, with their paths."""
+        for path, module in self._model.named_modules():
             prefix = f"{ATTRIBUTES}.{path}" if path else ATTRIBUTES
             for name, value in (*_attributes(module), *list(module._buffers.items())):
-                if value is None or type(value) is str:  # no number, no tensor
-                    continue
-                yield from _wanted(search.leaves(f"{prefix}.{name}", value))
-        yield from _wanted(search.leaves(ARGUMENTS, [*args]))
-        yield from _wanted(search.leaves(ARGUMENTS, dict(kwargs)))
+                if value is not None and type(value) is not str:  # no number, no tensor
+                    yield f"{prefix}.{name}", value
+        yield ARGUMENTS, [*args]
+        yield ARGUMENTS, dict(kwargs)
+
+    def _search(self) -> Search:
+        """Returns a search through attributes and arguments, which stops at modules and parameters."""
+        modules = list(self._model.modules())
+        parameters = [tensor for module in modules for tensor in module._parameters.values() if tensor is not None]
+        return Search(runs_lazy_code=False, skip=[*modules, *parameters], enters=_entered, returned=False)
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether a value is a number, or a tuple of numbers and texts, as most attributes of modules: nothing can change in it."""
+    if type(value) is tuple:
+        return all(type(item) in _NUMBERS or type(item) is str for item in value)
+    return type(value) in _NUMBERS
 
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The second tracer: `make_fx` along a run, with real values for models whose path depends on data, or with fake ones."""
+"""The tracer along a run: `make_fx` with fake values, or with real ones for models whose path depends on data."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def trace_by_real_run(
     _take_apart(graph)
     _refuse_lost_values(graph, guard.made)
     notes = (ONE_PATH.format(mode=mode, reason=reason), *drawn)
-    traced = finish(model, graph, mode, "make_fx", _placeholders(model, graph), tied_names(model), notes, outputs)
+    traced = finish(model, graph, mode, "make_fx", _placeholders(model, graph, inputs), tied_names(model), notes, outputs)
     return with_state(dataclasses.replace(traced, drew=drawn.drew), drawn.state)
 
 
@@ -101,7 +101,7 @@ def trace_by_fake_run(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | 
     check_dtypes(graph, inputs)
     _take_apart(graph)
     _refuse_lost_values(graph, lambda tensor: isinstance(tensor, FakeTensor))
-    traced = finish(model, graph, mode, "export", _placeholders(model, graph), tied_names(model), tuple(notes), outputs)
+    traced = finish(model, graph, mode, "export", _placeholders(model, graph, inputs), tied_names(model), tuple(notes), outputs)
     return with_state(dataclasses.replace(traced, drew=notes.drew), notes.state)
 
 
@@ -143,14 +143,20 @@ def _recorded(
     return graph, tuple(_unseen(output, graph, watch) for output in outputs)
 
 
-def _placeholders(model: nn.Module, graph: fx.Graph) -> dict[str, Placeholder]:
-    """Returns, by node name, the tensor that each placeholder stands for: parameters first, then buffers, then inputs."""
+def _placeholders(model: nn.Module, graph: fx.Graph, inputs: Inputs) -> dict[str, Placeholder]:
+    """Returns, by node name, the tensor that each placeholder stands for: parameters first, then buffers, then inputs.
+
+    Gives the nodes the names that `torch.export` gives them, as far as these are free.
+    """
     aliases = tied_names(model)
     known = [Placeholder("parameter", aliases.get(name, name)) for name, _ in model.named_parameters()]
     known += [Placeholder("buffer", aliases.get(name, name), buffer) for name, buffer in model.named_buffers()]
     nodes = [node for node in graph.nodes if node.op == "placeholder"]
-    inputs = [Placeholder("input", node.name) for node in nodes[len(known) :]]
-    return {node.name: item for node, item in zip(nodes, [*known, *inputs], strict=True)}
+    names = [f"{item.kind[0]}_{item.name.replace('.', '_')}" for item in known] + inputs.names(model.forward)
+    for node, name in zip(nodes, names, strict=True):
+        node._rename(name)
+    known += [Placeholder("input", name) for name in names[len(known) :]]
+    return {node.name: item for node, item in zip(nodes, known, strict=True)}
 
 
 def _take_apart(graph: fx.Graph) -> None:

@@ -88,6 +88,7 @@ class ReachableState:
         self.rebound: dict[int, torch.Tensor] = {}
         self.overwritten: list[int | None] = []
         self._queue: deque[Any] = deque()
+        self._buffers: set[int] = set()
         self.whole = self._search(model)
 
     # --- the search ------------------------------------------------------------------------------------------------------
@@ -99,6 +100,7 @@ class ReachableState:
         # Every module first, however many there are: a tracer hangs its hooks on each.
         modules = list(model.modules())
         self._seen.update((id(module), module) for module in modules)
+        self._buffers = {id(module._buffers) for module in modules}
         for module in modules:
             self._enter(module)
         most = len(self._seen) + _MOST_OBJECTS
@@ -278,7 +280,7 @@ class ReachableState:
             if isinstance(container, dict):
                 for key, value in content_of(container).items():
                     if isinstance(value, torch.Tensor) and value is not before.get(key):
-                        found.append(Kept(value, before.get(key), key, self._loads(key)))
+                        found.append(Kept(value, before.get(key), key, id(container) in self._buffers or self._loads(key)))
             elif isinstance(container, (list, deque)):
                 old = list(before)
                 for position, value in enumerate(container):

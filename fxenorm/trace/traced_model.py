@@ -45,7 +45,8 @@ class TracedModel:
     Attributes:
         graph: placeholder, get_attr, call_function and output nodes only; regions under ``no_grad`` or autocast are inlined.
         mode: the mode that the model was in.
-        tracer: ``"export"`` or ``"make_fx"``; the second holds for one path of the given inputs only.
+        tracer: ``"export"``, made without values, along a run with fake ones or by `torch.export`; or ``"make_fx"``, made along
+            a real run: it holds for one path of the given inputs only.
         placeholders: by node name, the tensor that each placeholder and get_attr node stands for.
         aliases: every further name of a parameter or buffer -> its first name.
         notes: losses on the way, in sentences for the user.

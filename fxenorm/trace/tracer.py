@@ -84,11 +84,23 @@ def trace_model(
             "the plan over with plan.bind(scripted)"
         )
     with torch.inference_mode(False), _ordinary_device(inner), without_offloading(inner), whole_tensors(inner):
-        traced = _trace_modes(inner, example_inputs, example_kwargs, modes, report or (lambda stage: None))
+        traced = _trace_modes(inner, example_inputs, example_kwargs, modes, _each_once(report or (lambda stage: None)))
     inexact = dict.fromkeys(reason for graph in traced for reason in graph.inexact)
     if inexact:
         warn_user(f"The plan is not exact: {'; '.join(inexact)}.")
     return traced
+
+
+def _each_once(report: Callable[[str], None]) -> Callable[[str], None]:
+    """Returns `report` for stages that may begin several times in a row, of which it hears once."""
+    last: list[str] = []
+
+    def say(stage: str) -> None:
+        if last != [stage]:
+            last[:] = [stage]
+            report(stage)
+
+    return say
 
 
 def _ordinary_device(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -122,7 +134,7 @@ def _trace_modes(
     if not depends_on_mode(model):
         return _finished(model, [dataclasses.replace(traced, covers=("eval", "train"))])
     try:
-        return _finished(model, [traced, _along_paths(model, _in_train_mode(model, traced, inputs, say))])
+        return _finished(model, [traced, _along_paths(model, _trace(model, inputs, "train", say))])
     except (ExampleInputsError, TraceError) as error:
         warn_user(
             f"The model could not be traced in train mode, so only eval mode is covered: {error} "
@@ -150,18 +162,6 @@ def _at_second_size(model: nn.Module, traced: TracedModel, say: Callable[[str], 
 
     say("tracing at a second size")
     return with_second_size(traced, trace)
-
-
-def _in_train_mode(model: nn.Module, traced: TracedModel, inputs: Inputs, say: Callable[[str], None]) -> TracedModel:
-    """Returns the graph of train mode: along a run with fake values, which is quicker, where `torch.export` took eval mode.
-
-    Where such a run fails, the model is traced like the first time, which also finds out why.
-    """
-    if traced.tracer == "export" and not _calls_regions(traced):
-        say("tracing in train mode")
-        with contextlib.suppress(Exception):
-            return dataclasses.replace(trace_by_fake_run(model, inputs, "train"), inputs=inputs)
-    return _trace(model, inputs, "train", say)
 
 
 def _along_paths(model: nn.Module, traced: TracedModel) -> TracedModel:
@@ -200,7 +200,7 @@ def _guess(model: nn.Module, kwargs: Mapping[str, Any], mode: Mode, say: Callabl
     # Mostly the first rung runs, and then a trial run before the trace would be wasted.
     try:
         say(f"tracing in {mode} mode")
-        found = first, trace_by_export(model, first, mode)
+        found = first, _without_values(model, first, mode)
     except Exception:  # the trial runs below find out why
         inputs = choose(model, itertools.chain([first], ladder), mode)
         found = inputs, _trace(model, inputs, mode, say)
@@ -246,9 +246,9 @@ def _trace(model: nn.Module, inputs: Inputs, mode: Mode, say: Callable[[str], No
 
 
 def _trace_once(model: nn.Module, inputs: Inputs, mode: Mode, say: Callable[[str], None]) -> TracedModel:
-    """Traces by `torch.export`, else along a real run."""
+    """Traces without values, else along a real run."""
     try:
-        return _export(model, inputs, mode)
+        return _without_values(model, inputs, mode)
     except ExampleInputsError:
         raise
     except Exception as error:  # torch.export raises anything; the reason is told below
@@ -274,6 +274,15 @@ def _trace_once(model: nn.Module, inputs: Inputs, mode: Mode, say: Callable[[str
             f"  make_fx along a real run: {error}\n"
             "Pass other example_inputs, or call the part of the model that computes with tensors only."
         ) from refusal
+
+
+def _without_values(model: nn.Module, inputs: Inputs, mode: Mode) -> TracedModel:
+    """Traces along a run with fake values, the quicker way; by `torch.export` where that fails or the model calls regions."""
+    with contextlib.suppress(Exception):  # the model's own errors come again below
+        traced = trace_by_fake_run(model, inputs, mode)
+        if not _calls_regions(traced):
+            return traced
+    return _export(model, inputs, mode)
 
 
 def _export(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | None = None) -> TracedModel:

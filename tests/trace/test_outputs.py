@@ -19,7 +19,6 @@ from fxenorm.trace.reachable import Search
 
 from ..helpers import draw_log_scales
 from ..output_cases import FEATURES, HIDDEN, IN, LEFT, NOT_LEFT, NUMBERS, OUT, RETURNED, UNSEARCHABLE, Leaving, generator
-from ..releases import RELEASE
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -54,8 +53,7 @@ IN_A_REAL_RUN = ["dict.values", "map", "generator expression", "slots", "closure
 def test_what_is_returned_in_any_object_is_held(name: str, by_value: bool) -> None:
     model, x = leaving(RETURNED[name], by_value), torch.randn(5, IN)
     plan = fxenorm.analyze(model, x)
-    followed = RELEASE >= (2, 12) or name != "weak reference"  # torch 2.6 and 2.9 cannot export it
-    assert plan.tracer == ("export" if followed and not by_value else "make_fx")
+    assert plan.tracer == ("make_fx" if by_value else "export")
     check_held(model, plan, x)
 
 

@@ -18,7 +18,6 @@ from fxenorm.trace import TracedModel, module_path, source_line, trace_model, un
 from fxenorm.trace.names import overlapping
 
 from ..process_state import assert_same_process, process_state, settings_of_a_user
-from ..releases import ASSIGNING
 
 
 class Record:
@@ -138,7 +137,7 @@ def leaves_all_as_it_was(kind: type[InPlace], data_dependent: bool) -> None:
     record.check()
     assert torch.equal(x, before) and torch.equal(model.plain, plain) and model.seen == [] and not hasattr(model, "last")
     assert [item.mode for item in traced] == ["eval", "train"]
-    assert {item.tracer for item in traced} == {"make_fx" if data_dependent else ASSIGNING}
+    assert {item.tracer for item in traced} == {"make_fx" if data_dependent else "export"}
     for item in traced:
         check_form(item, model)
         assert operators(item).count("aten.mul.Tensor") == 1 + data_dependent  # the hook; the taken branch
@@ -196,7 +195,7 @@ def test_nothing_that_forward_puts_anywhere_stays(data_dependent: bool) -> None:
     assert not any(name.startswith("mark_") for name in vars(Marking))
     before = [set(vars(owner)) for owner in (model, Marking, leave_marks)]
     traced = trace_model(model, torch.randn(3, 4))
-    assert {item.tracer for item in traced} == {"make_fx" if data_dependent else ASSIGNING}
+    assert {item.tracer for item in traced} == {"make_fx" if data_dependent else "export"}
     assert not MARKS and Marking.counted == 1
     assert [set(vars(owner)) for owner in (model, Marking, leave_marks)] == before
 

@@ -144,6 +144,7 @@ TESTS: dict[str, list[str]] = {
         "test_calls_within",
         "test_wrapped_models",
         "test_memory",
+        "test_fake_runs",
     ],
     "distributed/*": ["test_agreement", "test_distributed"],
     "inspect/html/*": ["test_html"],

@@ -1,0 +1,145 @@
+"""A run with fake values stands for `torch.export`: the same plan, in less time; where it cannot, `torch.export` takes over."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxenorm
+from fxenorm.trace import trace_model
+
+from ..zoo import CASES
+from ..zoo_base import Net
+
+
+def refuse(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("not today")
+
+
+def facts(plan: fxenorm.Plan) -> dict[str, Any]:
+    """All that a plan knows, stored or printed; the rows of the account, whose order is the graph's, by what they say."""
+    stored = plan.to_dict()
+    stored["symmetry"] = {key: value for key, value in stored["symmetry"].items() if key != "account"}
+    return {**stored, "text": plan.describe(expand=True), "why": str(plan.why()), "fingerprint": plan.fingerprint}
+
+
+@pytest.mark.parametrize("name", list(CASES)[::8])
+def test_both_ways_lead_to_the_same_plan(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[name]
+    torch.manual_seed(0)
+    model = case.build().double()
+    quick = fxenorm.analyze(model, case.inputs())
+    monkeypatch.setattr("fxenorm.trace.tracer.trace_by_fake_run", refuse)
+    monkeypatch.setattr("fxenorm.trace.tracer._calls_regions", lambda traced: True)  # else there is no second size
+    slow = fxenorm.analyze(model, case.inputs())
+    assert facts(quick) == facts(slow) and quick.tracer == "export"
+
+
+def parts(**layers: nn.Module) -> dict[str, nn.Module]:
+    """Two layers and one that tells the modes apart."""
+    return {"a": nn.Linear(4, 6), "b": nn.Linear(6, 3), "drop": nn.Dropout(), **layers}
+
+
+def plain(m: Any, x: Tensor) -> Any:
+    return m.b(m.drop(m.a(x)).relu())
+
+
+def branch(m: Any, x: Tensor) -> Any:
+    return torch.cond(x.sum() > 0, lambda h: m.b(h.relu()), lambda h: -m.b(h.relu()), (m.drop(m.a(x)),))
+
+
+def lengths(m: Any, x: Tensor) -> Any:
+    h = m.drop(m.a(x)).relu()
+    return m.b(h[h.sum(1) > 0])
+
+
+def values(m: Any, x: Tensor) -> Any:
+    return plain(m, x) if x.sum() < 1e9 else x
+
+
+@pytest.mark.parametrize(
+    ("forward", "exported", "tracer"),
+    [(plain, False, "export"), (branch, True, "export"), (lengths, True, "export"), (values, True, "make_fx")],
+)
+def test_torch_export_is_called_only_where_it_must_be(
+    forward: Callable[..., Any], exported: bool, tracer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    export = torch.export.export
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append("export")
+        return export(*args, **kwargs)
+
+    monkeypatch.setattr("torch.export.export", counted)
+    stages: list[str] = []
+    traced = trace_model(Net(forward, **parts()), torch.randn(5, 4), report=stages.append)
+    assert [item.mode for item in traced] == ["eval", "train"] and {item.tracer for item in traced} == {tracer}
+    assert bool(calls) == exported
+    followed = ["following a real run in eval mode"] if tracer == "make_fx" else []
+    assert stages == [
+        "tracing in eval mode", *followed, "tracing at a second size", "tracing in train mode",
+        *(stage.replace("eval", "train") for stage in followed),
+    ]  # fmt: skip
+
+
+def test_what_refuses_both_ways_has_the_reason_of_torch_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxenorm.trace.tracer.trace_by_export", refuse)
+    (traced,) = trace_model(Net(values, **parts()), torch.randn(5, 4), modes="eval")
+    assert traced.tracer == "make_fx" and any("not today" in note for note in traced.notes)
+
+
+@dataclasses.dataclass
+class Pair:
+    left: Tensor
+    right: Tensor
+
+
+class Named(nn.Module):
+    """Arguments of many kinds: by position and keyword, nested, one of them the name of an operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(4, 4), torch.ones(4)
+
+    def forward(self, x: Tensor, nested: dict[str, list[Tensor]], *rest: Tensor, mul: Tensor, **more: Tensor) -> Tensor:
+        first = self.layer(x) * mul + nested["deep.key"][0] + nested["deep.key"][1]
+        y: Tensor = (first + rest[0] + more["last"]) * self.scale
+        return y
+
+
+def test_tensors_keep_the_names_that_the_user_gave_them() -> None:
+    a, b, c, d, e, f = torch.randn(6, 3, 4)
+    (traced,) = trace_model(Named(), (a, {"deep.key": [b, c]}, d), example_kwargs={"mul": e, "last": f})
+    names = [item.name for item in traced.placeholders.values() if item.kind == "input"]
+    assert names == ["x", "nested_deep.key_0", "nested_deep.key_1", "rest_0", "mul", "more_last"]
+    assert [item.name for item in traced.placeholders.values() if item.kind not in ("input", "parameter")] == ["scale"]
+    assert {"x", "p_layer_weight", "p_layer_bias"} <= set(traced.placeholders)
+
+
+class Resized(nn.Module):
+    """Writes settings over: with equal values, or with one that its activations decide."""
+
+    def __init__(self, decided: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.decided = nn.Linear(4, 6), nn.Linear(6, 3), decided
+        self.size, self.last, self.flag = (0, 4), (0.0, "x"), True
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        self.size, self.flag = (0, x.shape[1]), bool(x.shape[1])
+        self.last = (h.mean().item() if self.decided else 0.0, "x")
+        y: Tensor = self.b(h)
+        return y
+
+
+@pytest.mark.parametrize("decided", [False, True])
+def test_a_setting_that_forward_writes_over_counts_only_where_its_value_changes(decided: bool) -> None:
+    traced = trace_model(Resized(decided), torch.randn(5, 4))[0]
+    left = [output.path for output in traced.outputs if not output.returned]
+    assert left == (["self.last.0"] if decided else [])
