@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import io
+import os
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -12,7 +16,7 @@ import pytest
 import fxenorm
 from fxenorm.errors import OptionError
 from fxenorm.inspect.arguments.analysis_options import ANALYSIS_OPTIONS, analysis_options
-from fxenorm.inspect.arguments.parser import parse
+from fxenorm.inspect.arguments.parser import build_parser, parse
 from fxenorm.inspect.cli import main
 from fxenorm.inspect.wording import in_words_of_the_command
 
@@ -105,6 +109,15 @@ BAD = [
     ("--input a=2 --input a=3", "--input: each name is given once"),
     ("--input 2x9", "does not run"),
     ("--seed x", "--seed"),
+    ("--layer frist", "the nearest are: first"),
+    ("--weights absent.pt", "no such file: absent.pt"),
+    ("--balance out.pt", "--weights FILE"),
+    ("--undo log_scales.json", "--undo: name the file to write, with --balance OUT"),
+    ("--compare absent.pt other.pt", "no such file: absent.pt"),
+    ("--dot nowhere/pairs.dot", "there is no folder nowhere"),
+    ("--html nowhere/report.html", "there is no folder nowhere"),
+    ("--svg nowhere/picture.svg", "there is no folder nowhere"),
+    ("--print-completion fish", "--print-completion.*choose from"),
     ("--no-such-option", "--no-such-option"),
 ]
 
@@ -147,3 +160,65 @@ def test_failed_guesses_with_one_reason_are_one_sentence(tmp_path: Path, capsys:
 def test_code_that_names_a_cuda_device_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(tmp_path, "raise RuntimeError('found at least two devices, cuda:0 and cpu')", capsys)
     assert "its code names a CUDA device, and its weights are on cpu" in told and told.count("two devices") == 1
+
+
+def takes_a_value() -> list[str]:
+    """The options that a wrong value can be given to."""
+    actions = build_parser()._actions
+    return [action.option_strings[0] for action in actions if action.option_strings and action.nargs != 0]
+
+
+def test_every_option_that_takes_a_value_has_a_wrong_one_in_the_table() -> None:
+    flags = {"--balance-last", "--help", "--version"}
+    flags.add("--exclude")  # every text is a pattern; one that names nothing is a warning
+    given = {word for line, _ in BAD for word in line.split() if word.startswith("--")}
+    assert set(takes_a_value()) - flags - given == set()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_shells_can_complete_the_command(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit) as ended:
+        main(["--print-completion", shell])
+    told = capsys.readouterr().out
+    assert ended.value.code == 0 and all(option.lstrip("-") in told for option in takes_a_value())
+
+
+def test_completion_without_its_library_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["--print-completion", "bash"])
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and "pip install 'fxenorm[completion]'" in told and told.count("\n") == 1
+
+
+class Terminal(io.StringIO):
+    """A stream that calls itself a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+def test_colours_on_a_terminal_alone(
+    model: str, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], coloured: bool
+) -> None:
+    for name, value in {"TERM": "xterm-256color", "COLUMNS": "70", "NO_COLOR": "", "FORCE_COLOR": "", **variables}.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main([model, "--input", "2x4"]) == 0
+    told = stream.getvalue()
+    assert bool(re.search(r"\x1b\[[0-9;]*3[0-7]m", told)) == coloured and "Groups: 1" in told
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", told)
+    widest = max(len(line.rstrip()) for line in plain.splitlines()[1:])  # the first holds the path, which is not broken
+    assert 60 < widest <= (80 if variables.get("TERM") == "dumb" else 70)
+
+
+def test_a_reader_who_has_gone_is_no_error(model: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "fxenorm.inspect", model, "--input", "2x4", "--expand"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")

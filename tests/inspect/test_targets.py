@@ -265,3 +265,33 @@ def test_names_of_catalogues_are_taken_apart(text: str) -> None:
 def test_a_missing_module_is_told_before_torch_is_needed() -> None:
     with pytest.raises(ModelFileError, match="no module"):
         check_target("no_such_package.model:Net")
+
+
+def test_a_large_configuration_is_shown_without_weights(
+    folder: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    (folder() / "config.json").write_text(json.dumps(LLAMA))
+    monkeypatch.setattr("fxenorm.inspect.targets.from_config._LARGE", 1000)
+    assert main(["hf:config.json", "--modes", "eval"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("hf:config.json: LlamaForCausalLM, no weights\n") and re.search(r"norm +-", told)
+    assert not any(parameter.is_meta for parameter in load("hf:config.json", (), 0, with_values=True).model.parameters())
+
+
+def test_weights_that_transformers_renames_are_read_by_it(
+    folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mixtral's files hold every expert by itself, the model all in one tensor."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {key: LLAMA[key] for key in LLAMA if key not in ("model_type", "architectures")}
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**{**sizes, "num_local_experts": 3}))
+    root = folder()
+    model.save_pretrained(root / "mixtral")
+    capsys.readouterr()
+    assert main(["hf:mixtral", "--modes", "eval", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    import fxenorm
+
+    plan = fxenorm.analyze(model.eval(), example_kwargs={"input_ids": torch.arange(8)[None]}, modes="eval")
+    assert answer["weights"] == "weights of mixtral" and answer["totals"]["norm"] == pytest.approx(float(plan.norm()))

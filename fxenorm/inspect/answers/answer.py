@@ -67,12 +67,12 @@ def answer(arguments: argparse.Namespace, subject: Subject, say: Callable[[str],
         say("comparing the checkpoints")
         content["compare"], lines["compare"] = _compared(arguments, subject)
     failed = _failures(arguments, plan, content, lines, say)
+    if arguments.html:
+        say("writing the report")
+    write_files(plan, arguments)  # of the weights as they are before they are balanced
     if output is not None and not failed:
         say("rescaling and writing the weights")
         content["balance"], lines["balance"] = output.write(plan, subject.names, arguments.model)
-    if arguments.html:
-        say("writing the report")
-    write_files(plan, arguments)
     sections = tuple(name for name in SECTIONS if getattr(arguments, name))
     return Answer(content, lines, sections, failed)
 

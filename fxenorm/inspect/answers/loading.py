@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError
+from ..targets.from_config import from_folder
 from ..targets.load import Loaded, load
 from ..targets.target import CATALOGUES, Target
 
@@ -51,8 +52,22 @@ def load_subject(arguments: argparse.Namespace, target: Target) -> Subject:
         given = target.place
     if given is None and arguments.balance:
         raise CheckpointError("--balance writes the checkpoint that was read: name it with --weights FILE")
-    checkpoint = None if given is None else read_checkpoint(given)
-    loaded = load(target.text, arguments.input, arguments.seed)
-    if checkpoint is None:
-        return Subject(loaded, None, {}, "random weights" if target.kind in CATALOGUES else "")
-    return Subject(loaded, checkpoint, fit(loaded.model, checkpoint), f"weights of {given}")
+    if given is None:
+        loaded = load(target.text, arguments.input, arguments.seed, with_values=arguments.verify)
+        return Subject(loaded, None, {}, _origin(loaded.model, target))
+    checkpoint = read_checkpoint(given)
+    loaded = load(target.text, arguments.input, arguments.seed, with_values=True)
+    try:
+        return Subject(loaded, checkpoint, fit(loaded.model, checkpoint), f"weights of {given}")
+    except CheckpointError:
+        if arguments.weights is not None or arguments.balance:
+            raise
+        renamed = Loaded(from_folder(target.place), loaded.example_inputs, loaded.example_kwargs)
+        return Subject(renamed, None, {}, f"weights of {given}")
+
+
+def _origin(model: Any, target: Target) -> str:
+    """Returns where the weights of a model come from that were not read from a file; "" where its own file knows it."""
+    if target.kind not in CATALOGUES:
+        return ""
+    return "no weights" if any(parameter.is_meta for parameter in model.parameters()) else "random weights"

@@ -18,7 +18,7 @@ the model:
   torchvision:resnet18   a model of torchvision with random weights (nothing is downloaded)
   timm:resnet18          the same of timm
   hf:FOLDER              a model of Transformers, from the config.json and the safetensors of a folder;
-                         hf:config.json: from a configuration alone
+                         hf:config.json: from a configuration alone, with random weights (none for large models)
 
 The file is run, as by `python model.py` but not as the main program: guard training and everything else that is not
 to run with `if __name__ == "__main__":`. A file that parses arguments gets none. A file inside a package may use

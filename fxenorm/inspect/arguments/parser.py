@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from ...version import __version__
 from .analysis_options import add_analysis_options
+from .completion import PrintCompletion
 from .help_text import DESCRIPTION, epilog
 from .readers import read_input
 
@@ -101,6 +102,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     shown.add_argument("--json", action="store_true", help="print JSON instead of tables")
     shown.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print a script that completes this command, as for ~/.local/share/bash-completion/completions/fxenorm-inspect",
+    )
     files = parser.add_argument_group("files")
     files.add_argument(
         "--balance",

@@ -12,6 +12,7 @@ from ...symmetry.symmetry import Barrier, OutputUse
 from ...text.describe import BarrierSummary, barrier_summaries, mode_words, output_lines, plural, tracer_words
 from ...text.table import rich_table
 from ..report import Json
+from ..wording import in_words_of_the_command
 from .console import NO_LIMIT
 from .operator_table import operator_table
 from .pair_table import Table, all_groups, all_pairs, collapsed_pairs, imbalance_words
@@ -239,7 +240,7 @@ def _totals(report: Json, most: int | None) -> list[str]:
             f"{totals['fixed_by_barriers']:,} fixed by barriers",
         ),
         *(("ends", text.removeprefix("Channel ends ").strip()) for text in _account_lines(report["account"], most)),
-        *(("outputs", text) for text in outputs if text != plain),
+        *(("outputs", in_words_of_the_command(text)) for text in outputs if text != plain),
         (
             "norm",
             f"{_value(totals['norm'])} ({taken})",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ...errors import ModelFileError
 from .catalogues import quiet
 
-__all__ = ["check_config", "from_config"]
+__all__ = ["check_config", "from_config", "from_folder"]
+
+_LARGE = 10**9
+"""Entries beyond which random numbers would fill the memory for nothing."""
 
 
 def check_config(place: str) -> Path:
@@ -36,13 +41,58 @@ def check_config(place: str) -> Path:
     return path
 
 
-def from_config(place: str) -> Any:
-    """Returns the model of a configuration with random weights: of the class that it names first, else of AutoModel's.
+def from_config(place: str, with_values: bool = False) -> Any:
+    """Returns the model of a configuration: of the class that it names first, else of AutoModel's.
+
+    Args:
+        place: a folder with a config.json, or the configuration itself.
+        with_values: whether even a model of more than a billion entries gets random weights; else it is on the meta device.
 
     Raises:
         ModelFileError: Transformers is not installed, or cannot build the model.
     """
+    import torch
+
     path = check_config(place)
+    with _building(path) as transformers:
+        config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True)
+        build = _builder(transformers, config)
+        with torch.device("meta"):
+            shapes = build(config)
+        large = sum(parameter.numel() for parameter in shapes.parameters()) > _LARGE
+        return shapes if large and not with_values else build(config)
+
+
+def from_folder(place: str) -> Any:
+    """Returns the model of a folder with its weights as Transformers reads them, which renames and joins some tensors.
+
+    Raises:
+        ModelFileError: Transformers cannot build the model, or the weights are not all there.
+    """
+    path = check_config(place)
+    with _building(path) as transformers:
+        config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True)
+        (first, *_) = config.architectures or ["AutoModel"]
+        kind = getattr(transformers, first, transformers.AutoModel)
+        model, told = kind.from_pretrained(str(path.parent), local_files_only=True, dtype="auto", output_loading_info=True)
+    missing = [*told["missing_keys"], *told["mismatched_keys"]]
+    if missing:
+        raise ModelFileError(
+            f"the weights in {place} lack {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}"
+        )
+    return model
+
+
+def _builder(transformers: Any, config: Any) -> Any:
+    """Returns what builds a model from a configuration."""
+    (first, *_) = config.architectures or [""]
+    kind = getattr(transformers, first, None)
+    return transformers.AutoModel.from_config if kind is None else kind
+
+
+@contextlib.contextmanager
+def _building(path: Path) -> Iterator[Any]:
+    """Yields Transformers, kept quiet; makes one message of its errors."""
     try:
         with quiet():
             import transformers
@@ -50,10 +100,6 @@ def from_config(place: str) -> Any:
         raise ModelFileError("transformers is not installed: pip install 'fxenorm[transformers]'") from error
     try:
         with quiet():
-            config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True)
-            (first, *_) = config.architectures or [""]
-            kind = getattr(transformers, first, None)
-            build: Any = transformers.AutoModel.from_config if kind is None else kind
-            return build(config)
+            yield transformers
     except Exception as error:  # of a library that may fail in any way on a configuration that it does not know
         raise ModelFileError(f"Transformers cannot build the model of {path}: {type(error).__name__}: {error}") from error

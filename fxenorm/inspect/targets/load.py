@@ -18,7 +18,7 @@ from .target import CATALOGUES, Target, parse_target
 
 __all__ = ["Loaded", "check_target", "load", "modules_findable"]
 
-_BUILDERS = {"torchvision": from_torchvision, "timm": from_timm, "hf": from_config}
+_BUILDERS = {"torchvision": from_torchvision, "timm": from_timm}
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,14 @@ def modules_findable(target: Target) -> Iterator[None]:
         yield
 
 
-def load(target: str, inputs: Sequence[InputSpec], seed: int) -> Loaded:
+def load(target: str, inputs: Sequence[InputSpec], seed: int, with_values: bool = False) -> Loaded:
     """Builds the model that `target` names.
 
     Args:
         target: as `parse_target` reads it.
         inputs: example inputs; empty: the file's ``example_inputs`` and ``example_kwargs``, if any.
         seed: where torch's random numbers start before the model is built.
+        with_values: whether the model is to have values however large it is; see `from_config`.
 
     Raises:
         ModelFileError: the model cannot be found, imported or built.
@@ -66,7 +67,9 @@ def load(target: str, inputs: Sequence[InputSpec], seed: int) -> Loaded:
     found = check_target(target)
     torch.manual_seed(seed)
     example_inputs, example_kwargs = None, None
-    if found.kind in _BUILDERS:
+    if found.kind == "hf":
+        model = from_config(found.place, with_values)
+    elif found.kind in _BUILDERS:
         model = _BUILDERS[found.kind](found.place)
     else:
         module = import_file(Path(found.place)) if found.kind == "file" else import_module(found.place)
