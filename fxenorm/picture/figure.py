@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import OptionError
 from ..optional import optional_import
 from .layout import SMALL_CHARACTER, Layout, PlacedBox, PlacedFrame, Track, box_words, placed
+from .notebook import shows_itself
 from .palette import KIND_DASHES, PALETTES
 from .picture import Line, Picture
 from .svg import shown
@@ -48,7 +49,7 @@ def figure_of(picture: Picture) -> Any:
     drawing = _Drawing(axes)
     drawing.add_all(picture, layout)
     drawing.add_legend(legend)
-    return figure
+    return shows_itself(figure, _DPI)
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:

@@ -36,7 +36,7 @@ from ..rescale.step import step
 from ..solve.jacobi import imbalance
 from ..symmetry.account import ChannelAccount
 from ..symmetry.symmetry import Barrier, Symmetry
-from ..text.describe import describe
+from ..text.describe import describe, plural
 from ..text.html import plan_html
 from ..text.numbers import LayerNorms
 from ..text.why import Why, why
@@ -100,7 +100,7 @@ class Plan:
         >>> from torch import nn
         >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
         >>> plan
-        <fxenorm.Plan of Sequential: 8 scales in 1 groups>
+        <fxenorm.Plan of Sequential: 8 scales in 1 group>
     """
 
     _stored: Analysis
@@ -831,7 +831,7 @@ class Plan:
             >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
             >>> text = json.dumps(plan.to_dict())
             >>> fxenorm.Plan.from_dict(json.loads(text), plan.model)
-            <fxenorm.Plan of Sequential: 8 scales in 1 groups>
+            <fxenorm.Plan of Sequential: 8 scales in 1 group>
         """
         return {**to_dict(self.symmetry, self.options, self.groups, self.pairs), "fingerprint": self.fingerprint}
 
@@ -992,7 +992,8 @@ class Plan:
 
     def __repr__(self) -> str:
         """Returns one line: the model's class, the scales and the groups."""
-        return f"<fxenorm.Plan of {type(self.model).__name__}: {self.num_scales} scales in {len(self.groups)} groups>"
+        found = f"{plural(self.num_scales, 'scale')} in {plural(len(self.groups), 'group')}"
+        return f"<fxenorm.Plan of {type(self.model).__name__}: {found}>"
 
 
 def plan_from_dict(stored: Mapping[str, Any]) -> Plan:

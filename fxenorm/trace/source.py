@@ -15,6 +15,7 @@ from torch import fx
 __all__ = ["SourceLines", "annotate", "note_lines"]
 
 _FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in (\S+)')
+_CELL = re.compile(r"ipykernel_\d+[/\\]\d+\.py$")
 _CALL_NUMBER = re.compile(r"@\d+")
 
 
@@ -74,8 +75,15 @@ class SourceLines:
 
 
 def _shown(file: str, number: str | int, function: str) -> str:
-    """Returns one line of code as text."""
-    return f"{os.path.basename(file)}:{number}, in {function}"
+    """Returns one line of code as text, "model.py:12, in forward"; of a notebook's cell, "In[3]:12, in forward"."""
+    return f"{_cell(file) if _CELL.search(file) else os.path.basename(file)}:{number}, in {function}"
+
+
+def _cell(file: str) -> str:
+    """Returns the name of the cell that a kernel keeps under this file's name, as the notebook shows it."""
+    console: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    numbers: Any = getattr(getattr(console, "compile", None), "_filename_map", {})
+    return f"In[{numbers[file]}]" if file in numbers else "notebook cell"
 
 
 def _line_of(frame: types.FrameType) -> str:

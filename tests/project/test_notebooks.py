@@ -11,7 +11,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 MACHINE_PATH = re.compile(r"(/(home|root|Users|tmp)/|[A-Z]:\\|site-packages|\.venv)")
-MOST_BYTES = 400_000
+MOST_BYTES = 150_000
 
 nbformat = pytest.importorskip("nbformat", reason="the extra notebooks brings it")
 

@@ -108,3 +108,11 @@ def test_printing_in_a_notebook_leaves_no_empty_block(monkeypatch: pytest.Monkey
     monkeypatch.setattr("rich.jupyter.display", lambda *what: shown.append(what))
     plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
     assert "g0" in str(plan) and shown == []
+
+
+def test_a_notebook_shows_a_figure_without_pyplot() -> None:
+    pytest.importorskip("matplotlib")
+    plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
+    plan.history.record()
+    for figure in (plan.draw(), plan.history.plot(), plan.balance().plot()):
+        assert figure._repr_png_().startswith(b"\x89PNG")

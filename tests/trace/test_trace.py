@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from fxenorm.errors import ExampleInputsError, FxenormWarning, OptionError, TraceError
 from fxenorm.trace import TracedModel, module_path, source_line, trace_model, unwrap
 from fxenorm.trace.names import overlapping
+from fxenorm.trace.source import SourceLines
 
 from ..process_state import assert_same_process, process_state, settings_of_a_user
 
@@ -427,3 +430,14 @@ def test_no_train_mode_warns_or_raises() -> None:
         trace_model(model, torch.ones(2, 3), modes="train")
     (guessed,) = trace_model(model, modes="train")
     assert guessed.covers == ("train",), "guessed inputs hold what train mode wants"
+
+
+def test_lines_of_a_notebook_are_those_of_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel keeps each cell under the name of a file that nobody has seen."""
+    stack = '  File "/tmp/ipykernel_77/1234567.py", line 5, in forward\n    return self.a(x)\n'
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    assert SourceLines()(stack) == "notebook cell:5, in forward"
+    console = SimpleNamespace(compile=SimpleNamespace(_filename_map={"/tmp/ipykernel_77/1234567.py": 3}))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: console))
+    assert SourceLines()(stack) == "In[3]:5, in forward"
+    assert SourceLines()(stack.replace("ipykernel_77/1234567", "ipykernel/model")) == "model.py:5, in forward"

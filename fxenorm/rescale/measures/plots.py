@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...optional import optional_import
+from ...picture.notebook import shows_itself
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,6 +16,9 @@ __all__ = ["Range", "balance_figure", "history_figure"]
 
 Range = tuple[float, float]
 """The smallest and the largest of some numbers."""
+
+_DPI = 80.0
+"""Px in an inch: pictures stay small in a notebook that is kept with its outputs."""
 
 _BEFORE, _AFTER = "#d1710c", "#1f6fb4"
 """An orange and a blue that differ in brightness too, for readers who see no colours."""
@@ -89,6 +92,12 @@ def _draw_ranges(axes: Axes, layers: Sequence[str], ranges: tuple[Mapping[str, R
         axes.plot([*places, *places], [end for ends in zip(*spans, strict=True) for end in ends], "_", color=color, markersize=5)
     axes.set_yscale("log")
     axes.set_title("Channel norms of each layer, smallest to largest")
+    ticker = optional_import("matplotlib.ticker", "plot", "plot()")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, place: f"{value:g}"))
+    # Within some decades, numbers at the decades are enough; within one, there may be none.
+    near = ticker.FuncFormatter(lambda value, place: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    axes.yaxis.set_minor_formatter(near if high < 100 * low else ticker.NullFormatter())
 
 
 def _name_layers(axes: Axes, layers: Sequence[str]) -> None:
@@ -112,13 +121,5 @@ def _only_whole(*axes: Axes) -> None:
 def _figure(width: float, height: float, call: str) -> Figure:
     """Returns an empty figure that belongs to no window, so that nobody has to close it, and that notebooks show."""
     module = optional_import("matplotlib.figure", "plot", call)
-    figure: Figure = module.Figure(figsize=(width, height), dpi=80, layout="constrained")
-
-    def png() -> bytes:
-        """Returns the picture as PNG, which notebooks ask for."""
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=80)
-        return stream.getvalue()
-
-    figure._repr_png_ = png  # type: ignore[attr-defined]
+    figure: Figure = shows_itself(module.Figure(figsize=(width, height), dpi=_DPI, layout="constrained"), _DPI)
     return figure
