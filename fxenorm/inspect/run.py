@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -67,10 +68,19 @@ def _list_operators(arguments: argparse.Namespace, stream: TextIO) -> int:
 
 
 def _print_json(content: dict[str, Any], stream: TextIO) -> None:
-    """Prints JSON without infinities and NaN."""
+    """Prints JSON; a number that is not finite is null, for which JSON has no other word."""
     import json
 
-    print(json.dumps(content, indent=2, allow_nan=False), file=stream)
+    print(json.dumps(_finite(content), indent=2, allow_nan=False), file=stream)
+
+
+def _finite(value: Any) -> Any:
+    """Returns the same content with None in place of infinities and NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_text(arguments: argparse.Namespace, found: Answer, stream: TextIO) -> None:

@@ -23,6 +23,8 @@ _REPLACED = (
     (r"\bfxenorm\.analyze\(\.\.\., ([^()]*)\)", r"\1"),
     (rf"(?<![\w.\-])({_NAMES})=(?=\S)", lambda found: f"--{found[1].replace('_', '-')} "),
     (r"\bmath\.inf\b", "inf"),
+    (r"bind the plan to one that has \(plan\.bind\)", "give it some with --weights FILE"),
+    (r"print\(plan\) says more", "--layer NAME and --barriers say more"),
 )
 
 

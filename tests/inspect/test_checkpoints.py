@@ -470,3 +470,56 @@ def test_a_folder_of_transformers_with_its_weights(folder: Path, capsys: pytest.
         one, other = (made(tokens, use_cache=False).logits for made in (model, again))
     assert torch.equal(one, other) and again.dtype is torch.bfloat16
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_inputs_of_the_file_take_the_type_of_the_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_state_dict(folder, net().to(torch.bfloat16).state_dict(), False)
+    assert main(["model.py", "--weights", "w.pt", "--verify"]) == 0
+    assert "verified: outputs unchanged" in capsys.readouterr().out
+
+
+def test_weights_that_are_not_finite_are_read_and_strict_json_has_no_nan(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = net().state_dict()
+    state["second.weight"][0, 0] = float("nan")
+    save_state_dict(folder, state, False)
+    torch.save(net().state_dict(), folder / "other.pt")
+    assert main(["model.py", "--weights", "w.pt", "--compare", "other.pt", "w.pt", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert answer["compare"]["distance"] is None and answer["held"] and answer["totals"]["norm"] is None
+
+
+RECURRENT = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.r, self.c = nn.Linear(4, 6), nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.c(self.r(self.a(x).relu())[0])
+
+def shapes():
+    with torch.device("meta"):
+        return Net()
+"""
+
+
+@pytest.mark.parametrize("name", ["Net", "shapes"])
+def test_weights_reach_modules_that_keep_their_own_list_of_them(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    namespace: dict[str, Any] = {"__name__": "recurrent"}
+    exec(RECURRENT, namespace)
+    (folder / "recurrent.py").write_text(RECURRENT)
+    models = [namespace["Net"](), namespace["Net"]()]
+    torch.save(models[0].state_dict(), folder / "w.pt")
+    assert main([f"recurrent.py:{name}", "--weights", "w.pt", "--input", "2x3x4", "--balance", "out.pt", "--verify"]) == 0
+    models[1].load_state_dict(torch.load(folder / "out.pt", weights_only=True))
+    x = torch.linspace(-1, 1, 24).reshape(2, 3, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(models[1](x), models[0](x))
+    assert not torch.equal(models[0].a.weight, models[1].a.weight)

@@ -52,3 +52,19 @@ def test_a_large_model_fits_on_one_screen(build) -> None:
     stream = io.StringIO()
     show(answer, make_console(stream))
     assert len(stream.getvalue().splitlines()) <= 40 and "\x1b" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("name", ["densenet121", "googlenet"])
+def test_models_without_equal_blocks_are_at_most_60_lines(name: str) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    settings = {"init_weights": False} if name == "googlenet" else {}
+    with torch.device("meta"):
+        model, x = torchvision.models.get_model(name, weights=None, **settings), torch.empty(2, 3, 64, 64)
+    answer = report(fxenorm.analyze(model, x, modes="eval"), f"torchvision:{name}", "random weights")
+    for width in (80, 120, 200):
+        stream = io.StringIO()
+        show(answer, Console(file=stream, width=width, force_terminal=True, color_system=None, highlight=False))
+        assert sum(-(-max(1, len(line.rstrip())) // width) for line in stream.getvalue().splitlines()) <= 60
+    stream = io.StringIO()
+    show(answer, make_console(stream))
+    assert len(stream.getvalue().splitlines()) <= 60

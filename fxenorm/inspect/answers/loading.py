@@ -58,12 +58,31 @@ def load_subject(arguments: argparse.Namespace, target: Target) -> Subject:
     checkpoint = read_checkpoint(given)
     loaded = load(target.text, arguments.input, arguments.seed, with_values=True)
     try:
-        return Subject(loaded, checkpoint, fit(loaded.model, checkpoint), f"weights of {given}")
+        names = fit(loaded.model, checkpoint)
+        fitting = loaded if arguments.input else _in_its_type(loaded)
+        return Subject(fitting, checkpoint, names, f"weights of {given}")
     except CheckpointError:
         if arguments.weights is not None or arguments.balance:
             raise
         renamed = Loaded(from_folder(target.place), loaded.example_inputs, loaded.example_kwargs)
         return Subject(renamed, None, {}, f"weights of {given}")
+
+
+def _in_its_type(loaded: Loaded) -> Loaded:
+    """Returns the model with floating-point inputs of its file in the type that its weights have now."""
+    import torch
+    from torch.utils._pytree import tree_map
+
+    kinds = {parameter.dtype for parameter in loaded.model.parameters() if parameter.is_floating_point()}
+    if len(kinds) != 1:
+        return loaded
+    (kind,) = kinds
+
+    def cast(leaf: Any) -> Any:
+        """Returns a tensor of floating-point numbers in that type, all else as it is."""
+        return leaf.to(kind) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
+
+    return Loaded(loaded.model, tree_map(cast, loaded.example_inputs), tree_map(cast, loaded.example_kwargs))
 
 
 def _origin(model: Any, target: Target) -> str:

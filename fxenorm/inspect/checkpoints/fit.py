@@ -80,10 +80,15 @@ def _check(checkpoint: Checkpoint, names: Mapping[str, str], own: Mapping[str, T
     reasons += [_some(wrong)] if wrong else []
     first: dict[int, str] = {}
     for name, tensor in given.items():
-        if not reasons and not torch.equal(given[first.setdefault(id(own[name]), name)], tensor):
+        if not reasons and not _equal(given[first.setdefault(id(own[name]), name)], tensor):
             reasons.append(f"{first[id(own[name])]} and {name} are one tensor in the model and differ in the file")
     if reasons:
         raise CheckpointError(f"{checkpoint.given} does not fit the model: {'; '.join(reasons)}")
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same entries, where NaN is the same as NaN."""
+    return one is other or bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _kind(tensor: Tensor) -> str:
