@@ -54,7 +54,7 @@ def picture_of(analysis: Analysis, *, expand: bool | None = None, opened: Collec
                     uses[name].add((number, side))
     shown = alike(layers, {name: frozenset(found) for name, found in uses.items()}, merge=not whole)
     place = {name: position for position, name in enumerate(layers)}
-    return _picture(_in_order(shown, place), rows, _sides(analysis.symmetry.account), analysis.symmetry.account)
+    return _picture(_in_order(shown, place), rows, [item.name for item in items], analysis.symmetry.account)
 
 
 def _own(symmetry: Symmetry) -> dict[str, tuple[object, ...]]:
@@ -93,10 +93,9 @@ def _in_order(shown: Sequence[Alike], place: Mapping[str, int]) -> list[Alike]:
     return sorted(shown, key=lambda one: (begins[one.block or one.name], one.block or one.name, first[one.layers]))
 
 
-def _picture(
-    shown: Sequence[Alike], rows: Sequence[Row], sides: Mapping[str, list[WeightSide]], account: ChannelAccount | None
-) -> Picture:
-    """Puts boxes, frames and lines together."""
+def _picture(shown: Sequence[Alike], rows: Sequence[Row], names: Sequence[str], account: ChannelAccount | None) -> Picture:
+    """Puts boxes, frames and lines together, the lines in the order of these names of groups."""
+    sides = _sides(account)
     frames: list[Frame] = []
     boxes: list[Box] = []
     for (block, copies), members in groupby(shown, key=lambda one: (one.block, one.copies)):
@@ -107,7 +106,9 @@ def _picture(
             own = [side for layer in one.layers for side in sides.get(layer, ())]
             boxes.append(Box(one.layers, name, _sizes(own), _fixed(own, account), len(frames) - 1 if block else -1))
     box_of = {layer: number for number, box in enumerate(boxes) for layer in box.layers}
-    return Picture(tuple(boxes), tuple(frames), tuple(line for row in rows for line in _lines(row, box_of)))
+    order = {name: number for number, name in enumerate(names)}
+    lines = sorted((line for row in rows for line in _lines(row, box_of)), key=lambda line: order[line.groups[0]])
+    return Picture(tuple(boxes), tuple(frames), tuple(lines))
 
 
 def _lines(row: Row, box_of: Mapping[str, int]) -> Iterator[Line]:

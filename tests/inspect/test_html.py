@@ -417,6 +417,7 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(opened: Browser, pag
     opened.press("\ue007")
     assert opened.find("#panel").is_displayed()
     assert opened.run("document.getElementById('panel').getBoundingClientRect().right") <= 375
+    assert opened.run("document.querySelector('#panel h3').getBoundingClientRect().bottom") <= 740, "it is scrolled into view"
     assert (
         opened.run("Math.min(...[...document.querySelectorAll('.buttons button:not([hidden])')].map((one) => one.offsetHeight))")
         >= 24

@@ -69,13 +69,13 @@ def histogram(before: Sequence[float], after: Sequence[float], target: str) -> A
 
 
 def layer_chart(layers: Sequence[LayerRow], target: str) -> Any:
-    """Returns the norms of the layers in graph order, as the JSON of a Bokeh document.
+    """Returns the norms of the layers in the order of the parameters, as the JSON of a Bokeh document.
 
     Args:
         layers: those that are counted.
         target: id of the page's element that shows it.
     """
-    plot = _plot("layer, in graph order", "norm (log axis)", y_axis_type="log")
+    plot = _plot("layer, in the order of the parameters", "norm (log axis)", y_axis_type="log")
     numbers = list(range(1, len(layers) + 1))
     for name, values, marker in (
         (BEFORE, [layer.before for layer in layers], "circle"),

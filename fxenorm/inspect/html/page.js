@@ -366,6 +366,7 @@
     const close = make("button", { type: "button", class: "close", "aria-label": "Close", onclick: forget }, "×");
     panel.replaceChildren(close, ...parts);
     panel.hidden = false;
+    if (getComputedStyle(panel).position === "static") panel.scrollIntoView({ block: "nearest" }); // on a phone it lies below
   }
 
   function forget() {
