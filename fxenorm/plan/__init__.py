@@ -6,9 +6,9 @@ Imports: rescale, verify, text, symmetry, trace and what these import; never ins
 
 For users: fxenorm works in four steps.
 
-1. **Trace.** ``torch.export`` turns the model into a graph of ATen operators, in train and in eval mode. No activation is
-   allocated; models on the meta device work. If ``torch.export`` fails, the model is run once on your inputs, and that run is
-   recorded.
+1. **Trace.** A run with fake values turns the model into a graph of ATen operators, in train and in eval mode, at two sizes. No
+   activation is allocated; models on the meta device work. ``torch.export`` takes over where sizes depend on data or forward
+   calls branches and loops. If both fail, the model is run once on your inputs, and that run is recorded.
 2. **Propagate.** Every operator has a scale rule. If its inputs are rescaled like this, how does its output change? Which
    conditions must hold? ``relu`` passes scales on, ``add`` ties the scales of its terms, a convolution starts new ones. An
    operator without a rule is a barrier: it stops every rescaling, and is reported. No value of a weight is read.

@@ -8,7 +8,6 @@ For users: an older PyTorch can do less.
 | PyTorch | less |
 |---|---|
 | before 2.15 | Sparse tensors in compressed rows that forward makes cannot be traced: `analyze` raises. |
-| before 2.12 | A forward that assigns tensors to attributes is traced along one run of the inputs; `Plan.tracer` says so. |
 | before 2.9 | There is no ``torch.optim.Muon``. |
 | 2.6 | ``flex_attention`` on CPUs, ``while_loop``, and a ``scan`` whose state needs no gradient at first cannot be traced. |
 | 2.6 | ``fully_shard`` modules train on GPUs alone. |

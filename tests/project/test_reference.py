@@ -128,7 +128,7 @@ def test_every_optimizer_and_operator_with_a_rule_has_a_row(pages: dict[str, str
     [
         ("processes", ("DistributedDataParallel", "fully_shard", "hangs")),
         ("kernels", ("C++", "backend=")),
-        ("releases", ("before 2.12", "Muon")),
+        ("releases", ("before 2.15", "Muon")),
         ("fxenorm-inspect", ("usage: ", "--json", "--pairs")),
         ("index", ("Trace.", "Solve.", "analyze")),
     ],
