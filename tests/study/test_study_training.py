@@ -26,7 +26,7 @@ from .made_up import small, small_task
 
 TASK = small_task()
 CPU = torch.device("cpu")
-CHAIN_METHODS = [name for name in METHODS if "gains" not in name and "from" not in name]
+CHAIN_METHODS = [name for name in METHODS if "gains" not in name and "from" not in name and name != "AdamW, balanced once"]
 
 
 def weights_after(of: Any, task: Task = TASK) -> list[list[torch.Tensor]]:
@@ -131,7 +131,7 @@ def test_balanced_once_is_one_network_from_three_starts() -> None:
 
 
 def test_the_three_rows_of_the_noise_start_from_one_network() -> None:
-    arms = [method for method in METHODS.values() if isinstance(method, BalancedOnce)]
+    arms = [method for method in METHODS.values() if isinstance(method, BalancedOnce) and method.optimizer == "sgd"]
     assert len(arms) == 3
     ends = [train([small(arm.name, dtype="float64", steps=5)], TASK)[0]["loss"] for arm in arms]
     assert max(ends) - min(ends) < 1e-5

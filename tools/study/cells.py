@@ -40,15 +40,16 @@ def named(*names: str) -> tuple[Method, ...]:
 def default(experiment: str, dataset: str, data: str) -> Cell:
     """The cell of an experiment that is run where nothing else is said: for `mlp` depth 15, batch 16, He.
 
-    Where the network is a chain, its last two rows train the network of "balanced once" again.
+    Its last rows train the network of a "balanced once" again.
     """
     names: tuple[str, ...] = (*CORE_METHODS, *SAME_NETWORK[1:])
     if experiment == "autoencoder":
         names = ("plain", "BatchNorm", "plan.step, c adaptive", "BatchNorm, plan.step affine", "AdamW", *SAME_NETWORK)
     if experiment == "resnet18":
-        names = CORE_METHODS
+        names = (*CORE_METHODS, SAME_NETWORK[2])
     if experiment == "transformer":
         names = ("AdamW", "AdamW, plan.step", "AdamW, plan.step, gains fixed")
+        names = (*names, "AdamW, balanced once", "AdamW, balanced once, from channels")
     return Cell(base(dataset, data, experiment), named(*names))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,10 @@ import fxenorm
 
 from .configuration import Configuration, StudyError
 from .networks.build import layers_of, make_network
+from .plans import plan_of
+
+MakePlan = Callable[[], fxenorm.Plan]
+"""Makes the plan of the network at hand, for starts that need it."""
 
 FACTOR = 5.0
 """The largest factor by which a start multiplies a layer; the least is 1 over it."""
@@ -38,55 +41,35 @@ def _multiply_layers(model: nn.Module, random: torch.Generator, same_function: b
             layer.weight.mul_(math.exp(float(log)))
 
 
-class _Structure:
-    """A network as a key: two of the same printed modules and shapes are one."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.text = f"{model} {[tuple(value.shape) for value in model.parameters()]}"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Structure) and self.text == other.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-
-@lru_cache(maxsize=4)
-def _plan_of(structure: _Structure, shape: tuple[int, ...]) -> fxenorm.Plan:
-    """The plan of a network; others of the same structure are bound to it."""
-    return fxenorm.analyze(structure.model, torch.zeros(shape, dtype=torch.float32))
-
-
-def _default(model: nn.Module, example: Tensor, random: torch.Generator) -> None:
+def _default(model: nn.Module, plan: MakePlan, random: torch.Generator) -> None:
     """PyTorch's own initialisation stays."""
 
 
-def _start_he(model: nn.Module, example: Tensor, random: torch.Generator) -> None:
+def _start_he(model: nn.Module, plan: MakePlan, random: torch.Generator) -> None:
     """He's initialisation."""
     _he(model, random)
 
 
-def _layers(model: nn.Module, example: Tensor, random: torch.Generator) -> None:
+def _layers(model: nn.Module, plan: MakePlan, random: torch.Generator) -> None:
     """He's initialisation, each layer times a factor; the product is 1, so that the function is that of `he`."""
     _he(model, random)
     _multiply_layers(model, random, same_function=True)
 
 
-def _wild(model: nn.Module, example: Tensor, random: torch.Generator) -> None:
+def _wild(model: nn.Module, plan: MakePlan, random: torch.Generator) -> None:
     """He's initialisation, each layer times a factor, with a free product: another function."""
     _he(model, random)
     _multiply_layers(model, random, same_function=False)
 
 
-def _channels(model: nn.Module, example: Tensor, random: torch.Generator) -> None:
+def _channels(model: nn.Module, plan: MakePlan, random: torch.Generator) -> None:
     """He's initialisation, each scale that the network has times a factor from 1/e to e: the function of `he`."""
     _he(model, random)
-    plan = _plan_of(_Structure(model), tuple(example.shape)).bind(model)
-    plan.rescale(2 * torch.rand(plan.num_scales, generator=random) - 1)
+    found = plan()
+    found.rescale(2 * torch.rand(found.num_scales, generator=random) - 1)
 
 
-STARTS: dict[str, Callable[[nn.Module, Tensor, torch.Generator], None]] = {
+STARTS: dict[str, Callable[[nn.Module, MakePlan, torch.Generator], None]] = {
     "he": _start_he,
     "default": _default,
     "layers": _layers,
@@ -121,7 +104,7 @@ def start(of: Configuration, example: Tensor, classes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(of.seed)
         plain = make_network(of, shape, classes, "none")
-        STARTS[name](plain, example, torch.Generator().manual_seed(of.seed))
+        STARTS[name](plain, lambda: plan_of(plain, of, "none", example), torch.Generator().manual_seed(of.seed))
         if of.method.norm == "none":
             return plain
         network = make_network(of, shape, classes, of.method.norm)

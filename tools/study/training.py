@@ -18,6 +18,7 @@ from .measures import imbalances, norms, norms_before_batchnorm
 from .networks.build import STACKABLE, put_weight_norm
 from .networks.stack import Stack
 from .optimizers import make_optimizer, set_rates
+from .plans import plan_of
 from .recorder import Recorder
 from .starts import start
 
@@ -90,7 +91,7 @@ class Training:
         """The plan of the model under some options of `fxenorm.analyze`; it is made once."""
         key = (c, tuple(options))
         if key not in self._plans:
-            self._plans[key] = fxenorm.analyze(self.model, self.example, c=c, **dict(options))  # type: ignore[arg-type]
+            self._plans[key] = plan_of(self.model, self.of[0], self.of[0].method.norm, self.example, c, options)
         return self._plans[key]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ register(
     BalancedOnce("balanced once, from layers", start="layers"),
     BalancedOnce("balanced once, from channels", start="channels"),
     Method("AdamW", optimizer="adamw"),
+    BalancedOnce("AdamW, balanced once", optimizer="adamw"),
+    BalancedOnce("AdamW, balanced once, from channels", optimizer="adamw", start="channels"),
     PlanStep("AdamW, plan.step", optimizer="adamw"),
     PlanStep("AdamW, plan.step, gains fixed", optimizer="adamw", options=(("exclude", "*norm*"),)),
     PlanStep("plan.step, momentum kept", state="keep"),

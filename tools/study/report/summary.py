@@ -90,6 +90,13 @@ def sections(cells: Sequence[Cell], records: Records) -> list[list[Row]]:
 
 
 def noise(rows: Sequence[Row]) -> float | None:
-    """The spread of the mean scores of the arms of a section that train the same network; None where there is one such."""
-    means = [row.mean for row in rows if row.is_the_balanced_network]
-    return max(means) - min(means) if len(means) > 1 else None
+    """The spread of the mean scores of the arms of a section that train one network in one way; None where there is one such.
+
+    Of several optimizers, the larger spread.
+    """
+    spreads = []
+    for optimizer in sorted({row.method.optimizer for row in rows}):
+        means = [row.mean for row in rows if row.is_the_balanced_network and row.method.optimizer == optimizer]
+        if len(means) > 1:
+            spreads.append(max(means) - min(means))
+    return max(spreads, default=None)

@@ -50,8 +50,9 @@ def noise_text(rows: Sequence[Row]) -> str:
     if value is None:
         return "A/A: only one arm trains the balanced network here"
     same = [row for row in rows if row.is_the_balanced_network]
-    means = ", ".join(f"{row.mean:.1f}" for row in same)
-    return f"A/A: one network, {len(same)} times: {means}; spread {value:.1f}. No smaller difference is a finding"
+    digits = 3 if same[0].cell.base.experiment == "autoencoder" else 1
+    means = ", ".join(f"{row.mean:.{digits}f}" for row in same)
+    return f"A/A: one network, {len(same)} times: {means}; spread {value:.{digits}f}. No smaller difference is a finding"
 
 
 def rich_table(rows: Sequence[Row]) -> Table:
