@@ -165,13 +165,17 @@ class Function:
         at = torch.zeros_like(self.labels, dtype=parts[0].objective.degree.dtype)
         return float(torch.stack([part.log_value(at) for part in parts]).logsumexp(0))
 
+    def finite(self) -> Function:
+        """Returns the same without entries that are not finite."""
+        return replace(self, parts=[_changed(part, Exponentials.finite) for part in self.parts])
+
     def stacked(self) -> Function:
         """Returns the same with few large matrices for many small ones."""
-        return replace(self, parts=[_stacked(part) for part in self.parts])
+        return replace(self, parts=[_changed(part, Exponentials.stacked) for part in self.parts])
 
 
-def _stacked(part: Part) -> Part:
-    """Returns a part with few large matrices."""
+def _changed(part: Part, change: Callable[[Exponentials], Exponentials]) -> Part:
+    """Returns a part in which every sum of exponentials is changed."""
     if isinstance(part, Normal):
-        return replace(part, sums=[one.stacked() for one in part.sums])
-    return part.stacked() if isinstance(part, Exponentials) else part
+        return replace(part, sums=[change(one) for one in part.sums])
+    return change(part) if isinstance(part, Exponentials) else part

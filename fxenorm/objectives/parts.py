@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ..kernels.reference.channel_sums import is_linear, is_narrow
 from ..kernels.reference.curvature import Curvature
 from ..weights.objective import CurrentObjective
 
@@ -121,6 +122,15 @@ class Exponentials:
         """Returns the same, multiplied by exp(log_weight)."""
         return Exponentials(self.objective, self.log_constant, self.entries, self.log_weight + log_weight)
 
+    def finite(self) -> Exponentials:
+        """Returns the same without entries that are not finite: what these move is held, and hides nothing of the others."""
+        own, p = self.objective, self.objective.p
+        matrices = [_finite(p, matrix) for matrix in own.matrices]
+        if all(one is other for one, other in zip(matrices, own.matrices, strict=True)):
+            return self
+        objective = replace(own, matrices=matrices).without_memory()
+        return Exponentials(objective, self.log_constant, self.entries, self.log_weight)
+
     def stacked(self) -> Exponentials:
         """Returns the same with few large matrices for many small ones."""
         return Exponentials(self.objective.stacked(), self.log_constant, self.entries, self.log_weight)
@@ -168,6 +178,14 @@ class Exponentials:
         """Returns the sum as one of one scalar a label."""
         logs, exponents = self.objective.aggregate(log_scales, labels, count)
         return [(logs + self.log_weight + 2 * math.log(self.objective.p), exponents)]
+
+
+def _finite(p: float, matrix: Tensor) -> Tensor:
+    """Returns a matrix with zeros in the place of what is not finite; the same where everything is."""
+    broken = matrix.isnan() | (matrix.abs() if is_narrow(matrix) else matrix).isposinf()
+    if not bool(broken.any()):
+        return matrix
+    return torch.where(broken, 0.0 if is_linear(p) or is_narrow(matrix) else -math.inf, matrix)
 
 
 @dataclass(frozen=True, eq=False)

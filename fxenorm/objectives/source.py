@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,10 @@ class Source:
             return self._of_masses(term)
         if isinstance(term, Normalised):
             inner = [(weight, self._part(one)) for weight, one in summands(term.term)]
-            return Normal([part.weighted(math.log(weight)) for weight, part in inner if isinstance(part, Exponentials)])
+            found = Normal([part.weighted(math.log(weight)) for weight, part in inner if isinstance(part, Exponentials)])
+            if not found.count:
+                raise OptionError(f"{term!r} has no entry above zero: there is nothing to even out")
+            return found
         return own_part(term, self._plan.symmetry.num_scales, self._basis, self._weights.device)
 
     # ---------------------------------------------------------------- weights
@@ -87,7 +90,8 @@ class Source:
             backend, program, backend.matrices(program, *moving.gather(self._weights.tensors_for(moving)))
         )
         items = self._items(counted, options.p)
-        return Exponentials(objective, _log_still(items, self._basis), lambda: _entries(items, options.p, count, self._basis))
+        entries = partial(_entries, items, options.p, count, self._basis)
+        return Exponentials(objective, _log_still(items, self._basis), cache(entries))
 
     def _items(self, counted: CountedTensors, p: float) -> list[_Item]:
         """Returns the entries of the counted tensors, to be counted and where they do not move."""
@@ -113,7 +117,8 @@ class Source:
         program = build_program(blocks, count, p).to(device)
         backend = reference_backend()
         objective = self._objective(backend, program, backend.matrices(program, tensors, [None] * len(tensors)))
-        return Exponentials(objective, _log_still(items, self._basis), lambda: _entries(items, power, count, self._basis))
+        entries = partial(_entries, items, power, count, self._basis)
+        return Exponentials(objective, _log_still(items, self._basis), cache(entries))
 
     def _item(self, key: Key, masses: Tensor) -> _Item:
         """Returns the masses of one tensor or site with its exponents; raises an OptionError where they do not fit."""
@@ -180,16 +185,16 @@ def _powers(item: CountedTensor, value: Tensor, factor: Tensor | None, p: float)
 def _log_still(items: Sequence[_Item], basis: Basis | None) -> float:
     """Returns the log of the sum of all entries of tensors that no variable moves."""
     total = sum(float(item.masses().sum()) for item in items if not item.within(basis))
-    return math.log(total) if total > 0 else -math.inf
+    return math.log(total) if 0 < total < math.inf else -math.inf
 
 
 def _entries(items: Sequence[_Item], power: float, count: int, basis: Basis | None) -> Entries:
     """Returns the number of entries above zero, the sums of their exponents, and that of their logarithms."""
     number, logs, linear = 0, 0.0, torch.zeros(count + 1, dtype=torch.float64, device="cpu")
     for item in items:
-        masses = item.masses().to("cpu", torch.float64)
-        present = (masses > 0).to(torch.float64)
-        number, logs = number + int(present.sum()), logs + float(masses[masses > 0].log().sum())
+        values = item.masses().to("cpu", torch.float64).log()
+        present = values.isfinite().to(torch.float64)
+        number, logs = number + int(present.sum()), logs + float(values.nan_to_num_(0.0, 0.0, 0.0).sum())
         for coefficient, ids in item.within(basis):
             axes = [axis for axis in range(present.ndim) if ids.shape[axis] == 1]
             sums = present.sum(axes, keepdim=True) if axes else present

@@ -162,6 +162,10 @@ class CurrentObjective:
         own = Curvature(self.program, self.matrices, log_scales, log_diagonal, free, self.contributions(log_scales))
         return self.sums.operator(own)
 
+    def without_memory(self) -> CurrentObjective:
+        """Returns the same, with nothing kept of what was worked out: for other matrices than it had."""
+        return replace(self, _recent=_Recent())
+
     def stacked(self) -> CurrentObjective:
         """Returns the same objective with few large matrices for many small ones: for solvers that look at all at once.
 

@@ -20,6 +20,7 @@ from fxenorm.analysis.attained.basis import Basis
 from fxenorm.analysis.attained.channel_fields import ChannelFields
 from fxenorm.analysis.attained.exponent_rows import exponent_rows
 from fxenorm.analysis.attained.missing_equations import missing_equations
+from fxenorm.analysis.attained.recession import falling_rows
 from fxenorm.field import merge_entries
 from fxenorm.kernels.program import build_program
 from fxenorm.kernels.reference.executor import EagerBackend
@@ -375,3 +376,16 @@ def test_balance_says_once_why_nothing_moves() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plan.balance()
+
+
+def test_a_form_that_may_neither_rise_nor_fall_stays() -> None:
+    """Rows that come with their negatives fall along no direction, however many classes of variables there are."""
+    random = np.random.default_rng(5)
+    for _ in range(40):
+        forms = np.zeros((8, 12), dtype=np.int64)
+        for form in forms:
+            form[random.choice(12, 2, replace=False)] = (1, -1)
+        rows = np.concatenate([forms, -forms, np.eye(12, dtype=np.int64)[:2]])
+        found = falling_rows(csr_array(rows))
+        assert not found[:16].any()
+        assert found.any() == falls_for_ever(rows.astype(np.float64), [])

@@ -237,6 +237,94 @@ def test_maximise_ends_at_a_vertex_of_the_box_and_no_neighbour_is_higher() -> No
     assert sum(float(one.sum()) for one in norm.tensors.values()) == pytest.approx(value, rel=1e-9)
 
 
+def test_a_normalised_term_meets_one_that_falls() -> None:
+    """The normalised norm rises along every direction in which its entries do not all grow alike: nothing is held."""
+    model = chain()
+    plan = CASES["mlp"].plan(model)
+    first = Masses({"0.weight": model[0].weight.detach().abs()}, power=2)  # type: ignore[index, union-attr, operator]
+    result = plan.balance(objective=first + Normalised(Weights()))
+    assert result.converged and not result.held
+    moved = Masses({"0.weight": first.tensors["0.weight"] * (2 * result.log_scales[:8, None]).exp()}, power=2)
+    _, gradient = plan.objective(moved + Normalised(Weights())).value_and_gradient(zeros(plan))
+    assert float(gradient.abs().max()) < 1e-6
+
+
+def test_an_entry_that_is_not_finite_holds_what_moves_it_and_nothing_else() -> None:
+    expected = chain_plan().balance(objective=Weights())
+    for broken in (float("nan"), float("inf")):
+        model = chain()
+        with torch.no_grad():
+            model[0].weight[3, 1] = broken  # type: ignore[index, union-attr, operator]
+        plan = CASES["mlp"].plan(model)
+        result = plan.balance(objective=Weights())
+        assert [item.variables for item in result.held] == [(3,)] and "not finite" in result.held[0].reason
+        assert result.converged and result.log_scales[3] == 0 and bool(result.log_scales.abs().max() > 0.1)
+        assert not torch.equal(result.log_scales, expected.log_scales)
+
+
+def test_options_that_hold_variables_hold_them_for_terms_too() -> None:
+    plan = chain_plan(balance_last=False)
+    result = plan.balance(objective=Weights(p=3))
+    assert not result.log_scales[8:].any() and result.log_scales[:8].all()
+    assert {item.reason.partition(":")[0] for item in result.held} == {"balance_last=False"}
+
+
+def test_a_plan_for_ranges_takes_terms_of_finite_powers() -> None:
+    plans = [chain_plan(p=float("inf")), chain_plan()]
+    results = [plan.balance(objective=Weights(p=3)) for plan in plans]
+    torch.testing.assert_close(results[0].log_scales, results[1].log_scales)
+    with pytest.raises(OptionError, match="p=inf is no sum"):
+        plans[0].balance(objective=Weights())
+
+
+def test_weights_that_are_all_zero_have_nothing_to_balance() -> None:
+    model = chain()
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    with pytest.warns(fxenorm.FxenormWarning, match="dead"):
+        assert not CASES["mlp"].plan(model).balance(objective=Weights()).log_scales.any()
+    with pytest.raises(OptionError, match=r"Normalised\(Weights\(\)\) has no entry above zero"):
+        CASES["mlp"].plan(model).balance(objective=Normalised(Weights()))
+
+
+class Partly16Bits(nn.Module):
+    """Two layers in float32 and two in bfloat16, whose groups move by powers of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 7)
+        self.third, self.last = nn.Linear(7, 7, dtype=torch.bfloat16), nn.Linear(7, 3, dtype=torch.bfloat16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.second(torch.relu(self.first(x)))).to(torch.bfloat16)
+        return self.last(torch.relu(self.third(x)))  # type: ignore[no-any-return]
+
+
+def test_where_some_groups_move_by_powers_of_two_the_others_are_balanced_around_them() -> None:
+    torch.manual_seed(0)
+    model = Partly16Bits()
+    with torch.no_grad():
+        model.first.weight.mul_(8.0)
+        model.third.weight.mul_(8.0)
+    plan = fxenorm.analyze(model, X.float())
+    result = plan.balance(objective=Weights(p=3))
+    octaves = result.log_scales / torch.tensor(2.0, dtype=torch.float64).log()
+    assert result.powers_of_two and torch.equal(octaves[8:].round(), octaves[8:]) and bool(octaves[8:].any())
+    assert result.objective_after < result.objective_before
+    _, gradient = plan.objective(Weights(p=3)).value_and_gradient(zeros(plan))
+    assert float(gradient[:8].abs().max()) <= 1e-4 * result.objective_after < float(gradient[8:].abs().max())
+
+
+def test_a_model_that_is_spread_over_processes_gets_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = chain_plan()
+    before = state_of(plan.model)
+    monkeypatch.setattr(plan.rescaler, "ranks", lambda: object())
+    for call in (lambda: plan.balance(objective=Weights()), lambda: plan.objective(Weights())):
+        with pytest.raises(OptionError, match="this model is spread over processes"):
+            call()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in plan.model.state_dict().items())
+
+
 # ---------------------------------------------------------------- terms of a user's own
 
 
@@ -534,5 +622,6 @@ def test_masses_of_an_activation_follow_its_channels() -> None:
 
 def test_nothing_to_balance_is_no_error() -> None:
     model = randomise(mlp(4, 3).double(), seed=0)
-    result = fxenorm.analyze(model, torch.ones(1, 4, dtype=torch.float64)).balance(objective=masses.weights(model, 2))
-    assert result.log_scales.numel() == 0
+    plan = fxenorm.analyze(model, torch.ones(1, 4, dtype=torch.float64))
+    with pytest.warns(fxenorm.FxenormWarning, match="moved nothing"):
+        assert plan.balance(objective=masses.weights(model, 2)).log_scales.numel() == 0

@@ -145,12 +145,22 @@ def _quotient(matrix: Any, kind: Ids) -> tuple[Ids, Ids, Any]:
 def _refined(own: Ids, count: int, place: Ids, values: Ids, others: Ids) -> Ids:
     """Splits classes by the values with which each class of the other side is met; returns (count,) the new classes."""
     random = np.random.default_rng(1)
-    weights = random.integers(1, 2**62, size=(2, int(others.max(initial=-1)) + 1), dtype=np.int64)
+    weights = random.integers(1, 2**62, size=(2, int(others.max(initial=-1)) + 1), dtype=np.uint64)
     found = own
     for some in weights:
-        mixed = some[others] * values
-        mixed ^= mixed >> 29
-        totals = np.zeros(count, dtype=np.int64)
-        np.add.at(totals, place, mixed * 0x5851F42D4C957F2D)
+        totals = np.zeros(count, dtype=np.uint64)
+        np.add.at(totals, place, _mixed(some[others], values))
+        totals = totals.view(np.int64)
         found = np.unique(np.stack([found, totals]), axis=1, return_inverse=True)[1].reshape(-1)
     return found.astype(np.int64)
+
+
+def _mixed(keys: NDArray[np.uint64], values: Ids) -> NDArray[np.uint64]:
+    """Returns a number for each key and value, by the finaliser of splitmix64 (Steele, Lea and Flood, 2014).
+
+    That of a value says nothing of that of its negative: sums of these numbers tell rows of opposite signs apart.
+    """
+    mixed = keys + values.astype(np.int64).view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)), dtype=np.uint64)

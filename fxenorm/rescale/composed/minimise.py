@@ -25,6 +25,7 @@ from ...weights.targets import Targets
 from ...weights.weights import Weights
 from ..agreeing import Looked, Solved, agreed_scales
 from ..balance import AT_CAP, AT_LIMIT, AT_ROOM, CAP, MOST_ROUNDS, BalanceResult, floats
+from ..nothing import say_if_nothing_moves
 from ..rescaler import Rescaler
 
 __all__ = ["Request", "minimise_terms"]
@@ -62,6 +63,8 @@ def minimise_terms(rescaler: Rescaler, optimizer: OptimizerLike, request: Reques
         OptionError: the objective does not fit the model, or the model is spread over processes.
     """
     as_term(request.objective)
+    if not rescaler.num_scales:
+        say_if_nothing_moves(rescaler, "balance", request.frozen)
     if rescaler.ranks() is not None:
         raise OptionError(
             "objective= reads whole tensors, and this model is spread over processes: leave the objective out, or balance "
@@ -117,44 +120,50 @@ class _Run:
 
 def _solved(run: _Run) -> Solved[BalanceResult]:
     """Returns the log-scales to write with the report; raises before anything is written."""
-    problem, request = run.problem, run.request
-    function = problem.function.stacked()
+    problem = run.problem
+    function = problem.function.finite().stacked()
     log_value = function.log_value()
     function = function if log_value is None or not math.isfinite(log_value) else function.in_unit(log_value)
     powers_of_two = problem.weights.powers_of_two()
     solution, confined, passes = _within_rooms(run, function, powers_of_two)
-    log_scales = solution.log_scales
-    if not _keeps_promise(function, log_scales, request.maximise):
-        log_scales = torch.zeros_like(log_scales)
-    in_plan = problem.weights.analysis.to_plan(log_scales)
-    analysis, at_limit = run.whole.analysis, AT_CAP if run.box is None else AT_LIMIT
+    if not _keeps_promise(function, solution.log_scales, run.request.maximise):
+        solution = replace(solution, log_scales=torch.zeros_like(solution.log_scales), converged=False)
+    at_limit = AT_CAP if run.box is None else AT_LIMIT
     stopped = [((solution.at_limit & confined).cpu().numpy(), AT_ROOM), ((solution.at_limit & ~confined).cpu().numpy(), at_limit)]
+    result = _report(run, function, solution, stopped)
+    rounded = 0 if powers_of_two is None else run.targets.rounded(solution.log_scales)
+    some = powers_of_two is not None and bool(powers_of_two.any())
+    return Solved(problem.weights, solution.log_scales, replace(result, passes=passes, rounded=rounded, powers_of_two=some))
+
+
+def _report(run: _Run, function: Function, solution: Solution, stopped: list[tuple[Mask, str]]) -> BalanceResult:
+    """Returns the report on a solution, but for the passes and for powers of two."""
+    problem, analysis = run.problem, run.whole.analysis
+    in_plan = problem.weights.analysis.to_plan(solution.log_scales)
     reasons = [*problem.left.reasons, *stopped]
     held = held_by_group(analysis.groups, reasons, in_plan.numel(), problem.left.equations, run.whole.frozen)
-    whole_function, norms = function_of(request.objective, analysis, run.whole), run.whole.objective()
-    imbalances = [torch.where(problem.held, 0.0, function.imbalances(at)) for at in (torch.zeros_like(log_scales), log_scales)]
-    result = BalanceResult(
-        solver="vertices" if request.maximise else "newton",
+    same = problem.weights.analysis is analysis and problem.function.means is None
+    measured = problem.function if same else function_of(run.request.objective, analysis, run.whole)
+    norms, zero = run.whole.objective(), torch.zeros_like(in_plan)
+    return BalanceResult(
+        solver="vertices" if run.request.maximise else "newton",
         converged=solution.converged and not _is_cut(stopped, run.box),
         iterations=solution.iterations,
-        passes=passes,
+        passes=0,
         log_scales=in_plan.to("cpu", torch.float64, copy=True),
         norm_before=float(norms.norm()),
         norm_after=float(norms.norm(in_plan)),
-        imbalance_before=_largest(imbalances[0]),
-        imbalance_after=_largest(imbalances[1]),
+        imbalance_before=_largest(torch.where(problem.held, 0.0, function.imbalances(zero))),
+        imbalance_after=_largest(torch.where(problem.held, 0.0, function.imbalances(solution.log_scales))),
         layer_norms_before=floats(run.whole.layer_norms(norms)),
         layer_norms_after=floats(run.whole.layer_norms(norms, in_plan)),
         held=held,
-        rounded=0 if powers_of_two is None else run.targets.rounded(log_scales),
-        powers_of_two=powers_of_two is not None and bool(powers_of_two.any()),
         channel_ranges_before=channel_ranges(analysis, norms, None),
         channel_ranges_after=channel_ranges(analysis, norms, in_plan),
-        objective=in_words(request.objective),
-        objective_before=float(whole_function.value_and_gradient(torch.zeros_like(in_plan))[0]),
-        objective_after=float(whole_function.value_and_gradient(in_plan)[0]),
+        objective=in_words(run.request.objective),
+        objective_before=float(measured.value_and_gradient(zero)[0]),
+        objective_after=float(measured.value_and_gradient(in_plan)[0]),
     )
-    return Solved(problem.weights, log_scales, result)
 
 
 def _is_cut(stopped: list[tuple[Mask, str]], box: float | None) -> bool:
