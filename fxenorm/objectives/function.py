@@ -165,6 +165,10 @@ class Function:
         at = torch.zeros_like(self.labels, dtype=parts[0].objective.degree.dtype)
         return float(torch.stack([part.log_value(at) for part in parts]).logsumexp(0))
 
+    def kept(self) -> Function:
+        """Returns the same, independent of what becomes of the model's weights."""
+        return replace(self, parts=[_changed(part, Exponentials.kept) for part in self.parts])
+
     def finite(self) -> Function:
         """Returns the same without entries that are not finite."""
         return replace(self, parts=[_changed(part, Exponentials.finite) for part in self.parts])

@@ -122,6 +122,12 @@ class Exponentials:
         """Returns the same, multiplied by exp(log_weight)."""
         return Exponentials(self.objective, self.log_constant, self.entries, self.log_weight + log_weight)
 
+    def kept(self) -> Exponentials:
+        """Returns the same with memory of its own: matrices of narrow types are the model's weights themselves."""
+        own = self.objective
+        objective = replace(own, matrices=[one.clone() if is_narrow(one) else one for one in own.matrices]).without_memory()
+        return Exponentials(objective, self.log_constant, self.entries, self.log_weight)
+
     def finite(self) -> Exponentials:
         """Returns the same without entries that are not finite: what these move is held, and hides nothing of the others."""
         own, p = self.objective, self.objective.p

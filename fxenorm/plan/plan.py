@@ -606,7 +606,7 @@ class Plan:
             raise OptionError("maximise=True needs a box, for objectives grow for ever: pass max_log_scale=0.3, say")
 
     def objective(self, term: Any) -> Function:
-        """Returns an objective at the current weights, as a function of the log-scales.
+        """Returns an objective as a function of the log-scales, at the current weights; what becomes of these later is not seen.
 
         Args:
             term: a term of `fxenorm.objectives`, a sum of terms with weights, or one of your own.
@@ -625,7 +625,7 @@ class Plan:
         if self.rescaler.ranks() is not None:
             raise OptionError("an objective reads whole tensors, and this model is spread over processes")
         with self.rescaler.lock:
-            return function_of(as_term(term), self.rescaler.analysis, self.rescaler.open())
+            return function_of(as_term(term), self.rescaler.analysis, self.rescaler.open()).kept()
 
     def rescale(
         self, log_scales: Tensor | Sequence[float], optimizer: OptimizerLike = None, *, state: StateChoice = "reexpress"

@@ -28,6 +28,10 @@ be steeper than it says, hence more halvings than in `fxenorm.solve.newton`."""
 _SQUARED, _LEAST = 0.01, 1e-9
 """One more iteration where the imbalance is above this share of `tol`; not for a `tol` below the second. As in `solve`."""
 
+_PATIENCE = 30
+"""Iterations without a smaller imbalance before the solution is given up. Newton steps that are shortened by the line search may
+raise it for a while; a function that breaks its promise to be convex may do so for ever. A choice, not a measurement."""
+
 _STARTS, _ROUNDS = 4, 100
 """Starts of `climb`, the first of them 0, and rounds at most: each round ends at a vertex that is higher than the last."""
 
@@ -90,12 +94,13 @@ def minimise(
         The minimum, or the best that was reached; ``converged`` speaks of the variables that no limit stops.
     """
     at = torch.zeros_like(limit[0]) if start is None else start
-    cycles, squares = 0, tol >= _LEAST
+    cycles, squares, least, since = 0, tol >= _LEAST, float("inf"), 0
     for iteration in range(max_iterations + 1):
         off = torch.where(held, 0.0, function.imbalances(at))
         stopped = ~held & at_limit(at, function.relative_step(at), limit)
         worst, inside = torch.stack([_largest(off), _largest(torch.where(stopped, 0.0, off))]).tolist()
-        if iteration == max_iterations:
+        least, since = (inside, 0) if inside < least else (least, since + 1)
+        if iteration == max_iterations or since > _PATIENCE:
             break
         if inside <= tol:
             if not squares or iteration == 0 or inside <= _SQUARED * tol:
