@@ -93,7 +93,7 @@ def analyze(
         solver: one cycle of `step` is "jacobi", all channels at once, or "gauss-seidel", group after group in the order of the
             pair graph, which needs fewer cycles and more time for each
             (and, unlike the other, waits for a GPU). "auto" and "newton" leave `step` at "jacobi". `balance`
-            takes Newton's method (p = inf: Gauss-Seidel cycles) unless "gauss-seidel" is named.
+            takes Newton's method (p = inf: the max-balanced answer by contraction) unless "gauss-seidel" is named.
         backend: what reads and writes the weights: "auto": "compiled" on CPUs as soon as a C++ compiler, which works in
             the background, has finished, "eager" until then. "compiled" waits for the compiler.
             "triton", for GPUs, is opt-in: no GPU has run or timed it yet; see `fxenorm.kernels.gpu.executor.TritonBackend`.

@@ -545,8 +545,10 @@ class Plan:
 
         As a rule the minimum is unique, and it does not matter which of all rescalings of a model this starts from. Scales in
         front of a normalisation stay as they are; `fxenorm.canonical` folds BatchNorms first, which frees them. For p = inf
-        Gauss-Seidel cycles equalise the ranges instead; which of the balanced points they reach depends on the start and on the
-        order of the groups.
+        the answer is max-balanced: for every set of channels the largest weight in is as large as the largest weight out. It is
+        the one whose sorted weights are lexicographically least, the limit of large p; ``residual`` says how far a result is
+        from it. With solver="gauss-seidel" sweeps equalise the ranges of single channels, which has many answers in a model
+        with residual streams.
 
         Of a model spread over processes, every question of the solver is one small collective, and none gathers a weight.
 

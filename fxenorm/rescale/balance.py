@@ -17,6 +17,7 @@ from ..errors import RescaleError
 from ..optim.state import OptimizerLike, StateChoice, unwrap_optimizers
 from ..solve import fastest_solver
 from ..solve.iterate import Solution, solve_rounded
+from ..solve.max_balance.residual import residual_at
 from ..text.describe import plural
 from ..text.html import html_block, html_table
 from ..text.progress import progress
@@ -55,7 +56,8 @@ class BalanceResult:
     """The report of `Plan.balance`; print it to see before and after, since the model's outputs do not change.
 
     Attributes:
-        converged: whether the imbalance over all variables that are not held fell to the tolerance.
+        converged: whether the imbalance over all variables that are not held fell to the tolerance; with solver "max-balance"
+            (p = inf), the residual too.
         solver: what found the solution.
         iterations: its outer iterations: cycles, or Newton steps.
         passes: how often all weights were read or written.
@@ -72,6 +74,9 @@ class BalanceResult:
             a model that is spread over processes.
         objective: the objective that was given, as it is printed; None: the norm.
         objective_before, objective_after: its value, as the log-scales predict it.
+        residual: for p = inf, how far the answer is from the one whose sorted weights are lexicographically least, as a natural
+            logarithm of a weight: the largest by which a weight is above those that join both its ends both ways. 0 at that
+            answer alone. NaN where it is not worked out: too many weights carry three or more variables. None for finite p.
 
     Example:
         >>> import fxenorm, torch
@@ -103,6 +108,7 @@ class BalanceResult:
     objective: str | None = None
     objective_before: float = math.nan
     objective_after: float = math.nan
+    residual: float | None = None
 
     def __repr__(self) -> str:
         """Returns one line: how it ended, the norm and the imbalance."""
@@ -148,6 +154,8 @@ class BalanceResult:
         lines = [] if self.objective is None else [f"(objective: {self.objective})"]
         if self.channel_ranges_before:
             lines.append("(widest layer: its largest channel norm by its smallest)")
+        if self.residual is not None:
+            lines.append(f"residual     {self.residual:.3g}")
         if self.rounded:
             lines.append(f"rounded      {self.rounded:,} of the smallest entries, so outputs may differ in their last bits")
         count = sum(item.count for item in self.held)
@@ -258,6 +266,9 @@ def solve_weights(
     powers_of_two = weights.powers_of_two()
     found = _within_rooms(solved, targets, powers_of_two, solver, tol=tol, max_iterations=max_iterations)
     solution, log_scales = found.solution, analysis.to_plan(found.solution.log_scales)
+    distance = (
+        residual_at(found.objective, solution.log_scales, solution.at_limit) if math.isinf(analysis.options.p) else math.nan
+    )
     in_plan = by_tensor if analysis is whole.analysis else whole.objective()
     measured = solved if in_plan is by_tensor else in_plan
     held = held_by_group(
@@ -265,7 +276,7 @@ def solve_weights(
     )
     result = BalanceResult(
         solver=solver,
-        converged=solution.converged,
+        converged=solution.converged and (solver != "max-balance" or powers_of_two is not None or distance <= tol),
         iterations=solution.iterations,
         passes=found.passes,
         log_scales=log_scales.to("cpu", torch.float64, copy=True),
@@ -280,6 +291,7 @@ def solve_weights(
         powers_of_two=powers_of_two is not None and bool(powers_of_two.any()),
         channel_ranges_before=channel_ranges(whole.analysis, in_plan, None),
         channel_ranges_after=channel_ranges(whole.analysis, in_plan, log_scales),
+        residual=distance if math.isinf(analysis.options.p) else None,
     )
     return Solved(weights, solution.log_scales, result), targets
 
@@ -336,7 +348,7 @@ def _within_rooms(
 def solver_for(options: Options) -> str:
     """Returns the solver of `balance`: the named one where that says more than how a cycle works, else the fastest.
 
-    Newton's method needs derivatives, which p = inf has not; there Gauss-Seidel cycles equalise the ranges.
+    Newton's method needs derivatives, which p = inf has not; there the max-balanced answer is found by contraction.
     """
     return options.solver if options.solver == "gauss-seidel" else fastest_solver(options.p)
 

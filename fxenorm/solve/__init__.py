@@ -4,10 +4,12 @@ In: log N and log P of every variable. Out: natural log-scales, one a variable. 
 """
 
 from . import newton, sweeps  # the solvers register themselves
+from .max_balance.solver import MaxBalance
 from .registry import SOLVER_NAMES, SolverName, fastest_solver, get_solver, register_solver, solver_names
 
 __all__ = [
     "SOLVER_NAMES",
+    "MaxBalance",
     "SolverName",
     "fastest_solver",
     "get_solver",

@@ -18,6 +18,7 @@ from .jacobi import (
     solvable,
     truncate_to_powers_of_two,
 )
+from .max_balance.residual import residual_at
 from .objective import Objective
 from .registry import get_solver
 
@@ -94,7 +95,7 @@ def solve(
         worst, worst_inside, lost = torch.stack([current, inside, (first & ~alive).any().to(current.dtype)]).tolist()
         if lost or iteration == max_iterations:
             break
-        if worst_inside <= tol:
+        if worst_inside <= tol and not (iteration == 0 and solver == "max-balance" and residual_at(problem, total) > tol):
             if not squares or iteration == 0 or worst_inside <= _SQUARED * tol:
                 break
             squares = False

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from .max_balance.entries import Entries, Floats, Mask
+
 __all__ = ["Cycle", "GroupUpdate", "Objective", "Operator"]
 
 
@@ -79,6 +81,12 @@ class Objective(Protocol):
 
     def softened(self, p: float) -> Objective | None:
         """Returns the same with a smaller exponent of the norm, which is less steep; None: it is not to be had."""
+
+    def largest_entries(self, log_scales: Floats, count: int) -> Entries:
+        """Returns so many of the largest entries of each channel after a rescaling, by their logs before it; p = inf alone."""
+
+    def entries_where(self, log_scales: Floats, least: float, choose: Callable[[Entries], Mask]) -> Entries:
+        """Returns those entries above a value after a rescaling that are chosen, by their logs before it; p = inf alone."""
 
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """F as a function of one scalar a label: logs of its entries, and (3, n) of entry, label and exponent."""

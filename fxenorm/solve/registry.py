@@ -25,10 +25,16 @@ class Solver:
     Attributes:
         make: returns a fresh cycle, which serves one solution.
         derivatives: whether its cycles need first and second derivatives of the objective, which p = inf does not have.
+        largest: whether its cycles look at the largest entries alone, which decide for p = inf and for no other.
     """
 
     make: Callable[[], Cycle]
     derivatives: bool = False
+    largest: bool = False
+
+    def serves(self, p: float) -> bool:
+        """Whether it can minimise a norm of this exponent."""
+        return not (self.largest if math.isfinite(p) else self.derivatives)
 
 
 _SOLVERS: dict[str, Solver] = {}
@@ -52,12 +58,12 @@ def register_solver(name: str, solver: Solver, *, replace: bool = False) -> None
 
 def solver_names(p: float = 2.0) -> tuple[str, ...]:
     """Returns the names of all registered solvers that can minimise a norm of exponent `p`, in alphabetical order."""
-    return tuple(sorted(name for name, solver in _SOLVERS.items() if math.isfinite(p) or not solver.derivatives))
+    return tuple(sorted(name for name, solver in _SOLVERS.items() if solver.serves(p)))
 
 
-def fastest_solver(p: float) -> SolverName:
+def fastest_solver(p: float) -> str:
     """Returns the solver that needs the fewest iterations: Newton's method where the objective has derivatives."""
-    return "newton" if "newton" in solver_names(p) else "gauss-seidel"
+    return "newton" if "newton" in solver_names(p) else "max-balance"
 
 
 def get_solver(name: str) -> Cycle:

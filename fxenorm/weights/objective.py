@@ -13,12 +13,14 @@ from torch import Tensor
 from ..analysis.group_order import GroupOrder, GroupSums, group_order
 from ..kernels.backend import Backend
 from ..kernels.program import ReduceProgram
-from ..kernels.reference.channel_sums import channel_sums, is_full, is_narrow, resized
+from ..kernels.reference.channel_sums import channel_sums, is_full, is_narrow, powers_of_maxima, resized
 from ..kernels.reference.curvature import Curvature, aggregate
 from ..kernels.reference.stacked import stacked
 from ..solve.jacobi import imbalance
+from ..solve.max_balance.entries import Entries, Floats, Mask, joined
 from ..solve.objective import GroupUpdate, Operator
 from .shared.sums import OwnSums, Sums
+from .single_entries.reading import entries_where, largest_entries
 
 __all__ = ["CurrentObjective"]
 
@@ -184,6 +186,8 @@ class CurrentObjective:
         None for large float64 weights: their powers would need as much room again. None too where processes tell one another
         sums, which are made for one exponent.
         """
+        if math.isinf(self.p):
+            return self._of_maxima(p)
         if self.sums.is_shared or any(map(is_full, self.program.blocks, self.matrices)):
             return None
         share = p / self.p
@@ -193,6 +197,42 @@ class CurrentObjective:
         program = replace(self.program, p=p, offsets=offsets, log_weights=share * own, _copies={}, _parts={})
         matrices = [matrix if is_narrow(matrix) else resized(self.p, p, matrix) for matrix in self.matrices]
         return replace(self, program=program, matrices=matrices, order=None, _recent=_Recent())
+
+    def _of_maxima(self, p: float) -> CurrentObjective | None:
+        """Returns the same weights (of kernels: their largest entries) with a finite exponent, without layer weights.
+
+        It is for starts. Large float64 weights are taken in float32, so that they need half as much room again; entries in which
+        two terms meet count once, whatever their exponent.
+        """
+        if self.sums.is_shared:
+            return None
+        sizes = [block.slots for block in self.program.blocks]
+        offsets = torch.zeros_like(self.program.offsets)
+        for block, own in zip(self.program.blocks, torch.split(offsets, sizes), strict=True):
+            terms = [value for value, ids in block.terms for _ in range(ids.numel())]
+            own[: len(terms)] = torch.tensor(terms, dtype=own.dtype, device=own.device).abs().log()
+        program = replace(self.program, p=p, offsets=offsets, _copies={}, _parts={})
+        matrices = [powers_of_maxima(p, block, each) for block, each in zip(program.blocks, self.matrices, strict=True)]
+        return replace(self, program=program, matrices=matrices, order=None, _recent=_Recent()).stacked()
+
+    def largest_entries(self, log_scales: Floats, count: int) -> Entries:
+        """Returns so many of the largest entries of each channel of each tensor after a rescaling; for p = inf.
+
+        Args:
+            log_scales: (K,) natural logarithms.
+            count: how many of each channel.
+        """
+        return joined(self.sums.gathered(lambda: largest_entries(self.program, self.matrices, log_scales, count)))
+
+    def entries_where(self, log_scales: Floats, least: float, choose: Callable[[Entries], Mask]) -> Entries:
+        """Returns those of all entries above a value after a rescaling that are chosen; for p = inf.
+
+        Args:
+            log_scales: (K,) natural logarithms.
+            least: the value, a natural logarithm.
+            choose: returns (n,) which of some entries to keep.
+        """
+        return joined(self.sums.gathered(lambda: entries_where(self.program, self.matrices, log_scales, least, choose)))
 
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Returns the objective as a function of one scalar a label; see `fxenorm.kernels.reference.curvature.aggregate`."""

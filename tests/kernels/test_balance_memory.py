@@ -138,4 +138,4 @@ def test_balance_allocates_no_more_than_the_weights(
     iterations = 10 if RELEASE >= (2, 7) else 3
     most = most_allocated(lambda: results.append(plan.balance(max_iterations=iterations)))
     assert most <= weights + slack, f"{most / 1e6:.1f} MB for {weights / 1e6:.1f} MB of weights"
-    assert results[0].iterations > 1
+    assert results[0].iterations > (0 if math.isinf(p) else 1), "one iteration is all of p = inf, and more of the others"

@@ -114,11 +114,16 @@ def test_solvers_by_name(solver: str) -> None:
     assert result.norm_after == pytest.approx(reference.balance().norm_after, rel=1e-9)
 
 
-def test_infinite_p_takes_sweeps() -> None:
+@pytest.mark.parametrize(
+    ("named", "used"), [("auto", "max-balance"), ("jacobi", "max-balance"), ("gauss-seidel", "gauss-seidel")]
+)
+def test_infinite_p_takes_sweeps_where_they_are_named(named: str, used: str) -> None:
     model, inputs = made("chain4")
-    plan = fxenorm.analyze(model, inputs, p=float("inf"))
+    plan = fxenorm.analyze(model, inputs, p=float("inf"), solver=named)
     result = plan.balance()
-    assert result.converged and result.solver == "gauss-seidel" and "gauss-seidel" in str(result)
+    assert result.converged and result.solver == used and used in str(result)
+    assert result.residual is not None and result.residual <= (1e-12 if used == "max-balance" else 1e-2)
+    assert fxenorm.analyze(made("chain4")[0], inputs).balance().residual is None, "for finite p there is none"
 
 
 def test_a_minimum_beyond_the_limit_is_reported() -> None:

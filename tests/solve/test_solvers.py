@@ -319,6 +319,7 @@ def test_whoever_is_registered_can_be_chosen() -> None:
         assert Options(solver=name).solver == name
     for p in (0.5, 2.0, 1000.0):
         assert fastest_solver(p) == "newton"
-    assert fastest_solver(math.inf) == "gauss-seidel" and "newton" not in solver_names(math.inf)
+    assert fastest_solver(math.inf) == "max-balance" and "newton" not in solver_names(math.inf)
+    assert "max-balance" not in solver_names(2.0), "it looks at the largest entries alone"
     with pytest.raises(OptionError, match="'auto', 'jacobi', 'gauss-seidel', 'newton'"):
         Options(solver="coarse-jacobi")

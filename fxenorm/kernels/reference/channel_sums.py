@@ -30,6 +30,7 @@ __all__ = [
     "is_narrow",
     "is_zero",
     "power_matrix",
+    "powers_of_maxima",
     "resized",
     "shifted_parts",
     "shifts_of",
@@ -84,6 +85,19 @@ def resized(p: float, other: float, matrix: Tensor) -> Tensor:
     if is_linear(p):
         return matrix**share if is_linear(other) else share * matrix.log()
     return (share * matrix).exp_() if is_linear(other) else share * matrix
+
+
+def powers_of_maxima(p: float, block: Block, logs: Tensor) -> Tensor:
+    """Returns a matrix of logarithms, as p = inf has it, for a finite exponent; a large one as weights in float32."""
+    if is_narrow(logs):
+        return logs
+    if not is_full(block, logs):
+        powers = p * logs
+        return powers.exp_() if is_linear(p) else powers
+    narrow = torch.empty_like(logs, dtype=torch.float32)
+    for index in parts_of(logs):
+        narrow[index] = logs[index].exp().clamp_(max=torch.finfo(torch.float32).max)
+    return narrow
 
 
 def is_zero(p: float, matrix: Tensor) -> Tensor:

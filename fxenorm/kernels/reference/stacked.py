@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
@@ -56,7 +57,7 @@ def stacked(program: ReduceProgram, matrices: Sequence[Tensor]) -> tuple[ReduceP
 
 def _kind(p: float, block: Block, matrix: Tensor, log_weight: float) -> Hashable | None:
     """Returns a key that matrices to be stacked have in common; None: this one stays alone."""
-    if not is_linear(p) or is_narrow(matrix) or matrix.numel() > _LARGEST or not has_two_sides(block):
+    if not (is_linear(p) or math.isinf(p)) or is_narrow(matrix) or matrix.numel() > _LARGEST or not has_two_sides(block):
         return None
     terms = tuple((coefficient, tuple(ids.shape)) for coefficient, ids in block.terms)
     return (*block.shape,), tuple(matrix.shape), terms, block.kernel_axes, block.offset, log_weight, matrix.device

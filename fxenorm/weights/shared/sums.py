@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ __all__ = ["OwnSums", "SharedSums", "Sums"]
 _WITH_ROOMS = "sums and rooms"
 _SHARPNESS, _FARTHEST = 20.0, 30.0
 """exp(-20 times a room) of at most 30 is far inside a float64's range, and the sum of some is nearly the largest."""
+
+T = TypeVar("T")
 
 Pattern = tuple[tuple[int, int], ...]
 """Labels and exponents of an entry of the coarse problem."""
@@ -78,6 +81,10 @@ class Sums(abc.ABC):
         """Returns (count,) bool: True where any process says so."""
 
     @abc.abstractmethod
+    def gathered(self, make: Callable[[], T]) -> list[T]:
+        """Returns the objects that all processes make, in the same order everywhere."""
+
+    @abc.abstractmethod
     def number(self, make: Callable[[], int]) -> int:
         """Returns the sum of all processes' numbers."""
 
@@ -110,6 +117,10 @@ class OwnSums(Sums):
     def anywhere(self, make: Callable[[], Tensor], count: int) -> Tensor:
         """Returns (count,) bool as this process says it."""
         return make()
+
+    def gathered(self, make: Callable[[], T]) -> list[T]:
+        """Returns this process's object, which is the only one."""
+        return [make()]
 
     def number(self, make: Callable[[], int]) -> int:
         """Returns this process's number, which is the sum."""
@@ -222,6 +233,10 @@ class SharedSums(Sums):
     def anywhere(self, make: Callable[[], Tensor], count: int) -> Tensor:
         """Returns (count,) bool: True where any process says so, by one collective."""
         return self.ranks.total(self.own(lambda: make().double(), count)).nan_to_num() > 0
+
+    def gathered(self, make: Callable[[], T]) -> list[T]:
+        """Returns the objects that all processes make, by one collective; where one cannot, all raise."""
+        return self.ranks.gather_made(make)
 
     def number(self, make: Callable[[], int]) -> int:
         """Returns the sum of all processes' numbers, by one collective."""

@@ -1,0 +1,111 @@
+"""Single entries of a tensor for p = inf: the largest of each channel, and those above some value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..parts import Index
+from ..program import Block, float_dtype
+from .channel_sums import expanded, shifted_parts, shifts_of
+
+__all__ = ["described", "largest", "parts_above"]
+
+
+def largest(block: Block, matrix: Tensor, log_scales: Tensor, count: int) -> Tensor:
+    """Returns the positions of the `count` largest entries of each channel after a rescaling.
+
+    Args:
+        block: the tensor's terms.
+        matrix: its logarithms, as `power_matrix` returns them for p = inf.
+        log_scales: (K,) natural logarithms, on the matrix's device.
+        count: how many of each position of each term.
+
+    Returns:
+        (n,) int64 flat positions in the matrix, in rising order.
+    """
+    sides = [[axis for axis, size in enumerate(ids.shape) if size > 1] for _, ids in block.terms]
+    kept = [_Largest(matrix, own, count) for own in sides]
+    for index, part in shifted_parts(math.inf, matrix, shifts_of(math.inf, block, log_scales)):
+        for one in kept:
+            one.add(index, part)
+    nothing = torch.zeros(0, dtype=torch.int64, device=matrix.device)
+    found: Tensor = torch.unique(torch.cat([nothing, *(one.places() for one in kept)]))
+    return found
+
+
+class _Largest:
+    """The largest entries of each position along some axes, of a tensor that comes a part at a time."""
+
+    def __init__(self, matrix: Tensor, axes: list[int], count: int) -> None:
+        self._shape, self._axes = matrix.shape, axes
+        self._others = [axis for axis in range(matrix.ndim) if axis not in axes]
+        self._count = min(count, math.prod(matrix.shape[axis] for axis in self._others))
+        shape = [*(matrix.shape[axis] for axis in axes), self._count]
+        self._logs = torch.full(shape, -math.inf, dtype=float_dtype(matrix.device), device=matrix.device)
+        self._places = torch.full(shape, -1, dtype=torch.int64, device=matrix.device)
+
+    def add(self, index: Index, part: Tensor) -> None:
+        """Looks at a part."""
+        own = tuple(index[axis] if axis < len(index) else slice(None) for axis in self._axes)
+        line = part.permute([*self._axes, *self._others]).reshape(*(part.shape[axis] for axis in self._axes), -1)
+        logs, at = line.topk(min(self._count, line.shape[-1]))
+        places = self._flat(index, part, at)
+        if logs.shape[-1] == self._count and line.shape[-1] == math.prod(self._shape[axis] for axis in self._others):
+            self._logs[own], self._places[own] = logs, places
+            return
+        logs, places = torch.cat([self._logs[own], logs], -1), torch.cat([self._places[own], places], -1)
+        logs, at = logs.topk(self._count)
+        self._logs[own], self._places[own] = logs, places.gather(-1, at)
+
+    def _flat(self, index: Index, part: Tensor, at: Tensor) -> Tensor:
+        """Returns positions in the whole of those in the lines of a part."""
+        starts = [(index[axis].start or 0) if axis < len(index) else 0 for axis in range(part.ndim)]
+        strides = [math.prod(self._shape[axis + 1 :]) for axis in range(part.ndim)]
+        places = torch.full_like(at, sum(start * stride for start, stride in zip(starts, strides, strict=True)))
+        for axis in reversed(self._others):
+            places += at % part.shape[axis] * strides[axis]
+            at = at // part.shape[axis]
+        for place, axis in enumerate(self._axes):
+            along = torch.arange(part.shape[axis], dtype=torch.int64, device=part.device) * strides[axis]
+            places += along.reshape(-1, *[1] * (at.ndim - place - 1))
+        return places
+
+    def places(self) -> Tensor:
+        """Returns the (n,) positions that were found."""
+        return self._places[self._logs > -math.inf]
+
+
+def parts_above(block: Block, matrix: Tensor, log_scales: Tensor, least: float) -> Iterator[Tensor]:
+    """Yields the flat positions, part by part, of the entries above a value after a rescaling; waits for the device."""
+    strides = [math.prod(matrix.shape[axis + 1 :]) for axis in range(matrix.ndim)]
+    for index, part in shifted_parts(math.inf, matrix, shifts_of(math.inf, block, log_scales)):
+        places = (part > least).nonzero()
+        if len(places):
+            first = sum((piece.start or 0) * stride for piece, stride in zip(index, strides, strict=False))
+            yield first + (places * torch.tensor(strides, dtype=torch.int64, device=matrix.device)).sum(1)
+
+
+def described(block: Block, matrix: Tensor, positions: Tensor, num_scales: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the exponents and the logarithms of some entries.
+
+    Args:
+        block: the tensor's terms.
+        matrix: as `power_matrix` returns it for p = inf.
+        positions: (n,) flat positions in it.
+        num_scales: number of variables.
+
+    Returns:
+        (n, T) ids of variables by term, -1 for "fixed"; (T,) the terms' coefficients; (n,) log |w|.
+    """
+    places = torch.unravel_index(positions, matrix.shape)
+    logs = expanded(math.inf, matrix[places])
+    ids = [
+        term[tuple(place.clamp(max=size - 1) for place, size in zip(places, term.shape, strict=True))] for _, term in block.terms
+    ]
+    stacked = torch.stack(ids, -1) if ids else positions.new_zeros((len(positions), 0))
+    coefficients = torch.tensor([value for value, _ in block.terms], dtype=torch.int64, device=matrix.device)
+    return torch.where(stacked == num_scales, -1, stacked), coefficients, logs

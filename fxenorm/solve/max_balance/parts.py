@@ -1,0 +1,85 @@
+"""Parts with entries of three or more variables: which variables they hold, and their answer where they are small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .entries import Entries, Floats, Mask, distinct, joined
+from .general import exponent_matrix, lexicographic_least
+from .source import EntrySource, moving
+
+__all__ = ["GeneralPart", "general_part"]
+
+_MOST_VARIABLES, _MOST_ENTRIES = 64, 4000
+"""The largest part that linear programs are used on: each variable may take one, of as many rows as there are entries. At this
+size one takes some 30 ms."""
+
+
+@dataclass(frozen=True)
+class GeneralPart:
+    """Variables that entries join, of which some carry three or more.
+
+    Attributes:
+        variables: (K,) bool.
+        entries: all of them, one of each exponents; None: they are too many.
+    """
+
+    variables: Mask
+    entries: Entries | None
+
+    def exponents(self, entries: Entries) -> Floats:
+        """Returns (n, variables) the exponents of the entries."""
+        return exponent_matrix(entries, np.flatnonzero(self.variables))
+
+    def solved(self, log_scales: Floats) -> Floats:
+        """Returns the (K,) log-scales after this part has its answer."""
+        entries = Entries.none() if self.entries is None else self.entries
+        change, _ = lexicographic_least(self.exponents(entries), entries.at(log_scales).logs)
+        found = log_scales.copy()
+        found[self.variables] += change
+        return np.asarray(found)
+
+
+def general_part(source: EntrySource, log_scales: Floats, free: Mask, variables: Mask) -> GeneralPart:
+    """Returns some variables with all that any entries join them to, and these entries.
+
+    Args:
+        source: the entries.
+        log_scales: (K,) natural logarithms.
+        free: (K,) the variables that move.
+        variables: (K,) where to begin.
+    """
+    while True:
+        entries = _touching(source, log_scales, free, variables)
+        if entries is None:
+            return GeneralPart(variables, None)
+        wider = variables.copy()
+        wider[entries.ids[entries.ids >= 0]] = True
+        if int(wider.sum()) > _MOST_VARIABLES:
+            return GeneralPart(wider, None)
+        if bool((wider == variables).all()):
+            return GeneralPart(variables, entries)
+        variables = wider
+
+
+def _touching(source: EntrySource, log_scales: Floats, free: Mask, variables: Mask) -> Entries | None:
+    """Returns all entries that carry some variables, one of each exponents; None where they are too many."""
+    if int(variables.sum()) > _MOST_VARIABLES:
+        return None
+    known = Entries.none()
+    padded = np.append(variables, False)
+
+    def choose(entries: Entries) -> Mask:
+        """Keeps those that are not known, and none where they are too many."""
+        nonlocal known
+        some = entries.reduced(free, log_scales)
+        chosen = some.movable & padded[some.ids].any(axis=1)
+        if len(known) > _MOST_ENTRIES:
+            return np.zeros_like(chosen)
+        known = distinct(joined([known, some.chosen(chosen)]))
+        return chosen
+
+    found = moving(source.entries_where(log_scales, -np.inf, choose), free, log_scales)
+    return None if len(found) > _MOST_ENTRIES else found

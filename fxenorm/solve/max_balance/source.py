@@ -1,0 +1,74 @@
+"""All counted entries, of which the solver of p = inf sees the largest, and those that are above their level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from .entries import Entries, Floats, Ids, Mask, distinct
+from .levels import Levels
+from .structure import Structure
+
+__all__ = ["EntrySource", "Levelled", "above_levels", "moving"]
+
+_MANY, _EACH = 4, 3
+"""Entries above their level, by number of variables, of which only this many in and out of each variable join at a time: where
+nothing is near the answer, all entries are above, and the rest of them would not be in a later round."""
+
+
+class EntrySource(Protocol):
+    """All counted entries, of which the solver sees few."""
+
+    def largest_entries(self, log_scales: Floats, count: int) -> Entries:
+        """Returns so many of the largest entries in and out of each variable after a rescaling, by their logs before it."""
+
+    def entries_where(self, log_scales: Floats, least: float, choose: Callable[[Entries], Mask]) -> Entries:
+        """Returns those of all entries above a value after a rescaling that are chosen, by their logs before it."""
+
+
+@dataclass(frozen=True)
+class Levelled:
+    """The parts of some entries, and the levels of their nodes."""
+
+    structure: Structure
+    levels: Levels
+
+
+def moving(entries: Entries, free: Mask, log_scales: Floats) -> Entries:
+    """Returns the entries that free variables move, one of each exponents; the other variables stay at their log-scales."""
+    reduced = entries.reduced(free, log_scales)
+    return distinct(reduced.chosen(reduced.movable))
+
+
+def above_levels(source: EntrySource, log_scales: Floats, free: Mask, known: Levelled, margin: float) -> Entries:
+    """Returns the entries that are above their level by more than a margin, as `moving` returns them; of many, the farthest."""
+
+    def choose(entries: Entries) -> Mask:
+        """Returns which of some entries are above."""
+        reduced = entries.reduced(free, log_scales)
+        chosen = reduced.movable
+        some = reduced.chosen(chosen)
+        chosen[chosen] = some.at(log_scales).logs > known.structure.levels_of(some, known.levels) + margin
+        return chosen
+
+    found = moving(source.entries_where(log_scales, known.levels.lowest + margin, choose), free, log_scales)
+    if len(found) <= _MANY * len(free):
+        return found
+    scores = found.at(log_scales).logs - known.structure.levels_of(found, known.levels)
+    return found.chosen(_farthest(found, scores))
+
+
+def _farthest(entries: Entries, scores: Floats) -> Ids:
+    """Returns the places of the entries of the highest scores in and out of each variable, with ties by size."""
+    found = []
+    for ids, coefficients in zip(entries.ids.T, entries.coefficients.T, strict=True):
+        groups = np.where(coefficients > 0, 2 * ids + 1, 2 * ids)
+        order = np.lexsort((-entries.logs, -scores, groups))
+        own = groups[order]
+        starts = np.flatnonzero(np.append(True, own[1:] != own[:-1]))
+        rank = np.arange(len(own)) - np.repeat(starts, np.diff(np.append(starts, len(own))))
+        found.append(order[(rank < _EACH) & (own >= 0)])
+    return np.unique(np.concatenate(found))

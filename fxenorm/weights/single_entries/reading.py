@@ -1,0 +1,76 @@
+"""Single entries of the counted tensors, with their exponents, as the solver of p = inf takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels.program import ReduceProgram
+from ...kernels.reference.entries import described, largest, parts_above
+from ...solve.max_balance.entries import Entries, Floats, Mask, joined
+
+__all__ = ["entries_where", "largest_entries"]
+
+
+@torch.no_grad()
+def largest_entries(program: ReduceProgram, matrices: Sequence[Tensor], log_scales: Floats, count: int) -> Entries:
+    """Returns so many of the largest entries of each channel of each tensor after a rescaling.
+
+    Args:
+        program: the objective, with p = inf.
+        matrices: as `Backend.matrices` returns them.
+        log_scales: (K,) natural logarithms.
+        count: how many of each channel.
+    """
+    found = []
+    for number, matrix, scales in _on_device(matrices, log_scales):
+        block = program.to(matrix.device).blocks[number]
+        found.append(_entries(program, number, matrix, largest(block, matrix, scales, count)))
+    return joined(found)
+
+
+@torch.no_grad()
+def entries_where(
+    program: ReduceProgram,
+    matrices: Sequence[Tensor],
+    log_scales: Floats,
+    least: float,
+    choose: Callable[[Entries], Mask],
+) -> Entries:
+    """Returns those of all entries above a value after a rescaling that are chosen; looks at a part at a time.
+
+    Args:
+        program, matrices, log_scales: as `largest_entries` takes them.
+        least: the value, a natural logarithm.
+        choose: returns (n,) which of some entries to keep.
+    """
+    found = []
+    for number, matrix, scales in _on_device(matrices, log_scales):
+        block = program.to(matrix.device).blocks[number]
+        if not block.terms:
+            continue
+        for positions in parts_above(block, matrix, scales, least):
+            some = _entries(program, number, matrix, positions)
+            found.append(some.chosen(choose(some)))
+    return joined(found)
+
+
+def _on_device(matrices: Sequence[Tensor], log_scales: Floats) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yields the number of each matrix, the matrix, and the log-scales on its device, which take one copy a device."""
+    known: dict[torch.device, Tensor] = {}
+    for number, matrix in enumerate(matrices):
+        if matrix.device not in known:
+            known[matrix.device] = torch.from_numpy(log_scales).to(matrix.device)
+        yield number, matrix, known[matrix.device]
+
+
+def _entries(program: ReduceProgram, number: int, matrix: Tensor, positions: Tensor) -> Entries:
+    """Returns the entries of one tensor at some positions."""
+    block = program.to(matrix.device).blocks[number]
+    ids, coefficients, logs = (some.cpu().numpy() for some in described(block, matrix, positions, program.num_scales))
+    if not ids.shape[1]:
+        return Entries.none()
+    return Entries.of_terms(ids, np.broadcast_to(coefficients, ids.shape), logs.astype(np.float64))
