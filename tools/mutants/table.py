@@ -120,7 +120,7 @@ TESTS: dict[str, list[str]] = {
     "weights/*": MIDDLE,
     "rescale/measures/*": ["test_history"],
     "rescale/*": MIDDLE,
-    "picture/*": ["test_picture", "test_html"],
+    "picture/*": ["test_picture", "test_report_page"],
     "text/*": ["test_repeats", "test_html", *MIDDLE],
     "optional*": ["test_history"],
     "optim/*": [
@@ -149,7 +149,7 @@ TESTS: dict[str, list[str]] = {
         "test_fake_runs",
     ],
     "distributed/*": ["test_agreement", "test_distributed"],
-    "inspect/html/*": ["test_html"],
+    "inspect/html/*": ["test_report_page"],
     "inspect/*": [
         "test_inspect",
         "test_hostile_files",

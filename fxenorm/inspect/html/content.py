@@ -154,7 +154,7 @@ def _foreseen(plan: Plan) -> tuple[Foreseen | None, str]:
 
 def number_words(value: float | None) -> str:
     """Returns a number in four digits, a dash for None, 0 for what rounding leaves of it."""
-    return "–" if value is None else "0" if abs(value) < _NOTHING else f"{value:.4g}"
+    return "–" if value is None or not math.isfinite(value) else "0" if abs(value) < _NOTHING else f"{value:.4g}"
 
 
 def _totals(plan: Plan, end: Foreseen | None) -> tuple[tuple[str, str, str], ...]:
@@ -218,6 +218,11 @@ def _groups(
     return tuple(rows)
 
 
+def _known(value: float | None) -> float | None:
+    """Returns a number, None where it is not finite."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _largest(values: Sequence[float]) -> float | None:
     """Returns the largest of some imbalances, None where none is finite."""
     return max((abs(value) for value in values if math.isfinite(value)), default=None)
@@ -233,7 +238,8 @@ def _layers(plan: Plan, before: Mapping[str, float], after: Mapping[str, float])
         by_layer[layer.layer] = alone.describe(expand=True, width=100_000).splitlines()
     names = dict.fromkeys((*layers_that_multiply(plan.symmetry), *by_layer))
     return tuple(
-        LayerRow(name, kinds.get(name, ""), tuple(by_layer.get(name, ())), before.get(name), after.get(name)) for name in names
+        LayerRow(name, kinds.get(name, ""), tuple(by_layer.get(name, ())), _known(before.get(name)), _known(after.get(name)))
+        for name in names
     )
 
 

@@ -128,7 +128,7 @@ def test_the_content_is_that_of_the_plan(plan: fxenorm.Plan) -> None:
     assert {row.reason for row in content.held} == {entry.reason for entry in plan.held} != set()
     assert sum(row.scales for row in content.held) == sum(entry.count for entry in plan.held)
     assert sum(row.channels for row in content.barriers) == sum(barrier.variables for barrier in plan.barriers) > 0
-    assert any("test_html.py" in place for row in content.barriers for place, _ in row.places)
+    assert any("test_report_page.py" in place for row in content.barriers for place, _ in row.places)
     told = {layer.name: layer.sentences for layer in content.layers}
     assert "\n".join(told["head.2"]) == plan.why("head.2").describe(expand=True, width=100_000)
     held = {variable for entry in plan.held for variable in entry.variables}
@@ -190,6 +190,18 @@ def test_a_model_without_numbers_has_a_page_too(model: nn.Module, says: str) -> 
     device = next(model.parameters()).device
     text = page(fxenorm.analyze(model, torch.zeros(2, 3, device=device)), "model.py")
     assert says in text and 'id="histogram"' not in text and len(text) < 200_000
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_weights_that_are_not_finite_or_all_zero_are_a_dash(value: float) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    with torch.no_grad():
+        model[2].weight.fill_(value)
+    text = page(fxenorm.analyze(model, torch.zeros(2, 3)), "model.py")
+    told = json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, flags=re.DOTALL)[0])
+    norms = {layer["name"]: layer["before"] for layer in told["layers"]}
+    assert norms["2"] == (0.0 if value == 0 else None) and norms["0"] > 0
+    assert "nan" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL).lower().split()
 
 
 # ---------------------------------------------------------------- the command
