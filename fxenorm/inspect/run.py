@@ -31,16 +31,16 @@ def run(arguments: argparse.Namespace, stream: TextIO) -> int:
     if arguments.model is None:
         return _list_operators(arguments, stream)
     target = check_target(arguments.model)
-    with Stages() as stages, modules_findable(target):
+    with Stages() as stages:
         stages.begin("importing torch")
-        _import_torch()
+        _import_torch()  # before the folders of the model's code are looked in
         from .answers.answer import answer
         from .answers.files import check_files
         from .answers.loading import load_subject
 
         check_files(arguments)
         stages.begin(f"building {printable(arguments.model)}")
-        with _own_warnings():
+        with modules_findable(target), _own_warnings():
             found = answer(arguments, load_subject(arguments, target), stages.begin)
     if arguments.json:
         _print_json(found.content, stream)

@@ -243,7 +243,9 @@ def make_bad_files(folder: Path) -> None:
     (folder / "no.index.json").write_text('{"weight_map": []}')
     (folder / "away.index.json").write_text('{"weight_map": {"a": "../w.safetensors"}}')
     (folder / "gone.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
-    (folder / "other.log_scales.json").write_text('{"log_scales": [1.0], "fingerprint": "x", "options": {"p": 2.0}}')
+    other = {"log_scales": [0.5] * 18, "fingerprint": "x", "options": {"p": 2.0}}  # as many as the model has
+    (folder / "other.log_scales.json").write_text(json.dumps(other))
+    (folder / "fewer.log_scales.json").write_text(json.dumps({**other, "log_scales": [0.5]}))
     (folder / "nan.log_scales.json").write_text('{"log_scales": [NaN], "fingerprint": "x", "options": {"p": 2.0}}')
     (folder / "there.pt").write_text("mine")
     (folder / "logged.pt.log_scales.json").write_text("mine")
@@ -283,6 +285,7 @@ BAD = [
     ("--weights w.pt --balance out.pt --undo no.index.json", "holds no log-scales"),
     ("--weights w.pt --balance out.pt --undo nan.log_scales.json", "is not finite"),
     ("--weights w.pt --balance out.pt --undo other.log_scales.json", "of another model"),
+    ("--weights w.pt --balance out.pt --undo fewer.log_scales.json", "of another model"),
     ("--weights w.pt --undo other.log_scales.json", "--undo: name the file to write, with --balance OUT"),
     ("--compare w.pt absent.pt", "no such file: absent.pt"),
     ("--compare w.pt shape.pt", "shape.pt does not fit the model"),

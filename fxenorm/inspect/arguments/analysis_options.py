@@ -38,7 +38,7 @@ ANALYSIS_OPTIONS = (
     AnalysisOption(
         "c",
         1.0,
-        "layer weights: a number > 0, adaptive, or LAYER=NUMBER, which may be repeated",
+        "layer weights: a number > 0, adaptive, or LAYER=NUMBER",
         read=read_layer_weight,
         metavar="C",
         repeated=True,
@@ -65,7 +65,12 @@ ANALYSIS_OPTIONS = (
         repeated=True,
     ),
     AnalysisOption("on_unknown", "barrier", "for operators without a scale rule", choices=("barrier", "error")),
-    AnalysisOption("solver", "jacobi", "the cycles of --balance", choices=("auto", "jacobi", "gauss-seidel", "newton")),
+    AnalysisOption(
+        "solver",
+        "jacobi",
+        "--balance takes Newton's method unless gauss-seidel is named",
+        choices=("auto", "jacobi", "gauss-seidel", "newton"),
+    ),
     AnalysisOption("backend", "auto", "the code that reads and writes weights", choices=("auto", "compiled", "eager", "triton")),
     AnalysisOption("scales", "auto", "any scales, or powers of two alone", choices=("exact", "pow2", "auto")),
     AnalysisOption(

@@ -13,7 +13,7 @@ the model:
   model.py               the file's module-level `model`; else a function without required arguments that
                          returns an nn.Module, or the only nn.Module class that can be built without arguments
   model.py:name          the module, function or class called `name`
-  model.py:build(depth=3)  what this call returns; its arguments are numbers, texts, lists and the like
+  model.py:f(depth=3)    what this call returns; its arguments are numbers, texts, lists and the like
   package.module:name    the same in a module that can be imported; the working directory is looked in first
   torchvision:resnet18   a model of torchvision with random weights (nothing is downloaded)
   timm:resnet18          the same of timm
