@@ -79,8 +79,8 @@ class Plan:
       `plan = fxenorm.analyze(model, x, p=2, batchnorm="skip", biases="skip", balance_last=False, solver="jacobi")`, and after
       every `optimizer.step()` one `plan.step(optimizer, state="keep")`
     - quantise per tensor (exact): `plan = fxenorm.analyze(model, p=math.inf, batchnorm="folded", biases="count")`,
-      `plan.balance(tol=1e-2)`, then fold the BatchNorms and quantise with your tool. A smaller tol takes cycles without end and
-      gains nothing. "folded" balances the weights that the quantiser will see, and it rounds biases, so that these count
+      `plan.balance()`, then fold the BatchNorms and quantise with your tool. "folded" balances the weights that the quantiser
+      will see, and it rounds biases, so that these count
     - get the canonical form (exact): `plan = fxenorm.analyze(model)`, `print(plan.balance())`
     - undo (exact): `result = plan.balance()`, `plan.rescale(-result.log_scales)`
     - draw other weights of the same function (exact): `plan.rescale(torch.randn(plan.num_scales))`

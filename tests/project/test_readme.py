@@ -250,6 +250,7 @@ def lines_of_code() -> list[str]:
     """All command lines: in console blocks and in code spans."""
     spans = re.findall(r"`([^`\n]+)`", PROSE)
     shown = re.findall(r"^\$ (.*)$", "\n".join(blocks("console")), flags=re.MULTILINE)
+    spans = [f"pip install {span}" if span.startswith('".[') else span for span in spans]
     return [line for line in [*spans, *shown] if re.match(r"(tools/|python |pip |fxenorm-inspect )", line)]
 
 
