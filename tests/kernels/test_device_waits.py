@@ -98,12 +98,13 @@ def test_a_step_on_the_gpu_stays_there(options: dict[str, Any], call: str) -> No
         optimizer = torch.optim.AdamW(model.parameters(), capturable=True)
         optimizer.step()
         plan.step(optimizer, **CALLS[call])
-        plan.norm(), plan.imbalance()  # the first time, indices are copied to the device
+        plan.norm(), plan.imbalance(), plan.history.record()  # the first time, indices are copied to the device
         versions = [parameter._version for parameter in model.parameters()]
         with Crossings() as crossings:
             for _ in range(3):
                 plan.step(optimizer, **CALLS[call])
                 norm, imbalance = plan.norm(), plan.imbalance()
+                plan.history.record(torch.ones((), dtype=torch.int64, device="cuda"))
         assert [parameter._version for parameter in model.parameters()] != versions
         assert norm.device.type == imbalance.device.type == "cuda"
     assert not crossings.seen
