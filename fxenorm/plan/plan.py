@@ -962,8 +962,8 @@ class Plan:
 
         Args:
             expand: whether each group has a row of its own, and every layer and operator is named.
-            width: of the text, in characters; None: the terminal's, 100 where there is none. A name is never broken, so
-                that a line with a longer name is longer.
+            width: of the text, in characters; None: the terminal's; where there is none, 100 of the table, any of other
+                lines. A name is never broken, so that a line with a longer name is longer.
 
         Returns:
             Text of several lines.

@@ -21,7 +21,7 @@ from ..symmetry.symmetry import Barrier, OutputUse, Symmetry
 from ..trace.outputs import WHOLE
 from .repeats import Item, Row, rows_of
 from .rows import RELATIVE, channel_words, ends_words, group_words, is_relative
-from .table import Column, table_lines
+from .table import Column, folded, table_lines, terminal_width
 
 __all__ = [
     "MOST_ROWS",
@@ -59,16 +59,19 @@ def describe(analysis: Analysis, title: str, frozen: frozenset[str], width: int 
         analysis: the findings on the model.
         title: the name of the model's class.
         frozen: names of the parameters that are frozen.
-        width: of the text, in characters; None: the terminal's, 100 where there is none.
+        width: of the text, in characters; None: the terminal's; where there is none, of tables 100, of other lines any.
         expand: whether each group has its own row, and nothing is left out.
 
     Returns:
         Plain text of several lines.
     """
-    width = width or shutil.get_terminal_size((100, 24)).columns
+    width, known = width or shutil.get_terminal_size((100, 24)).columns, width or terminal_width()
     parts = described(analysis, title, frozen, expand=expand)
     table = table_lines(parts.columns, parts.cells, width) if parts.cells else []
-    return "\n".join([*parts.head, "", *table, *parts.under, "", *parts.tail])
+    head, under, tail = (
+        [text for line in lines for text in folded(line, known)] for lines in (parts.head, parts.under, parts.tail)
+    )
+    return "\n".join([*head, "", *table, *under, "", *tail])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["TOGETHER", "Column", "broken", "fitting", "rich_table", "table_heights", "table_lines"]
+__all__ = ["TOGETHER", "Column", "broken", "fitting", "folded", "rich_table", "table_heights", "table_lines", "terminal_width"]
 
 TOGETHER = "\N{NO-BREAK SPACE}"
 """A blank in a cell at which no line is broken; a plain blank is printed."""
@@ -164,3 +166,15 @@ def broken(cell: str, limit: int) -> str:
         else:
             lines[-1] = line
     return "\n".join(lines).replace(TOGETHER, " ")
+
+
+def terminal_width() -> int:
+    """Returns the characters in a line of the terminal to which standard output goes; 0 where it goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else 0
+
+
+def folded(line: str, width: int) -> list[str]:
+    """Returns a line as lines of at most `width` characters, broken at blanks as `broken` does; as it is where `width` is 0."""
+    text = line.lstrip(" ")
+    indent = line[: len(line) - len(text)]
+    return [indent + part for part in broken(text, width - len(indent)).split("\n")] if width else [line]

@@ -17,7 +17,7 @@ import fxenorm
 import fxenorm.text.describe as plan_text
 from fxenorm.analysis.held import frozen_names
 from fxenorm.text.describe import between, ends_of
-from fxenorm.text.table import Column, broken, fitting, table_heights, table_lines
+from fxenorm.text.table import Column, broken, fitting, folded, table_heights, table_lines
 
 from ..helpers import mlp
 
@@ -223,4 +223,20 @@ def test_one_path_is_not_called_exact_everywhere():
             return self.b(torch.relu(self.a(x))) if x.sum() > 0 else self.b(torch.relu(self.a(2 * x)))
 
     assert ", exact on that path\n" in describe(Branches(), torch.ones(2, 4))
-    assert describe(mlp(3, 4, 2)).splitlines()[0].endswith(", exact")
+    assert describe(mlp(3, 4, 2), width=200).splitlines()[0].endswith(", exact")
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_line_is_left_to_a_terminal_to_break(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal breaks inside names; each line is broken at blanks before, where its width is known."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    plan = fxenorm.analyze(model)
+    wide = plan.describe(width=1000)
+    told = plan.describe(width=width)
+    assert max(map(len, told.splitlines())) <= width and told.replace("-", "").split() == wide.replace("-", "").split()
+    assert max(map(len, str(plan).splitlines())) > 100  # no terminal
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert str(plan) == told
+    for line in wide.splitlines():
+        assert all(len(part) <= width or " " not in part.strip() for part in folded(line, width))
