@@ -14,7 +14,7 @@ from ..kernels import BACKEND_NAMES, BackendName
 from ..rules import APPROXIMABLE
 from ..solve import SOLVER_NAMES, SolverName
 
-__all__ = ["BatchNormChoice", "BiasChoice", "ModeChoice", "Options", "ScaleChoice", "SolverChoice", "UnknownChoice"]
+__all__ = ["TOO_SHORT", "BatchNormChoice", "BiasChoice", "ModeChoice", "Options", "ScaleChoice", "SolverChoice", "UnknownChoice"]
 
 BatchNormChoice = Literal["affine", "folded", "frozen", "skip"]
 BiasChoice = Literal["scale", "count", "skip"]
@@ -42,6 +42,12 @@ _FIRST = frozenset(
     }
 )  # fmt: skip
 """The options of the first stored plans: a fingerprint holds these, and a later option where it is not at its default."""
+
+TOO_SHORT = (
+    "max_log_scale={limit:g} is smaller than log 2 = 0.693, and powers of two move by multiples of it: nothing would ever move. "
+    "Pass a larger max_log_scale, or scales='exact'"
+)
+"""The error of a limit within which no power of two lies."""
 
 _LEAST_P, _LARGEST_P = 0.1, 1000.0
 """Below, one step of an unbalanced layer leaves the range of its type; above, powers of its weights do."""
@@ -75,6 +81,7 @@ class Options:
     scales: ScaleChoice = "auto"
     max_log_scale: float | None = None
     outputs: tuple[str, ...] | None = None
+    deadband: float = 0.0
 
     def __post_init__(self) -> None:
         _set(self, "p", _exponent(self.p))
@@ -94,6 +101,9 @@ class Options:
         if self.max_log_scale is not None:
             limit = _positive("max_log_scale", self.max_log_scale, "None, or a number > 0 (a natural logarithm)")
             _set(self, "max_log_scale", limit)
+            if self.scales == "pow2" and limit < math.log(2.0):
+                raise OptionError(TOO_SHORT.format(limit=limit))
+        _set(self, "deadband", _deadband(self.deadband))
         if self.batchnorm == "frozen" and self.modes == "train":
             raise OptionError(
                 "batchnorm='frozen' preserves the function in eval mode only: it cannot be combined with modes='train'; "
@@ -109,6 +119,17 @@ class Options:
         """
         defaults = {field.name: field.default for field in fields(self)}
         return {name: value for name, value in asdict(self).items() if name in _FIRST or value != defaults[name]}
+
+
+def _deadband(value: object) -> float:
+    """Returns `deadband` as a float from 0 to 1."""
+    valid = "a number from 0 to 1 (a natural logarithm)"
+    if isinstance(value, Real) and not isinstance(value, bool) and float(value) == 0.0:
+        return 0.0
+    number = _positive("deadband", value, valid)
+    if number > 1.0:
+        raise _wrong("deadband", value, valid)
+    return number
 
 
 def _set(options: Options, name: str, value: Any) -> None:

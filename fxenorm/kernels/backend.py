@@ -51,7 +51,7 @@ BACKEND_NAMES: tuple[BackendName, ...] = get_args(BackendName)
 
 @dataclass(frozen=True)
 class CycleTask:
-    """Jacobi cycles on tensors that stay where they are, by factors of any size: all that an executor needs to run them.
+    """Jacobi cycles on tensors that stay where they are: all that an executor needs to run them.
 
     Attributes:
         program: the objective, on the CPU.
@@ -63,6 +63,8 @@ class CycleTask:
         held: (K,) bool, on the device where log-scales live: variables that stay at 0.
         limit: the largest |log-scale|, a natural logarithm; may be infinite.
         reach: the largest sum of |exponents| of an entry of any target.
+        powers_of_two: (K,) bool, where log-scales live: variables that move by whole octaves, cut towards 0; None: none.
+        deadband: variables whose |log-scale| is smaller stay, a natural logarithm.
         growth: the largest natural logarithm of an entry's change; an executor that does not look at the room of every variable
             first gives up beyond it.
     """
@@ -76,6 +78,8 @@ class CycleTask:
     held: Tensor
     limit: float
     reach: float
+    powers_of_two: Tensor | None = None
+    deadband: float = 0.0
     growth: float = math.log(1e6)
 
 

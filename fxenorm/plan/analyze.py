@@ -57,6 +57,7 @@ def analyze(
     backend: BackendName = "auto",
     scales: ScaleChoice = "auto",
     max_log_scale: float | None = None,
+    deadband: float = 0.0,
 ) -> Plan:
     """Finds every way to rescale a model's weights without changing its function, and returns the plan that uses it.
 
@@ -101,6 +102,9 @@ def analyze(
             float16 entries smaller than 2 ** -11 of the largest of their row may (`BalanceResult.rounded` counts them);
             "auto": powers of two for groups with 16-bit weights.
         max_log_scale: largest change of a channel in one call, a natural logarithm; None: any.
+        deadband: from 0 to 1, a natural logarithm: in a cycle of `step`, channels that would move by less wait, and tensors in
+            which nothing moves are read but not written. Each channel may stay that far from balance, and along n layers the
+            norms of the first and the last may differ by exp(2 n deadband); every 64th step leaves it out, for that.
 
     Returns:
         The plan.
@@ -141,6 +145,7 @@ def analyze(
         backend=backend,
         scales=scales,
         max_log_scale=max_log_scale,
+        deadband=deadband,
     )
     return analyze_with(model, options, example_inputs, example_kwargs)
 

@@ -17,6 +17,7 @@ from ..optim.state import OptimizerLike, StateChoice, check_choice, owned_by, un
 from ..optim.wrappers import held_by
 from ..text.describe import changed_options
 from .agreeing import Looked
+from .cycles import LOOKS_EVERY
 from .nothing import say_if_nothing_moves
 from .request import StepRequest
 from .rescaler import Rescaler
@@ -258,7 +259,8 @@ class Attachment:
         """Rescales; a model that is frozen as a whole for now is no inference model here, and is left as it is."""
         rests, options = self._rests(), self._options
         given = (options.cycles, grads, options.state, options.agree_every, options.frozen)
-        request = StepRequest(self._followed, *given, in_hook=True, rests=rests)
+        looks_far = (self._rounds // options.every) % LOOKS_EVERY == 0
+        request = StepRequest(self._followed, *given, in_hook=True, rests=rests, looks_far=looks_far)
         if not rests or self._rescaler.replicas() is not None or self._rescaler.ranks() is not None:
             step(self._rescaler, request, gate)
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from ..distributed.agreement import Statement
 from ..kernels.backend import Backend, CycleRunner, CycleTask
 from ..kernels.memory import has_plain_memory
-from ..solve.jacobi import jacobi_step
+from ..solve.jacobi import jacobi_step, kept_of_a_cycle
 from ..weights.targets import Targets
 from ..weights.tracked import Tracked
 from ..weights.weights import Weights
@@ -55,7 +55,7 @@ class PreparedStep:
     ) -> None:
         self.weights, self.targets = weights, targets
         self.statements: dict[tuple[str, ...], Statement] = {}
-        self._by_factors = CycleKind.of(weights, 1).needs_one_sum
+        self._kind = CycleKind.of(weights, 1)
         self._task: CycleTask | None = None
         self._prepared: tuple[Backend, CycleRunner | None] | None = None
         self._seen = Seen(weights, model, optimizers, tracked, [target.tensor for target in targets.tensors])
@@ -65,16 +65,18 @@ class PreparedStep:
         """Whether a new look at model, optimizers and copies would find the same; reads no values and writes nothing."""
         return self._seen.holds(optimizers, tracked)
 
-    def run(self, cycles: int, gate: Tensor | None = None) -> None:
+    def run(self, cycles: int, gate: Tensor | None = None, looks_far: bool = False) -> None:
         """Moves the weights: as the executor has prepared it where it can, else as the loop of cycles does.
 
         Args:
             cycles: how many.
             gate: 0-d bool on the device: nothing moves where it is False.
+            looks_far: whether it is the turn of a step that looks for what single cycles leave.
         """
-        if self._by_factors and self._run_prepared(cycles, gate):
+        far = looks_far and self._kind.leaves_some
+        if not far and not self._kind.takes_groups and self._run_prepared(cycles, gate):
             return
-        scales = run_cycles(self.weights, self.targets, cycles)
+        scales = run_cycles(self.weights, self.targets, cycles, looks_far)
         self.targets.apply(scales if gate is None else scales * gate.to(scales))
 
     def _run_prepared(self, cycles: int, gate: Tensor | None) -> bool:
@@ -104,6 +106,8 @@ class PreparedStep:
                 held=weights.held_mask(),
                 limit=math.inf if analysis.most_log_scale is None else analysis.most_log_scale,
                 reach=float(analysis.reach.max(initial=2)),
+                powers_of_two=self._kind.powers_of_two,
+                deadband=self._kind.deadband,
             )
         return self._task
 
@@ -114,6 +118,7 @@ class PreparedStep:
         program, (negative, positive) = self.weights.program, self.weights.log_sums()
         limit = torch.full_like(program.degree, task.limit)
         scales = jacobi_step(negative, positive, program.degree, program.p, task.held, limit)
+        scales = kept_of_a_cycle(scales, task.powers_of_two, task.deadband)
         growth = task.reach * float(np.abs(scales.numpy()).max()) if scales.numel() else 0.0
         if growth == 0.0:
             return True

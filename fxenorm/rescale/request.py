@@ -21,6 +21,7 @@ class StepRequest:
         optimizer, cycles, grads, state, agree_every, frozen: see there.
         in_hook: whether it is made by the hook of an optimizer's step, where no gradient can be left over.
         rests: whether nothing is to move this time, since the whole model is frozen.
+        looks_far: whether it is the turn of a step that looks for what single cycles leave.
     """
 
     optimizer: OptimizerLike
@@ -31,6 +32,7 @@ class StepRequest:
     frozen: FrozenChoice = "auto"
     in_hook: bool = False
     rests: bool = False
+    looks_far: bool = False
 
     def checked(self) -> tuple[Optimizer, ...]:
         """Returns the optimizers; raises an OptionError or OptimizerError where an argument is not valid."""
@@ -51,4 +53,5 @@ class StepRequest:
             "step in a hook" if self.in_hook else "step",
             *(f"{name}={getattr(self, name)!r}" for name in ("cycles", "grads", "state", "agree_every", "frozen")),
         ]
-        return (*words, "with the whole model frozen") if self.rests else tuple(words)
+        words += [text for text, said in (("with the whole model frozen", self.rests), ("looking far", self.looks_far)) if said]
+        return tuple(words)

@@ -67,6 +67,7 @@ class Rescaler:
         late_answers: what other processes said and a device has not told yet.
         journal: the writes that an interrupted call has left.
         last_step: what the last step has left for the next one.
+        steps: how often `step` was called by itself, not by a hook, which counts its own.
         history: norm and imbalance at the times when they were recorded.
     """
 
@@ -79,6 +80,7 @@ class Rescaler:
         self.late_answers = LateAnswers()
         self.journal = Journal()
         self.last_step = LastStep()
+        self.steps = 0
         self.history = History(self.measured)
         self._attached: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._replicas = None if group is None else Replicas(group, analysis.executor, self.warnings.without_kernels)

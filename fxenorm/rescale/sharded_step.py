@@ -81,7 +81,7 @@ class _Step:
         if weights.spread is None:
             raise RescaleError("the model's tensors were replaced while they were looked up")
         rescaler.warn_of_gradients(request, optimizers, weights)
-        self.weights, self.spread, self._kind = weights, weights.spread, CycleKind.of(weights, request.cycles)
+        self.weights, self.spread, self._kind = weights, weights.spread, CycleKind.of(weights, request.cycles, request.looks_far)
         self._objective: CurrentObjective | None = None
         self.own_rooms = self.targets.own_headroom()
         self.statement = statement_of(rescaler.analysis, request.words(), optimizers, Looked(weights, self.targets))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -13,6 +13,7 @@ from ..distributed.replicas import is_alone
 from ..kernels.writes import signals_held_back
 from ..weights.shared.replicas import Replicas
 from .agreeing import Looked, statement_of
+from .cycles import LOOKS_EVERY
 from .cycles import cycles as run_cycles
 from .nothing import say_if_nothing_moves
 from .prepared_step import PreparedStep
@@ -29,6 +30,10 @@ def step(rescaler: Rescaler, request: StepRequest, gate: Tensor | None = None) -
     But for ``state="reset"``: whether an optimizer has state at all is known to the host alone, which has to read the gate.
     """
     with rescaler.lock:
+        if not request.in_hook:
+            rescaler.steps += 1
+            if rescaler.steps % LOOKS_EVERY == 0:
+                request = replace(request, looks_far=True)
         _step(rescaler, request, gate)
 
 
@@ -63,7 +68,7 @@ def _step(rescaler: Rescaler, request: StepRequest, gate: Tensor | None) -> None
                 return
             gate = None
         if not request.rests:
-            _lookups(rescaler, request, optimizers, last, gate).move(rescaler, request.cycles, gate)
+            _lookups(rescaler, request, optimizers, last, gate).move(rescaler, request.cycles, gate, request.looks_far)
     except BaseException as raised:
         if replicas is not None and not getattr(raised, "carried_out", False):
             replicas.miss()
@@ -93,16 +98,16 @@ class _Found:
     looked: Looked
     prepared: PreparedStep | None
 
-    def move(self, rescaler: Rescaler, cycles: int, gate: Tensor | None) -> None:
+    def move(self, rescaler: Rescaler, cycles: int, gate: Tensor | None, looks_far: bool) -> None:
         """Multiplies what was found: nothing where no scale is free."""
         if not rescaler.num_scales:
             return
         if self.prepared is not None:
-            self.prepared.run(cycles, gate)
+            self.prepared.run(cycles, gate, looks_far)
             rescaler.last_step.prepared = self.prepared if self.prepared.serves_next else None
         else:
             weights, targets, _ = self.looked
-            scales = run_cycles(weights, targets, cycles)
+            scales = run_cycles(weights, targets, cycles, looks_far)
             targets.apply(scales if gate is None else scales * gate.to(scales))
         rescaler.left_gradients.note()
 
@@ -154,7 +159,7 @@ def _step_with_others(
 
         def rescale() -> None:
             """Rescales, as every process does without another word."""
-            found.move(rescaler, request.cycles, closed)
+            found.move(rescaler, request.cycles, closed, request.looks_far)
 
         with rescaler.journal.promised(rescale, found.looked.targets.tensors):
             rescale()

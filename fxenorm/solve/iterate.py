@@ -22,7 +22,7 @@ from .max_balance.residual import residual_at
 from .objective import Objective
 from .registry import get_solver
 
-__all__ = ["Solution", "move", "round_limit", "solve", "solve_rounded"]
+__all__ = ["Solution", "move", "round_limit", "rounded_if_better", "solve", "solve_rounded"]
 
 _ROUNDED_CYCLES = 100
 """Cycles in powers of two at most. They start at the rounded optimum, where most variables move by one octave or not at all; the
@@ -138,6 +138,29 @@ def move(problem: Objective, total: Tensor, step: Tensor, powers_of_two: Tensor 
         chosen = torch.where(objective <= allowed, ahead, chosen)
     # Sums of whole octaves in natural logarithms drift by rounding errors.
     return round_to_powers_of_two(chosen, powers_of_two)
+
+
+def rounded_if_better(problem: Objective, log_scales: Tensor, powers_of_two: Tensor) -> Tensor:
+    """(K,) whole octaves near some log-scales, whichever way of rounding lowers the objective most; 0 where none does.
+
+    Args:
+        problem: the objective.
+        log_scales: (K,) of many cycles, natural logarithms.
+        powers_of_two: (K,) bool: variables that are rounded; the others stay as they are given, or at 0 with the rest.
+    """
+    candidates = [
+        round_to_powers_of_two(log_scales, powers_of_two),
+        truncate_to_powers_of_two(log_scales, powers_of_two),
+        truncate_to_powers_of_two(torch.where(powers_of_two, log_scales / 2, log_scales), powers_of_two),
+    ]
+    candidates = [clamped(candidate, problem.limit) for candidate in candidates]
+    chosen = torch.zeros_like(log_scales)
+    best, *reached = problem.log_objectives([chosen, *candidates])
+    # What is no lower than rounding errors is not taken: equals would take turns for ever.
+    best = best - 1e-12 * best.abs()
+    for candidate, objective in zip(candidates, reached, strict=True):
+        chosen, best = torch.where(objective < best, candidate, chosen), torch.minimum(best, objective)
+    return chosen
 
 
 def solve_rounded(

@@ -7,7 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["at_limit", "clamped", "imbalance", "jacobi_step", "round_to_powers_of_two", "solvable", "truncate_to_powers_of_two"]
+__all__ = [
+    "at_limit",
+    "clamped",
+    "imbalance",
+    "jacobi_step",
+    "kept_of_a_cycle",
+    "round_to_powers_of_two",
+    "solvable",
+    "truncate_to_powers_of_two",
+]
 
 
 def solvable(log_negative: Tensor, log_positive: Tensor, held: Tensor | None = None) -> Tensor:
@@ -53,6 +62,28 @@ def jacobi_step(
     scale = 1.0 if math.isinf(p) else p
     step = torch.where(solvable(log_negative, log_positive, held), (log_negative - log_positive) / (scale * degree), 0.0)
     return step if limit is None else clamped(step, limit)
+
+
+def kept_of_a_cycle(log_scales: Tensor, powers_of_two: Tensor | None, deadband: float) -> Tensor:
+    """Returns what a step makes of a Jacobi cycle: whole octaves where asked for, and nothing within the dead band.
+
+    A cycle with each s_k replaced by anything between 0 and s_k never raises the objective, whatever the others do: so neither
+    needs a look at it.
+
+    Args:
+        log_scales: (K,) of a Jacobi cycle, natural logarithms.
+        powers_of_two: (K,) bool: variables that move by whole octaves, cut towards 0; None: none.
+        deadband: smaller moves than that wait.
+
+    Returns:
+        (K,) log-scales, each between 0 and the one given.
+
+    Example:
+        >>> kept_of_a_cycle(torch.tensor([4.1, 1.9, 1.01]).log(), torch.tensor([True, True, False]), 0.1).exp()
+        tensor([4., 1., 1.])
+    """
+    kept = log_scales if powers_of_two is None else truncate_to_powers_of_two(log_scales, powers_of_two)
+    return torch.where(kept.abs() < deadband, 0.0, kept) if deadband else kept
 
 
 def clamped(log_scales: Tensor, limit: Tensor) -> Tensor:

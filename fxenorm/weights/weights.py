@@ -18,10 +18,11 @@ from ..analysis.attained.exponent_rows import ExponentRows, exponent_rows
 from ..analysis.attained.movable import Movable, free, movable, with_minimum
 from ..analysis.counted import CountedTensors
 from ..analysis.held import FrozenChoice, Mask
+from ..analysis.options import TOO_SHORT
 from ..distributed.processes import OneProcess, Processes
 from ..distributed.ranks import Ranks
 from ..distributed.replicas import agreed_values
-from ..errors import OptimizerError
+from ..errors import OptimizerError, OptionError
 from ..kernels.backend import Backend, reference_backend
 from ..kernels.program import Keep, ReduceProgram, ScaleTarget, float_dtype
 from ..optim.joint_state import refuse_joint_state
@@ -180,7 +181,9 @@ class Weights:
 
     def powers_of_two(self) -> Tensor | None:
         """Returns (K,) bool on the device: variables that move by powers of two only; None: none."""
-        mask = self._powers_of_two()
+        mask, most = self._powers_of_two(), self.analysis.options.max_log_scale
+        if mask is not None and most is not None and most < math.log(2.0) and mask.any():
+            raise OptionError(TOO_SHORT.format(limit=most))
         return None if mask is None else self.analysis.on_device("powers of two", mask, self.device)
 
     def _powers_of_two(self) -> Mask | None:

@@ -21,6 +21,7 @@ MIDDLE = [
     "test_canonical",
     "test_bind",
     "test_nothing_to_do",
+    "test_octaves_and_deadband",
     "test_edge_cases",
     "test_frozen_choice",
     "test_step_and_balance",

@@ -54,7 +54,8 @@ class CyclesTable:
     def __init__(self, step: StepTable, task: CycleTask) -> None:
         forms, members = step.reduce.forms, step.reduce.members
         runs = [_run_of(form) for form in forms]
-        self.covers_all = step.covers_all and _covers(task, members) and all(map(_fits, forms, runs))
+        plain = task.powers_of_two is None and not task.deadband
+        self.covers_all = plain and step.covers_all and _covers(task, members) and all(map(_fits, forms, runs))
         if not self.covers_all:
             return
         self._step, self._weights = step, [task.tensors[index] for index in members]

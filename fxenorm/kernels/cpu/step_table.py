@@ -150,6 +150,7 @@ class StepTable:
         denominators = (1.0 if math.isinf(task.program.p) else task.program.p) * task.program.degree.numpy()
         roots = np.log2(denominators)
         whole = (roots == np.round(roots)) & (roots >= 0) & (roots <= _DEEPEST_ROOT)
+        octaves = torch.zeros_like(task.held) if task.powers_of_two is None else task.powers_of_two
         return {
             "matrices": reduce.matrices,
             "reduce_tiles": reduce.tiles,
@@ -160,6 +161,7 @@ class StepTable:
             "phases": self._phases,
             "variables": self._variables,
             "held": task.held.numpy().astype(np.uint8),
+            "octaves": octaves.numpy().astype(np.uint8),
             "exponents": np.ascontiguousarray(1.0 / denominators),
             "roots": np.where(whole, roots, -1).astype(np.int32),
             "powers": np.array(list(scale.exponents), dtype=np.int64),
@@ -195,6 +197,7 @@ class StepTable:
             p=task.program.p,
             limit=math.exp(min(task.limit, _MOST_LIMIT)),
             bound=math.exp(task.growth / task.reach),
+            band=math.exp(task.deadband),
         )
 
 

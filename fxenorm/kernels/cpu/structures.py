@@ -24,10 +24,10 @@ class StepArguments(ctypes.Structure):
     _fields_ = [
         *_fields(ctypes.c_void_p, "matrices reduce_tiles links targets scale_tiles factor_links phases"),
         *_fields(ctypes.c_int64, "phase_count"),
-        *_fields(ctypes.c_void_p, "variables held exponents roots powers"),
+        *_fields(ctypes.c_void_p, "variables held octaves exponents roots powers"),
         *_fields(ctypes.c_int64, "power_count variable_count sum_count scale_tile_count reduce_tile_count"),
         *_fields(ctypes.c_void_p, "work sums power_table narrow_power_table factors narrow_factors done claimed"),
-        *_fields(ctypes.c_double, "p limit bound"),
+        *_fields(ctypes.c_double, "p limit bound band"),
         *_fields(ctypes.c_int64, "threads factors_first has_float64"),
         *_fields(ctypes.c_void_p, "largest"),
     ]

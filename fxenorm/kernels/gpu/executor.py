@@ -50,6 +50,8 @@ class TritonBackend(EagerBackend):
 
     def cycles(self, task: CycleTask) -> CycleRunner | None:
         """Prepares whole cycles in a handful of launches; None where the kernels do not run on that device."""
+        if task.powers_of_two is not None or task.deadband:  # the kernels know factors of any size only
+            return None
         return TritonStep(task) if self.serves(task.held.device) else None
 
     @torch.no_grad()

@@ -61,14 +61,22 @@ bool scale_row(const ScaleMatrix &m, typename T::Storage *x, i64 count, Number f
     return true;
 }
 
+template <class Number> inline bool all_one(const Number *factors, i64 count) {
+    for (i64 j = 0; j < count; ++j)
+        if (factors[j] != Number(1)) return false;
+    return true;
+}
+
 // Returns the number of rows done; with `within`, fewer than all where a product would leave its room.
 template <class T, class Number>
 i64 scale_tile(const ScaleMatrix &m, const ScaleTile &tile, const Number *factors, bool within) {
     typename T::Storage *x = static_cast<typename T::Storage *>(m.data) + tile.row * m.width + tile.column;
     const Number *row = m.row_factor < 0 ? nullptr : factors + m.row_factor + tile.row;
     const Number *column = m.column_factor < 0 ? nullptr : factors + m.column_factor + tile.segment * m.width + tile.column;
+    if (column && all_one(column, tile.columns)) column = nullptr;
     for (i64 r = 0; r < tile.rows; ++r, x += m.width) {
         const Number factor = row ? row[r] : Number(1);
+        if (!column && factor == Number(1)) continue;   // read and write nothing
         const bool good = column ? scale_row<T, Number, true>(m, x, tile.columns, factor, column, within)
                                  : scale_row<T, Number, false>(m, x, tile.columns, factor, nullptr, within);
         if (!good) return r;

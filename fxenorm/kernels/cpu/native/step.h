@@ -107,6 +107,13 @@ inline double cycle_factor(const Step &step, i64 k) {
     return factor;
 }
 
+// The largest power of two that is no larger than a size of at least 1; a rounding error below one counts as that one.
+inline double whole_octaves(double size) {
+    int exponent;
+    std::frexp(size * (1.0 + 1e-12), &exponent);
+    return std::ldexp(1.0, exponent - 1);
+}
+
 // The factor of one variable; returns its size, or that of its inverse.
 inline double settle(const Step &step, i64 k) {
     double factor = cycle_factor(step, k), inverse = 1.0 / factor;
@@ -114,6 +121,16 @@ inline double settle(const Step &step, i64 k) {
         factor = factor > step.limit ? step.limit : 1.0 / step.limit;
         inverse = 1.0 / factor;
     }
+    if (step.octaves[k]) {
+        if (factor >= 1.0) {
+            factor = whole_octaves(factor);
+            inverse = 1.0 / factor;
+        } else {
+            inverse = whole_octaves(inverse);
+            factor = 1.0 / inverse;
+        }
+    }
+    if (factor < step.band && inverse < step.band) factor = inverse = 1.0;
     store_powers(step, k, factor, inverse);
     return factor > inverse ? factor : inverse;
 }

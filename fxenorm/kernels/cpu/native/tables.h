@@ -50,7 +50,7 @@ struct Step {
     const Phase *phases;
     i64 phase_count;
     const i64 *variables;            // in the order in which they are settled
-    const std::uint8_t *held;        // by variable
+    const std::uint8_t *held, *octaves;   // by variable: whether it stays; whether it moves by powers of two only
     const double *exponents;         // by variable: its factor is (N / P) to this power
     const std::int32_t *roots;       // by variable: the exponent is 1 / 2^roots; -1: it is not
     const i64 *powers;               // the integer powers of factors that are needed
@@ -61,7 +61,7 @@ struct Step {
     float *narrow_factors;           // for the others
     i64 *done;                       // by scale tile
     std::uint8_t *claimed;           // by scale tile, then by reduce tile: whether a thread has taken it
-    double p, limit, bound;          // the largest factor: what it is cut to, and where the step gives up
+    double p, limit, bound, band;    // the largest factor: what it is cut to, and where the step gives up; smaller ones than `band` are 1
     i64 threads, factors_first, has_float64;   // nothing is written before all factors are known; there are targets of float64
     double *largest;                 // set to the largest factor, or inverse of one
 };
