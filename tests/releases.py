@@ -24,6 +24,15 @@ if RELEASE < (2, 15):
 """Networks that this release cannot run, and why."""
 
 
+_DERIVATIVES = {"aten::aminmax": "torch before 2.12 has no derivative of aminmax, by which its law is measured"}
+
+
+def need_derivative(operator: str) -> None:
+    """Skips a test that takes the derivative of an operator for which this release has none."""
+    if RELEASE < (2, 12) and operator in _DERIVATIVES:
+        pytest.skip(_DERIVATIVES[operator])
+
+
 def need(network: str) -> None:
     """Skips a test on a network that this release cannot run."""
     if network in _LACKING:

@@ -109,8 +109,9 @@ class TensorFiles:
         count = stored.end - stored.begin
         if not count:
             return torch.empty(stored.shape, dtype=_DTYPES[stored.dtype], device="cpu")
-        buffer = bytearray(count)
-        view = memoryview(buffer)
+        values = torch.empty(count, dtype=torch.uint8, device="cpu")
+        raw: Any = values.numpy()
+        view = memoryview(raw)
         with (self.folder / stored.file).open("rb", buffering=0) as file:
             file.seek(stored.begin)
             done = 0
@@ -119,7 +120,7 @@ class TensorFiles:
                 if not got:
                     raise CheckpointError(f"{self.folder / stored.file} ends before the values of {name!r} do: fetch it again")
                 done += got
-        return torch.frombuffer(buffer, dtype=_DTYPES[stored.dtype]).reshape(stored.shape)
+        return values.view(_DTYPES[stored.dtype]).reshape(stored.shape)
 
     def write(self, name: str, tensor: Tensor, folder: Path) -> None:
         """Writes a tensor to its place in the file of the same name in another folder."""

@@ -67,14 +67,19 @@ _TRUTHS: dict[str, Callable[[], bool]] = {
 def eager_answers() -> Iterator[None]:
     """Within it, code outside torch that asks whether it is exported, compiled or traced hears that it is not.
 
+    What `torch.compile` has wrapped runs as it was written: some releases cannot trace a compiled function.
+
     The functions themselves stay (a module may have imported them by name): only their code is another while this lasts.
     torch's own code hears the truth, without which it does not export.
     """
     before = {name: asked.__code__ for name, (asked, _) in _QUESTIONS.items()}
+    # Nothing is compiled where the compiler was never imported, which takes seconds.
+    compiles = "torch._dynamo" in sys.modules
     try:
         for asked, stand_in in _QUESTIONS.values():
             asked.__code__ = stand_in.__code__
-        yield
+        with torch.compiler.set_stance("force_eager") if compiles else contextlib.nullcontext():
+            yield
     finally:
         for name, (asked, _) in _QUESTIONS.items():
             asked.__code__ = before[name]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo  # older releases import it at the first trace, and some tests here break what an import needs
 from torch import nn
 
 import fxenorm

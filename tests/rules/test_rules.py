@@ -19,6 +19,7 @@ from fxenorm.field import ScaleField, times
 from fxenorm.field.structure import flip
 from fxenorm.rules import Call, Rule, derivatives, find_rule, iterate_rules, registry, sparse
 from fxenorm.rules.laws import contract, passes, zero_field
+from tests.releases import need_derivative
 
 from .. import rule_cases
 from ..claimed_law import claims
@@ -76,6 +77,7 @@ WITHOUT_ROW = {
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_rule(case: Case) -> None:
+    need_derivative(case.operator)
     assert case.operator in schemas(case), f"the row's graph makes no use of {case.operator}"
     findings = examine(case)
     wrong = [str(f) for f in findings if f.verdict == "incorrect"]
