@@ -169,7 +169,9 @@ def path(model: nn.Module, example_inputs: Any) -> Masses:
         except Exception as error:
             raise ExampleInputsError(f"the model does not run in float64 on the example inputs: {error}") from error
         tensors = [one for one in torch.utils._pytree.tree_leaves(outputs) if _is_float(one)]
-        return torch.stack([one.sum() for one in tensors]).sum() if tensors else torch.zeros((), dtype=torch.float64)
+        return (
+            torch.stack([one.sum() for one in tensors]).sum() if tensors else torch.zeros((), dtype=torch.float64, device="cpu")
+        )
 
     with _in_eval_mode(model):
         without = {name: torch.zeros_like(one) if name in biases else one.detach() for name, one in named.items()}

@@ -14,7 +14,7 @@ from ..kernels import BACKEND_NAMES, BackendName
 from ..rules import APPROXIMABLE
 from ..solve import SOLVER_NAMES, SolverName
 
-__all__ = ["TOO_SHORT", "BatchNormChoice", "BiasChoice", "ModeChoice", "Options", "ScaleChoice", "SolverChoice", "UnknownChoice"]
+__all__ = ["BatchNormChoice", "BiasChoice", "ModeChoice", "Options", "ScaleChoice", "SolverChoice", "UnknownChoice"]
 
 BatchNormChoice = Literal["affine", "folded", "frozen", "skip"]
 BiasChoice = Literal["scale", "count", "skip"]
@@ -42,12 +42,6 @@ _FIRST = frozenset(
     }
 )  # fmt: skip
 """The options of the first stored plans: a fingerprint holds these, and a later option where it is not at its default."""
-
-TOO_SHORT = (
-    "max_log_scale={limit:g} is smaller than log 2 = 0.693, and powers of two move by multiples of it: nothing would ever move. "
-    "Pass a larger max_log_scale, or scales='exact'"
-)
-"""The error of a limit within which no power of two lies."""
 
 _LEAST_P, _LARGEST_P = 0.1, 1000.0
 """Below, one step of an unbalanced layer leaves the range of its type; above, powers of its weights do."""
@@ -101,13 +95,21 @@ class Options:
         if self.max_log_scale is not None:
             limit = _positive("max_log_scale", self.max_log_scale, "None, or a number > 0 (a natural logarithm)")
             _set(self, "max_log_scale", limit)
-            if self.scales == "pow2" and limit < math.log(2.0):
-                raise OptionError(TOO_SHORT.format(limit=limit))
+            if self.scales == "pow2":
+                self.refuse_less_than_an_octave()
         _set(self, "deadband", _deadband(self.deadband))
         if self.batchnorm == "frozen" and self.modes == "train":
             raise OptionError(
                 "batchnorm='frozen' preserves the function in eval mode only: it cannot be combined with modes='train'; "
                 "pass modes='eval', or batchnorm='affine', which is exact in both modes"
+            )
+
+    def refuse_less_than_an_octave(self) -> None:
+        """Raises an OptionError where no power of two but 1 lies within `max_log_scale`."""
+        if self.max_log_scale is not None and self.max_log_scale < math.log(2.0):
+            raise OptionError(
+                f"max_log_scale={self.max_log_scale:g} is smaller than log 2 = 0.693, and powers of two move by multiples of it: "
+                "nothing would ever move. Pass a larger max_log_scale, or scales='exact'"
             )
 
     def of_fingerprint(self) -> dict[str, Any]:

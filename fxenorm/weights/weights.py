@@ -18,11 +18,10 @@ from ..analysis.attained.exponent_rows import ExponentRows, exponent_rows
 from ..analysis.attained.movable import Movable, free, movable, with_minimum
 from ..analysis.counted import CountedTensors
 from ..analysis.held import FrozenChoice, Mask
-from ..analysis.options import TOO_SHORT
 from ..distributed.processes import OneProcess, Processes
 from ..distributed.ranks import Ranks
 from ..distributed.replicas import agreed_values
-from ..errors import OptimizerError, OptionError
+from ..errors import OptimizerError
 from ..kernels.backend import Backend, reference_backend
 from ..kernels.program import Keep, ReduceProgram, ScaleTarget, float_dtype
 from ..optim.joint_state import refuse_joint_state
@@ -181,9 +180,9 @@ class Weights:
 
     def powers_of_two(self) -> Tensor | None:
         """Returns (K,) bool on the device: variables that move by powers of two only; None: none."""
-        mask, most = self._powers_of_two(), self.analysis.options.max_log_scale
-        if mask is not None and most is not None and most < math.log(2.0) and mask.any():
-            raise OptionError(TOO_SHORT.format(limit=most))
+        mask = self._powers_of_two()
+        if mask is not None and mask.any():
+            self.analysis.options.refuse_less_than_an_octave()
         return None if mask is None else self.analysis.on_device("powers of two", mask, self.device)
 
     def _powers_of_two(self) -> Mask | None:
@@ -191,9 +190,8 @@ class Weights:
         choice = self.analysis.options.scales
         if choice == "exact" or (choice == "auto" and not self._half):
             return None
-        if choice == "auto":
-            return self.analysis.group_mask(sorted(self._half))
-        return np.ones(self.analysis.symmetry.num_scales, dtype=bool)
+        every = np.ones(self.analysis.symmetry.num_scales, dtype=bool)
+        return self.analysis.group_mask(sorted(self._half)) if choice == "auto" else every
 
     def _keeps(self) -> dict[str, Keep]:
         """Returns, by name of a tensor of the model, how much of it a rescaling has to keep."""

@@ -72,6 +72,7 @@ GIVEN = [
     ("--outputs logits", {"outputs": ("logits",)}),
     ("--approximate relu6", {"approximate": ("relu6",)}),
     ("--solver gauss-seidel --scales pow2", {"solver": "gauss-seidel", "scales": "pow2"}),
+    ("--deadband 0.01", {"deadband": 0.01}),
     ("--backend eager --max-log-scale 0.5", {"backend": "eager", "max_log_scale": 0.5}),
     ("--on-unknown error --modes eval --batchnorm frozen", {"on_unknown": "error", "modes": "eval", "batchnorm": "frozen"}),
 ]
@@ -100,6 +101,7 @@ BAD = [
     ("--on-unknown none", "--on-unknown.*choose from"),
     ("--max-log-scale 0", "--max-log-scale"),
     ("--max-log-scale inf", "--max-log-scale"),
+    ("--deadband 2", "--deadband"),
     ("--approximate linear", "--approximate 'linear' is not a valid option: expected"),
     ("--outputs nobody", "nobody"),
     ("--batchnorm frozen --modes train", "--batchnorm 'frozen'.*--modes 'train'"),

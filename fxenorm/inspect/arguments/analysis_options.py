@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .readers import read_exponent, read_layer_weight, read_limit
+from .readers import read_band, read_exponent, read_layer_weight, read_limit
 
 __all__ = ["ANALYSIS_OPTIONS", "AnalysisOption", "add_analysis_options", "analysis_options"]
 
@@ -80,6 +80,7 @@ ANALYSIS_OPTIONS = (
         read=read_limit,
         metavar="NUMBER",
     ),
+    AnalysisOption("deadband", 0.0, "smaller moves wait, a natural logarithm from 0 to 1", read=read_band, metavar="NUMBER"),
 )
 """In the order of the function's signature."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .input_spec import InputSpec
 
-__all__ = ["read_exponent", "read_input", "read_layer_weight", "read_limit"]
+__all__ = ["read_band", "read_exponent", "read_input", "read_layer_weight", "read_limit"]
 
 
 def read_input(text: str) -> InputSpec:
@@ -48,6 +48,14 @@ def read_limit(text: str) -> float:
     if value is not None and 0 < value < math.inf:
         return value
     raise argparse.ArgumentTypeError(f"{text!r}: expected a number > 0, a natural logarithm")
+
+
+def read_band(text: str) -> float:
+    """Reads ``--deadband``: a number from 0 to 1."""
+    value = _number(text)
+    if value is not None and 0 <= value <= 1:
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 1, a natural logarithm")
 
 
 def _number(text: str) -> float | None:
