@@ -332,6 +332,15 @@ def _vmapped(m: Net, x: Tensor) -> Tensor:
     return torch.func.vmap(lambda u, v: F.linear(F.relu(F.linear(x, u)), v))(m.u, m.v)
 
 
+def _vmapped_with_a_constant(m: Net, x: Tensor) -> Tensor:
+    """A tensor that is made behind the hidden axis: a constant of the graph between its operators."""
+
+    def one(u: Tensor, v: Tensor) -> Tensor:
+        return F.linear(F.relu(F.linear(x, u)) * torch.tensor([1.0, -2.0, 3.0, 1.0, 2.0], dtype=x.dtype, device=x.device), v)
+
+    return torch.func.vmap(one)(m.u, m.v)
+
+
 def _vmapped_twice(m: Net, x: Tensor) -> Tensor:
     """Experts and samples, each by a hidden axis, the experts in the last axis of the result."""
     one = torch.func.vmap(lambda row, u, v: v @ F.relu(u @ row), in_dims=(0, None, None))
@@ -377,6 +386,7 @@ BRANCHES = {
     "map": (lambda: Net(_map, **_layers("a", "o"), gain=nn.Parameter(torch.randn(5))), TOKENS),
     "checkpointed": (lambda: Net(_checkpointed, **_layers("a", "b", "o")), VECTOR),
     "vmap": (lambda: Net(_vmapped, **_pair()), VECTOR),
+    "vmap_with_a_constant": (lambda: Net(_vmapped_with_a_constant, **_pair()), VECTOR),
     "vmap_in_vmap": (lambda: Net(_vmapped_twice, **_pair()), VECTOR),
     "ensemble": (Ensemble, VECTOR),
 }

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from .flatten import copy_body
+from .releases import functorch_levels
 
 __all__ = ["lower_attention", "lower_regions"]
 
@@ -21,7 +22,7 @@ def recorded(function: Callable[..., Any], values: Sequence[Any]) -> fx.GraphMod
     from torch.fx.experimental.proxy_tensor import make_fx
 
     mode = next(value.fake_mode for value in values if isinstance(value, torch._subclasses.FakeTensor))
-    with mode, torch.no_grad():
+    with mode, torch.no_grad(), functorch_levels():
         return make_fx(function, pre_dispatch=False, _allow_non_fake_inputs=True)(*values)
 
 
@@ -53,7 +54,9 @@ def lower_regions(module: fx.GraphModule) -> None:
     for node in list(graph.nodes):
         name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
         depth += name in _OPENS
-        if depth:
+        if depth and node.op == "get_attr":
+            region[0].prepend(node)  # a constant is an operand like others
+        elif depth:
             region.append(node)
         depth -= name in _CLOSES
         if region and not depth:
@@ -75,10 +78,16 @@ def _lower(graph: fx.Graph, region: Sequence[fx.Node]) -> None:
             known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
         return tuple(known[node] for node in results)
 
-    body = recorded(run, [item.meta.get("val") for item in operands])
+    body = recorded(run, [_value(graph, item) for item in operands])
     with graph.inserting_before(region[0]):
         found = copy_body(graph, body, operands, like=region[-1])
     for node, new in zip(results, found, strict=True):
         node.replace_all_uses_with(new)
     for node in reversed(region):
         graph.erase_node(node)
+
+
+def _value(graph: fx.Graph, node: fx.Node) -> Any:
+    """Returns the fake value of a node, or the constant itself where it has none."""
+    value = node.meta.get("val")
+    return getattr(graph.owning_module, str(node.target), None) if value is None and node.op == "get_attr" else value

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from .modes import set_mode
 from .names import storage_id
 from .randomness import Generators
-from .releases import compiled_parts_inlined, registration_hooks
+from .releases import compiled_parts_inlined, functorch_levels, registration_hooks
 from .state import ReachableState
 
 __all__ = ["Notes", "RunGuard", "prepared"]
@@ -50,7 +50,14 @@ def prepared(model: nn.Module, mode: str) -> Iterator[Notes]:
     Yields a list that holds, after the exit, what the user should know about the run.
     """
     notes = Notes()
-    with _preserved(model) as notes.state, registration_hooks(), compiled_parts_inlined(), _random_state(notes), _quiet(model):
+    with (
+        _preserved(model) as notes.state,
+        registration_hooks(),
+        functorch_levels(),
+        compiled_parts_inlined(),
+        _random_state(notes),
+        _quiet(model),
+    ):
         if not notes.state.whole:
             notes.append(TOO_MANY_OBJECTS)
         set_mode(model, mode)

@@ -14,6 +14,7 @@ from .contents import put_back
 __all__ = [
     "compiled_parts_inlined",
     "default_device",
+    "functorch_levels",
     "refuse_computed_constants",
     "registration_hooks",
     "run_recorded",
@@ -68,6 +69,25 @@ def registration_hooks() -> Iterator[None]:
     finally:
         for known, content in zip(hooks, before, strict=True):
             put_back(known, content)
+
+
+@contextlib.contextmanager
+def functorch_levels() -> Iterator[None]:
+    """Closes at exit the levels of vmap and of derivatives that a failed trace left open.
+
+    An open one breaks every later call in the thread, the user's training included: each tensor would be taken for a wrapped one.
+    """
+    before = _open_levels()
+    try:
+        yield
+    finally:
+        if _open_levels() > before:
+            torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(before)
+
+
+def _open_levels() -> int:
+    """Returns how many levels of vmap and of derivatives are open in this thread."""
+    return len(torch._C._functorch.get_interpreter_stack() or ())
 
 
 def compiled_parts_inlined() -> contextlib.AbstractContextManager[Any]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxenorm
+from fxenorm.errors import ExampleInputsError
 from fxenorm.trace import higher_order
 
 from ..completeness_harness import analysed, soundness
@@ -119,3 +120,28 @@ def test_a_step_and_a_balance_keep_the_function(name: str) -> None:
     assert plan.norm() <= norm * (1 + 1e-12)
     plan.balance()
     assert torch.allclose(model(*inputs), before, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("data_dependent", [False, True])
+def test_a_hidden_axis_that_forward_leaves_open_is_closed(data_dependent: bool) -> None:
+    """An open level would break all that comes after, the user's training included."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        if data_dependent and x.sum().item() > 1e9:
+            return x
+        torch._C._functorch._vmap_increment_nesting(4, "error")
+        torch._C._functorch._vmap_increment_nesting(2, "error")
+        raise KeyError("no such expert")
+
+    layer = nn.Linear(6, 3)
+    with pytest.raises(ExampleInputsError, match="no such expert"):
+        fxenorm.analyze(Net(forward, layer=layer), X)
+    assert not torch._C._functorch.get_interpreter_stack()
+    layer(X).sum().backward()
+
+
+@pytest.mark.parametrize("name", ["vmap_in_vmap", "vmap_with_a_constant", "slope_of_each_sample"])
+def test_an_analysis_leaves_no_hidden_axis_open(name: str) -> None:
+    build, [(_, width)] = NETWORKS[name]
+    assert fxenorm.analyze(build(), X[:, :width]).num_scales
+    assert not torch._C._functorch.get_interpreter_stack()
