@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import OptionError
+from ..kernels.program import float_dtype
 from ..solve.coarse import solver_of_sums
 from .parts import Exponentials, Normal, Part
 
@@ -55,15 +57,24 @@ class Function:
         """Returns the 0-d value after a rescaling, and its (K,) derivative by the log-scales.
 
         Args:
-            log_scales: (K,) natural logarithms, float64.
+            log_scales: (K,) natural logarithms.
+
+        Raises:
+            OptionError: they have another shape.
         """
-        at = self._at(self.centred(log_scales))
+        at = self._at(self.centred(self._taken(log_scales)))
         return at.value, self.centred(at.log_positive.exp() - at.log_negative.exp())
 
     def curvature_times(self, log_scales: Tensor, direction: Tensor) -> Tensor:
         """Returns (K,) the second derivative at some (K,) log-scales times a (K,) direction."""
-        at, along = self.centred(log_scales), self.centred(direction)
+        at, along = self.centred(self._taken(log_scales)), self.centred(self._taken(direction))
         return self.centred(sum((part.times(at, along) for part in self.parts), torch.zeros_like(at)))
+
+    def _taken(self, vector: Tensor) -> Tensor:
+        """Returns a vector where this function's numbers lie, in their type; the same where it is there already."""
+        if vector.shape != self.labels.shape:
+            raise OptionError(f"the function takes log-scales of shape {tuple(self.labels.shape)}, not {tuple(vector.shape)}")
+        return vector.to(device=self.labels.device, dtype=float_dtype(self.labels.device))
 
     def centred(self, vector: Tensor) -> Tensor:
         """Returns (K,) a vector less its means over the sets of variables whose mean stays 0."""

@@ -72,7 +72,7 @@ def problem_of(term: Any, whole: Weights, *, boxed: bool) -> Problem:
     function = function_of(term, whole.analysis, first)
     sides = replace(counted_sides(function), boxed=boxed)
     means: list[Ids] = []
-    if leaves_gains_out(summands(term)) and not boxed:
+    if leaves_gains_out(summands(term)):
         means = [ids for ids in one_sided_groups(whole.analysis.groups, sides, ~unfrozen.held) if _are_places(unfrozen, ids)]
     left = _left(whole.analysis, unfrozen, function, means, sides)
     if means and left.analysis is not unfrozen.analysis:

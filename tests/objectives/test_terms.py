@@ -169,6 +169,9 @@ def test_without_gains_columns_behind_a_norm_get_equal_norms(dead: bool) -> None
     columns = norms(plan, own)
     assert max(columns) == pytest.approx(min(columns), rel=1e-6)
     assert float(result.log_scales[own].abs().max()) > 0.01
+    plan.rescale(-result.log_scales)
+    boxed = plan.balance(objective=Weights(gains=False), tol=1e-10, max_log_scale=5.0)
+    torch.testing.assert_close(boxed.log_scales, result.log_scales, rtol=0, atol=1e-7)
 
 
 def test_with_gains_the_same_group_is_balanced_as_a_whole() -> None:
@@ -638,6 +641,16 @@ def test_masses_of_an_activation_follow_its_channels() -> None:
     at = drawn(plan, 11)
     expected = ((torch.arange(1.0, 9.0) + 1) * (2 * at[:8]).exp()).sum()
     torch.testing.assert_close(function.value_and_gradient(at)[0], expected)
+
+
+def test_a_function_takes_log_scales_of_any_float_type_and_of_one_shape() -> None:
+    plan = chain_plan()
+    function, at = plan.objective(Weights()), drawn(plan, 12)
+    wide, narrow = (function.value_and_gradient(one) for one in (at, at.float()))
+    torch.testing.assert_close(narrow[0], wide[0], rtol=1e-6, atol=0)
+    assert narrow[1].dtype == torch.float64
+    with pytest.raises(OptionError, match=r"takes log-scales of shape \(15,\), not \(14,\)"):
+        function.value_and_gradient(at[1:])
 
 
 def test_nothing_to_balance_is_no_error() -> None:
