@@ -25,7 +25,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import OptionError
@@ -42,6 +44,9 @@ __all__ = [
     "reference_backend",
     "register_backend",
 ]
+
+Ids = NDArray[np.int64]
+Values = NDArray[np.float64]
 
 BackendName = Literal["auto", "compiled", "eager", "triton"]
 """What `analyze(backend=...)` offers: "auto" and the names of the executors."""
@@ -152,6 +157,18 @@ class Backend(Protocol):
 
     def rounded(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> int:
         """Returns how many entries of targets with `Keep.DIGITS` lose digits; waits for the device."""
+
+    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Values) -> tuple[int, Values, Ids, Values] | None:
+        """Contracts the bottleneck cycles of a strongly connected graph; None where this executor has nothing faster than Python.
+
+        Args:
+            count: number of nodes n; the root is node 0.
+            tails, heads, lengths: (m,) of the arcs.
+
+        Returns:
+            The first node of a line of all nodes; (n,) minus their potentials, their followers in the line, and the levels
+            between each and its follower.
+        """
 
     def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
         """Returns (K,) bool: variables that make an entry overflow; where there are none, nothing becomes infinite."""

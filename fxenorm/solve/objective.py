@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .max_balance.entries import Entries, Floats, Mask
+from .max_balance.entries import Entries, Floats, Ids, Mask
 
 __all__ = ["Cycle", "GroupUpdate", "Objective", "Operator"]
 
@@ -87,6 +87,9 @@ class Objective(Protocol):
 
     def entries_where(self, log_scales: Floats, least: float, choose: Callable[[Entries], Mask]) -> Entries:
         """Returns those entries above a value after a rescaling that are chosen, by their logs before it; p = inf alone."""
+
+    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Floats) -> tuple[int, Floats, Ids, Floats] | None:
+        """Contracts the bottleneck cycles of a graph in compiled code; None: there is none. See `Backend.contraction`."""
 
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """F as a function of one scalar a label: logs of its entries, and (3, n) of entry, label and exponent."""

@@ -17,7 +17,7 @@ from ..kernels.reference.channel_sums import channel_sums, is_full, is_narrow, p
 from ..kernels.reference.curvature import Curvature, aggregate
 from ..kernels.reference.stacked import stacked
 from ..solve.jacobi import imbalance
-from ..solve.max_balance.entries import Entries, Floats, Mask, joined
+from ..solve.max_balance.entries import Entries, Floats, Ids, Mask, joined
 from ..solve.objective import GroupUpdate, Operator
 from .shared.sums import OwnSums, Sums
 from .single_entries.reading import entries_where, largest_entries
@@ -233,6 +233,10 @@ class CurrentObjective:
             choose: returns (n,) which of some entries to keep.
         """
         return joined(self.sums.gathered(lambda: entries_where(self.program, self.matrices, log_scales, least, choose)))
+
+    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Floats) -> tuple[int, Floats, Ids, Floats] | None:
+        """Contracts the bottleneck cycles of a graph in compiled code; None: there is none. See `Backend.contraction`."""
+        return self.backend.contraction(count, tails, heads, lengths)
 
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Returns the objective as a function of one scalar a label; see `fxenorm.kernels.reference.curvature.aggregate`."""

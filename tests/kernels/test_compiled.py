@@ -18,6 +18,7 @@ from fxenorm.kernels.cpu.executor import CompiledBackend
 from fxenorm.kernels.layout import matrix_form
 from fxenorm.kernels.program import ScaleTarget, build_program, term_tensors
 from fxenorm.kernels.reference.executor import EagerBackend
+from fxenorm.solve.max_balance.contraction import contracted
 
 from ..executor_cases import assert_same_sums, assert_same_weights, network, trained
 
@@ -90,6 +91,25 @@ def test_groups_of_a_convolution_are_segments() -> None:
     backend.apply([ScaleTarget("w", weight, term_tensors(terms, 4, 32))], log_scales)
     EAGER.apply([ScaleTarget("w", other, term_tensors(terms, 4, 32))], log_scales)
     assert_same_weights(weight, other)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_contraction_takes_the_steps_of_python(seed: int) -> None:
+    """The same bits: potentials, and the line of nodes with its levels; also with ties."""
+    random = np.random.default_rng(seed)
+    count = (2, 5, 20, 60, 200, 400)[seed]
+    ring = random.permutation(count)
+    tails = np.concatenate([random.integers(0, count, 4 * count), ring])
+    heads = np.concatenate([random.integers(0, count, 4 * count), np.roll(ring, 1)])
+    lengths = 3 * random.normal(size=len(tails))
+    lengths = lengths.round() if seed % 2 else lengths
+    graph = count, tails, heads, lengths
+    slow, fast = contracted(*graph), contracted(*graph, compiled().contraction)
+    assert compiled().contraction(*graph) is not None and EAGER.contraction(*graph) is None
+    assert np.array_equal(slow.potential, fast.potential)
+    assert np.array_equal(slow.levels.places, fast.levels.places) and np.array_equal(slow.levels.least, fast.levels.least)
+    apart = np.array([0]), np.array([1]), np.array([1.0])
+    assert compiled().contraction(2, *apart) is None, "no way back: it gives up"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -284,6 +284,8 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
         *(pointer, integer, pointer, ctypes.c_int, pointer, ctypes.c_int),
     ]
     found.fxenorm_scale.restype = ctypes.c_int
+    found.fxenorm_contract.argtypes = [integer, integer, *[pointer] * 6]
+    found.fxenorm_contract.restype = integer
     for one_call in (found.fxenorm_step, found.fxenorm_cycles):
         one_call.argtypes, one_call.restype = [pointer], ctypes.c_int
     return found

@@ -6,11 +6,12 @@ import ctypes
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...errors import OptionError
-from ..backend import CycleRunner, CycleTask, register_backend
+from ..backend import CycleRunner, CycleTask, Ids, Values, register_backend
 from ..program import ChannelSums, ReduceProgram, ScaleTarget
 from ..reference.executor import EagerBackend
 from ..writes import Write, carry_out
@@ -69,6 +70,14 @@ class CompiledBackend(EagerBackend):
             return None
         table = StepTable(task)
         return CompiledCycles(self.library, table, task) if table.covers_all else None
+
+    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Values) -> tuple[int, Values, Ids, Values] | None:
+        """Contracts the bottleneck cycles of a graph in one call; None where memory does not suffice."""
+        arcs = [np.array(part, dtype=kind) for part, kind in ((tails, np.int64), (heads, np.int64), (lengths, np.float64))]
+        offsets, following, gaps = np.empty(count), np.empty(count, dtype=np.int64), np.empty(count)
+        places = [part.ctypes.data for part in (*arcs, offsets, following, gaps)]
+        first = self.library.fxenorm_contract(count, len(arcs[0]), *places)
+        return None if first < 0 else (first, offsets, following, gaps)
 
     def applies_within(self, device: torch.device) -> bool:
         """Returns whether the targets are on the CPU, where kernels look at what they write."""

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..backend import CycleRunner, CycleTask, register_backend
+from ..backend import CycleRunner, CycleTask, Ids, Values, register_backend
 from ..factors import MOST_GROWTH, exact_exp2, log2_factors
 from ..parts import Index, part_of, parts_of
 from ..program import ChannelSums, ReduceProgram, ScaleTarget, as_float, float_dtype
@@ -27,6 +27,10 @@ class EagerBackend:
 
     def cycles(self, task: CycleTask) -> CycleRunner | None:
         """Returns None: there is nothing to prepare."""
+        return None
+
+    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Values) -> tuple[int, Values, Ids, Values] | None:
+        """Returns None: Python contracts as it does."""
         return None
 
     def applies_within(self, device: torch.device) -> bool:

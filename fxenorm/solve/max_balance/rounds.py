@@ -65,7 +65,7 @@ def max_balanced(source: EntrySource, start: Floats, free: Mask) -> MaxBalanced:
                 log_scales = part.solved(log_scales)
             known = moving(known, free, log_scales)
             structure = Structure(known.at(log_scales), len(free))
-        levels, change = _contracted(structure)
+        levels, change = _contracted(structure, source)
         log_scales = np.where(free, log_scales + change, log_scales)
         slack = _DIGITS * (1.0 + float(np.abs(known.logs).max(initial=0.0)))
         found = above_levels(source, log_scales, free, Levelled(structure, levels), -_MARGIN)
@@ -83,9 +83,9 @@ def _some_lack(entries: Entries, known: Entries) -> bool:
     return not set(entries.row_keys) <= set(known.row_keys)
 
 
-def _contracted(structure: Structure) -> tuple[Levels, Floats]:
+def _contracted(structure: Structure, source: EntrySource) -> tuple[Levels, Floats]:
     """Returns the levels of a structure's nodes, and the (K,) change of the log-scales."""
     count, arcs = len(structure.nodes), structure.arcs
     graph = connected(count, (arcs.tails, arcs.heads, structure.values), structure.images)
-    found = contracted(count, *graph)
+    found = contracted(count, *graph, source.contraction)
     return found.levels, structure.log_scales(found.potential)

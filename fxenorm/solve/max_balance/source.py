@@ -28,6 +28,9 @@ class EntrySource(Protocol):
     def entries_where(self, log_scales: Floats, least: float, choose: Callable[[Entries], Mask]) -> Entries:
         """Returns those of all entries above a value after a rescaling that are chosen, by their logs before it."""
 
+    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Floats) -> tuple[int, Floats, Ids, Floats] | None:
+        """Contracts the bottleneck cycles of a graph in compiled code, as `contracted` takes it; None: there is none."""
+
 
 @dataclass(frozen=True)
 class Levelled:

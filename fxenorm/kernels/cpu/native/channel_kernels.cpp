@@ -8,6 +8,7 @@
 
 #include "accurate.h"
 #include "combine.h"
+#include "contraction.h"
 #include "cycles.h"
 #include "factors.h"
 #include "layout.h"
@@ -15,6 +16,22 @@
 #include "step.h"
 
 extern "C" {
+
+// Max-balanced potentials of a strongly connected graph whose root is node 0. The arcs are worked on in place. Out: for each node
+// the offset, its follower in the line of nodes, and the level between them; the answer is the first of that line, or -1.
+i64 fxenorm_contract(i64 count, i64 arcs, i64 *tails, i64 *heads, double *lengths, double *offsets, i64 *following, double *gaps) {
+    try {
+        Contraction work(count, arcs, tails, heads, lengths, following, gaps);
+        work.plant();
+        if (!work.run()) return -1;
+        for (i64 node = 0; node < count; ++node) offsets[node] = 0.0;
+        for (i64 at = (i64)work.merged.size() - 1; at >= 0; --at)
+            offsets[work.merged[at]] = offsets[work.merged_into[at]] + work.merged_offset[at];
+        return work.first[work.root];
+    } catch (...) {  // there is no more memory
+        return -1;
+    }
+}
 
 // Sums of |w|^p (p = inf: the largest |w|) by slot; `out` is overwritten. The answer is 1 where they cannot be relied on.
 int fxenorm_reduce(const ReduceMatrix *matrices, i64 matrix_count, const ReduceTile *tiles, i64 tile_count, const Link *links,
