@@ -48,6 +48,10 @@ class Entries:
             logs: (n,) log |w|.
         """
         ids, coefficients = np.where(coefficients == 0, -1, ids), np.where(ids < 0, 0, coefficients)
+        if ids.shape[1] == 2 and bool(((ids[:, 0] != ids[:, 1]) | (ids[:, 0] < 0)).all()):
+            # Nearly all entries: no sum to make, and an order of two.
+            swapped = (ids[:, 0] > ids[:, 1])[:, None]
+            return Entries(np.where(swapped, ids[:, ::-1], ids), np.where(swapped, coefficients[:, ::-1], coefficients), logs)
         for _ in range(2):  # the second time puts the places that a sum of 0 has left in front
             order = np.argsort(ids, axis=1, kind="stable")
             ids, coefficients = np.take_along_axis(ids, order, 1), np.take_along_axis(coefficients, order, 1)
@@ -73,6 +77,8 @@ class Entries:
 
     def reduced(self, free: Mask, log_scales: Floats) -> Entries:
         """Returns the same entries with free variables alone; the others have moved them by their (K,) log-scales."""
+        if free.all():
+            return self
         stays = (self.ids < 0) | ~np.append(free, False)[self.ids]
         logs = self.logs + self.shifts(np.where(free, 0.0, log_scales))
         return Entries.of_terms(np.where(stays, -1, self.ids), self.coefficients, logs)

@@ -134,23 +134,26 @@ class Structure:
 
         At that level all its variables are fixed, so that an entry no larger changes nothing.
         """
-        found = np.full(len(entries), np.inf)
+        found = np.full(len(entries), -np.inf)
         simple = is_arc(entries)
-        some = Arcs.of(entries.chosen(simple), self.count)
-        ends = [self._numbers[nodes] for nodes in (some.tails, some.heads)]
-        images = [self._numbers[mirrored(nodes, self.count)] for nodes in (some.tails, some.heads)]
-        found_simple = np.full(len(ends[0]), -np.inf)
-        for one, other in (ends, images):
+        places = np.flatnonzero(simple)
+        arcs = Arcs.of(entries if len(places) == len(entries) else entries.chosen(places), self.count)
+        tails, heads = arcs.tails, arcs.heads
+        for _ in range(2):
+            one, other = self._numbers[tails], self._numbers[heads]
             both = (one >= 0) & (other >= 0)
-            found_simple[both] = levels.of(one[both], other[both])
-        rest = ~((ends[0] >= 0) & (ends[1] >= 0)) & ~((images[0] >= 0) & (images[1] >= 0))
-        to_zero = self._levels_to_zero(levels)
-        for nodes in (some.tails, some.heads):
+            if both.all():
+                found[places] = levels.of(one, other)
+                places = places[:0]
+                break
+            found[places[both]] = levels.of(one[both], other[both])
+            places, tails, heads = places[~both], mirrored(heads[~both], self.count), mirrored(tails[~both], self.count)
+        if len(places) or not simple.all():
             # Nodes that are mirror images of one another have the same level with zero.
-            own = to_zero[nodes[rest]]
-            found_simple[rest] = own if nodes is some.tails else np.minimum(found_simple[rest], own)
-        found[simple] = found_simple
-        found[~simple] = np.append(to_zero[: self.count], np.inf)[entries.ids[~simple]].min(axis=1)
+            to_zero = self._levels_to_zero(levels)
+            if len(places):
+                found[places] = np.minimum(to_zero[tails], to_zero[heads])
+            found[~simple] = np.append(to_zero[: self.count], np.inf)[entries.ids[~simple]].min(axis=1)
         return found
 
     def _levels_to_zero(self, levels: Levels) -> Floats:
