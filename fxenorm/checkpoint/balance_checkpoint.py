@@ -100,7 +100,8 @@ def balance_checkpoint(
     if check != "none":
         inputs = (options.get("example_inputs"), options.get("example_kwargs"))
         around = modules_around(model, analysis, parts, every=check == "all")
-        checked = changed_modules(model, *inputs, around, files, place.folder)
+        # A copy on the meta device has tensors of their own in the place of tied ones.
+        checked = changed_modules(model, *inputs, around, files.with_aliases(analysis.symmetry.aliases), place.folder)
         checked.refuse(place.folder)
     result = result_of(place.target, analysis, components(analysis), journal.reports, checked)
     kept = {"fxenorm": __version__, "fingerprint": analysis.fingerprint, "log_scales": result.log_scales.tolist()}

@@ -23,6 +23,8 @@ __all__ = ["Checked", "changed_modules", "modules_around"]
 
 _FAR_APART = "tensors that belong together lie far apart in the model: only a run of the whole model could check them"
 
+_FAR_APART = "tensors that belong together lie far apart in the model: only a run of the whole model could check them"
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -99,9 +101,7 @@ def changed_modules(
     Returns:
         Which modules changed. Buffers that no file holds get random values.
     """
-    unchecked = ["tensors far apart in the model belong together: only a run of the whole model could check them"] * (
-        "" in places
-    )
+    unchecked = [_FAR_APART] if "" in places else []
     paths = [path for path in places if path]
     meta = copy.deepcopy(model).to("meta").eval()
     for name, tensor in (*meta.named_parameters(), *meta.named_buffers()):

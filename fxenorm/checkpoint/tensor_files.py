@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -76,6 +76,21 @@ class TensorFiles:
     tensors: Mapping[str, StoredTensor]
     others: tuple[str, ...]
     single: bool
+
+    def with_aliases(self, aliases: Mapping[str, str]) -> TensorFiles:
+        """Returns the same files, where a tensor of several names is found under each of them.
+
+        Args:
+            aliases: by further name of a tensor, its first name.
+        """
+        found = dict(self.tensors)
+        for alias, name in aliases.items():
+            if alias in found:
+                found.setdefault(name, found[alias])
+        for alias, name in aliases.items():
+            if name in found:
+                found.setdefault(alias, found[name])
+        return replace(self, tensors=found)
 
     def bytes_of(self, name: str) -> int:
         """Returns how many bytes a tensor has."""

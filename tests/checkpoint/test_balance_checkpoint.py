@@ -168,6 +168,26 @@ def test_a_tied_tensor_may_be_stored_twice(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(Tied().double(), target)(x), model(x), rtol=1e-10, atol=1e-12)
 
 
+def test_a_tied_tensor_that_is_stored_once_is_checked_under_its_other_name(tmp_path: Path) -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.middle, self.last = nn.Linear(6, 6), nn.Linear(6, 6, bias=False), nn.Linear(6, 6)
+            self.again = nn.Linear(6, 6, bias=False)
+            self.again.weight = self.middle.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.again(self.middle(self.first(x).relu()).relu()).relu())
+
+    model = unbalanced(nn.Sequential(nn.GELU(), Inner()), torch.float64)
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items() if name != "1.again.weight"}
+    safetensors.save_file(state, source)
+    result = fxenorm.balance_checkpoint(source, target, model, check="all")
+    assert result.checked is not None and result.checked.modules == ("1",) and not result.checked.changed
+    assert not torch.equal(safetensors.load_file(target)["1.middle.weight"], state["1.middle.weight"])
+
+
 class Killed(BaseException):
     """Stands for a signal."""
 

@@ -473,6 +473,15 @@ def test_a_folder_of_transformers_with_its_weights(folder: Path, capsys: pytest.
         one, other = (made(tokens, use_cache=False).logits for made in (model, again))
     assert torch.equal(one, other) and again.dtype is torch.bfloat16
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    # Piece by piece, by two processes, and in memory as --verify asks for: the same files; and all of it taken back.
+    assert main(["hf:llama", "--balance", "shared", "--modes", "eval", "--jobs", "2"]) == 0
+    assert main(["hf:balanced", "--balance", "undone", "--modes", "eval", "--undo", "balanced.log_scales.json"]) == 0
+    for path in (folder / "llama").glob("*.safetensors"):
+        assert (folder / "shared" / path.name).read_bytes() == (folder / "balanced" / path.name).read_bytes()
+        old, undone = (safetensors.load_file(folder / name / path.name) for name in ("llama", "undone"))
+        assert all(torch.equal(old[name], undone[name]) for name in old)
+    assert main(["hf:llama", "--balance", "shared", "--modes", "eval"]) == 2
+    assert "shared is there already" in capsys.readouterr().err
 
 
 def test_inputs_of_the_file_take_the_type_of_the_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

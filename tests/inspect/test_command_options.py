@@ -102,6 +102,8 @@ BAD = [
     ("--max-log-scale 0", "--max-log-scale"),
     ("--max-log-scale inf", "--max-log-scale"),
     ("--deadband 2", "--deadband"),
+    ("--jobs 0", "--jobs"),
+    ("--jobs two", "--jobs"),
     ("--approximate linear", "--approximate 'linear' is not a valid option: expected"),
     ("--outputs nobody", "nobody"),
     ("--batchnorm frozen --modes train", "--batchnorm 'frozen'.*--modes 'train'"),

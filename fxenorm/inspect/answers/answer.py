@@ -13,6 +13,7 @@ from ...plan.plan import Plan
 from ..arguments.analysis_options import analysis_options
 from ..checkpoints.balanced import Rescaled, read_log_scales
 from ..checkpoints.compare import compare, compare_lines
+from ..checkpoints.streamed import balance_folder
 from ..report import report
 from .files import write_files
 from .loading import Subject
@@ -73,6 +74,9 @@ def answer(arguments: argparse.Namespace, subject: Subject, say: Callable[[str],
     if output is not None and not failed:
         say("rescaling and writing the weights")
         content["balance"], lines["balance"] = output.write(plan, subject.names, arguments.model)
+    if subject.streamed is not None and not failed:
+        say("balancing the weights, piece by piece")
+        content["balance"], lines["balance"] = balance_folder(arguments, subject.loaded, subject.streamed)
     sections = tuple(name for name in SECTIONS if getattr(arguments, name))
     return Answer(content, lines, sections, failed)
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...checkpoint.meta_model import meta_model
 from ...errors import CheckpointError
+from ..arguments.input_spec import as_arguments
 from ..targets.from_config import from_folder
 from ..targets.load import Loaded, load
 from ..targets.target import CATALOGUES, Target
@@ -28,12 +30,14 @@ class Subject:
         checkpoint: the weights that were read from files; None: there are none.
         names: by name in the checkpoint, the name in the model.
         weights: the origin of the weights in words; "" where the model's own file knows it.
+        streamed: a folder of weights that are balanced piece by piece and never all in memory; the model has none then.
     """
 
     loaded: Loaded
     checkpoint: Checkpoint | None
     names: Mapping[str, str]
     weights: str
+    streamed: Path | None = None
 
 
 def load_subject(arguments: argparse.Namespace, target: Target) -> Subject:
@@ -49,6 +53,10 @@ def load_subject(arguments: argparse.Namespace, target: Target) -> Subject:
     given = arguments.weights
     folder = Path(target.place) if target.kind == "hf" else None
     if given is None and folder is not None and folder.is_dir() and find_weights(folder) is not None:
+        if _can_stream(arguments, folder):
+            example_inputs, example_kwargs = as_arguments(arguments.input) if arguments.input else (None, None)
+            shapes = Loaded(meta_model(None, folder), example_inputs, example_kwargs)
+            return Subject(shapes, None, {}, f"weights of {folder}", folder)
         given = target.place
     if given is None and arguments.balance:
         raise CheckpointError("--balance writes the checkpoint that was read: name it with --weights FILE")
@@ -66,6 +74,12 @@ def load_subject(arguments: argparse.Namespace, target: Target) -> Subject:
             raise
         renamed = Loaded(from_folder(target.place), loaded.example_inputs, loaded.example_kwargs)
         return Subject(renamed, None, {}, f"weights of {given}")
+
+
+def _can_stream(arguments: argparse.Namespace, folder: Path) -> bool:
+    """Whether all that is asked for can be done without all weights in memory: they are balanced, and not looked at else."""
+    looked_at = arguments.verify or arguments.html or arguments.undo or arguments.layer
+    return bool(arguments.balance) and not looked_at and any(folder.glob("*.safetensors"))
 
 
 def _in_its_type(loaded: Loaded) -> Loaded:

@@ -11,7 +11,7 @@ from ...version import __version__
 from .analysis_options import add_analysis_options
 from .completion import PrintCompletion
 from .help_text import DESCRIPTION, epilog
-from .readers import read_input
+from .readers import read_count, read_input
 
 __all__ = ["build_parser", "parse"]
 
@@ -113,6 +113,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--balance",
         metavar="OUT",
         help="balance the --weights and write them in the same format, with the log-scales in OUT.log_scales.json",
+    )
+    files.add_argument(
+        "--jobs",
+        type=read_count,
+        default=1,
+        metavar="N",
+        help="processes that share the work of --balance on hf:FOLDER, whose weights are read and written piece by piece",
     )
     files.add_argument("--undo", metavar="LOG_SCALES", help="with --balance: take these log-scales back in place of balancing")
     files.add_argument(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .input_spec import InputSpec
 
-__all__ = ["read_band", "read_exponent", "read_input", "read_layer_weight", "read_limit"]
+__all__ = ["read_band", "read_count", "read_exponent", "read_input", "read_layer_weight", "read_limit"]
 
 
 def read_input(text: str) -> InputSpec:
@@ -56,6 +56,13 @@ def read_band(text: str) -> float:
     if value is not None and 0 <= value <= 1:
         return value
     raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 1, a natural logarithm")
+
+
+def read_count(text: str) -> int:
+    """Reads ``--jobs``, the number of processes: a positive integer."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a positive integer")
 
 
 def _number(text: str) -> float | None:
