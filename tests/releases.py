@@ -42,6 +42,9 @@ def need(network: str) -> None:
 TRAINS_ON_CPUS: dict[str, Any] = {"reshard_after_forward": False} if RELEASE < (2, 7) else {}
 """Options of `fully_shard` with which modules within modules train on CPUs: 2.6 counts a second gathering there as a change."""
 
+EXPORTS_WRITES_TO_PARAMETERS = RELEASE >= (2, 7)
+"""A write into a parameter under `no_grad` is followed without values: 2.6 refuses it, so a real run is followed."""
+
 MULTIPLIES_PARTIAL_SUMS = RELEASE >= (2, 9)
 """`mul_` by a number changes a distributed tensor that is still to be summed: 2.6 leaves it as it is, so no momentum decays."""
 

@@ -100,6 +100,7 @@ def trace_by_fake_run(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | 
         arguments = inputs.map(fake.from_tensor)
         graph, outputs = _recorded(model, functools.partial(functional_call, model), tensors, arguments, ExportWatch())
     check_dtypes(graph, inputs)
+    _rewrite_fake_values(graph, fake)
     _refuse_lost_values(graph, lambda tensor: isinstance(tensor, FakeTensor))
     _take_apart(graph)
     _refuse_lost_values(graph, lambda tensor: isinstance(tensor, FakeTensor))
@@ -233,21 +234,29 @@ def _unseen(output: Output, graph: fx.Graph, watch: OutputWatch) -> Output:
 
 def _share_fake_mode(graph: fx.Graph) -> None:
     """Rewrites the fake values, of which make_fx gives each a mode of its own, in one mode, so that they can be combined."""
-    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode() as fake:
-
-        def rewrite(value: Any) -> Any:
-            if not isinstance(value, FakeTensor) or value.fake_mode is fake or value.layout is not torch.strided:
-                return value
-            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
-
+        _rewrite_fake_values(graph, fake)
         for node in graph.nodes:
-            node.meta["val"] = tree_map(rewrite, node.meta.get("val"))
             if node.meta.get("sparse") is not None:
                 node.meta["val"] = fake.from_tensor(node.meta.pop("sparse"))
             elif node.meta["val"] is None and isinstance(node.target, torch._ops.OpOverload):
                 node.meta["val"] = _fake_result(node)
+
+
+def _rewrite_fake_values(graph: fx.Graph, fake: Any) -> None:
+    """Rewrites in the mode `fake` the fake values of other modes, as torch 2.6 gives to writes into tensors of the module."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    def rewrite(value: Any) -> Any:
+        if not isinstance(value, FakeTensor) or value.fake_mode is fake or value.layout is not torch.strided:
+            return value
+        with fake:
+            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+
+    for node in graph.nodes:
+        node.meta["val"] = tree_map(rewrite, node.meta.get("val"))
 
 
 def _fake_result(node: fx.Node) -> Any:

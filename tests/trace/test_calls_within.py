@@ -145,3 +145,19 @@ def test_an_analysis_leaves_no_hidden_axis_open(name: str) -> None:
     build, [(_, width)] = NETWORKS[name]
     assert fxenorm.analyze(build(), X[:, :width]).num_scales
     assert not torch._C._functorch.get_interpreter_stack()
+
+
+def test_branches_are_followed_beside_a_compiled_part() -> None:
+    """A compiled part runs as it was written; a branch still needs the compiler, which stays the user's afterwards."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda h: m.b(h.relu()), lambda h: -m.b(h.relu()), (m.compiled(x),))
+
+    compiled = torch.compile(nn.Linear(6, 8), backend="eager")
+    before = torch.compile
+    model = Net(forward, a=compiled, b=nn.Linear(8, 3))
+    model.__dict__["compiled"] = compiled
+    for _ in range(2):  # the compiler may be imported on the way
+        plan = fxenorm.analyze(model, X)
+        assert plan.num_scales == 8 and plan.exact and not plan.barriers
+    assert torch.compile is before
