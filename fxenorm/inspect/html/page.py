@@ -16,7 +16,7 @@ from ...plan.plan import Plan
 from ...version import __version__
 from ..glossary import GLOSSARY
 from .charts import histogram, layer_chart, library_script
-from .content import Content, LayerRow, content_of, number_words
+from .content import Content, LayerRow, content_of, imbalance_words, number_words
 from .pictures import Pictures, pictures_of
 
 __all__ = ["check_libraries", "page"]
@@ -53,7 +53,7 @@ def page(plan: Plan, target: str) -> str:
     jinja = optional_import("jinja2", "report", "fxenorm-inspect --html")
     markup = optional_import("markupsafe", "report", "fxenorm-inspect --html").Markup
     surroundings = jinja.Environment(autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    surroundings.filters |= {"number": number_words, "shown": shown}
+    surroundings.filters |= {"number": number_words, "imbalance": imbalance_words, "shown": shown}
     values = {
         "content": content,
         "counted": _counted(content),
