@@ -101,11 +101,12 @@ def described(block: Block, matrix: Tensor, positions: Tensor, num_scales: int) 
     Returns:
         (n, T) ids of variables by term, -1 for "fixed"; (T,) the terms' coefficients; (n,) log |w|.
     """
+    terms = [term for _, term in block.terms]
+    if not matrix.ndim:  # a number
+        matrix, terms = matrix.reshape(1), [term.reshape(1) for term in terms]
     places = torch.unravel_index(positions, matrix.shape)
     logs = expanded(math.inf, matrix[places])
-    ids = [
-        term[tuple(place.clamp(max=size - 1) for place, size in zip(places, term.shape, strict=True))] for _, term in block.terms
-    ]
+    ids = [term[tuple(place.clamp(max=size - 1) for place, size in zip(places, term.shape, strict=True))] for term in terms]
     stacked = torch.stack(ids, -1) if ids else positions.new_zeros((len(positions), 0))
     coefficients = torch.tensor([value for value, _ in block.terms], dtype=torch.int64, device=matrix.device)
     return torch.where(stacked == num_scales, -1, stacked), coefficients, logs
