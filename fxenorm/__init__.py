@@ -21,6 +21,7 @@ _HOMES = {
     "Group": "fxenorm.analysis.groups",
     "Held": "fxenorm.analysis.held",
     "History": "fxenorm.rescale.measures.history",
+    "Mappings": "fxenorm.analysis.mappings.result",
     "Pair": "fxenorm.analysis.pairs",
     "Port": "fxenorm.analysis.groups",
     "Site": "fxenorm.symmetry",
@@ -48,6 +49,7 @@ __all__ = [
     "Group",
     "Held",
     "History",
+    "Mappings",
     "Pair",
     "Plan",
     "Port",
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from . import errors, masses, objectives
     from .analysis.groups import Group, Port
     from .analysis.held import Held
+    from .analysis.mappings.result import Mappings
     from .analysis.pairs import Pair
     from .checkpoint.balance_checkpoint import balance_checkpoint
     from .checkpoint.result import CheckpointResult

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ..analysis.analysis import Analysis
 from ..analysis.groups import Group
 from ..analysis.held import FrozenChoice, Held, frozen_names, held_by_group
+from ..analysis.mappings.result import Mappings
+from ..analysis.mappings.write import class_names, mappings
 from ..analysis.options import Options
 from ..analysis.pair_graph import pair_graph
 from ..analysis.pairs import Pair
@@ -308,6 +310,40 @@ class Plan:
         """
         modules = [name for name, _ in self.model.named_modules()]
         return why(self.rescaler.analysis, layer, modules, None if is_meta(self.model) else self.held)
+
+    def mappings(self, target: str) -> Mappings:
+        """Writes the smooth and balance layers of every group, with all consumers, for a quantiser that smooths activations.
+
+        Each map is checked against the exponents: whatever factors the quantiser chooses, the function stays as it is. Groups
+        that it cannot express are listed with the reason. The forms, and the groups that count as expressible, follow:
+
+        - "llm-compressor": ``AWQMapping`` in the API reference of llm-compressor and its ``AWQModifier``. Fused layers: the last
+          rows are divided. Grouped-query attention is skipped (its issue 2808). Experts that are stacked in one tensor get the
+          names that they have once the tool has taken them apart (``experts.0.up_proj``). It divides the stored weight of a
+          norm; newer releases of ``oneshot`` exchange some norms by 1 + w first, which is not relied on.
+        - "autoawq": ``get_layers_for_scaling`` and ``apply_scale`` of AutoAWQ, within one decoder block; Gemma's norms by class.
+        - "modelopt": ``fuse_prequant_layernorm`` and ``fuse_prequant_to_linear`` of NVIDIA's Model Optimizer (its pull requests
+          421, 793 and 1520): grouped heads with ``fuse_grouped_heads``, norms by 1 + w of the classes that it knows.
+        - "smoothquant": ``smooth_ln_fcs`` of mit-han-lab/smoothquant: normalisations and ``nn.Linear`` alone. The function
+          asserts some classes of norms; another norm needs its class added there.
+
+        Args:
+            target: "llm-compressor", "autoawq", "modelopt" or "smoothquant".
+
+        Returns:
+            The maps; print them, or take ``to_dict()["mappings"]``. No weight is read.
+
+        Raises:
+            OptionError: there is no such target; the message lists the four.
+
+        Example:
+            >>> import fxenorm
+            >>> from torch import nn
+            >>> plan = fxenorm.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> plan.mappings("llm-compressor").entries
+            (g0: 0 -> 2,)
+        """
+        return mappings(self.rescaler.analysis, target, class_names(self.model))
 
     @property
     def exact(self) -> bool:

@@ -116,6 +116,7 @@ TESTS: dict[str, list[str]] = {
     "weights/shared/*": ["test_distributed"],
     "rescale/agreeing*": ["test_agreement"],
     "plan/*": MIDDLE,
+    "analysis/mappings/*": ["test_mappings"],
     "analysis/*": MIDDLE,
     "objectives/*": ["test_terms", "test_masses"],
     "weights/*": MIDDLE,
