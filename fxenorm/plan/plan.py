@@ -323,7 +323,8 @@ class Plan:
           norm; newer releases of ``oneshot`` exchange some norms by 1 + w first, which is not relied on.
         - "autoawq": ``get_layers_for_scaling`` and ``apply_scale`` of AutoAWQ, within one decoder block; Gemma's norms by class.
         - "modelopt": ``fuse_prequant_layernorm`` and ``fuse_prequant_to_linear`` of NVIDIA's Model Optimizer (its pull requests
-          421, 793 and 1520): grouped heads with ``fuse_grouped_heads``, norms by 1 + w of the classes that it knows.
+          421, 793 and 1520): grouped heads by ``fuse_grouped_heads``, norms by 1 + w of classes that it knows. Two layers in a
+          module of a class that ``PQS_FUSE_MODULE_MAPPING`` does not list need a row there.
         - "smoothquant": ``smooth_ln_fcs`` of mit-han-lab/smoothquant: normalisations and ``nn.Linear`` alone. The function
           asserts some classes of norms; another norm needs its class added there.
 
