@@ -14,7 +14,6 @@ from fxenorm.kernels.memory import has_plain_memory
 from fxenorm.trace import trace_model
 
 from ..helpers import draw_log_scales
-from ..releases import RELEASE
 
 INPUTS = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 
@@ -162,4 +161,4 @@ def test_the_tensors_that_a_wrapper_is_made_of_are_no_outputs_of_their_own() -> 
     for _ in range(3):
         (traced,) = trace_model(model, INPUTS)
         assert [output.kind for output in traced.outputs] == ["tensor"]
-        assert traced.tracer == ("export" if RELEASE >= (2, 7) else "make_fx")  # 2.6 exports no such wrappers
+        assert traced.tracer == "export"
