@@ -22,6 +22,8 @@ _HOMES = {
     "Held": "fxenorm.analysis.held",
     "History": "fxenorm.rescale.measures.history",
     "Mappings": "fxenorm.analysis.mappings.result",
+    "Observation": "fxenorm.observe.observations",
+    "Observations": "fxenorm.observe.observations",
     "Pair": "fxenorm.analysis.pairs",
     "Port": "fxenorm.analysis.groups",
     "Site": "fxenorm.symmetry",
@@ -50,6 +52,8 @@ __all__ = [
     "Held",
     "History",
     "Mappings",
+    "Observation",
+    "Observations",
     "Pair",
     "Plan",
     "Port",
@@ -79,6 +83,7 @@ if TYPE_CHECKING:
     from .checkpoint.balance_checkpoint import balance_checkpoint
     from .checkpoint.result import CheckpointResult
     from .errors import FxenormError, FxenormWarning
+    from .observe.observations import Observation, Observations
     from .optim.check import check_optimizer
     from .optim.registry import register_optimizer
     from .plan.analyze import analyze

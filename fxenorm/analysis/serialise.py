@@ -86,7 +86,11 @@ def _stored_symmetry(symmetry: Symmetry, arrays: _ArrayWriter) -> Json:
         "roles": dict(symmetry.roles),
         "flows": {mode: [_flow_row(node) for node in flow] for mode, flow in symmetry.flows.items()},
         "sites": [
-            [site.module, site.direction, site.axis, arrays.add(site.variables), int(site.coefficient)] for site in symmetry.sites
+            [
+                *(site.module, site.direction, site.axis, arrays.add(site.variables), int(site.coefficient)),
+                *(site.call, site.tensor, site.ndim, site.whole),
+            ]
+            for site in symmetry.sites
         ],
         "barriers": [dataclasses.asdict(barrier) for barrier in symmetry.barriers],
         "folds": [dataclasses.asdict(fold) for fold in symmetry.folds],
@@ -216,8 +220,8 @@ def _symmetry(stored: Mapping[str, Any], read: Callable[[Sequence[Any]], NDArray
         roles=dict(stored["roles"]),
         flows={mode: tuple(_flow_node(row) for row in rows) for mode, rows in stored["flows"].items()},
         sites=tuple(
-            Site(module, direction, axis, _within(read(entry), num_scales, module), _coefficient(coefficient))
-            for module, direction, axis, entry, coefficient in stored["sites"]
+            Site(module, direction, axis, _within(read(entry), num_scales, module), _coefficient(coefficient), *_place(place))
+            for module, direction, axis, entry, coefficient, *place in stored["sites"]
         ),
         barriers=tuple(Barrier(**values) for values in stored["barriers"]),
         folds=tuple(NormFold(**values) for values in stored["folds"]),
@@ -278,6 +282,14 @@ def _within(ids: NDArray[np.int64], num_scales: int, name: str) -> NDArray[np.in
     if ids.size and (ids.min() < -1 or ids.max() >= num_scales):
         raise ValueError(f"ids of {name!r} reach from {ids.min()} to {ids.max()}, with {num_scales} variables")
     return ids
+
+
+def _place(stored: Sequence[Any]) -> tuple[int, int, int, bool]:
+    """Returns a site's call, tensor, number of axes and whether it is whole; plans of older versions have none of these."""
+    call, tensor, ndim, whole = stored or (0, 0, 0, True)
+    if any(type(number) is not int or number < 0 for number in (call, tensor, ndim)) or type(whole) is not bool:
+        raise ValueError(f"the place {list(stored)!r} of a site: expected three integers >= 0, and true or false")
+    return call, tensor, ndim, whole
 
 
 def _flow_row(node: FlowNode) -> list[Any]:

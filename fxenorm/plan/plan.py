@@ -24,6 +24,8 @@ from ..errors import OptionError, RescaleError
 from ..objectives.function import Function
 from ..objectives.problem import function_of
 from ..objectives.terms import as_term
+from ..observe.observations import Observations
+from ..observe.observe import observe
 from ..optim.state import OptimizerLike, StateChoice
 from ..picture.build import picture_of
 from ..picture.figure import figure_of, save
@@ -800,6 +802,45 @@ class Plan:
         tracked = self.rescaler.tracked
         tracked.append(Tracked(copy, self.model, self.symmetry, master=master, forget=tracked.remove))
         return tracked[-1]
+
+    def observe(self, loader: Any, *, batches: int | None = None, quantile: float = 0.999) -> Observations:
+        """Runs the model on data and returns the ranges of its activations by channel, for those who quantise.
+
+        At every site of every group, and at every input of a layer with weights that has none: the smallest and the largest
+        value, the mean square, and a high quantile of the absolute value. The quantile is that of each batch, by nearest rank,
+        and the largest of all batches is kept: it is at least that of all data together. One calibration serves all later
+        choices: ``observations.rescaled(log_scales)`` follows a rescaling by known factors.
+
+        The model runs in eval mode, without gradients, one batch at a time, and no activation is kept. Its modes, buffers and
+        hooks, and all random numbers, are as before afterwards, also where forward raises. Meanwhile nothing else may use it.
+
+        Args:
+            loader: an iterable of batches on the model's device, each a tensor, a tuple of positional arguments, or a dict of
+                keyword arguments.
+            batches: how many of them are used at most; None: all.
+            quantile: the share of the entries of a channel that the quantile bounds, above 0 and at most 1.
+
+        Returns:
+            The observations; ``skipped`` in it names the activations that could not be observed, with the reasons.
+
+        Raises:
+            OptionError: the loader is no iterable or gives no batch, `batches` or `quantile` is not valid, or the model is on the
+                meta device or spread over processes.
+            ExampleInputsError: the model does not run on a batch.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> observations = plan.observe(torch.randn(2, 4) for _ in range(10))
+            >>> bool((observations["2", "input"].minimum >= 0).all())
+            True
+        """
+        if self.rescaler.ranks() is not None:
+            raise OptionError("observing runs the whole model, and this one is spread over processes: observe the unsharded one")
+        with self.rescaler.lock:
+            self.repair()
+            return observe(self.rescaler.analysis, self.model, loader, batches, quantile)
 
     def verify(self, inputs: Any = None, *, seed: int = 0) -> Verification:
         """Checks on the model itself that rescaling leaves its outputs as they are; the model is left as it was.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -67,34 +67,65 @@ def channels_of(events: Mapping[str, Sequence[Event]], expander: Expander) -> tu
 
 def sites_of(events: Mapping[str, Sequence[Event]], expander: Expander) -> tuple[Site, ...]:
     """Returns every module boundary that carries variables along one axis, in graph order, without repetitions."""
-    found: dict[tuple[Any, ...], Site] = {}
+    found = _Sites(expander)
     for calls in events.values():
-        readers: list[set[str]] = [set() for _ in calls]
+        readers: list[set[tuple[str, int]]] = [set() for _ in calls]
         for event in calls:
             for source in event.inputs:
-                readers[source].add(event.origin.module)
+                readers[source].add((event.origin.module, event.origin.call))
         for event, modules in zip(calls, readers, strict=True):
+            own = (event.origin.module, event.origin.call)
             for source in event.inputs:
                 origin = calls[source].origin
-                if not _inside(origin.module, event.origin.module):
-                    _add(found, calls[source], event.origin.module, "input", expander)
-            if not modules or any(not _inside(reader, event.origin.module) for reader in modules):
-                _add(found, event, event.origin.module, "output", expander)
-    return tuple(found.values())
+                if not _inside((origin.module, origin.call), own):
+                    found.add(calls[source], own, "input")
+            if not modules or any(not _inside(reader, own) for reader in modules):
+                found.add(event, own, "output")
+    return tuple(found.sites)
 
 
-def _inside(module: str, other: str) -> bool:
-    """Whether `module` is `other` or one of its submodules."""
-    return module == other or other == "" or module.startswith(other + ".")
+def _inside(place: tuple[str, int], other: tuple[str, int]) -> bool:
+    """Whether a call of a module is that of the other, or the module is one of its submodules."""
+    module, within = place[0], other[0]
+    return place == other or within == "" or module.startswith(within + ".")
 
 
-def _add(found: dict[tuple[Any, ...], Site], event: Event, module: str, direction: Any, expander: Expander) -> None:
-    """Notes the axes along which the event's outputs carry variables, as seen at a boundary of `module`."""
-    for field in event.outputs:
-        for coefficient, ids in expander.terms(field.terms):
-            axes = [axis for axis, size in enumerate(ids.shape) if size > 1]
-            if len(axes) == 1 or (not axes and ids.ndim):
-                axis = axes[0] if axes else ids.ndim - 1
-                variables = np.broadcast_to(ids.reshape(-1), (field.shape[axis],))
-                key = (module, direction, axis, coefficient, variables.tobytes())
-                found.setdefault(key, Site(module, direction, axis, variables, coefficient))
+class _Sites:
+    """Collects sites, each once.
+
+    Attributes:
+        sites: those found so far, in order.
+    """
+
+    def __init__(self, expander: Expander) -> None:
+        self.sites: list[Site] = []
+        self._expander = expander
+        self._known: dict[tuple[str, int, Any], dict[Any, int]] = {}
+
+    def add(self, event: Event, place: tuple[str, int], direction: Literal["input", "output"]) -> None:
+        """Notes the axes along which the event's outputs carry variables, as seen at a boundary of a call of a module."""
+        module, call = place
+        for field in event.outputs:
+            terms = self._expander.terms(field.terms)
+            along = [term for term in terms if sum(size > 1 for size in term[1].shape) < 2 and term[1].ndim]
+            rows: dict[tuple[int, bytes], int] = {}
+            for coefficient, ids in along:
+                row = _axis_and_variables(ids, field.shape)
+                rows[row] = rows.get(row, 0) + int(coefficient)
+            known = self._known.setdefault((module, call, direction), {})
+            key = (frozenset(rows.items()), whole := len(along) == len(terms))
+            if not any(rows.values()) or key in known:
+                continue
+            number = known[key] = len(known)
+            for (axis, content), coefficient in rows.items():
+                if not coefficient:
+                    continue
+                variables = np.frombuffer(content, dtype=np.int64)
+                self.sites.append(Site(module, direction, axis, variables, coefficient, call, number, len(field.shape), whole))
+
+
+def _axis_and_variables(ids: Ids, shape: Sequence[int]) -> tuple[int, bytes]:
+    """Returns the axis of a term that varies along at most one, and the variable of each position there."""
+    axis = next((axis for axis, size in enumerate(ids.shape) if size > 1), ids.ndim - 1)
+    variables = np.broadcast_to(ids.reshape(-1), (shape[axis],)).astype(np.int64)
+    return axis, variables.tobytes()

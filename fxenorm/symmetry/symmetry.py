@@ -59,12 +59,18 @@ class FlowNode:
 class Site:
     """One axis of one activation along which scale variables lie.
 
+    Sites that differ in no more than variables and coefficient belong to one activation, whose factor is the product of theirs.
+
     Attributes:
         module: path of the module.
         direction: whether the activation enters or leaves the module.
         axis: the axis of the activation.
         variables: (size of the axis,) the variable of each position, -1 = fixed.
         coefficient: the integer by which these variables enter.
+        call: which call of the module in one forward pass, from 0.
+        tensor: which of the activations there that move in different ways, from 0 in graph order.
+        ndim: number of axes of the activation; 0 in a plan that was stored without it.
+        whole: whether sites show all that the activation moves by; False where variables lie along two axes at once.
 
     Example:
         >>> import fxenorm
@@ -79,11 +85,16 @@ class Site:
     axis: int
     variables: NDArray[np.int64]
     coefficient: int
+    call: int = 0
+    tensor: int = 0
+    ndim: int = 0
+    whole: bool = True
 
     def __repr__(self) -> str:
-        """Returns one line: the module, the axis, and how many of its channels carry free scales."""
-        free = int((self.variables >= 0).sum())
-        return f"<Site {self.module} {self.direction}, axis {self.axis}: {self.variables.size:,} channels, {free:,} free>"
+        """Returns one line: the module, the call if it is no first one, the axis, and how many channels carry free scales."""
+        free, call = int((self.variables >= 0).sum()), f" of call {self.call}" if self.call else ""
+        size = self.variables.size
+        return f"<Site {self.module} {self.direction}{call}, axis {self.axis}: {size:,} channels, {free:,} free>"
 
 
 @dataclass(frozen=True)

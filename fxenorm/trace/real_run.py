@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -176,14 +177,15 @@ def _unflagged(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _record_module_paths(model: nn.Module) -> None:
-    """Hooks that write the running module's path on every node; `preserved` takes them off again."""
+    """Hooks that write the running module's path and the number of its call on every node; `preserved` takes them off again."""
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-    running: list[str] = []
+    running: list[tuple[str, int]] = []
+    called: Counter[str] = Counter()
     last: list[fx.Node] = []
 
     def mark() -> None:
-        """Gives every node since the last mark the path of the module on top."""
+        """Gives every node since the last mark the path of the module on top, and the number of its call."""
         mode = get_proxy_mode()
         if mode is None:
             return
@@ -191,14 +193,19 @@ def _record_module_paths(model: nn.Module) -> None:
         # A loop's body is recorded into a graph of its own, in between.
         node = last[0]._next if last and last[0].graph is mode.tracer.graph else root._next
         while node is not root:
-            node.meta.setdefault("module", running[-1] if running else "")
+            path, call = running[-1] if running else ("", 0)
+            node.meta.setdefault("module", path)
+            node.meta.setdefault("call", call)
             node = node._next
         last[:] = [root._prev]
 
     def entering(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
             mark()
-            running.append(path)
+            if not path:
+                called.clear()  # a new run of the whole model
+            running.append((path, called[path]))
+            called[path] += 1
 
         return hook
 

@@ -16,7 +16,7 @@ __all__ = ["SourceLines", "annotate", "note_lines"]
 
 _FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in (\S+)')
 _CELL = re.compile(r"ipykernel_\d+[/\\]\d+\.py$")
-_CALL_NUMBER = re.compile(r"@\d+")
+_CALL_NUMBER = re.compile(r"@(\d+)")
 
 
 class SourceLines:
@@ -110,14 +110,17 @@ def note_lines(root: types.CodeType) -> None:
 
 
 def annotate(graph: fx.Graph, source_lines: SourceLines) -> None:
-    """Sets ``meta["module"]``, ``meta["source"]`` and, where missing, ``meta["val"]`` on every node."""
+    """Sets ``meta["module"]``, ``meta["call"]``, ``meta["source"]`` and, where missing, ``meta["val"]`` on every node."""
     vars(graph).pop("create_node", None)
     for node in graph.nodes:
         meta = node.meta
         if "module" not in meta:
             stack = meta.get("nn_module_stack")
-            path = next(reversed(stack.values()))[0] if stack else ""
+            key, (path, _) = next(reversed(stack.items())) if stack else ("", ("", None))
             meta["module"] = _CALL_NUMBER.sub("", path) if "@" in path else path
+            # torch.export writes the second call of a module as "L__self___relu@1".
+            again = _CALL_NUMBER.search(key, key.rfind("@")) if "@" in key else None
+            meta["call"] = int(again[1]) if again else 0
         if "source" not in meta:
             meta["source"] = source_lines(meta.get("stack_trace"))
         meta.setdefault("val", None)

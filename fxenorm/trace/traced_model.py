@@ -12,7 +12,7 @@ from torch import fx
 from .inputs import Inputs
 from .outputs import Output
 
-__all__ = ["Mode", "Placeholder", "TracedModel", "module_path", "source_line"]
+__all__ = ["Mode", "Placeholder", "TracedModel", "call_number", "module_path", "source_line"]
 
 Mode = Literal["eval", "train"]
 
@@ -40,7 +40,8 @@ class TracedModel:
     """A model as one flat graph of ATen operators.
 
     Every node carries ``meta["val"]`` (fake tensors, or Python values), ``meta["module"]`` (path of the module that was
-    running, "" for the root) and ``meta["source"]`` (the user's source line, "" where unknown).
+    running, "" for the root), ``meta["call"]`` (which call of it, from 0) and ``meta["source"]`` (the user's source line, ""
+    where unknown).
 
     Attributes:
         graph: placeholder, get_attr, call_function and output nodes only; regions under ``no_grad`` or autocast are inlined.
@@ -82,6 +83,11 @@ class TracedModel:
 def module_path(node: fx.Node) -> str:
     """Path of the module that was running when `node` was recorded ("" for the root)."""
     return str(node.meta.get("module", ""))
+
+
+def call_number(node: fx.Node) -> int:
+    """Returns which call of that module in one forward pass recorded `node`, from 0."""
+    return int(node.meta.get("call", 0))
 
 
 def source_line(node: fx.Node) -> str:

@@ -27,6 +27,7 @@ LAYERS = """
     analysis
     weights
     objectives masses
+    observe
     text
     picture
     rescale

@@ -84,11 +84,13 @@ def test_activations_move_as_their_sites_say_and_the_others_not_at_all(name: str
         if not sites and next(model.get_submodule(module).children(), None) is not None:
             continue  # a container's ends are told as those of the modules in it
         seen.update(map(id, sites))
-        expected = values[0]
-        for site in sites:
-            factor = (site.coefficient * log_scales[torch.from_numpy(site.variables.copy())]).exp()
-            expected = expected * factor.reshape([-1 if axis == site.axis else 1 for axis in range(expected.ndim)])
-        torch.testing.assert_close(after[module, direction][0], expected, rtol=1e-9, atol=1e-9, msg=f"{module} {direction}")
+        for call, expected in enumerate(values):
+            for site in sites:
+                if site.call == call:
+                    factor = (site.coefficient * log_scales[torch.from_numpy(site.variables.copy())]).exp()
+                    expected = expected * factor.reshape([-1 if axis == site.axis else 1 for axis in range(expected.ndim)])
+            where = f"{module} {direction} of call {call}"
+            torch.testing.assert_close(after[module, direction][call], expected, rtol=1e-9, atol=1e-9, msg=where)
     missing = [site.module for site in plan.symmetry.sites if id(site) not in seen and site.module not in ("", "block")]
     assert not missing, f"no tensor goes in or out there: {missing}"
     listed = {id(site) for group in plan.groups for site in group.sites}

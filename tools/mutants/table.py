@@ -119,6 +119,7 @@ TESTS: dict[str, list[str]] = {
     "analysis/mappings/*": ["test_mappings"],
     "analysis/*": MIDDLE,
     "objectives/*": ["test_terms", "test_masses"],
+    "observe/*": ["test_observe"],
     "weights/*": MIDDLE,
     "rescale/measures/*": ["test_history"],
     "rescale/*": MIDDLE,

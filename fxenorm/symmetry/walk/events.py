@@ -17,6 +17,7 @@ class Origin:
         operator, node, module, source: where.
         reason: why the inputs are held, "" where the operator only ties fields together.
         known: False for an operator without a rule.
+        call: which call of the module in one forward pass, from 0.
     """
 
     operator: str
@@ -25,6 +26,7 @@ class Origin:
     source: str
     reason: str = ""
     known: bool = True
+    call: int = 0
 
 
 @dataclass

@@ -17,7 +17,7 @@ from ...rules import NO_RULE, Call, Rule, RuleOptions, barrier, is_floating
 from ...rules.laws import zero_field
 from ...trace.hold import HOLD
 from ...trace.outputs import Output
-from ...trace.traced_model import Placeholder, TracedModel, module_path, source_line
+from ...trace.traced_model import Placeholder, TracedModel, call_number, module_path, source_line
 from ..graph.arguments import bound_arguments, flat, nodes_in, operator_name, replaced
 from ..graph.facts import GraphFacts
 from ..graph.known_values import known_zeros
@@ -338,7 +338,7 @@ class _GraphWalk:
     def _numbered(self, node: fx.Node) -> int:
         """Numbers the call as an origin of equations."""
         name, overload = node.target._schema.name, node.target._overloadname  # type: ignore[union-attr]
-        origin = self.walk.origin(Origin(f"{name.split('::')[-1]}.{overload}", node.name, module_path(node), source_line(node)))
+        origin = self.walk.origin(_place(f"{name.split('::')[-1]}.{overload}", node))
         self.origin_of[node] = origin
         return origin
 
@@ -478,7 +478,7 @@ class _GraphWalk:
         if moving:
             inner = isinstance(node.target, torch._ops.HigherOrderOperator)
             reason = f"{NO_RULE}, which calls functions of its own" if inner else NO_RULE
-            origin = self.walk.origin(Origin(name, node.name, module_path(node), source_line(node), reason, known=False))
+            origin = self.walk.origin(replace(_place(name, node), reason=reason, known=False))
             for value in moving:
                 self._force(value, origin)
             self.origin_of[node] = origin
@@ -581,13 +581,18 @@ class _GraphWalk:
             self.walk.roles.setdefault(name, set()).add(role)
         if node not in self.active:
             return
-        where = Origin(operator, node.name, module_path(node), source_line(node)) if origin is None else self.walk.origins[origin]
+        where = _place(operator, node) if origin is None else self.walk.origins[origin]
         inputs = tuple(dict.fromkeys(self.event_of[source] for source in node.all_input_nodes if source in self.event_of))
         outputs = tuple(value for value in flat(self.values.get(node)) if isinstance(value, ScaleField))
         found = (value.value for value in flat(self.values.get(node)) if isinstance(value, Picked))
         picked = tuple(value for value in found if isinstance(value, ScaleField))
         self.event_of[node] = len(self.events)
         self.events.append(Event(where, inputs, outputs, tuple(dict.fromkeys(uses)), picked))
+
+
+def _place(operator: str, node: fx.Node) -> Origin:
+    """Returns a call of an operator as an origin of equations."""
+    return Origin(operator, node.name, module_path(node), source_line(node), call=call_number(node))
 
 
 def _may_move(value: Any) -> bool:

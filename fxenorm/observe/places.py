@@ -1,0 +1,98 @@
+"""The places where activations are observed: sites that lie along one axis, and inputs of layers that have none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._pytree import tree_leaves
+
+from ..analysis.analysis import Analysis
+from ..symmetry.symmetry import Site
+
+__all__ = ["Boundary", "Place", "Terms", "channel_axis", "floating_tensors", "layers_of", "places_of"]
+
+Boundary = tuple[str, str, int]
+"""(module, "input" or "output", call)."""
+
+Terms = tuple[tuple[int, NDArray[np.int64]], ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One activation at a boundary that moves along one axis.
+
+    Attributes:
+        axis: the axis of its channels.
+        ndim: number of axes of the activation; 0: not known.
+        channels: number of channels.
+        terms: its exponents: (coefficient, (channels,) the variable of each channel, -1 = fixed).
+        reason: why it cannot be carried along, "" where it can.
+    """
+
+    axis: int
+    ndim: int
+    channels: int
+    terms: Terms
+    reason: str = ""
+
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether a tensor has this place's axes and channels."""
+        ndim = self.ndim or tensor.ndim
+        return tensor.ndim == ndim > self.axis and tensor.shape[self.axis] == self.channels
+
+
+def places_of(analysis: Analysis) -> dict[Boundary, list[Place]]:
+    """Returns, by boundary, the activations there that carry a variable."""
+    found: dict[Boundary, dict[int, list[Site]]] = {}
+    for site in analysis.symmetry.sites:
+        if (site.variables >= 0).any():
+            found.setdefault((site.module, site.direction, site.call), {}).setdefault(site.tensor, []).append(site)
+    return {boundary: [_place(sites) for sites in tensors.values()] for boundary, tensors in found.items()}
+
+
+def _place(sites: Sequence[Site]) -> Place:
+    """Returns the place of one activation; a term that is one variable everywhere lies along any axis."""
+    spread = [site for site in sites if site.variables.size > 1 and (site.variables != site.variables[0]).any()]
+    first = (spread or sites)[0]
+    size = first.variables.size
+    reason = ""
+    if not all(site.whole for site in sites) or any(site.axis != first.axis for site in spread):
+        reason = "scales lie along several of its axes, so that no channel moves by one factor"
+    terms = tuple(
+        (site.coefficient, site.variables if site.axis == first.axis else np.full(size, site.variables[0], dtype=np.int64))
+        for site in sites
+    )
+    return Place(first.axis, first.ndim, size, terms if not reason else (), reason)
+
+
+def layers_of(analysis: Analysis) -> dict[str, list[tuple[int, ...]]]:
+    """Returns, by path of a layer, the shapes of its weights: counted ones, and those that no rescaling moves."""
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for name, role in analysis.symmetry.roles.items():
+        if role in ("weight", "gamma"):
+            owner = name.rpartition(".")[0].partition(".parametrizations.")[0]
+            found.setdefault(owner, []).append(tuple(analysis.symmetry.shapes[name]))
+    return found
+
+
+def channel_axis(module: nn.Module, tensor: Tensor, shapes: Iterable[Sequence[int]]) -> int | None:
+    """Returns the axis of the channels that a layer reads; None: its weights tell none."""
+    if isinstance(module, (_ConvNd, _ConvTransposeNd)):
+        return tensor.ndim - module.weight.ndim + 1
+    if isinstance(module, (_NormBase, nn.GroupNorm)):
+        return 1 if tensor.ndim > 1 else None
+    return tensor.ndim - 1 if any(tensor.shape[-1] in shape for shape in shapes) else None
+
+
+def floating_tensors(values: Any) -> list[Tensor]:
+    """Returns the floating-point tensors with axes in a structure, each once."""
+    tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim]
+    return list({id(tensor): tensor for tensor in tensors if tensor.layout is torch.strided}.values())

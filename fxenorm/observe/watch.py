@@ -1,0 +1,168 @@
+"""Hooks that see the activations of a run and hand each to the statistics of its place; no activation is kept."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..analysis.analysis import Analysis
+from .observations import Observation, named
+from .places import Boundary, Place, channel_axis, floating_tensors, layers_of, places_of
+from .statistics import ChannelStatistics
+
+__all__ = ["Watch"]
+
+_SEVERAL = "several tensors of one shape pass there, and nothing tells which of them moves so"
+_OTHER_SHAPE = "no tensor of the axes and channels that the analysis saw passes there"
+_NOT_REACHED = "no batch reached it"
+_MORE_CALLS = "the module is called more often than in the analysis"
+_INSIDE = "it is computed inside a function transform, as vmap, where no values are seen"
+_NO_AXIS = "its weights do not tell which axis holds the channels"
+_CHANNELS = "the number of its channels differs from batch to batch"
+
+
+class Watch:
+    """Observes a model while it runs inside ``with watch.hooks():``.
+
+    Args:
+        analysis: of the plan.
+        model: its model.
+        level: of the quantile.
+    """
+
+    def __init__(self, analysis: Analysis, model: nn.Module, level: float) -> None:
+        self._model, self._level = model, level
+        self._places = places_of(analysis)
+        self._layers = layers_of(analysis)
+        self._calls: Counter[str] = Counter()
+        self._running: dict[str, list[int]] = {}
+        self._found: dict[tuple[Boundary, int], tuple[Place, ChannelStatistics]] = {}
+        self._seen: set[Boundary] = set()
+        self._reached: set[str] = set()
+        self._skipped: dict[Boundary, str] = {}
+
+    @contextlib.contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Observes one forward pass; the hooks are off afterwards, whatever happens."""
+        self._calls.clear()
+        self._running.clear()
+        modules = dict(self._model.named_modules())
+        paths = dict.fromkeys([*(module for module, _, _ in self._places), *self._layers])
+        handles = []
+        try:
+            for path in paths:
+                if path in modules:
+                    handles.append(modules[path].register_forward_pre_hook(_before(self, path), with_kwargs=True))
+                    handles.append(modules[path].register_forward_hook(_after(self, path), always_call=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def enter(self, path: str, module: nn.Module, values: Any) -> None:
+        """Notes a call of a module with its arguments."""
+        call = self._calls[path]
+        self._reached.add(path)
+        self._calls[path] += 1
+        self._running.setdefault(path, []).append(call)
+        self._note((path, "input", call), values)
+        if path in self._layers:
+            self._note_fixed((path, "input", call), module, values)
+
+    def leave(self, path: str, output: Any) -> None:
+        """Notes the result of the last call of a module that has not ended; None: it raised, or gave nothing."""
+        call = self._running[path].pop()
+        if output is not None:
+            self._note((path, "output", call), output)
+
+    def _note(self, boundary: Boundary, values: Any) -> None:
+        """Adds the activations at a boundary that carry variables."""
+        places = self._places.get(boundary)
+        if places is None:
+            return
+        self._seen.add(boundary)
+        tensors = floating_tensors(values)
+        for number, place in enumerate(places):
+            fitting = [tensor for tensor in tensors if place.takes(tensor)]
+            rivals = sum(other.takes(fitting[0]) for other in places) if fitting else 0
+            if place.reason:
+                self._skip(boundary, place.reason)
+            elif len(fitting) == 1 and rivals == 1:
+                self._add(boundary, number, place, fitting[0])
+            else:
+                self._skip(boundary, _SEVERAL if fitting else _OTHER_SHAPE)
+
+    def _note_fixed(self, boundary: Boundary, module: nn.Module, values: Any) -> None:
+        """Adds the input of a layer that carries no variable."""
+        path, _, call = boundary
+        known = [place[2] for place in self._places if place[:2] == boundary[:2]]
+        tensors = floating_tensors(values)
+        if boundary in self._places or not tensors:
+            return
+        axis = channel_axis(module, tensors[0], self._layers[path]) if len(tensors) == 1 else None
+        if known and call > max(known):
+            self._skip(boundary, _MORE_CALLS)
+        elif len(tensors) > 1:
+            self._skip(boundary, _SEVERAL)
+        elif axis is None or not 0 <= axis < tensors[0].ndim:
+            self._skip(boundary, _NO_AXIS)
+        else:
+            self._add(boundary, 0, Place(axis, 0, tensors[0].shape[axis], ()), tensors[0])
+
+    def _add(self, boundary: Boundary, number: int, place: Place, tensor: Tensor) -> None:
+        """Adds one activation to the statistics of its place."""
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            self._skip(boundary, _INSIDE)
+            return
+        if (boundary, number) not in self._found:
+            self._found[boundary, number] = place, ChannelStatistics(place.channels, self._level, tensor.device)
+        known, statistics = self._found[boundary, number]
+        if known.channels != place.channels:
+            self._skip(boundary, _CHANNELS)
+            return
+        statistics.add(tensor, place.axis)
+
+    def _skip(self, boundary: Boundary, reason: str) -> None:
+        """Notes why nothing holds at a boundary: what was seen there in other batches is no whole either."""
+        self._skipped.setdefault(boundary, reason)
+
+    def results(self) -> tuple[tuple[Observation, ...], dict[str, str]]:
+        """Returns the observations, and by place the reasons for which others are missing."""
+        found = []
+        for (boundary, number), (place, statistics) in self._found.items():
+            if boundary in self._skipped:
+                continue
+            if statistics.entries:
+                found.append(Observation(*boundary, number, place.axis, statistics.entries, *statistics.results(), place.terms))
+            else:
+                self._skipped[boundary] = _NOT_REACHED
+        for boundary in self._places:
+            if boundary not in self._seen:
+                self._skipped.setdefault(boundary, _NOT_REACHED)
+        for path in self._layers:
+            if path not in self._reached:
+                self._skipped.setdefault((path, "input", 0), _NOT_REACHED)
+        return tuple(found), {named(*boundary): reason for boundary, reason in self._skipped.items()}
+
+
+def _before(watch: Watch, path: str) -> Any:
+    """Returns the hook that sees the arguments of a module."""
+
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        watch.enter(path, module, (args, kwargs))
+
+    return hook
+
+
+def _after(watch: Watch, path: str) -> Any:
+    """Returns the hook that sees the result of a module."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        watch.leave(path, output)
+
+    return hook
