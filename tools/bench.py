@@ -2,6 +2,7 @@
 
     python tools/bench.py                                               # the whole table, about ten minutes on two cores
     python tools/bench.py --models conv resnet18 --rows fused cycles    # part of it
+    python tools/bench.py --models resnet18 --rows ways                 # every way of training
     python tools/bench.py --quick                                       # whether everything runs; its times say little
     python tools/bench.py --json bench.json --markdown bench.md
 
@@ -11,16 +12,20 @@ A ratio below 1 means that what is named first is faster. A step is one cycle an
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import itertools
 import json
+import math
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +59,46 @@ LINEAR = 1.25
 
 SWEEPS = 500
 """Sweeps after which coordinate descent is given up."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of training, and the largest ratio of a step to the optimizer's own that is wanted.
+
+    Attributes:
+        target: that ratio.
+        options: of `fxenorm.analyze`.
+        dtype: of the weights.
+        adam: whether AdamW trains in place of SGD with momentum.
+        grads: whether gradients follow.
+    """
+
+    target: float
+    options: dict[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+    adam: bool = False
+    grads: bool = False
+
+
+WAYS: dict[str, Way] = {
+    "float32": Way(1.0),
+    "AdamW": Way(1.0, adam=True),
+    "bfloat16": Way(1.0, dtype=torch.bfloat16),
+    "bfloat16, AdamW": Way(1.0, dtype=torch.bfloat16, adam=True),
+    "pow2": Way(1.0, {"scales": "pow2"}),
+    "pow2, AdamW": Way(1.0, {"scales": "pow2"}, adam=True),
+    "dead band 0.01": Way(0.5, {"deadband": 0.01}),
+    "p = 1": Way(1.2, {"p": 1.0}),
+    "p = 1.5": Way(3.0, {"p": 1.5}),
+    "p = 3": Way(1.5, {"p": 3.0}),
+    "p = 16": Way(3.0, {"p": 16.0}),
+    "p = inf, folded": Way(1.2, {"p": math.inf, "batchnorm": "folded"}),
+    "folded": Way(1.2, {"batchnorm": "folded"}),
+    "biases counted": Way(1.2, {"biases": "count"}),
+    "gradients follow": Way(1.5, grads=True),
+    "Gauss-Seidel": Way(4.0, {"solver": "gauss-seidel"}),
+}
+"""By name. Where nothing moves, which powers of two and a dead band bring about, a step should read and not write."""
 
 Work = Callable[[], object]
 
@@ -144,9 +189,10 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     return torchvision.models.get_model(name), torch.randn(2, 3, 224, 224)
 
 
-def optimizer_of(model: nn.Module, **options: bool) -> torch.optim.SGD:
-    """SGD with momentum that has made its first step."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, **options)
+def optimizer_of(model: nn.Module, adam: bool = False, **options: bool) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW, that has made its first step."""
+    kind: Any = torch.optim.AdamW if adam else functools.partial(torch.optim.SGD, momentum=0.9)
+    optimizer = kind(model.parameters(), lr=1e-6, **options)
     for parameter in model.parameters():
         if parameter.grad is None:
             parameter.grad = torch.randn_like(parameter) * 1e-3
@@ -172,7 +218,7 @@ class Case:
         return fxenorm.analyze(self.model, self.example)
 
     @cached_property
-    def optimizer(self) -> torch.optim.SGD:
+    def optimizer(self) -> torch.optim.Optimizer:
         """SGD whose momentum follows."""
         return optimizer_of(self.model, fused=True)
 
@@ -287,6 +333,36 @@ def analyze(case: Case, effort: Effort) -> Iterable[Row]:
     yield few.compare("analyze", case.name, "analyze", whole, "its trace alone", part)
 
 
+def ways(case: Case, effort: Effort) -> Iterable[Row]:
+    """A step in each way of training against the optimizer's own, after a balance: the steady state of training."""
+    start = {name: tensor.clone() for name, tensor in case.model.state_dict().items()}
+    source, target = torch.ones(1 << 25), torch.empty(1 << 25)
+    copying = min(_seconds(lambda: target.copy_(source)) for _ in range(5)) / (8 << 25)
+    for name, way in WAYS.items():
+        model = copy.deepcopy(case.model).to(way.dtype)
+        model.load_state_dict(start)
+        plan = fxenorm.analyze(model, case.example.to(way.dtype), backend="compiled", **way.options)
+        optimizer = optimizer_of(model, adam=way.adam, fused=True)
+        plan.balance(optimizer)
+        named = dict(model.named_parameters())
+        moved = [named[each] for each in plan.exponents if each in named]
+        once = sum(parameter.nbytes for parameter in moved)
+        states = sum(t.nbytes for each in moved for t in optimizer.state[each].values() if t.shape == each.shape)
+        limits = (once * copying * 1e3, (3 * once + 2 * states) * copying * 1e3)
+        step = functools.partial(plan.step, optimizer, grads=way.grads)
+        against = f"{'AdamW' if way.adam else 'SGD(momentum'}{'(' if way.adam else ', '}fused), {way.dtype}".replace("torch.", "")
+        row = effort.compare("ways", case.name, f"step, {name}", step, against, optimizer.step, way.target)
+        note = f"at the speed of copying {limits[0]:.2f} ms to read, {limits[1]:.2f} ms to read and write all"
+        yield Row(**{**asdict(row), "note": note})
+
+
+def _seconds(work: Work) -> float:
+    """Returns how long it takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
 def growth(effort: Effort) -> Iterable[Row]:
     """Chains of growing depth and width, and of growing depth at one size; each against the one before."""
     series = {
@@ -311,7 +387,7 @@ def growth(effort: Effort) -> Iterable[Row]:
 
 
 ROWS: dict[str, Callable[[Case, Effort], Iterable[Row]]] = {
-    work.__name__: work for work in (fused, foreach, multiply, loop, eager, cycles, training, balance, analyze)
+    work.__name__: work for work in (fused, foreach, multiply, loop, eager, cycles, training, balance, analyze, ways)
 }
 """By name, what is compared on each model."""
 
