@@ -98,7 +98,7 @@ def described(analysis: Analysis, title: str, frozen: frozenset[str], *, expand:
     head = [
         f"fxenorm plan of {title}: {plural(symmetry.num_scales, 'scale')} in {plural(len(groups), 'group')}, "
         f"{plural(len(layers_that_multiply(symmetry)), 'layer')}, {mode_words(symmetry.modes)}, "
-        f"traced by {tracer_words(symmetry.tracer)}{_exact_words(symmetry)}",
+        f"traced {tracer_words(symmetry.tracer)}{_exact_words(symmetry)}",
         *(f"not exact: {reason}" for reason in symmetry.inexact_reasons),
         f"counted: {counted(analysis.counted, symmetry, options)}",
     ]
@@ -259,8 +259,8 @@ def mode_words(modes: Sequence[str]) -> str:
 
 
 def tracer_words(tracer: str) -> str:
-    """Returns the tracer's full name, and the paths that its graph covers."""
-    return "torch.export" if tracer == "export" else "make_fx (one path of the example inputs)"
+    """Says how the graph was made, as "traced without values" does, and which paths it covers."""
+    return "without values" if tracer == "export" else "by make_fx (one path of the example inputs)"
 
 
 def layer_list(layers: Sequence[str], most: int | None = None) -> str:

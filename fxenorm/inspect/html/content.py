@@ -193,7 +193,7 @@ def _facts(plan: Plan, target: str) -> tuple[tuple[str, str], ...]:
         ("parameters", f"{sum(tensor.numel() for tensor in parameters):,} in {plural(len(parameters), 'tensor')}"),
         ("counted", counted(plan.rescaler.analysis.counted, symmetry, plan.options)),
         ("options", changed_options(plan.options)),
-        ("traced", f"by {tracer_words(plan.tracer)}, in {mode_words(plan.modes)}"),
+        ("traced", f"{tracer_words(plan.tracer)}, in {mode_words(plan.modes)}"),
         *(("not exact", reason) for reason in plan.inexact_reasons),
         *(("outputs", line) for line in output_lines(symmetry.fixed_by_output, symmetry.outputs)),
         *(("channel ends", line.strip()) for line in (() if plan.account is None else plan.account.lines())),

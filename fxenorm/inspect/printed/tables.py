@@ -246,7 +246,7 @@ def _totals(report: Json, most: int | None) -> list[str]:
             f"{_value(totals['norm'])} ({taken})",
         ),
         ("imbalance", f"{imbalance_words(totals['imbalance'])} (the largest |log(N / P)| / p of a channel; 0 is balanced)"),
-        ("exact", f"{exact}, in {mode_words(totals['modes'])}, traced by {tracer_words(totals['tracer'])}"),
+        ("exact", f"{exact}, in {mode_words(totals['modes'])}, traced {tracer_words(totals['tracer'])}"),
         *(("not exact", reason) for reason in totals["inexact_reasons"]),
         *(("note", note) for note in totals["notes"][:most]),
     ]
