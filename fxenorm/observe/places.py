@@ -73,14 +73,22 @@ def _place(sites: Sequence[Site]) -> Place:
     return Place(first.axis, first.ndim, size, terms if not reason else (), reason)
 
 
-def layers_of(analysis: Analysis) -> dict[str, list[tuple[int, ...]]]:
-    """Returns, by path of a layer, the shapes of its weights: counted ones, and those that no rescaling moves."""
+def layers_of(analysis: Analysis, model: nn.Module) -> dict[str, list[tuple[int, ...]]]:
+    """Returns, by path of a layer that reads activations, the shapes of its weights, tied ones and those that stay included."""
+    symmetry, modules = analysis.symmetry, dict(model.named_modules())
     found: dict[str, list[tuple[int, ...]]] = {}
-    for name, role in analysis.symmetry.roles.items():
-        if role in ("weight", "gamma"):
-            owner = name.rpartition(".")[0].partition(".parametrizations.")[0]
-            found.setdefault(owner, []).append(tuple(analysis.symmetry.shapes[name]))
+    # A module under two names has its own name alone; two modules that share a weight are two layers.
+    tied = {alias: name for alias, name in symmetry.aliases.items() if _owner(alias) in modules}
+    for alias, name in ({name: name for name in symmetry.roles} | tied).items():
+        reads = not isinstance(modules.get(_owner(alias)), (nn.Embedding, nn.EmbeddingBag))
+        if reads and symmetry.roles.get(name) in ("weight", "gamma"):
+            found.setdefault(_owner(alias), []).append(tuple(symmetry.shapes[name]))
     return found
+
+
+def _owner(name: str) -> str:
+    """Returns the path of the layer that a parameter belongs to, through a parametrization."""
+    return name.rpartition(".")[0].partition(".parametrizations.")[0]
 
 
 def channel_axis(module: nn.Module, tensor: Tensor, shapes: Iterable[Sequence[int]]) -> int | None:

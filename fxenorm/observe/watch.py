@@ -19,7 +19,7 @@ __all__ = ["Watch"]
 
 _SEVERAL = "several tensors of one shape pass there, and nothing tells which of them moves so"
 _OTHER_SHAPE = "no tensor of the axes and channels that the analysis saw passes there"
-_NOT_REACHED = "no batch reached it"
+_NOT_REACHED = "the module was not called with a floating-point tensor on any batch"
 _MORE_CALLS = "the module is called more often than in the analysis"
 _INSIDE = "it is computed inside a function transform, as vmap, where no values are seen"
 _NO_AXIS = "its weights do not tell which axis holds the channels"
@@ -38,7 +38,7 @@ class Watch:
     def __init__(self, analysis: Analysis, model: nn.Module, level: float) -> None:
         self._model, self._level = model, level
         self._places = places_of(analysis)
-        self._layers = layers_of(analysis)
+        self._layers = layers_of(analysis, model)
         self._calls: Counter[str] = Counter()
         self._running: dict[str, list[int]] = {}
         self._found: dict[tuple[Boundary, int], tuple[Place, ChannelStatistics]] = {}

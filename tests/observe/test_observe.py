@@ -367,7 +367,18 @@ def test_an_activation_that_cannot_be_told_is_skipped_with_the_reason() -> None:
 
     functional = Net(lambda m, x: nn.functional.linear(m.a(x).relu(), m.b.weight), a=nn.Linear(4, 5), b=nn.Linear(5, 2))
     observations = fxenorm.analyze(functional, torch.ones(2, 4)).observe([torch.ones(2, 4)])
-    assert observations.skipped == {"b input": "no batch reached it"}
+    assert observations.skipped.keys() == {"b input"} and "was not called" in observations.skipped["b input"]
+
+
+def test_a_head_that_is_tied_to_an_embedding_is_a_layer_and_the_embedding_reads_no_activation() -> None:
+    model = Net(lambda m, x: m.head(m.norm(m.words(x))), words=nn.Embedding(7, 5), norm=nn.LayerNorm(5), head=nn.Linear(5, 7))
+    model.head.weight = model.words.weight
+    tokens = torch.tensor([[1, 2, 6]])
+    observations = fxenorm.analyze(model, tokens).observe([tokens])
+    assert not observations.skipped and ("words", "input") not in {(one.module, one.direction) for one in observations}
+    torch.testing.assert_close(
+        observations["head", "input"].maximum, model.norm(model.words(tokens)).detach().double().amax((0, 1))
+    )
 
 
 def test_calls_beyond_those_of_the_analysis_are_no_claims() -> None:
