@@ -119,7 +119,8 @@ def test_training_goes_on_from_what_a_killed_process_left(tmp_path: Path, every:
     # Made up for at once, it is as if nothing had happened again.
     repaired = Run(tmp_path, every)
     repaired.load("between.pt")
-    repaired.plan.step(repaired.optimizer)
+    with pytest.warns(fxenorm.FxenormWarning, match="attached to this optimizer already"):
+        repaired.plan.step(repaired.optimizer)
     repaired.handle.load_state_dict({**repaired.handle.state_dict(), "steps": repaired.done})
     assert relative_difference(outputs(repaired.model, INPUTS), at_the_kill) < 1e-10
     repaired.go(STEPS)
