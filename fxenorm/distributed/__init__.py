@@ -20,7 +20,8 @@ For users: you can call `fxenorm.analyze` before or after sharding. The training
   unevenly) or ``Replicate``, on one mesh or parts of one. Each process scales its own part of weights, gradients, optimizer
   state and tracked copies. Weights are never gathered. `step` needs less extra memory than one shard. Plain PyTorch does the
   work, whatever ``backend`` says.
-- **All-reduces in a cycle of `step`:** one, of sums by channel. Two with ``scales="pow2"``. One for each group with
+- **All-reduces in a cycle of `step`:** one, of sums by channel. Some 35 in every 64th step with
+  ``scales="pow2"`` or a dead band. One for each group with
   ``solver="gauss-seidel"``. One for each axis on a mesh of several axes that is not the whole world. `balance` needs one
   small all-reduce for each product of Newton's method.
 - **Call on every process:** `norm`, `imbalance`, `held`, `step` and `balance` communicate. If only the process that logs calls

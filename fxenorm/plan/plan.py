@@ -521,7 +521,7 @@ class Plan:
         sqrt(R / L) of ENorm (Stock et al., ICLR 2019, section 3). All channels start from the same weights. The objective never
         increases, and nothing waits for the device. A channel goes no farther than all entries that follow have room in their
         types: none becomes infinite or zero. Processes over which the model is spread tell one another channel sums, in one
-        collective a cycle (with powers of two: two; Gauss-Seidel: one a group).
+        collective a cycle (Gauss-Seidel: one a group; every 64th step with powers of two or a dead band: some 35).
         Replicas of DistributedDataParallel agree in one small collective before they write.
 
         No rule makes these exact: coupled weight decay (of SGD, Adam, RMSprop, ...) is in the buffers and is rescaled as
