@@ -94,7 +94,8 @@ def balance_checkpoint(
     stored = stored_names(analysis, files)
     moved = [one for name in analysis.symmetry.exponents for one in stored[name]]
     journal = _prepared(place, moved, _key(analysis, files, tol))
-    parts = [_part(index, ids, analysis, stored, place, tol) for index, ids in enumerate(components(analysis))]
+    variables = components(analysis)
+    parts = [_part(index, ids, analysis, stored, place, tol) for index, ids in enumerate(variables)]
     _balance_all(parts, journal, jobs)
     checked = None
     if check != "none":
@@ -103,7 +104,7 @@ def balance_checkpoint(
         # A copy on the meta device has tensors of their own in the place of tied ones.
         checked = changed_modules(model, *inputs, around, files.with_aliases(analysis.symmetry.aliases), place.folder)
         checked.refuse(place.folder)
-    result = result_of(place.target, analysis, components(analysis), journal.reports, checked)
+    result = result_of(place.target, analysis, variables, journal.reports, checked)
     kept = {"fxenorm": __version__, "fingerprint": analysis.fingerprint, "log_scales": result.log_scales.tolist()}
     place.log_scales.write_text(json.dumps(kept), encoding="utf-8")
     place.finish()

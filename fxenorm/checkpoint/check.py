@@ -23,8 +23,6 @@ __all__ = ["Checked", "changed_modules", "modules_around"]
 
 _FAR_APART = "tensors that belong together lie far apart in the model: only a run of the whole model could check them"
 
-_FAR_APART = "tensors that belong together lie far apart in the model: only a run of the whole model could check them"
-
 
 @dataclass(frozen=True)
 class Checked:
@@ -54,7 +52,7 @@ class Checked:
             )
 
 
-def modules_around(model: nn.Module, analysis: Analysis, parts: Sequence[Part], every: bool) -> dict[str, tuple[str, ...]]:
+def modules_around(model: nn.Module, analysis: Analysis, parts: Sequence[Part], every: bool) -> tuple[str, ...]:
     """Returns the smallest modules that hold all of a component, no activation of which it rescales at their boundary.
 
     Args:
@@ -64,28 +62,28 @@ def modules_around(model: nn.Module, analysis: Analysis, parts: Sequence[Part], 
         every: all of them; else the first of those with the same shapes at the same places in their module.
 
     Returns:
-        By the module's name, the names of the tensors of the plan in it that may have moved.
+        Their names, each once; "" is the whole model.
     """
     crossing = {site.module for site in analysis.symmetry.sites if (site.variables >= 0).any()}
     kinds: set[Any] = set()
-    found: dict[str, list[str]] = {}
+    found: dict[str, None] = {}
     for part in parts:
         names = list(part.analysis.symmetry.exponents)
         path = _common(names)
         while path and path in crossing:
             path = path.rpartition(".")[0]
         kind = tuple((name[len(path) :], part.analysis.symmetry.shapes[name]) for name in names)
-        if every or kind not in kinds or path in found:
-            found.setdefault(path, []).extend(names)
+        if every or kind not in kinds:
+            found[path] = None
         kinds.add(kind)
-    return {path: tuple(names) for path, names in found.items()}
+    return tuple(found)
 
 
 def changed_modules(
     model: nn.Module,
     example: Any,
     kwargs: dict[str, Any] | None,
-    places: Mapping[str, tuple[str, ...]],
+    places: Sequence[str],
     source: TensorFiles,
     folder: Path,
 ) -> Checked:

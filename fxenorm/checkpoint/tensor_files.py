@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -124,9 +126,9 @@ class TensorFiles:
         count = stored.end - stored.begin
         if not count:
             return torch.empty(stored.shape, dtype=_DTYPES[stored.dtype], device="cpu")
-        values = torch.empty(count, dtype=torch.uint8, device="cpu")
-        raw: Any = values.numpy()
-        view = memoryview(raw)
+        # Pages of their own go back to the system at once; freed pieces of a heap may stay.
+        pages = mmap.mmap(-1, count)
+        values, view = torch.from_numpy(np.frombuffer(pages, dtype=np.uint8)), memoryview(pages)
         with (self.folder / stored.file).open("rb", buffering=0) as file:
             file.seek(stored.begin)
             done = 0
