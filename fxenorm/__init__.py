@@ -17,6 +17,7 @@ _HOMES = {
     "BalanceResult": "fxenorm.rescale.balance",
     "Attachment": "fxenorm.rescale.attach",
     "Barrier": "fxenorm.symmetry",
+    "Bits": "fxenorm.bits",
     "CheckpointResult": "fxenorm.checkpoint.result",
     "Group": "fxenorm.analysis.groups",
     "Held": "fxenorm.analysis.held",
@@ -45,6 +46,7 @@ __all__ = [
     "Attachment",
     "BalanceResult",
     "Barrier",
+    "Bits",
     "CheckpointResult",
     "FxenormError",
     "FxenormWarning",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from .analysis.held import Held
     from .analysis.mappings.result import Mappings
     from .analysis.pairs import Pair
+    from .bits import Bits
     from .checkpoint.balance_checkpoint import balance_checkpoint
     from .checkpoint.result import CheckpointResult
     from .errors import FxenormError, FxenormWarning

@@ -18,7 +18,7 @@ TREES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.p
 
 # Each line imports only from itself and from the lines above it.
 LAYERS = """
-    version errors collection optional
+    version errors collection optional bits
     distributed
     trace field
     rules

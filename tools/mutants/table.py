@@ -125,6 +125,7 @@ TESTS: dict[str, list[str]] = {
     "rescale/*": MIDDLE,
     "picture/*": ["test_picture", "test_report_page"],
     "text/*": ["test_repeats", "test_html", *MIDDLE],
+    "bits*": ["test_bits"],
     "optional*": ["test_history"],
     "optim/*": [
         "test_optim",
