@@ -20,6 +20,7 @@ from ..analysis.pair_graph import pair_graph
 from ..analysis.pairs import Pair
 from ..analysis.restore import analysis_from_dict
 from ..analysis.serialise import to_dict
+from ..bits import Bits
 from ..errors import OptionError, RescaleError
 from ..objectives.function import Function
 from ..objectives.problem import function_of
@@ -29,6 +30,7 @@ from ..observe.observe import observe
 from ..optim.state import OptimizerLike, StateChoice
 from ..picture.build import picture_of
 from ..picture.figure import figure_of, save
+from ..quantisation.check import RoundingCheck, checked_bits
 from ..rescale.agreeing import Looked
 from ..rescale.attach import Attachment, AttachOptions
 from ..rescale.balance import BalanceResult, balance
@@ -579,6 +581,9 @@ class Plan:
         objective: Any = None,
         maximise: bool = False,
         max_log_scale: float | None = None,
+        check: Any = None,
+        bits: Bits | None = None,
+        worse_by: float = 0.0,
     ) -> BalanceResult:
         """Moves the weights to their least norm: Newton's method until the imbalance is at most `tol`, then one write.
 
@@ -601,14 +606,20 @@ class Plan:
             maximise: whether the objective is made large instead, inside a box: by vertices of the box, to a local maximum.
             max_log_scale: of an objective, the largest |log-scale| of any variable that may move; None: the plan's own. In a box
                 nothing is held for want of a minimum.
+            check: inputs, in a form that `fxenorm.analyze` takes: the model is run on them in eval mode with rounded weights and
+                activations, by ranges observed there, as it is and as it would be. Where the relative error of the outputs
+                grows, nothing is written, and the result says so; the second run needs a copy of the weights. None: no check.
+            bits: of the check: how weights and inputs of linear layers and convolutions are rounded; None: 8 of both, per tensor.
+            worse_by: the share by which that error may grow: 0.1 for a tenth.
 
         Returns:
             The norms before and after, and more; print it. ``plan.rescale(-result.log_scales)`` undoes it.
 
         Raises:
             AgreementError, OptimizerError, BindError: as `step`; nothing was written.
+            ExampleInputsError: the model does not run on the inputs of a check, or gives no finite outputs; nothing was written.
             OptionError: `tol`, `max_iterations` or `max_log_scale` is not positive, `state` or `frozen` is unknown, the
-                objective does not fit the model, or `maximise` lacks an objective or a box.
+                objective does not fit the model, `maximise` lacks an objective or a box, or a check cannot be done so.
 
         Example:
             >>> import fxenorm, torch
@@ -625,13 +636,33 @@ class Plan:
             raise OptionError(f"tol={tol!r} is not valid: expected a number > 0")
         if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
             raise OptionError(f"max_iterations={max_iterations!r} is not valid: expected an integer >= 1")
-        if objective is not None or maximise or max_log_scale is not None:
+        composed = objective is not None or maximise or max_log_scale is not None
+        if composed:
             self._check_box(objective, maximise, max_log_scale)
-            request = Request(objective, maximise, max_log_scale, float(tol), max_iterations, state, frozen)
-            with self.rescaler.lock:
-                return minimise_terms(self.rescaler, optimizer, request)
         with self.rescaler.lock:
-            return balance(self.rescaler, optimizer, tol=float(tol), max_iterations=max_iterations, state=state, frozen=frozen)
+            checking = self._checking(check, bits, worse_by)
+            permit = None if checking is None else checking.permits
+            if composed:
+                request = Request(objective, maximise, max_log_scale, float(tol), max_iterations, state, frozen)
+                result = minimise_terms(self.rescaler, optimizer, request, permit)
+            else:
+                options: dict[str, Any] = {"tol": float(tol), "max_iterations": max_iterations}
+                result = balance(self.rescaler, optimizer, **options, state=state, frozen=frozen, permit=permit)
+        return result if checking is None else checking.noted(result)
+
+    def _checking(self, check: Any, bits: Any, worse_by: Any) -> RoundingCheck | None:
+        """Returns the check of a balance with rounded weights and activations; None: there is none."""
+        chosen = checked_bits(check, bits, worse_by)
+        if chosen is None:
+            return None
+        if self.rescaler.ranks() is not None or self.rescaler.replicas() is not None:
+            raise OptionError("check= runs the model in one process, and this one is spread over several, or has copies there")
+        self.rescaler.repair()
+        return RoundingCheck(self._subject(), resolve_inputs(self.model, check), chosen, float(worse_by))
+
+    def _subject(self) -> Subject:
+        """Returns the model with what checks have to know of it."""
+        return Subject(self.rescaler.analysis, self.model, lambda module, scales: self.bind(module).rescale(scales))
 
     def _check_box(self, objective: Any, maximise: bool, max_log_scale: float | None) -> None:
         """Raises an OptionError where a box, or what is asked for in it, is not valid."""
@@ -873,8 +904,7 @@ class Plan:
             example = resolve_inputs(self.model, inputs)
         with self.rescaler.lock:
             self.repair()
-            subject = Subject(self.rescaler.analysis, self.model, lambda module, scales: self.bind(module).rescale(scales))
-            return verify(subject, example, seed=seed)
+            return verify(self._subject(), example, seed=seed)
 
     # ---------------------------------------------------------------- other models, storage, pictures
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.grad_mode import _unsafe_preserve_version_counter
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map
 
 from ..errors import RescaleError
@@ -23,6 +21,7 @@ from ..trace.reachable import Leaf
 from ..weights.tensors import named_tensors, tie_again
 from .compared import compared_leaves, numbers_of
 from .down_casts import DownCasts, coarsest, tolerance_of
+from .other_memory import shell_of, shown
 from .subject import Subject
 
 __all__ = ["KINDS", "Runs"]
@@ -197,36 +196,15 @@ class _InPlace(Runs):
     def _model(self, log_scales: Tensor | None) -> Iterator[nn.Module]:
         """Gives the model with other memory behind its tensors; at exit all that forward can reach is as it was."""
         model = self._subject.model
-        shell = self._shell()
+        shell = shell_of(model, self._subject.symmetry.aliases, self._converted)
         if log_scales is not None:
             self._subject.rescale(shell, log_scales)
-        with prepared(model, self._mode), _shown(named_tensors(model), named_tensors(shell)):
+        with prepared(model, self._mode), shown(named_tensors(model), named_tensors(shell)):
             yield model
 
     def _converted(self, tensor: Tensor) -> Tensor:
         """Returns a copy of a tensor in the type that is computed in."""
         return _in_float64(tensor.detach()).clone()
-
-    def _shell(self) -> nn.Module:
-        """Returns a tree of modules with copies of the model's tensors under the same names, and nothing else."""
-        shell = nn.Module()
-        parameters = {name for name, _ in self._subject.model.named_parameters(remove_duplicate=False)}
-        made: dict[int, Tensor] = {}
-        for name, tensor in named_tensors(self._subject.model).items():
-            if is_traceable_wrapper_subclass(tensor):
-                raise RescaleError(f"{name!r} is a {type(tensor).__name__}, whose memory cannot be exchanged for a check")
-            *path, leaf = name.split(".")
-            owner = shell
-            for part in path:
-                owner = owner._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
-            if id(tensor) not in made:
-                made[id(tensor)] = self._converted(tensor)
-                if name in parameters:
-                    made[id(tensor)] = nn.Parameter(made[id(tensor)], requires_grad=False)
-            held: dict[str, Any] = owner._parameters if isinstance(made[id(tensor)], nn.Parameter) else owner._buffers
-            held[leaf] = made[id(tensor)]
-        tie_again(shell, self._subject.symmetry.aliases)
-        return shell
 
 
 class _InPlaceAsItIs(_InPlace):
@@ -265,32 +243,6 @@ class _OnCopy(Runs):
 
 KINDS: tuple[type[Runs], ...] = (_InPlace, _InPlaceAsItIs, _OnCopy)
 """The ways to run a model, the one that says most first; the next is for models that do not run like that."""
-
-
-@contextlib.contextmanager
-def _shown(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> Iterator[None]:
-    """Has `tensors` show the memory of the others of the same names for the time of a ``with`` block."""
-    own = {id(tensor): (tensor, tensor.data) for tensor in tensors.values()}
-    # A graph that was recorded before must not take what a run writes for a write into its tensors.
-    with contextlib.ExitStack() as counters:
-        for tensor, _ in own.values():
-            if not tensor.is_inference():
-                counters.enter_context(_unsafe_preserve_version_counter(tensor))
-        try:
-            _show(tensors, others)
-            yield
-        finally:
-            for tensor, data in own.values():
-                tensor.data = data
-
-
-def _show(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> None:
-    """Has tensors show the memory of the others of the same names."""
-    try:
-        for name, tensor in tensors.items():
-            tensor.data = others[name].data
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise RescaleError(f"the model's tensors cannot show other values for a check: {error}") from error
 
 
 def _in_float64(tensor: Tensor) -> Tensor:

@@ -121,6 +121,8 @@ TESTS: dict[str, list[str]] = {
     "objectives/*": ["test_terms", "test_masses"],
     "observe/*": ["test_observe"],
     "weights/*": MIDDLE,
+    "quantisation/*": ["test_rounding_check"],
+    "rescale/measures/balance_result*": MIDDLE,
     "rescale/measures/*": ["test_history"],
     "rescale/*": MIDDLE,
     "picture/*": ["test_picture", "test_report_page"],

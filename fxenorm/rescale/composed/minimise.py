@@ -24,7 +24,7 @@ from ...weights.channel_ranges import channel_ranges
 from ...weights.targets import Targets
 from ...weights.weights import Weights
 from ..agreeing import Looked, Solved, agreed_scales
-from ..balance import AT_CAP, AT_LIMIT, AT_ROOM, CAP, MOST_ROUNDS, BalanceResult, floats
+from ..balance import AT_CAP, AT_LIMIT, AT_ROOM, CAP, MOST_ROUNDS, BalanceResult, Permit, floats
 from ..nothing import say_if_nothing_moves
 from ..rescaler import Rescaler
 
@@ -56,8 +56,8 @@ class Request:
         return ("balance", f"objective={in_words(self.objective)}", *(f"{name}={getattr(self, name)!r}" for name in names))
 
 
-def minimise_terms(rescaler: Rescaler, optimizer: OptimizerLike, request: Request) -> BalanceResult:
-    """Balances by an objective of the user's, as `fxenorm.Plan.balance` does.
+def minimise_terms(rescaler: Rescaler, optimizer: OptimizerLike, request: Request, permit: Permit | None = None) -> BalanceResult:
+    """Balances by an objective of the user's, as `fxenorm.Plan.balance` does; what `permit` refuses is not written.
 
     Raises:
         OptionError: the objective does not fit the model, or the model is spread over processes.
@@ -92,6 +92,8 @@ def minimise_terms(rescaler: Rescaler, optimizer: OptimizerLike, request: Reques
     log_scales = agreed.weights.analysis.to_plan(agreed.log_scales).to("cpu", torch.float64, copy=True)
     result = replace(agreed.result, log_scales=log_scales)
     if own is not None and bool(log_scales.any()):
+        if permit is not None and not permit(log_scales):
+            return result.as_before()
         own.apply_and_tell(agreed.log_scales)
     else:
         rescaler.warnings.nothing_moves("balance", result.held, rescaler.num_scales)
