@@ -81,7 +81,7 @@ def cases(
 ) -> Case:
     """Objectives of up to four tensors of up to three axes, several variables an entry, collisions and zeros included."""
     count = draw(st.integers(1, 6))
-    p = draw(st.sampled_from([1.0, 1.5, 2.0, 4.0, 12.0, *([math.inf] if infinite else [])]))
+    p = draw(st.sampled_from([0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 7.3, 12.0, *([math.inf] if infinite else [])]))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     shapes, all_terms, tensors = [], [], []
     for _ in range(draw(st.integers(1, 4))):

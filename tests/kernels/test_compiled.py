@@ -51,7 +51,7 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 4.0, 12.0, math.inf])
+@pytest.mark.parametrize("p", [0.3, 1.0, 1.5, 2.0, 3.0, 4.0, 7.5, 12.0, 1000.0, math.inf])
 @pytest.mark.parametrize("factor", [False, True])
 def test_layers_of_several_tiles(layout: str, dtype: torch.dtype, p: float, factor: bool) -> None:
     weight = torch.randn(130, 70, 3, 3)
@@ -66,6 +66,20 @@ def test_layers_of_several_tiles(layout: str, dtype: torch.dtype, p: float, fact
     compiled().apply([ScaleTarget("w", weight, term_tensors(terms, 4, 200))], log_scales)
     EAGER.apply([ScaleTarget("w", other, term_tensors(terms, 4, 200))], log_scales)
     assert_same_weights(weight, other)
+
+
+@pytest.mark.parametrize("p", [8.5, 12.0, 16.0, 100.3, 1000.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_entry_is_too_small_or_too_large_for_a_large_exponent(dtype: torch.dtype, p: float) -> None:
+    """Rows and columns over the whole range of the type, denormal numbers included, some with zeros or what is not finite."""
+    least, most = torch.finfo(dtype).smallest_normal / 8, torch.finfo(dtype).max / 8
+    sizes = torch.linspace(math.log(least), math.log(most), 37 * 29, dtype=torch.float64).exp()
+    weight = sizes[torch.randperm(37 * 29)].view(37, 29).to(dtype)
+    weight[1], weight[:, 2], weight[3, 1], weight[4, 5] = 0.0, 0.0, math.inf, math.nan
+    program = build_program([((37, 29), [(1, np.arange(37)[:, None]), (-1, 37 + np.arange(29)[None, :])], 0.7)], 66, p)
+    ours, theirs = compiled().reduce(program, [weight], [None]), EAGER.reduce(program, [weight], [None])
+    assert_same_sums(ours, theirs)
+    assert int(ours.log_positive.isfinite().sum()) == 34
 
 
 @pytest.mark.usefixtures("default_dtype")

@@ -24,10 +24,12 @@ __all__ = ["TYPES", "ReduceTable", "ScaleTable", "reduce_signature", "row_factor
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 """The numbers by which ``native/tables.h`` knows the types."""
 
-COVERAGE = Coverage(torch.device("cpu"), linear_up_to=8.0, most_log_weight=300.0)
-"""The kernels give up where a sum leaves 1e-170 ... 1e170, so p may be twice what the reference executor sums as powers: the 8th
-power of the smallest float32, 1e-45, is 0, that of 1e-21 is not. Layer weights of up to exp(300) keep such sums in float64.
-"""
+COVERAGE = Coverage(torch.device("cpu"), linear_up_to=math.inf, most_log_weight=300.0)
+"""Layer weights of up to exp(300) keep sums in float64 that lie in 1e-170 ... 1e170, outside of which the kernels give up."""
+
+_LINEAR_UP_TO = 8.0
+"""``MOST_LINEAR`` of ``native/any_power.h``: beyond it the kernels add logarithms, which lose nothing; the 8th power of the
+smallest float32, 1e-45, is 0, that of 1e-21 is not."""
 
 _SMALLEST_TILE, _LARGEST_TILE, _TILES, _SCALED_TILE = 1 << 17, 1 << 20, 8, 1 << 17
 """Entries of a tile that is read: 8 tiles a tensor, so that several threads share a layer, of 0.5 to 4 MiB of float32, which a
@@ -153,7 +155,10 @@ class ReduceTable:
         del alive
         if lost:
             return None
-        out.log_()
+        if _LINEAR_UP_TO < self.program.p < math.inf:
+            out.mul_(math.log(2.0))
+        else:
+            out.log_()
         return out[:count], out[count : 2 * count]
 
     def take_factors(self, factors: Sequence[Tensor | None]) -> list[Tensor]:

@@ -1,19 +1,19 @@
-// Sums and products in float64, each rounded once: the same as the eager executor's, but for the order of additions.
+// Sums in float64, each power rounded once or nearly so: the same as the eager executor's, but for the order of additions.
 #pragma once
 #include <cmath>
 
+#include "any_power.h"
 #include "number_types.h"
 #include "range.h"
 #include "tables.h"
 
 namespace {
 
-enum Power { ONE, TWO, FOUR, ANY, LARGEST };
+enum Power { ONE, TWO, THREE, FOUR, REAL, LARGEST };
 
-template <Power P> inline double powered(double x, double p) {
+template <Power P> inline double powered(double x) {
     if (P == TWO) return x * x;
     if (P == FOUR) return (x * x) * (x * x);
-    if (P == ANY) return std::pow(std::fabs(x), p);
     return std::fabs(x);
 }
 inline double larger(double a, double b) { return (a > b || a != a) ? a : b; }   // keeps NaN in b
@@ -30,13 +30,13 @@ template <bool WRITE, class S> inline void ask(const S *x) {
 
 template <class T, Power P>
 inline void four_rows(const typename T::Storage *a, const typename T::Storage *b, const typename T::Storage *c,
-                      const typename T::Storage *d, double fa, double fb, double fc, double fd, double p, i64 count,
+                      const typename T::Storage *d, double fa, double fb, double fc, double fd, i64 count,
                       double *column, double &sum_a, double &sum_b, double &sum_c, double &sum_d) {
     double sa = sum_a, sb = sum_b, sc = sum_c, sd = sum_d;
 #pragma omp simd reduction(+ : sa, sb, sc, sd)
     for (i64 j = 0; j < count; ++j) {
-        const double xa = powered<P>(T::load(a[j]) * fa, p), xb = powered<P>(T::load(b[j]) * fb, p);
-        const double xc = powered<P>(T::load(c[j]) * fc, p), xd = powered<P>(T::load(d[j]) * fd, p);
+        const double xa = powered<P>(T::load(a[j]) * fa), xb = powered<P>(T::load(b[j]) * fb);
+        const double xc = powered<P>(T::load(c[j]) * fc), xd = powered<P>(T::load(d[j]) * fd);
         sa += xa;
         sb += xb;
         sc += xc;
@@ -50,7 +50,7 @@ inline void four_rows(const typename T::Storage *a, const typename T::Storage *b
 }
 
 template <class T, Power P>
-void reduce_tile(const ReduceMatrix &m, const ReduceTile &tile, double p, double *row_part, double *column_part) {
+void reduce_tile(const ReduceMatrix &m, const ReduceTile &tile, double *row_part, double *column_part) {
     using S = typename T::Storage;
     const i64 columns = tile.columns;
     if (column_part)
@@ -72,9 +72,9 @@ void reduce_tile(const ReduceMatrix &m, const ReduceTile &tile, double p, double
                 ask<false>(b + j + ahead);
                 ask<false>(c + j + ahead);
                 ask<false>(d + j + ahead);
-                four_rows<T, P>(a + j, b + j, c + j, d + j, fa, fb, fc, fd, p, READ_STEP, column_part + j, sa, sb, sc, sd);
+                four_rows<T, P>(a + j, b + j, c + j, d + j, fa, fb, fc, fd, READ_STEP, column_part + j, sa, sb, sc, sd);
             }
-            four_rows<T, P>(a + j, b + j, c + j, d + j, fa, fb, fc, fd, p, columns - j, column_part + j, sa, sb, sc, sd);
+            four_rows<T, P>(a + j, b + j, c + j, d + j, fa, fb, fc, fd, columns - j, column_part + j, sa, sb, sc, sd);
             if (row_part) {
                 row_part[r] = sa;
                 row_part[r + 1] = sb;
@@ -102,13 +102,13 @@ void reduce_tile(const ReduceMatrix &m, const ReduceTile &tile, double p, double
         } else if (column_part) {
 #pragma omp simd reduction(+ : sum)
             for (i64 j = 0; j < columns; ++j) {
-                const double x = powered<P>(T::load(a[j]) * fa, p);
+                const double x = powered<P>(T::load(a[j]) * fa);
                 sum += x;
                 column_part[j] += x;
             }
         } else {
 #pragma omp simd reduction(+ : sum)
-            for (i64 j = 0; j < columns; ++j) sum += powered<P>(T::load(a[j]) * fa, p);
+            for (i64 j = 0; j < columns; ++j) sum += powered<P>(T::load(a[j]) * fa);
         }
         if (row_part) row_part[r] = sum;
     }
@@ -118,13 +118,13 @@ void reduce_tile(const ReduceMatrix &m, const ReduceTile &tile, double p, double
 template <class T>
 bool reduce_any(const ReduceMatrix &m, const ReduceTile &tile, double p, double *row_part, double *column_part) {
     if (std::isinf(p)) {
-        reduce_tile<T, LARGEST>(m, tile, p, row_part, column_part);
+        reduce_tile<T, LARGEST>(m, tile, row_part, column_part);
         return true;
     }
-    if (p == 2.0) reduce_tile<T, TWO>(m, tile, p, row_part, column_part);
-    else if (p == 1.0) reduce_tile<T, ONE>(m, tile, p, row_part, column_part);
-    else if (p == 4.0) reduce_tile<T, FOUR>(m, tile, p, row_part, column_part);
-    else reduce_tile<T, ANY>(m, tile, p, row_part, column_part);
+    if (p == 2.0) reduce_tile<T, TWO>(m, tile, row_part, column_part);
+    else if (p == 1.0) reduce_tile<T, ONE>(m, tile, row_part, column_part);
+    else if (p == 4.0) reduce_tile<T, FOUR>(m, tile, row_part, column_part);
+    else return reduce_power(m, tile, p, row_part, column_part);
     return reliable<T>(m, tile, row_part, column_part);
 }
 

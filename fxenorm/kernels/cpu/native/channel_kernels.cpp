@@ -33,10 +33,10 @@ i64 fxenorm_contract(i64 count, i64 arcs, i64 *tails, i64 *heads, double *length
     }
 }
 
-// Sums of |w|^p (p = inf: the largest |w|) by slot; `out` is overwritten. The answer is 1 where they cannot be relied on.
+// Sums of |w|^p by slot (p = inf: the largest |w|; beyond p = 8: base-2 logarithms of sums); `out` is overwritten. The answer is 1 where they cannot be relied on.
 int fxenorm_reduce(const ReduceMatrix *matrices, i64 matrix_count, const ReduceTile *tiles, i64 tile_count, const Link *links,
                    i64 link_count, double *work, double *out, i64 out_count, double p, int threads) {
-    const bool largest = std::isinf(p);
+    const Join join = join_of(p);
     int lost = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -52,10 +52,10 @@ int fxenorm_reduce(const ReduceMatrix *matrices, i64 matrix_count, const ReduceT
             }
         }
 #pragma omp for schedule(dynamic, 1)
-        for (i64 i = 0; i < matrix_count; ++i) combine_tiles(matrices[i], tiles, work, largest);
+        for (i64 i = 0; i < matrix_count; ++i) combine_tiles(matrices[i], tiles, work, join);
     }
-    std::memset(out, 0, sizeof(double) * out_count);
-    add_links(links, 0, link_count, work, out, largest);
+    for (i64 i = 0; i < out_count; ++i) out[i] = nothing_of(join);
+    add_links(links, 0, link_count, work, out, join);
     return lost;
 }
 
@@ -98,7 +98,7 @@ int fxenorm_step(const Step *given) {
     const Step &step = *given;
     int stop = 0;
     *step.largest = 1.0;
-    std::memset(step.sums, 0, sizeof(double) * step.sum_count);
+    for (i64 i = 0; i < step.sum_count; ++i) step.sums[i] = nothing_of(join_of(step.p));
     std::memset(step.done, 0, sizeof(i64) * step.scale_tile_count);
     std::memset(step.claimed, 0, step.scale_tile_count + step.reduce_tile_count);
 #pragma omp parallel num_threads(static_cast<int>(step.threads)) if (step.threads > 1)

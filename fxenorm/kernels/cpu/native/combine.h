@@ -1,37 +1,53 @@
 // From the tiles' partial sums to those of the variables, always in the same order.
 #pragma once
-#include <cstring>
+#include <cmath>
 
 #include "accurate.h"
 
 namespace {
 
-void combine(const double *part, i64 count, double *into, bool largest) {
-    if (largest)
-        for (i64 i = 0; i < count; ++i) into[i] = larger(part[i], into[i]);
-    else
-        for (i64 i = 0; i < count; ++i) into[i] += part[i];
-}
+// How partial sums become whole ones: by p.
+enum Join { ADD, TAKE_LARGEST, ADD_LOGS };
+inline Join join_of(double p) { return std::isinf(p) ? TAKE_LARGEST : adds_logs(p) ? ADD_LOGS : ADD; }
+inline double nothing_of(Join join) { return join == ADD_LOGS ? -HUGE_VAL : 0.0; }
 
-void combine_tiles(const ReduceMatrix &m, const ReduceTile *tiles, double *work, bool largest) {
-    if (m.row_sums >= 0) std::memset(work + m.row_sums, 0, sizeof(double) * m.rows);
-    if (m.column_sums >= 0) std::memset(work + m.column_sums, 0, sizeof(double) * m.column_count);
-    for (i64 t = m.first_tile; t < m.last_tile; ++t) {
-        const ReduceTile &tile = tiles[t];
-        if (tile.row_part >= 0) combine(work + tile.row_part, tile.rows, work + m.row_sums + tile.row, largest);
-        if (tile.column_part >= 0)
-            combine(work + tile.column_part, tile.columns, work + m.column_sums + tile.segment * m.width + tile.column, largest);
+void combine(const double *part, i64 count, double *into, Join join) {
+    if (join == TAKE_LARGEST) {
+        for (i64 i = 0; i < count; ++i) into[i] = larger(part[i], into[i]);
+    } else if (join == ADD) {
+        for (i64 i = 0; i < count; ++i) into[i] += part[i];
+    } else {
+        i64 i = 0;
+        for (; i + WIDE_LANES <= count; i += WIDE_LANES)
+            stored(into + i, added_logs<WideLanes>(loaded<WideLanes>(part + i), loaded<WideLanes>(into + i)));
+        for (; i < count; ++i) into[i] = added_logs<WideLanes>(all_of<WideLanes>(part[i]), all_of<WideLanes>(into[i]))[0];
     }
 }
 
-void add_links(const Link *links, i64 begin, i64 end, const double *work, double *sums, bool largest) {
+void combine_tiles(const ReduceMatrix &m, const ReduceTile *tiles, double *work, Join join) {
+    for (i64 i = 0; m.row_sums >= 0 && i < m.rows; ++i) work[m.row_sums + i] = nothing_of(join);
+    for (i64 i = 0; m.column_sums >= 0 && i < m.column_count; ++i) work[m.column_sums + i] = nothing_of(join);
+    for (i64 t = m.first_tile; t < m.last_tile; ++t) {
+        const ReduceTile &tile = tiles[t];
+        if (tile.row_part >= 0) combine(work + tile.row_part, tile.rows, work + m.row_sums + tile.row, join);
+        if (tile.column_part >= 0)
+            combine(work + tile.column_part, tile.columns, work + m.column_sums + tile.segment * m.width + tile.column, join);
+    }
+}
+
+// One more share of a slot's sum.
+inline void add_share(double &slot, double share, double weight, Join join) {
+    if (join == TAKE_LARGEST) slot = larger(share, slot);
+    else if (join == ADD) slot += weight * share;
+    else if (slot == -HUGE_VAL) slot = share + weight;
+    else slot = added_logs<WideLanes>(all_of<WideLanes>(share + weight), all_of<WideLanes>(slot))[0];
+}
+
+void add_links(const Link *links, i64 begin, i64 end, const double *work, double *sums, Join join) {
     for (i64 i = begin; i < end; ++i) {
         const Link &link = links[i];
-        const double *source = work + link.source;
-        for (i64 j = 0; j < link.count; ++j) {
-            double &slot = sums[link.slots[j]];
-            slot = largest ? larger(source[j], slot) : slot + link.weight * source[j];
-        }
+        const double weight = join == ADD_LOGS ? std::log2(link.weight) : link.weight;
+        for (i64 j = 0; j < link.count; ++j) add_share(sums[link.slots[j]], work[link.source + j], weight, join);
     }
 }
 

@@ -27,7 +27,7 @@ template <class T, Power P> void sum_runs(const typename T::Storage *x, i64 run,
                 const i64 stop = start + CHUNK < run ? start + CHUNK : run;
                 float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-                for (i64 t = start; t < stop; ++t) sum += power_of<P>(static_cast<float>(T::load(x[run * i + t])));
+                for (i64 t = start; t < stop; ++t) sum += power_of<P, float>(static_cast<float>(T::load(x[run * i + t])), 0.0);
                 total += sum;
             }
             to[i] = static_cast<float>(total);
@@ -40,7 +40,7 @@ template <class T, Power P> void sum_runs(const typename T::Storage *x, i64 run,
         const i64 some = first + runs < count ? runs : count - first;
         const typename T::Storage *from = x + first * run;
 #pragma omp simd
-        for (i64 j = 0; j < some * run; ++j) powers[j] = power_of<P>(static_cast<float>(T::load(from[j])));
+        for (i64 j = 0; j < some * run; ++j) powers[j] = power_of<P, float>(static_cast<float>(T::load(from[j])), 0.0);
         if (run == 9) {
             // Kernels of 3 x 3: most of the additions are done for all places at once.
 #pragma omp simd
@@ -66,11 +66,11 @@ bool condense_rows(const Condensed &c, const ReduceTile &tile, i64 width) {
         } else {
             for (i64 i = 0; i < width; ++i) to[i] = 0.0f;
             for (i64 t = 0; t < c.run; ++t)
-                for (i64 i = 0; i < width; ++i) to[i] += power_of<P>(static_cast<float>(T::load(x[t * width + i])));
+                for (i64 i = 0; i < width; ++i) to[i] += power_of<P, float>(static_cast<float>(T::load(x[t * width + i])), 0.0);
         }
         if (!kept(c, x, to, width)) return false;
         if (!c.row_factor) continue;
-        const float factor = power_of<P>(static_cast<float>(c.row_factor[r]));
+        const float factor = power_of<P, float>(static_cast<float>(c.row_factor[r]), 0.0);
         for (i64 i = 0; i < width; ++i) to[i] *= factor;
     }
     return true;
@@ -102,20 +102,20 @@ void add_weighted(const ReduceMatrix &m, const ReduceTile &tile, const float *ro
                 i64 j = 0;
                 for (; j + LANES <= count; j += LANES) {
                     __builtin_prefetch(x + j + NEXT, 0, 3);
-                    FloatLanes value = Lanes<T>::load(x + j) * f;
+                    FloatLanes value = narrow<T>(x + j) * f;
                     if (column_scale) value = value * loaded<FloatLanes>(column_scale + start + j);
-                    value = power_of<P>(value);
+                    value = power_of<P, FloatLanes>(value, 0.0);
                     sum = sum + value;
                     stored(column + j, loaded<FloatLanes>(column + j) + value);
                 }
                 float rest = 0.0f;
                 for (; j < count; ++j) {
                     const float value =
-                        power_of<P>(static_cast<float>(T::load(x[j])) * f * (column_scale ? column_scale[start + j] : 1.0f));
+                        power_of<P, float>(static_cast<float>(T::load(x[j])) * f * (column_scale ? column_scale[start + j] : 1.0f), 0.0);
                     rest += value;
                     column[j] += value;
                 }
-                if (row_part) row_part[r] = (start ? row_part[r] : 0.0) + total_of(sum, rest);
+                if (row_part) row_part[r] = (start ? row_part[r] : 0.0) + total_of<P>(sum, rest);
             }
             if (column_part)
                 for (i64 j = 0; j < count; ++j) column_part[start + j] = (first ? column_part[start + j] : 0.0) + column[j];
@@ -201,14 +201,14 @@ void find_totals(const Cycles &cycles, int *stop) {
 #pragma omp barrier
         if (cycle >= 0) {
 #pragma omp for schedule(dynamic, 1)
-            for (i64 i = 0; i < cycles.matrix_count; ++i) combine_tiles(cycles.matrices[i], cycles.tiles, cycles.work, false);
+            for (i64 i = 0; i < cycles.matrix_count; ++i) combine_tiles(cycles.matrices[i], cycles.tiles, cycles.work, ADD);
         }
 #pragma omp single
         {
             std::memset(cycles.claimed, 0, cycles.tile_count);
             if (cycle >= 0) {
                 std::memset(step.sums, 0, sizeof(double) * step.sum_count);
-                add_links(cycles.links, 0, cycles.link_count, cycles.work, step.sums, false);
+                add_links(cycles.links, 0, cycles.link_count, cycles.work, step.sums, ADD);
             }
         }
         if (cycle >= 0) {

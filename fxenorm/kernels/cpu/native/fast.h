@@ -10,122 +10,124 @@
 
 namespace {
 
-constexpr i64 LANES = 16, ROWS_AT_A_TIME = 32, COLUMNS_AT_A_TIME = 64 * LANES;
+constexpr i64 ROWS_AT_A_TIME = 32, COLUMNS_AT_A_TIME = 64 * LANES;
 // Rows of up to NARROW columns are read one after the other, as they lie, NEXT numbers ahead; wider ones eight at a time.
 constexpr i64 NARROW = 4096, NEXT = 2048, MOST_COLUMNS = 32768;
-constexpr double SMALLEST_TRUSTED = 1e-26, LARGEST_TRUSTED = 1e38;
+constexpr double SMALLEST_TRUSTED = 1e-26, LARGEST_TRUSTED = 1e38, MOST_FAST = 4.0;   // beyond: float32 has too little range
 
-typedef float FloatLanes __attribute__((vector_size(64)));
-typedef std::uint32_t Bits32 __attribute__((vector_size(64)));
-typedef std::uint16_t Bits16 __attribute__((vector_size(32)));
-
-template <class To, class From> inline To as(From from) {
-    To to;
-    static_assert(sizeof(To) == sizeof(From), "the same bits");
-    std::memcpy(&to, &from, sizeof(To));
-    return to;
-}
-template <class V, class S> inline V loaded(const S *x) {
-    V v;
-    std::memcpy(&v, x, sizeof(V));
-    return v;
-}
-template <class V, class S> inline void stored(S *x, V v) { std::memcpy(x, &v, sizeof(V)); }
-
-template <class T> struct Lanes;
-template <> struct Lanes<F32> {
-    static FloatLanes load(const float *x) { return loaded<FloatLanes>(x); }
-};
-template <> struct Lanes<BF16> {
-    static FloatLanes load(const std::uint16_t *x) {
-        return as<FloatLanes>(__builtin_convertvector(loaded<Bits16>(x), Bits32) << 16);
-    }
-};
-
-inline FloatLanes size_of(FloatLanes x) { return as<FloatLanes>(as<Bits32>(x) & 0x7fffffffu); }
-inline float size_of(float x) { return std::fabs(x); }
-
-template <Power P, class V> inline V power_of(V x) {
+template <Power P, class V> inline V power_of(V x, double) {
     if (P == TWO) return x * x;
+    if (P == THREE) return x * x * size_of(x);
     if (P == FOUR) return (x * x) * (x * x);
     return size_of(x);
 }
+template <> inline FloatLanes power_of<REAL, FloatLanes>(FloatLanes x, double p) { return RealPower{p}(size_of(x)); }
 
-inline double total_of(FloatLanes sum, double total) {
-    float parts[LANES];
-    stored(parts, sum);
+// A further share of a sum, or of a largest; what is not a number stays.
+template <Power P, class V> inline V joined(V a, V b) {
+    if (P != LARGEST) return a + b;
+    return chosen<V>(as<typename Format<V>::Ints>(a) > as<typename Format<V>::Ints>(b), a, b);
+}
+
+template <Power P> inline double total_of(FloatLanes sum, double total) {
     double quarters[4] = {total, 0.0, 0.0, 0.0};
-    for (int i = 0; i < LANES; ++i) quarters[i % 4] += parts[i];
+    for (int i = 0; i < LANES; ++i)
+        quarters[i % 4] = P == LARGEST ? larger(static_cast<double>(sum[i]), quarters[i % 4]) : quarters[i % 4] + sum[i];
+    if (P == LARGEST) return larger(larger(quarters[0], quarters[1]), larger(quarters[2], quarters[3]));
     return (quarters[0] + quarters[1]) + (quarters[2] + quarters[3]);
 }
 
-// R rows of some columns: adds to the columns' sums, and to one sum a row.
-template <class T, Power P, int R, bool COLUMNS>
-inline void add_rows(const typename T::Storage *base, i64 width, i64 columns, const double *factor, float *column, double *row) {
-    float f[R];
-    for (int k = 0; k < R; ++k) f[k] = factor ? static_cast<float>(factor[k]) : 1.0f;
-    for (i64 start = 0; start < columns; start += COLUMNS_AT_A_TIME) {
-        const i64 stop = start + COLUMNS_AT_A_TIME < columns ? start + COLUMNS_AT_A_TIME : columns;
-        FloatLanes sum[R];
-        float rest[R];
+template <class T> void take_narrow(const typename T::Storage *x, i64 count, float *to) {
+    i64 i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        __builtin_prefetch(x + i + NEXT, 0, 3);
+        stored(to + i, narrow<T>(x + i));
+    }
+    if (i < count) stored(to + i, narrow_rest<T>(x + i, count - i));
+}
+
+// R rows of a table, and the sums of its columns; these may be null.
+template <Power P, int R> struct Rows {
+    const ReduceMatrix &m;
+    i64 place, row;   // of the first entry, in the table
+    double p;
+    float *column;
+
+    // The first of these powers becomes the sum of all; each belongs to the sum of its own row.
+    inline void add(FloatLanes *value, FloatLanes *sum) const {
         for (int k = 0; k < R; ++k) {
-            sum[k] = FloatLanes{};
-            rest[k] = 0;
+            if (m.row_factor) value[k] = value[k] * static_cast<float>(m.row_factor[row + k]);
+            value[k] = power_of<P, FloatLanes>(value[k], p);
+            sum[k] = joined<P>(value[k], sum[k]);
         }
-        i64 j = start;
-        for (; j + LANES <= stop; j += LANES) {
-            FloatLanes value[R];
+        // As a tree: each sum need not wait for the one before.
+        for (int half = R / 2; half > 0; half /= 2)
+            for (int k = 0; k < half; ++k) value[k] = joined<P>(value[k], value[k + half]);
+    }
+
+    // Up to COLUMNS_AT_A_TIME columns: adds to one sum a row.
+    inline void some(const float *x, i64 width, i64 count, float *to, double *totals) const {
+        FloatLanes sum[R] = {}, value[R];
+        i64 j = 0;
+        for (; j + LANES <= count; j += LANES) {
             for (int k = 0; k < R; ++k) {
-                const typename T::Storage *x = base + k * width + j;
-                if (R == 1) __builtin_prefetch(x + NEXT, 0, 3);
-                value[k] = Lanes<T>::load(x);
-                if (factor) value[k] = value[k] * f[k];
-                value[k] = power_of<P>(value[k]);
-                sum[k] = sum[k] + value[k];
+                if (R == 1) __builtin_prefetch(x + j + NEXT, 0, 3);
+                value[k] = loaded<FloatLanes>(x + k * width + j);
             }
-            if (!COLUMNS) continue;
-            // Added as a tree: each sum need not wait for the one before.
-            for (int half = R / 2; half > 0; half /= 2)
-                for (int k = 0; k < half; ++k) value[k] = value[k] + value[k + half];
-            stored(column + j, loaded<FloatLanes>(column + j) + value[0]);
+            add(value, sum);
+            if (to) stored(to + j, joined<P>(value[0], loaded<FloatLanes>(to + j)));
         }
-        for (; j < stop; ++j) {
+        if (j < count) {
+            for (int k = 0; k < R; ++k) value[k] = narrow_rest<F32>(x + k * width + j, count - j);
+            add(value, sum);
+            for (i64 i = 0; to && j + i < count; ++i)
+                to[j + i] = P == LARGEST ? static_cast<float>(larger(value[0][i], to[j + i])) : to[j + i] + value[0][i];
+        }
+        for (int k = 0; k < R; ++k) totals[k] = total_of<P>(sum[k], totals[k]);
+    }
+
+    inline void run(i64 columns, double *totals) const {
+        alignas(64) float buffer[R * COLUMNS_AT_A_TIME];
+        for (i64 start = 0; start < columns; start += COLUMNS_AT_A_TIME) {
+            const i64 count = start + COLUMNS_AT_A_TIME < columns ? COLUMNS_AT_A_TIME : columns - start;
+            float *to = column ? column + start : nullptr;
+            if (m.dtype == 0) {
+                some(static_cast<const float *>(m.data) + place + start, m.width, count, to, totals);
+                continue;
+            }
             for (int k = 0; k < R; ++k) {
-                float value = static_cast<float>(T::load(base[k * width + j]));
-                if (factor) value = value * f[k];
-                value = power_of<P>(value);
-                rest[k] += value;
-                if (COLUMNS) column[j] += value;
+                const std::uint16_t *from = static_cast<const std::uint16_t *>(m.data) + place + k * m.width + start;
+                if (m.dtype == 2) take_narrow<BF16>(from, count, buffer + k * COLUMNS_AT_A_TIME);
+                else take_narrow<F16>(from, count, buffer + k * COLUMNS_AT_A_TIME);
             }
+            some(buffer, COLUMNS_AT_A_TIME, count, to, totals);
         }
-        for (int k = 0; k < R; ++k) row[k] = total_of(sum[k], row[k] + rest[k]);
+    }
+};
+
+template <Power P> inline void take_columns(const float *column, i64 count, bool first, double *column_part) {
+    for (i64 j = 0; j < count; ++j) {
+        if (first) column_part[j] = column[j];
+        else column_part[j] = P == LARGEST ? larger(static_cast<double>(column[j]), column_part[j]) : column_part[j] + column[j];
     }
 }
 
-template <class T, Power P, int R, bool COLUMNS>
-void add_tile(const ReduceMatrix &m, const ReduceTile &tile, double *row_part, double *column_part) {
-    alignas(64) float column[COLUMNS ? (R == 1 ? NARROW : MOST_COLUMNS) : 1];
-    const typename T::Storage *base = static_cast<const typename T::Storage *>(m.data) + tile.row * m.width + tile.column;
-    const double *factor = m.row_factor ? m.row_factor + tile.row : nullptr;
-    const i64 columns = tile.columns;
+template <Power P, int R>
+void add_tile(const ReduceMatrix &m, const ReduceTile &tile, double p, double *row_part, double *column_part) {
+    alignas(64) float column[R == 1 ? NARROW : MOST_COLUMNS];
+    float *const columns = column_part ? column : nullptr;
     for (i64 first = 0; first < tile.rows; first += R * ROWS_AT_A_TIME) {
         const i64 last = first + R * ROWS_AT_A_TIME < tile.rows ? first + R * ROWS_AT_A_TIME : tile.rows;
-        if (COLUMNS) std::memset(column, 0, sizeof(float) * columns);
-        i64 r = first;
-        for (; r + R <= last; r += R) {
-            double row[R] = {};
-            add_rows<T, P, R, COLUMNS>(base + r * m.width, m.width, columns, factor ? factor + r : nullptr, column, row);
-            if (row_part) std::memcpy(row_part + r, row, sizeof(row));
+        if (columns) std::memset(column, 0, sizeof(float) * tile.columns);
+        for (i64 r = first; r < last;) {
+            double totals[R] = {};
+            const i64 row = tile.row + r, place = row * m.width + tile.column, some = r + R <= last ? R : 1;
+            if (some == R) Rows<P, R>{m, place, row, p, columns}.run(tile.columns, totals);
+            else Rows<P, 1>{m, place, row, p, columns}.run(tile.columns, totals);
+            if (row_part) std::memcpy(row_part + r, totals, sizeof(double) * some);
+            r += some;
         }
-        for (; r < last; ++r) {
-            double row[1] = {};
-            add_rows<T, P, 1, COLUMNS>(base + r * m.width, m.width, columns, factor ? factor + r : nullptr, column, row);
-            if (row_part) row_part[r] = row[0];
-        }
-        if (COLUMNS && first == 0)
-            for (i64 j = 0; j < columns; ++j) column_part[j] = column[j];
-        else if (COLUMNS)
-            for (i64 j = 0; j < columns; ++j) column_part[j] += column[j];
+        if (columns) take_columns<P>(column, tile.columns, first == 0, column_part);
     }
 }
 
@@ -135,22 +137,25 @@ inline bool trusted(const double *sums, i64 count) {
     return all;
 }
 
-template <class T, Power P>
+template <Power P>
 bool reduce_fast(const ReduceMatrix &m, const ReduceTile &tile, double p, double *row_part, double *column_part) {
-    if (tile.columns > MOST_COLUMNS) return reduce_any<T>(m, tile, p, row_part, column_part);
-    if (!column_part) add_tile<T, P, 1, false>(m, tile, row_part, nullptr);
-    else if (tile.columns <= NARROW) add_tile<T, P, 1, true>(m, tile, row_part, column_part);
-    else add_tile<T, P, 8, true>(m, tile, row_part, column_part);
+    if (tile.columns > MOST_COLUMNS) return reduce_accurately(m, tile, p, row_part, column_part);
+    if (!column_part || tile.columns <= NARROW) add_tile<P, 1>(m, tile, p, row_part, column_part);
+    else add_tile<P, 8>(m, tile, p, row_part, column_part);
+    if (P == LARGEST) return true;
     if ((!row_part || trusted(row_part, tile.rows)) && (!column_part || trusted(column_part, tile.columns))) return true;
-    return reduce_any<T>(m, tile, p, row_part, column_part);
+    return reduce_accurately(m, tile, p, row_part, column_part);
 }
 
-template <class T>
-bool reduce_fast_any(const ReduceMatrix &m, const ReduceTile &tile, double p, double *row_part, double *column_part) {
-    if (p == 2.0) return reduce_fast<T, TWO>(m, tile, p, row_part, column_part);
-    if (p == 1.0) return reduce_fast<T, ONE>(m, tile, p, row_part, column_part);
-    if (p == 4.0) return reduce_fast<T, FOUR>(m, tile, p, row_part, column_part);
-    return reduce_any<T>(m, tile, p, row_part, column_part);
+// Any type but float64.
+inline bool reduce_fast_any(const ReduceMatrix &m, const ReduceTile &tile, double p, double *row_part, double *column_part) {
+    if (std::isinf(p)) return reduce_fast<LARGEST>(m, tile, p, row_part, column_part);
+    if (p == 2.0) return reduce_fast<TWO>(m, tile, p, row_part, column_part);
+    if (p == 1.0) return reduce_fast<ONE>(m, tile, p, row_part, column_part);
+    if (p == 3.0) return reduce_fast<THREE>(m, tile, p, row_part, column_part);
+    if (p == 4.0) return reduce_fast<FOUR>(m, tile, p, row_part, column_part);
+    if (p < MOST_FAST) return reduce_fast<REAL>(m, tile, p, row_part, column_part);
+    return reduce_accurately(m, tile, p, row_part, column_part);
 }
 
 }  // namespace

@@ -19,11 +19,7 @@ bool reduce_one(const Step &step, const ReduceTile &tile) {
     const ReduceMatrix &m = step.matrices[tile.matrix];
     double *row_part = tile.row_part < 0 ? nullptr : step.work + tile.row_part;
     double *column_part = tile.column_part < 0 ? nullptr : step.work + tile.column_part;
-    switch (m.dtype) {
-    case 0: return reduce_fast_any<F32>(m, tile, step.p, row_part, column_part);
-    case 2: return reduce_fast_any<BF16>(m, tile, step.p, row_part, column_part);
-    default: return reduce_accurately(m, tile, step.p, row_part, column_part);
-    }
+    return (m.dtype == 1 ? reduce_accurately : reduce_fast_any)(m, tile, step.p, row_part, column_part);
 }
 
 i64 scale_one(const Step &step, const ScaleTile &tile) {
@@ -100,6 +96,10 @@ inline double real_power(double base, double power) {
 // The factor of a variable in one cycle, (N / P)^(1 / (p A)).
 inline double cycle_factor(const Step &step, i64 k) {
     const double negative = step.sums[k], positive = step.sums[step.variable_count + k];
+    if (adds_logs(step.p)) {
+        const double gap = negative - positive;
+        return step.held[k] || !std::isfinite(gap) ? 1.0 : std::exp2(step.exponents[k] * gap);
+    }
     if (step.held[k] || !(negative > 0.0 && positive > 0.0 && negative < HUGE_VAL && positive < HUGE_VAL)) return 1.0;
     double factor = negative / positive;
     if (step.roots[k] < 0) factor = std::exp(step.exponents[k] * std::log(factor));
@@ -153,15 +153,15 @@ void run_phase(const Step &step, const Phase &phase, bool write, bool read, int 
 #else
     const i64 thread = 0, threads = 1;
 #endif
-    const bool largest = std::isinf(step.p);
+    const Join join = join_of(step.p);
     run_tiles(step, phase, write, read, thread, threads, stop);
 #pragma omp barrier
     if (!read) return;
 #pragma omp for schedule(dynamic, 1)
     for (i64 i = phase.matrices[0]; i < phase.matrices[1]; ++i)
-        combine_tiles(step.matrices[i], step.reduce_tiles, step.work, largest);
+        combine_tiles(step.matrices[i], step.reduce_tiles, step.work, join);
 #pragma omp single
-    add_links(step.links, phase.links[0], phase.links[1], step.work, step.sums, largest);
+    add_links(step.links, phase.links[0], phase.links[1], step.work, step.sums, join);
     double size = 1.0;
 #pragma omp for schedule(static)
     for (i64 i = phase.variables[0]; i < phase.variables[1]; ++i) {
