@@ -387,6 +387,7 @@ def test_plots_are_drawn_of_what_is_finished(tmp_path: Path) -> None:
     paths = plot_all(sections([cell], records), tmp_path)
     assert [path.name for path in paths] == ["rates.png", "loss.png", "norm.png", "imbalance.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    assert plot_all([], tmp_path / "none") == [] and not (tmp_path / "none").exists()
 
 
 def test_unfinished_cells_have_no_rows() -> None:

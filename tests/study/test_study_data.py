@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from study import cli
 from study.configuration import StudyError
 from study.data.cifar import cifar10
 from study.data.crops import centre_crop, random_crop
@@ -45,6 +50,27 @@ def test_mnist_beside_fashion_is_not_taken_for_it(tmp_path: Path) -> None:
     write_mnist(tmp_path / "MNIST" / "raw", packed=True)
     with pytest.raises(StudyError, match=r"no train-images-idx3-ubyte .*FashionMNIST.*--download"):
         idx_images(tmp_path, "FashionMNIST")
+
+
+@pytest.mark.parametrize(
+    "error", [URLError("Name or service not known"), RuntimeError("Error downloading:\nTried a mirror"), PermissionError("no")]
+)
+def test_a_download_that_fails_ends_with_one_line_that_says_what_to_do(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(root: str, download: bool) -> None:
+        assert root == str(tmp_path) and download
+        raise error
+
+    stands_for: Any = SimpleNamespace(datasets=SimpleNamespace(MNIST=fail))
+    monkeypatch.setitem(sys.modules, "torchvision", stands_for)
+    line = ["mlp", "--dataset", "mnist", "--data-path", str(tmp_path), "--download"]
+    assert cli.main(line) == 1
+    printed = capsys.readouterr().err
+    reason = " ".join(str(error).split())
+    assert printed.count("\n") == 1 and f"mnist could not be downloaded ({reason}): fetch its files" in printed
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # as if it were not installed
+    assert cli.main(line) == 1 and "--download needs torchvision: pip install '.[vision]'" in capsys.readouterr().err
 
 
 def test_cifar_parts_are_the_releases_shares_and_nothing_is_in_two(tmp_path: Path) -> None:

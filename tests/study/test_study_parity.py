@@ -23,7 +23,7 @@ from torch import nn
 from ..helpers import relative_difference
 from .made_up import small, small_task
 
-MLP: dict[str, Any] = {"depth": 15, "width": 40, "bias": False, "batch": 32, "rate": 0.1, "momentum": 0.0}
+MLP: dict[str, Any] = {"depth": 15, "width": 24, "bias": False, "batch": 32, "rate": 0.1, "momentum": 0.0}
 CONV: dict[str, Any] = {"experiment": "conv", "width": 1 / 16, "batch": 8, "rate": 0.05, "momentum": 0.9}
 CASES = [
     pytest.param(MLP, 1.2, id="mlp"),

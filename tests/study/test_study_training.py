@@ -1,4 +1,4 @@
-"""A stack trains each of its networks as that network is trained alone, by every method."""
+"""A stack trains each of its networks as that network is trained alone, by every method (test_study_objectives.py: the rest)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from study.configuration import StudyError
 from study.data.task import Task
 from study.measures import imbalances, norms
-from study.methods import METHODS, BalancedOnce, Method, PlanStep
+from study.methods import METHODS, BalancedOnce, Method, Objective, PlanStep
 from study.networks.build import NETWORKS, layers_of
 from study.networks.stack import Stack
 from study.optimizers import set_rates
@@ -26,7 +26,11 @@ from .made_up import small, small_task
 
 TASK = small_task()
 CPU = torch.device("cpu")
-CHAIN_METHODS = [name for name in METHODS if "gains" not in name and "from" not in name and name != "AdamW, balanced once"]
+CHAIN_METHODS = [
+    name
+    for name, method in METHODS.items()
+    if "gains" not in name and "from" not in name and name != "AdamW, balanced once" and not isinstance(method, Objective)
+]
 
 
 def weights_after(of: Any, task: Task = TASK) -> list[list[torch.Tensor]]:

@@ -187,6 +187,7 @@ NOT_FOR_MUTANTS: dict[str, str] = {
     "test_coming_from_enorm": "runs the README, not one folder",
     "test_reproduce": "tests a tool that trains",
     "test_study_data": "tests a tool that trains",
+    "test_study_objectives": "tests a tool that trains",
     "test_study_page": "tests a tool that trains",
     "test_study_parity": "tests a tool that trains",
     "test_study_training": "tests a tool that trains",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .configuration import Configuration
-from .methods import METHODS, Method
+from .methods import METHODS, Method, Objective
 from .protocol import Cell
 
 CORE_METHODS = ("plain", "BatchNorm", "plan.step", "balanced once", "AdamW")
@@ -70,7 +70,10 @@ def star(dataset: str, data: str) -> list[Cell]:
     pair = named("plain", "plan.step")
     cells = [Cell(centre, tuple(others))]
     cells += [Cell(centre.but(start=start), named(*MOMENTUM_RULES), label="momentum rules") for start in UNBALANCED]
-    cells += [Cell(centre.but(start=start), named(*CORE_METHODS)) for start in ("layers", "channels", "wild", "default")]
+    objectives = tuple(method for method in others if isinstance(method, Objective))
+    for start in ("layers", "channels", "wild", "default"):
+        arms = named(*CORE_METHODS) + (objectives if start in ("layers", "default") else ())
+        cells.append(Cell(centre.but(start=start), arms))
     cells += [Cell(centre.but(decay_on=on), pair) for on in ("matrices", "none")]
     cells += [Cell(centre.but(decoupled=True), pair), Cell(centre.but(batch=32), named(*CORE_METHODS))]
     cells += [default(experiment, dataset, data) for experiment in ("autoencoder", "transformer")]

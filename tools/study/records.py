@@ -10,6 +10,20 @@ from typing import Any
 from .configuration import Configuration, StudyError
 
 Result = dict[str, Any]
+CURVES = ("curve_steps", "curve_loss", "curve_norm", "curve_imbalance", "norms_before_batchnorm")
+
+
+def kept(of: Configuration, result: Result) -> Result:
+    """What is written of a run: of one that only helps to choose a rate no curves, of others four digits of them."""
+    found = {name: value for name, value in result.items() if name not in CURVES}
+    if of.purpose != "tune":
+        found |= {name: [_four_digits(value) for value in result[name]] for name in CURVES if result.get(name)}
+    return found
+
+
+def _four_digits(value: float | None) -> float | None:
+    """A number, shorter."""
+    return None if value is None else float(f"{value:.4g}")
 
 
 class Records:
@@ -48,8 +62,9 @@ class Records:
         """Keeps the results of some runs, by one write."""
         lines = []
         for one, result in zip(of, results, strict=True):
-            self._results[one.key] = result
-            lines.append(json.dumps({"key": one.key, "configuration": one.to_dict(), "result": result}) + "\n")
+            self._results[one.key] = kept(one, result)
+            record = {"key": one.key, "configuration": one.to_dict(), "result": self._results[one.key]}
+            lines.append(json.dumps(record, separators=(",", ":")) + "\n")
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class Training:
         steps_an_epoch: number of batches in an epoch.
         stacked: whether `model` is a stack.
         dtype: of the weights.
+        seeds: of each network in `model`.
 
     Raises:
         StudyError: several runs of a network that cannot be stacked, or runs that differ in more than rate and seed.
@@ -58,12 +60,13 @@ class Training:
         self.of, self.task, self.stacked = tuple(of), task, len(of) > 1
         self.dtype = getattr(torch, first.dtype)
         self._plans: dict[Any, fxenorm.Plan] = {}
+        self.seeds = sorted({one.seed for one in of})
         self.model = self._network(device)
         first.method.before_training(self)
         if isinstance(self.model, Stack):
-            seeds = sorted({one.seed for one in of})
-            which = torch.tensor([seeds.index(one.seed) for one in of], dtype=torch.int64, device=device)
+            which = torch.tensor([self.seeds.index(one.seed) for one in of], dtype=torch.int64, device=device)
             self.model = self.model.select(which).to(device, self.dtype)
+            self.seeds = [one.seed for one in of]
             self._plans = {}
         self.optimizer = make_optimizer(first, self.model)
         self.steps_an_epoch, self.steps = steps_of(first, task)
@@ -87,12 +90,23 @@ class Training:
         x = self.task.inputs(images.expand(count, *images.shape)).to(next(self.model.parameters()).device, self.dtype)
         return x.flatten(2) if self.stacked else x[0]
 
+    def networks(self) -> Iterator[tuple[nn.Module, int]]:
+        """Yields a copy of each network with its seed, one after another."""
+        for number, seed in enumerate(self.seeds):
+            yield self.model.network(number) if isinstance(self.model, Stack) else copy.deepcopy(self.model), seed
+
     def plan(self, c: float | str = 1.0, options: Sequence[tuple[str, Any]] = ()) -> fxenorm.Plan:
         """The plan of the model under some options of `fxenorm.analyze`; it is made once."""
         key = (c, tuple(options))
         if key not in self._plans:
             self._plans[key] = plan_of(self.model, self.of[0], self.of[0].method.norm, self.example, c, options)
         return self._plans[key]
+
+    def plan_alone(self, network: nn.Module) -> fxenorm.Plan:
+        """The plan of one of `networks`."""
+        like = next(network.parameters())
+        example = self.task.inputs(self.task.train.images[None, :3])[0].to(like)
+        return plan_of(network, self.of[0], self.of[0].method.norm, example)
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (runs, batch, classes) of inputs (runs, batch, channels, rows, columns)."""

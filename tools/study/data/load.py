@@ -30,13 +30,20 @@ def download(dataset: str, folder: Path) -> None:
     """Fetches a data set with torchvision.
 
     Raises:
-        StudyError: torchvision is not there.
+        StudyError: torchvision is not there, or the files cannot be fetched or written.
     """
     try:
         from torchvision import datasets
     except ModuleNotFoundError as error:
         raise StudyError("--download needs torchvision: pip install '.[vision]'") from error
-    getattr(datasets, _TORCHVISION[dataset])(str(folder), download=True)
+    try:
+        getattr(datasets, _TORCHVISION[dataset])(str(folder), download=True)
+    except (OSError, RuntimeError) as error:  # no network; a server's answer that is no data set
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise StudyError(
+            f"{dataset} could not be downloaded ({reason}): fetch its files where there is a network, put them into {folder}, "
+            "and leave --download out"
+        ) from error
 
 
 @lru_cache(maxsize=2)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from .balancing import BalancedOnce, Displacement, PlanStep, released
 from .method import Method
+from .objectives import Objective
 
-__all__ = ["METHODS", "BalancedOnce", "Displacement", "Method", "PlanStep", "register", "released"]
+__all__ = ["METHODS", "BalancedOnce", "Displacement", "Method", "Objective", "PlanStep", "register", "released"]
 
 METHODS: dict[str, Method] = {}
 """All arms, by name; the first is the one to which the others are compared."""
@@ -49,4 +50,12 @@ register(
     PlanStep("plan.step, momentum kept", state="keep"),
     PlanStep("plan.step, momentum reset", state="reset"),
     Displacement("plan.step, momentum as displacement"),
+    Objective("least gradient, once", objective="gradient"),
+    Objective("least gradient, every 100", objective="gradient", every=100),
+    Objective("teleport, once", objective="gradient", bound=0.3, maximise=True),
+    Objective("teleport, every 100", objective="gradient", bound=0.3, maximise=True, every=100),
+    Objective("Fisher AM/GM, once", objective="fisher", bound=3.0),
+    Objective("Fisher AM/GM, every 100", objective="fisher", bound=3.0, every=100),
+    Objective("path AM/GM, once", objective="path"),
+    Objective("path AM/GM, every 100", objective="path", every=100),
 )

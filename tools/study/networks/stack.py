@@ -76,7 +76,7 @@ class Stack(nn.Module):
     def __init__(self, networks: Sequence[FullyConnected]) -> None:
         super().__init__()
         first = networks[0]
-        self.norm, self.count = first.norm, len(networks)
+        self.norm, self.count, self.widths = first.norm, len(networks), first.widths
         kind = StackedWeightNorm if first.norm == "weightnorm" else StackedLinear
         columns = zip(*(network.layers for network in networks), strict=True)
         self.layers = nn.ModuleList(kind(column) for column in columns)
@@ -90,6 +90,16 @@ class Stack(nn.Module):
         for layer, norm in zip(list(self.layers)[:-1], self.norms, strict=True):
             x = norm(layer(x)).relu()
         return self.layers[-1](x)
+
+    def network(self, number: int) -> FullyConnected:
+        """A copy of one of the networks; for stacks without norms."""
+        layers = list(enumerate(self.layers))
+        with torch.device("meta"):
+            alone = FullyConnected(self.widths, self.norm, bias=self.layers[0].bias is not None)
+        values = {f"layers.{i}.weight": layer.weight[number] for i, layer in layers}
+        values |= {f"layers.{i}.bias": layer.bias[number, 0] for i, layer in layers if layer.bias is not None}
+        alone.load_state_dict({name: value.detach().clone() for name, value in values.items()}, assign=True)
+        return alone
 
     def select(self, which: Tensor) -> Stack:
         """A stack of some of these networks, in any order and number; the normalisations begin anew.
