@@ -23,8 +23,9 @@ _HOMES = {
     "Held": "fxenorm.analysis.held",
     "History": "fxenorm.rescale.measures.history",
     "Mappings": "fxenorm.analysis.mappings.result",
-    "Observation": "fxenorm.observe.observations",
+    "Observation": "fxenorm.observe.observation",
     "Observations": "fxenorm.observe.observations",
+    "ObservedWeight": "fxenorm.observe.observed_weight",
     "Pair": "fxenorm.analysis.pairs",
     "Port": "fxenorm.analysis.groups",
     "Site": "fxenorm.symmetry",
@@ -56,6 +57,7 @@ __all__ = [
     "Mappings",
     "Observation",
     "Observations",
+    "ObservedWeight",
     "Pair",
     "Plan",
     "Port",
@@ -86,7 +88,9 @@ if TYPE_CHECKING:
     from .checkpoint.balance_checkpoint import balance_checkpoint
     from .checkpoint.result import CheckpointResult
     from .errors import FxenormError, FxenormWarning
-    from .observe.observations import Observation, Observations
+    from .observe.observation import Observation
+    from .observe.observations import Observations
+    from .observe.observed_weight import ObservedWeight
     from .optim.check import check_optimizer
     from .optim.registry import register_optimizer
     from .plan.analyze import analyze

@@ -18,6 +18,7 @@ __all__ = [
     "OptimizerError",
     "OptionError",
     "RescaleError",
+    "StaleError",
     "TraceError",
     "UnsupportedOperatorError",
 ]
@@ -69,6 +70,10 @@ class AgreementError(RescaleError):
 
 class BindError(FxenormError, ValueError):
     """A plan does not fit a module: parameter names, shapes or the stored format differ."""
+
+
+class StaleError(FxenormError, ValueError):
+    """Observations belong to other weights than the model has now, or to another plan."""
 
 
 class CheckpointError(FxenormError, ValueError):

@@ -5,6 +5,8 @@ Out: `Observations`, plain data that is apart from the model.
 Imports: weights, analysis, trace and what these import; never rescale or plan.
 """
 
-from .observations import Observation, Observations
+from .observation import Observation
+from .observations import Observations
+from .observed_weight import ObservedWeight
 
-__all__ = ["Observation", "Observations"]
+__all__ = ["Observation", "Observations", "ObservedWeight"]

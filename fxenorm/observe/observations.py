@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import dataclasses
 import zlib
@@ -10,93 +9,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import BindError, OptionError
 from ..weights.targets import checked_log_scales
-from .places import Terms
+from .landmarks import Landmarks
+from .observation import Observation, named
+from .observed_weight import ObservedWeight
+from .packed import packed, unpacked_tensor
 
-__all__ = ["Observation", "Observations"]
+__all__ = ["Observations"]
 
-_FORMAT = 1
-_VALUES = ("minimum", "maximum", "mean_square", "quantile")
-
-
-@dataclass(frozen=True)
-class Observation:
-    """The values that one activation took, by channel: (channels,) tensors in float64 on the CPU.
-
-    Attributes:
-        module: path of the module.
-        direction: "input" or "output": whether the activation enters or leaves the module.
-        call: which call of the module in one forward pass, from 0.
-        tensor: which of the activations there that move in different ways, as in `Site`.
-        axis: the axis of the channels.
-        entries: number of entries that each channel was seen with.
-        minimum, maximum: the smallest and the largest value.
-        mean_square: the mean of the squares.
-        quantile: a high quantile of the absolute value: the largest of those of single batches.
-        terms: the exponents: (coefficient, variable of each channel, -1 = fixed); empty where no rescaling moves it.
-
-    Example:
-        >>> import fxenorm, torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> fxenorm.analyze(model).observe([torch.ones(2, 4)])["2", "input"]
-        <Observation 2 input: 8 channels, moves>
-    """
-
-    module: str
-    direction: str
-    call: int
-    tensor: int
-    axis: int
-    entries: int
-    minimum: Tensor
-    maximum: Tensor
-    mean_square: Tensor
-    quantile: Tensor
-    terms: Terms = ()
-
-    def rescaled(self, log_scales: Tensor) -> Observation:
-        """Returns the values after a rescaling: each channel times exp(coefficient * log-scale), squares by its square.
-
-        Args:
-            log_scales: (num_scales,) natural logarithms.
-
-        Example:
-            >>> import fxenorm, torch
-            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-            >>> seen = fxenorm.analyze(model).observe([torch.ones(2, 4)])["0", "output"]
-            >>> bool((seen.rescaled(torch.ones(8)).minimum == seen.minimum * torch.ones(8).double().exp()).all())
-            True
-        """
-        padded = torch.cat([log_scales.detach().to("cpu", torch.float64), torch.zeros(1, dtype=torch.float64, device="cpu")])
-        logs = torch.zeros_like(self.minimum)
-        for coefficient, variables in self.terms:
-            logs += coefficient * padded[torch.from_numpy(variables.copy())]
-        factor = logs.exp()
-        return dataclasses.replace(
-            self,
-            minimum=self.minimum * factor,
-            maximum=self.maximum * factor,
-            mean_square=self.mean_square * factor.square(),
-            quantile=self.quantile * factor,
-        )
-
-    def __repr__(self) -> str:
-        """Returns one line: the place, the number of channels, and whether rescalings move them."""
-        call = f" of call {self.call}" if self.call else ""
-        moves = "moves" if self.terms else "stays"
-        return f"<Observation {self.module} {self.direction}{call}: {self.minimum.numel():,} channels, {moves}>"
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Observations:
     """The activations that `Plan.observe` saw, each by channel; iterate over it, or take one by its place.
 
-    The values are those of the weights at the time. `rescaled` gives those after a rescaling, without running the model again.
+    The values are those of the weights at the time. They follow the plan: the calls that take observations first bring them to
+    the weights as these are, and `Plan.follow` shows them so. `rescaled` gives those after a rescaling that you have in mind.
 
     Attributes:
         activations: one observation an activation, in the order in which they were met.
@@ -104,6 +37,10 @@ class Observations:
         batches: number of batches that the model ran on.
         level: the share of entries of a batch, from 0 to 1, that the quantile bounds.
         skipped: by place, why an activation that carries variables, or that a layer reads, was not observed.
+        weights: the weights of linear layers and convolutions with their derivatives; () without ``derivatives=True``.
+        output_square: the mean square of the outputs' entries, against which errors are measured; None without derivatives.
+        position: (num_scales,) the sum of the plan's rescalings up to these values.
+        landmarks: entries of the parameters, by which the values are told from those of other weights.
 
     Example:
         >>> import fxenorm, torch
@@ -113,14 +50,18 @@ class Observations:
         >>> observations
         <fxenorm.Observations: 5 activations, 3 batches>
         >>> result = plan.balance()
-        >>> observations = observations.rescaled(result.log_scales)
+        >>> observations = plan.follow(observations)
     """
 
     activations: tuple[Observation, ...]
     num_scales: int
     batches: int
     level: float
-    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    skipped: Mapping[str, str]
+    weights: tuple[ObservedWeight, ...]
+    output_square: float | None
+    position: Tensor
+    landmarks: Landmarks
 
     def __len__(self) -> int:
         """Returns the number of activations."""
@@ -151,7 +92,8 @@ class Observations:
         """Returns one line: the number of activations and of batches, and how many activations were skipped."""
         skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
         batches = "1 batch" if self.batches == 1 else f"{self.batches} batches"
-        return f"<fxenorm.Observations: {len(self)} activations, {batches}{skipped}>"
+        slopes = f", derivatives by {len(self.weights)} weights" if self.output_square is not None else ""
+        return f"<fxenorm.Observations: {len(self)} activations{slopes}, {batches}{skipped}>"
 
     def rescaled(self, log_scales: Tensor | Sequence[float]) -> Observations:
         """Returns the observations as they would be after ``plan.rescale(log_scales)``, by known factors; no run is needed.
@@ -173,7 +115,12 @@ class Observations:
             True
         """
         scales = checked_log_scales(log_scales, self.num_scales)
-        return dataclasses.replace(self, activations=tuple(one.rescaled(scales) for one in self.activations))
+        return dataclasses.replace(
+            self,
+            activations=tuple(one.rescaled(scales) for one in self.activations),
+            weights=tuple(one.rescaled(scales) for one in self.weights),
+            position=self.position + scales.to("cpu", torch.float64),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the observations as a JSON-compatible dict; see `from_dict`.
@@ -183,16 +130,18 @@ class Observations:
             >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
             >>> text = json.dumps(fxenorm.analyze(model).observe([torch.ones(2, 4)]).to_dict())
         """
-        rows = [
-            {
-                "place": [one.module, one.direction, one.call, one.tensor, one.axis, one.entries],
-                "values": [_packed(getattr(one, name).numpy(), "<f8") for name in _VALUES],
-                "terms": [[int(coefficient), _packed(variables, "<i8")] for coefficient, variables in one.terms],
-            }
-            for one in self.activations
-        ]
-        told = {"num_scales": self.num_scales, "batches": self.batches, "level": self.level, "skipped": dict(self.skipped)}
-        return {"format": _FORMAT, **told, "activations": rows}
+        return {
+            "format": _FORMAT,
+            "num_scales": self.num_scales,
+            "batches": self.batches,
+            "level": self.level,
+            "skipped": dict(self.skipped),
+            "output_square": self.output_square,
+            "position": packed(self.position, "<f8"),
+            "landmarks": self.landmarks.to_dict(),
+            "activations": [one.to_dict() for one in self.activations],
+            "weights": [one.to_dict() for one in self.weights],
+        }
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Observations:
@@ -211,40 +160,21 @@ class Observations:
         if not isinstance(stored, Mapping) or stored.get("format") != _FORMAT:
             raise BindError(f"no stored observations of format {_FORMAT}: expected the dict that Observations.to_dict() returns")
         try:
-            count = int(stored["num_scales"])
-            activations = tuple(_observation(row, count) for row in stored["activations"])
-            skipped = {str(place): str(reason) for place, reason in stored["skipped"].items()}
-            return cls(activations, count, int(stored["batches"]), float(stored["level"]), skipped)
+            count, square = int(stored["num_scales"]), stored["output_square"]
+            found = cls(
+                activations=tuple(Observation.from_dict(row, count) for row in stored["activations"]),
+                num_scales=count,
+                batches=int(stored["batches"]),
+                level=float(stored["level"]),
+                skipped={str(place): str(reason) for place, reason in stored["skipped"].items()},
+                weights=tuple(ObservedWeight.from_dict(row, count) for row in stored["weights"]),
+                output_square=None if square is None else float(square),
+                position=unpacked_tensor(stored["position"]),
+                landmarks=Landmarks.from_dict(stored["landmarks"]),
+            )
+            if found.position.numel() != count:
+                raise ValueError(f"{count} variables have {found.position.numel()} log-scales")
+            return found
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, zlib.error, binascii.Error) as error:
             detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise BindError(f"the stored observations are damaged ({detail}): run plan.observe again") from error
-
-
-def named(module: str, direction: str, call: int) -> str:
-    """Returns the name of a place in words, as "layer1.0.relu input of call 1"."""
-    return f"{module or 'the model'} {direction}" + (f" of call {call}" if call else "")
-
-
-def _observation(row: Mapping[str, Any], num_scales: int) -> Observation:
-    """Returns a stored observation; raises a ValueError where its parts do not fit together."""
-    module, direction, call, tensor, axis, entries = row["place"]
-    minimum, maximum, mean_square, quantile = (torch.from_numpy(_unpacked(text, "<f8")) for text in row["values"])
-    terms = tuple((int(coefficient), _unpacked(text, "<i8")) for coefficient, text in row["terms"])
-    sizes = {value.numel() for value in (minimum, maximum, mean_square, quantile)} | {ids.size for _, ids in terms}
-    if len(sizes) != 1:
-        raise ValueError(f"{module} {direction} has values of {sorted(sizes)} channels")
-    for _, ids in terms:
-        if ids.size and (ids.min() < -1 or ids.max() >= num_scales):
-            raise ValueError(f"ids of {module!r} reach from {ids.min()} to {ids.max()}, with {num_scales} variables")
-    place = (str(module), str(direction), int(call), int(tensor), int(axis), int(entries))
-    return Observation(*place, minimum, maximum, mean_square, quantile, terms)
-
-
-def _packed(values: Any, kind: str) -> str:
-    """Returns an array as text, to the last bit."""
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(values, dtype=kind).tobytes())).decode("ascii")
-
-
-def _unpacked(text: str, kind: str) -> Any:
-    """Returns the array of a text that `_packed` made."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), dtype=kind).astype(kind[1:])

@@ -15,9 +15,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._pytree import tree_leaves
 
 from ..analysis.analysis import Analysis
-from ..symmetry.symmetry import Site
+from ..symmetry.symmetry import Site, Symmetry
 
-__all__ = ["Boundary", "Place", "Terms", "channel_axis", "floating_tensors", "layers_of", "places_of"]
+__all__ = ["Boundary", "Place", "Terms", "channel_axis", "floating_tensors", "layers_of", "places_of", "weighted_layers"]
 
 Boundary = tuple[str, str, int]
 """(module, "input" or "output", call)."""
@@ -83,6 +83,22 @@ def layers_of(analysis: Analysis, model: nn.Module) -> dict[str, list[tuple[int,
         reads = not isinstance(modules.get(_owner(alias)), (nn.Embedding, nn.EmbeddingBag))
         if reads and symmetry.roles.get(name) in ("weight", "gamma"):
             found.setdefault(_owner(alias), []).append(tuple(symmetry.shapes[name]))
+    return found
+
+
+def weighted_layers(model: nn.Module, symmetry: Symmetry) -> dict[str, tuple[str, tuple[int, int, int]]]:
+    """Returns, by path of a linear layer or a convolution, its weight's name and the layout of it, as in `ObservedWeight`.
+
+    A weight that is computed, as by weight_norm, is no parameter, and a weight that two layers share is theirs both.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.Linear, _ConvNd)):
+            given = f"{path}.weight" if path else "weight"
+            name = symmetry.aliases.get(given, given)
+            layout = (1, 0, int(module.groups)) if isinstance(module, _ConvTransposeNd) else (0, 1, 1)
+            if name in symmetry.shapes:
+                found[path] = name, layout
     return found
 
 

@@ -29,6 +29,7 @@ class ChannelStatistics:
         self._maximum = torch.full((channels,), -math.inf, dtype=torch.float64, device=device)
         self._squares = torch.zeros(channels, dtype=torch.float64, device=device)
         self._high = torch.zeros(channels, dtype=torch.float64, device=device)
+        self._slopes: Tensor | None = torch.zeros_like(self._squares)
 
     def add(self, activation: Tensor, axis: int) -> None:
         """Takes in one activation, whose channels lie along `axis`; nothing waits for the device."""
@@ -45,6 +46,25 @@ class ChannelStatistics:
         sizes = rows.abs() if rows.dtype in (torch.float32, torch.float64) else rows.float().abs()
         high = sizes.kthvalue(max(1, math.ceil(self._quantile * count)), 1).values
         self._high = torch.maximum(self._high, high.to(device, torch.float64))
+
+    def add_slopes_of(self, activation: Tensor, axis: int) -> None:
+        """Takes in the squared derivatives by an activation in each backward pass to come; those of none say nothing."""
+        if not activation.requires_grad:
+            self._slopes = None
+            return
+
+        def hook(gradient: Tensor) -> None:
+            """Adds the derivatives of one pass."""
+            rows = gradient.detach().movedim(axis, 0).flatten(1) if gradient.ndim > 1 else gradient.detach().unsqueeze(1)
+            if self._slopes is not None:
+                found = torch.linalg.vector_norm(rows, 2, 1, dtype=torch.float64).square()
+                self._slopes = self._slopes + found.to(self._slopes.device)
+
+        activation.register_hook(hook)  # type: ignore[no-untyped-call]
+
+    def mean_slopes(self, entries: int) -> Tensor | None:
+        """Returns (channels,) the sum of squared derivatives over a number of outputs' entries; None: some are not known."""
+        return None if self._slopes is None or not entries else (self._slopes / entries).cpu()
 
     def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns minimum, maximum, mean square and quantile, each (channels,) in float64 on the CPU."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.analysis import Analysis
-from .observations import Observation, named
+from .observation import Observation, named
 from .places import Boundary, Place, channel_axis, floating_tensors, layers_of, places_of
+from .slopes import replaced
 from .statistics import ChannelStatistics
 
 __all__ = ["Watch"]
@@ -33,10 +34,11 @@ class Watch:
         analysis: of the plan.
         model: its model.
         level: of the quantile.
+        slopes: whether derivatives by activations are summed up in backward passes.
     """
 
-    def __init__(self, analysis: Analysis, model: nn.Module, level: float) -> None:
-        self._model, self._level = model, level
+    def __init__(self, analysis: Analysis, model: nn.Module, level: float, slopes: bool = False) -> None:
+        self._model, self._level, self._slopes = model, level, slopes
         self._places = places_of(analysis)
         self._layers = layers_of(analysis, model)
         self._calls: Counter[str] = Counter()
@@ -45,12 +47,14 @@ class Watch:
         self._seen: set[Boundary] = set()
         self._reached: set[str] = set()
         self._skipped: dict[Boundary, str] = {}
+        self._met: list[tuple[Tensor, ChannelStatistics, int]] = []
 
     @contextlib.contextmanager
     def hooks(self) -> Iterator[None]:
         """Observes one forward pass; the hooks are off afterwards, whatever happens."""
         self._calls.clear()
         self._running.clear()
+        self._met.clear()
         modules = dict(self._model.named_modules())
         paths = dict.fromkeys([*(module for module, _, _ in self._places), *self._layers])
         handles = []
@@ -63,6 +67,7 @@ class Watch:
         finally:
             for handle in handles:
                 handle.remove()
+            self._met.clear()
 
     def enter(self, path: str, module: nn.Module, values: Any) -> None:
         """Notes a call of a module with its arguments."""
@@ -79,6 +84,23 @@ class Watch:
         call = self._running[path].pop()
         if output is not None:
             self._note((path, "output", call), output)
+        for tensor, statistics, axis in self._met:
+            statistics.add_slopes_of(tensor, axis)
+        self._met.clear()
+
+    def entering(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        """Returns the arguments that a module gets in the place of those it was called with; None: the same.
+
+        Derivatives by an input are those by way of this module alone, so it gets a view of its own.
+        """
+        given = {id(one) for one in (*args, *kwargs.values())}
+        views: dict[int, Tensor] = {}
+        for tensor, statistics, axis in self._met:
+            if id(tensor) in given and tensor.requires_grad:
+                views[id(tensor)] = views.get(id(tensor), tensor.view_as(tensor))
+            statistics.add_slopes_of(views.get(id(tensor), tensor), axis)
+        self._met.clear()
+        return replaced(args, kwargs, views) if views else None
 
     def _note(self, boundary: Boundary, values: Any) -> None:
         """Adds the activations at a boundary that carry variables."""
@@ -126,19 +148,26 @@ class Watch:
             self._skip(boundary, _CHANNELS)
             return
         statistics.add(tensor, place.axis)
+        if self._slopes:
+            self._met.append((tensor, statistics, place.axis))
 
     def _skip(self, boundary: Boundary, reason: str) -> None:
         """Notes why nothing holds at a boundary: what was seen there in other batches is no whole either."""
         self._skipped.setdefault(boundary, reason)
 
-    def results(self) -> tuple[tuple[Observation, ...], dict[str, str]]:
-        """Returns the observations, and by place the reasons for which others are missing."""
+    def results(self, outputs: int = 0) -> tuple[tuple[Observation, ...], dict[str, str]]:
+        """Returns the observations, and by place the reasons for which others are missing.
+
+        Args:
+            outputs: number of entries of the outputs of all backward passes; 0: there was none.
+        """
         found = []
         for (boundary, number), (place, statistics) in self._found.items():
             if boundary in self._skipped:
                 continue
             if statistics.entries:
-                found.append(Observation(*boundary, number, place.axis, statistics.entries, *statistics.results(), place.terms))
+                values, slopes = statistics.results(), statistics.mean_slopes(outputs)
+                found.append(Observation(*boundary, number, place.axis, statistics.entries, *values, place.terms, slopes))
             else:
                 self._skipped[boundary] = _NOT_REACHED
         for boundary in self._places:
@@ -153,8 +182,9 @@ class Watch:
 def _before(watch: Watch, path: str) -> Any:
     """Returns the hook that sees the arguments of a module."""
 
-    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
         watch.enter(path, module, (args, kwargs))
+        return watch.entering(args, kwargs)
 
     return hook
 

@@ -25,7 +25,9 @@ from ..errors import OptionError, RescaleError
 from ..objectives.function import Function
 from ..objectives.problem import function_of
 from ..objectives.terms import as_term
+from ..observe.follow import followed
 from ..observe.observations import Observations
+from ..observe.observe import Request as Observing
 from ..observe.observe import observe
 from ..optim.state import OptimizerLike, StateChoice
 from ..picture.build import picture_of
@@ -735,6 +737,7 @@ class Plan:
             _, targets, scales = self.rescaler.look_up_and_agree(("rescale", f"state={state!r}"), look, optimizer)
             if scales is not None:
                 targets.apply_and_tell(scales)
+                self.rescaler.moved(scales)
 
     def repair(self) -> None:
         """Finishes the writes that an interrupted call has left; every other call does so too before anything else.
@@ -834,29 +837,35 @@ class Plan:
         tracked.append(Tracked(copy, self.model, self.symmetry, master=master, forget=tracked.remove))
         return tracked[-1]
 
-    def observe(self, loader: Any, *, batches: int | None = None, quantile: float = 0.999) -> Observations:
+    def observe(
+        self, loader: Any, *, batches: int | None = None, quantile: float = 0.999, derivatives: bool | int = False
+    ) -> Observations:
         """Runs the model on data and returns the ranges of its activations by channel, for those who quantise.
 
         At every site of every group, and at every input of a layer with weights that has none: the smallest and the largest
         value, the mean square, and a high quantile of the absolute value. The quantile is that of each batch, by nearest rank,
         and the largest of all batches is kept: it is at least that of all data together. One calibration serves all later
-        choices: ``observations.rescaled(log_scales)`` follows a rescaling by known factors.
+        choices: what takes observations first brings them to the current weights by known factors, as `follow` does.
 
-        The model runs in eval mode, without gradients, one batch at a time, and no activation is kept. Its modes, buffers and
-        hooks, and all random numbers, are as before afterwards, also where forward raises. Meanwhile nothing else may use it.
+        The model runs in eval mode, one batch at a time, and no activation is kept. Its modes, buffers, hooks and gradients, and
+        all random numbers, are as before afterwards, also where forward raises. Meanwhile nothing else may use it.
 
         Args:
             loader: an iterable of batches on the model's device, each a tensor, a tuple of positional arguments, or a dict of
                 keyword arguments.
             batches: how many of them are used at most; None: all.
             quantile: the share of the entries of a channel that the quantile bounds, above 0 and at most 1.
+            derivatives: whether the mean squared derivatives of the outputs by all activations, and by the weights of linear
+                layers and convolutions, are found too, in one backward pass a batch from random signs of the outputs; they take
+                16 bytes an entry of these weights. A number: so many passes a batch, each with other signs: by the weights,
+                each pass is one draw, so that few large batches need several.
 
         Returns:
             The observations; ``skipped`` in it names the activations that could not be observed, with the reasons.
 
         Raises:
-            OptionError: the loader is no iterable or gives no batch, `batches` or `quantile` is not valid, or the model is on the
-                meta device or spread over processes.
+            OptionError: the loader is no iterable or gives no batch, an argument is not valid, the model is on the meta device
+                or spread over processes, or its outputs have no derivatives.
             ExampleInputsError: the model does not run on a batch.
 
         Example:
@@ -871,7 +880,36 @@ class Plan:
             raise OptionError("observing runs the whole model, and this one is spread over processes: observe the unsharded one")
         with self.rescaler.lock:
             self.repair()
-            return observe(self.rescaler.analysis, self.model, loader, batches, quantile)
+            request = Observing(loader, batches, quantile, derivatives)
+            return observe(self.rescaler.analysis, self.model, request, self.rescaler.position)
+
+    def follow(self, observations: Observations) -> Observations:
+        """Returns observations as they are at the current weights, by the rescalings since; no run is needed.
+
+        Whatever takes observations does this first. `rescale` and `balance` of this plan are followed, and of those that were
+        made from it by `bind` or a copy. Entries of all parameters tell whether the rescalings lead to the weights.
+
+        Args:
+            observations: of `observe`, also stored ones.
+
+        Raises:
+            StaleError: the weights have changed otherwise since, as by training, `step`, or a loaded checkpoint; or the
+                observations are of a plan with other variables.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> observations = plan.observe([torch.ones(2, 4)])
+            >>> plan.rescale(torch.ones(8))
+            >>> now, before = (one["2", "input"].maximum for one in (plan.follow(observations), observations))
+            >>> bool(torch.allclose(now, before * torch.ones(8).double().exp()))
+            True
+        """
+        with self.rescaler.lock:
+            self.repair()
+            tensors = dict(self.model.named_parameters(remove_duplicate=False))
+            return followed(observations, self.symmetry, tensors, self.rescaler.position)
 
     def verify(self, inputs: Any = None, *, seed: int = 0) -> Verification:
         """Checks on the model itself that rescaling leaves its outputs as they are; the model is left as it was.
@@ -929,7 +967,9 @@ class Plan:
             True
         """
         check_fits(model, self.symmetry)
-        return Plan(self.symmetry, self.options, model, analysis=self.rescaler.analysis, example=self._example)
+        made = Plan(self.symmetry, self.options, model, analysis=self.rescaler.analysis, example=self._example)
+        made.rescaler.moved(self.rescaler.position)
+        return made
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the plan as a JSON-compatible dict, without any weights; see `from_dict`.
@@ -1008,6 +1048,7 @@ class Plan:
             "example": None if example is None else (example.args, dict(example.kwargs), example.guessed),
             "tracked": [(tracked.copy, tracked.master) for tracked in self.rescaler.tracked],
             "history": list(self.history),
+            "position": self.rescaler.position,
         }
 
     def _begin(self, analysis: Analysis, state: dict[str, Any], group: Any = None) -> None:
@@ -1018,7 +1059,9 @@ class Plan:
         tracked = self._rescaler.tracked
         for given, master in state["tracked"]:
             tracked.append(Tracked.again(given, analysis.symmetry, master=master, forget=tracked.remove))
-        # Older pickles have none.
+        # Older pickles have neither.
+        if "position" in state:
+            self._rescaler.moved(state["position"])
         self._rescaler.history = History(self._rescaler.measured, state.get("history", ()))
 
     def to_networkx(self) -> networkx.MultiDiGraph[Any]:

@@ -73,6 +73,7 @@ def balance(
         return targets if other.analysis is whole.analysis else other.targets(optimizers, frozen=False, state=state)
 
     result = _balanced(whole, targets_of, permit, tol=tol, max_iterations=max_iterations)
+    rescaler.moved(result.log_scales)
     say_if_nothing_moves(rescaler, "balance", frozen)
     rescaler.warnings.nothing_moves("balance", result.held, rescaler.num_scales)
     return result

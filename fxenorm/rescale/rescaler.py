@@ -82,6 +82,7 @@ class Rescaler:
         self.last_step = LastStep()
         self.steps = 0
         self.history = History(self.measured)
+        self._moved: Tensor | None = None
         self._attached: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._replicas = None if group is None else Replicas(group, analysis.executor, self.warnings.without_kernels)
 
@@ -110,6 +111,20 @@ class Rescaler:
         """Returns where the model is, or its first parameter."""
         first = next(self.model.parameters(), None)
         return torch.device("cpu") if first is None else first.device
+
+    # ---------------------------------------------------------------- the way so far
+
+    @property
+    def position(self) -> Tensor:
+        """(num_scales,) the sum of the rescalings by `rescale` and `balance` so far, float64 on the CPU; waits for the device."""
+        if self._moved is None:
+            return torch.zeros(self.num_scales, dtype=torch.float64, device="cpu")
+        return self._moved.to("cpu", torch.float64, copy=True)
+
+    def moved(self, log_scales: Tensor) -> None:
+        """Notes that the model was rescaled by some (num_scales,) log-scales; nothing waits for the device."""
+        given = log_scales.detach().to(torch.float64)
+        self._moved = given.clone() if self._moved is None else self._moved + given.to(self._moved.device)
 
     # ---------------------------------------------------------------- the weights
 

@@ -119,7 +119,7 @@ TESTS: dict[str, list[str]] = {
     "analysis/mappings/*": ["test_mappings"],
     "analysis/*": MIDDLE,
     "objectives/*": ["test_terms", "test_masses"],
-    "observe/*": ["test_observe"],
+    "observe/*": ["test_observe", "test_derivatives"],
     "weights/*": MIDDLE,
     "quantisation/*": ["test_rounding_check"],
     "rescale/measures/balance_result*": MIDDLE,

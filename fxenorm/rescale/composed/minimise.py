@@ -95,6 +95,7 @@ def minimise_terms(rescaler: Rescaler, optimizer: OptimizerLike, request: Reques
         if permit is not None and not permit(log_scales):
             return result.as_before()
         own.apply_and_tell(agreed.log_scales)
+        rescaler.moved(log_scales)
     else:
         rescaler.warnings.nothing_moves("balance", result.held, rescaler.num_scales)
     return result
