@@ -249,7 +249,7 @@ def _share_fake_mode(graph: fx.Graph) -> None:
             if node.meta.get("sparse") is not None:
                 node.meta["val"] = fake.from_tensor(node.meta.pop("sparse"))
             elif node.meta["val"] is None and isinstance(node.target, torch._ops.OpOverload):
-                node.meta["val"] = _fake_result(node)
+                node.meta["val"] = _fake_result(node, fake)
 
 
 def _rewrite_fake_values(graph: fx.Graph, fake: Any) -> None:
@@ -266,10 +266,18 @@ def _rewrite_fake_values(graph: fx.Graph, fake: Any) -> None:
         node.meta["val"] = tree_map(rewrite, node.meta.get("val"))
 
 
-def _fake_result(node: fx.Node) -> Any:
+def _fake_result(node: fx.Node, fake: Any) -> Any:
     """Returns the fake value of a call for which make_fx gives none: its result is sparse, or is computed from sparse tensors."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta.get("val"))
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: _fake_value(source, fake))
     try:
         return node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception:  # it returns nothing, or cannot be run without values: the rules will do without
         return None
+
+
+def _fake_value(node: fx.Node, fake: Any) -> Any:
+    """Returns the fake value of a node, of a constant too, to which torch 2.6 gives none."""
+    value = node.meta.get("val")
+    constant = getattr(node.graph.owning_module, str(node.target), None) if value is None and node.op == "get_attr" else None
+    plain = isinstance(constant, torch.Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(constant)
+    return fake.from_tensor(constant) if plain else value
