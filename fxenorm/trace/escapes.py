@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from .hold import hold
-from .releases import run_recorded
+from .releases import GROUPED_PRODUCTS, run_grouped_product, run_recorded
 
 __all__ = ["ExportWatch", "RealRunWatch"]
 
@@ -46,7 +46,7 @@ _OWN_FOLDERS = tuple(
 )
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _COPY = torch.Tensor.__deepcopy__
-_WATCHED = frozenset({_DATA, _COPY, *_MEMORY, *_READS})
+_WATCHED = frozenset({_DATA, _COPY, *_MEMORY, *_READS, *GROUPED_PRODUCTS})
 
 
 def _taken(func: Callable[..., Any]) -> str | None:
@@ -104,6 +104,8 @@ class ExportWatch(TorchFunctionMode):
             return args[0].detach()
         if func == _COPY:
             return _copied(*args)
+        if func in GROUPED_PRODUCTS:
+            return run_grouped_product(func, args, kwargs or {})
         name = _taken(func)
         if name is not None:
             raise RuntimeError(f"{name} takes a tensor out of the graph")

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .contents import put_back
 
 __all__ = [
+    "GROUPED_PRODUCTS",
     "compiled_parts_inlined",
     "default_device",
     "functorch_levels",
     "refuse_computed_constants",
     "registration_hooks",
+    "run_grouped_product",
     "run_recorded",
 ]
 
 # Up to 2.12 no graph can hold a generator of random numbers; from 2.13 or 2.14 on it is an object like others.
 _GRAPHS_HOLD_GENERATORS = type(torch.Generator) is not type
+
+
+# The functions by which each token is multiplied by the weight of its expert, as far as this release has them.
+GROUPED_PRODUCTS: frozenset[Callable[..., Any]] = frozenset(
+    getattr(owner, name) for owner, name in ((torch, "_grouped_mm"), (torch.nn.functional, "grouped_mm")) if hasattr(owner, name)
+)
 
 
 def run_recorded(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -42,6 +52,34 @@ def run_recorded(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
     finally:
         generator.set_state(default.get_state())
         default.set_state(before)
+
+
+def run_grouped_product(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Runs a grouped product without values, in bfloat16 where this release refuses other types: the law is the same.
+
+    A release that does so still multiplies float32 and float16 on real tensors.
+    """
+    operands = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    dtype = operands[0].dtype
+    if dtype not in (torch.float32, torch.float16) or _takes_float32_without_values(func):
+        return func(*args, **kwargs)
+
+    def narrow(value: Any) -> Any:
+        return value.to(torch.bfloat16) if any(value is operand for operand in operands) else value
+
+    options = {**tree_map(narrow, dict(kwargs)), "out_dtype": None}
+    return func(*tree_map(narrow, tuple(args)), **options).to(kwargs.get("out_dtype") or dtype)
+
+
+@functools.cache
+def _takes_float32_without_values(product: Callable[..., Any]) -> bool:
+    """Whether a grouped product runs in float32 on tensors without values; before 2.15 it does not."""
+    tokens, experts = (torch.empty(shape, dtype=torch.float32, device="meta") for shape in ((8, 8), (1, 8, 8)))
+    try:
+        product(tokens, experts, offs=torch.empty(1, dtype=torch.int32, device="meta"))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _default_generator(device: torch.device) -> torch.Generator | None:

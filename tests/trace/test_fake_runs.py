@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fxenorm
 from fxenorm.trace import trace_model
 
+from ..releases import RELEASE
 from ..zoo import CASES
 from ..zoo_base import Net
 
@@ -143,3 +144,31 @@ def test_a_setting_that_forward_writes_over_counts_only_where_its_value_changes(
     traced = trace_model(Resized(decided), torch.randn(5, 4))[0]
     left = [output.path for output in traced.outputs if not output.returned]
     assert left == (["self.last.0"] if decided else [])
+
+
+class Chosen(nn.Module):
+    """Tokens that two experts multiply, the first two by one and the rest by the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.experts = nn.Parameter(torch.randn(2, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        ends = torch.tensor([2, len(x)], dtype=torch.int32, device=x.device)
+        y: Tensor = self.b(product()(self.a(x).relu(), self.experts, offs=ends).relu())
+        return y
+
+
+def product() -> Callable[..., Tensor]:
+    """The product of tokens with their experts, by its name in this release."""
+    names = ((torch.nn.functional, "grouped_mm"), (torch, "_grouped_mm"))
+    return next(getattr(owner, name) for owner, name in names if hasattr(owner, name))
+
+
+@pytest.mark.skipif(RELEASE < (2, 9), reason="torch before 2.9 has no grouped product on CPUs")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_grouped_products_of_any_float_type_run_without_values(dtype: torch.dtype) -> None:
+    """Before 2.15 torch runs them without values in bfloat16 alone, though real tensors may be of all three types."""
+    plan = fxenorm.analyze(Chosen().to(dtype), torch.randn(4, 8, dtype=dtype), scales="exact")
+    assert plan.tracer == "export" and plan.num_scales == 8 + 8 and plan.verify()
