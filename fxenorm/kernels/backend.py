@@ -65,6 +65,7 @@ class CycleTask:
         targets: what is multiplied; the model's tensors first.
         model_tensors: how many of the targets, from the first, are the model's tensors: autograd keeps count of their writes.
         counted: names of the targets that are counted.
+        gradients: how many of the targets, from the last, are gradients: others may take their places.
         held: (K,) bool, on the device where log-scales live: variables that stay at 0.
         limit: the largest |log-scale|, a natural logarithm; may be infinite.
         reach: the largest sum of |exponents| of an entry of any target.
@@ -86,6 +87,13 @@ class CycleTask:
     powers_of_two: Tensor | None = None
     deadband: float = 0.0
     growth: float = math.log(1e6)
+    gradients: int = 0
+
+    @property
+    def announced(self) -> list[Tensor]:
+        """The tensors whose writes autograd keeps count of: the model's own, and gradients."""
+        rest = self.targets[max(self.model_tensors, len(self.targets) - self.gradients) :]
+        return [one.tensor for one in (*self.targets[: self.model_tensors], *rest) if not one.tensor.is_inference()]
 
 
 class CycleRunner(Protocol):
@@ -98,6 +106,13 @@ class CycleRunner(Protocol):
             factors: as `CycleTask.factors`, with the values of now.
             count: how many cycles.
             gate: 0-d bool on the device: nothing moves where it is False, and nothing waits for it.
+        """
+
+    def exchange(self, pairs: Sequence[tuple[ScaleTarget, ScaleTarget]]) -> bool:
+        """Takes other tensors in the places of some targets; False: it does not, and has to be prepared anew.
+
+        Args:
+            pairs: a target, and the one in its place: of the same shape, strides, type and exponents. The task holds it already.
         """
 
 

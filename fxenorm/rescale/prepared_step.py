@@ -17,12 +17,14 @@ from torch.optim import Optimizer
 from ..distributed.agreement import Statement
 from ..kernels.backend import Backend, CycleRunner, CycleTask
 from ..kernels.memory import has_plain_memory
+from ..kernels.program import ScaleTarget
 from ..solve.jacobi import jacobi_step, kept_of_a_cycle
 from ..weights.targets import Targets
 from ..weights.tracked import Tracked
 from ..weights.weights import Weights
 from .cycles import CycleKind
 from .cycles import cycles as run_cycles
+from .prepared.gradients import FollowedGradients
 
 __all__ = ["PreparedStep"]
 
@@ -60,10 +62,37 @@ class PreparedStep:
         self._prepared: tuple[Backend, CycleRunner | None] | None = None
         self._seen = Seen(weights, model, optimizers, tracked, [target.tensor for target in targets.tensors])
         self.serves_next = self._seen.notices_changes and targets.repeatable
+        owners = targets.followers.owners
+        known = owners if owners is None or self.serves_next else []
+        self._gradients = None if known is None else FollowedGradients(known, targets.tensors, weights.read_tensors())
 
-    def holds(self, optimizers: Sequence[Optimizer], tracked: Sequence[Tracked]) -> bool:
-        """Whether a new look at model, optimizers and copies would find the same; reads no values and writes nothing."""
+    def holds(self, optimizers: Sequence[Optimizer], tracked: Sequence[Tracked], grads: bool = False) -> bool:
+        """Whether a new look at model, optimizers and copies would find the same; reads no values and writes none.
+
+        Args:
+            optimizers, tracked: those of now.
+            grads: whether gradients follow; new ones are taken in the places of the last.
+        """
+        if grads != (self._gradients is not None) or not self._has_gradients():
+            return False
         return self._seen.holds(optimizers, tracked)
+
+    def _has_gradients(self) -> bool:
+        """Whether the gradients that follow are those of the last step, or others that could take their places."""
+        if self._gradients is None or self._gradients.are_same():
+            return True
+        tensors = self.targets.tensors
+        found = self._gradients.exchanged(tensors)
+        if found is None:
+            return False
+        exchanged = [(tensors[place], target) for place, target in found]
+        for place, target in found:
+            tensors[place] = target
+        self._seen.take(tensors)
+        runner = None if self._prepared is None else self._prepared[1]
+        if runner is not None and not runner.exchange(exchanged):
+            self._prepared = None
+        return True
 
     def run(self, cycles: int, gate: Tensor | None = None, looks_far: bool = False) -> None:
         """Moves the weights: as the executor has prepared it where it can, else as the loop of cycles does.
@@ -102,6 +131,7 @@ class PreparedStep:
                 *weights.gather(),
                 self.targets.tensors,
                 model_tensors=len(weights.tensors),
+                gradients=0 if self._gradients is None else self._gradients.count,
                 counted=frozenset(target.name for target in self.targets.tensors if target.name in counted),
                 held=weights.held_mask(),
                 limit=math.inf if analysis.most_log_scale is None else analysis.most_log_scale,
@@ -153,7 +183,8 @@ class Seen:
         self._parameters = _distinct(model.parameters())
         self._flags = list(map(attrgetter("requires_grad"), self._parameters))
         self._tensors = _distinct([*weights.read_tensors(), *self._parameters, *weights.copied_tensors()])
-        self._state_tensors = list(multiplied[len(weights.tensors) :])
+        self._own_count = len(weights.tensors)
+        self._state_tensors = list(multiplied[self._own_count :])
         # Of tensors without memory of their own no address tells whether they are still the same.
         self.notices_changes = weights.repeatable and None not in watched and _are_plain([*self._tensors, *multiplied])
         self._places = _places(self._tensors) if self.notices_changes else None
@@ -178,6 +209,11 @@ class Seen:
             and _addresses(self._state_tensors) == self._state_addresses
             and self._same_groups(optimizers)
         )
+
+    def take(self, targets: Sequence[ScaleTarget]) -> None:
+        """Takes other tensors than the model's own in the places of the last."""
+        self._state_tensors = [target.tensor for target in targets[self._own_count :]]
+        self._state_addresses = _addresses(self._state_tensors)
 
     def _same_groups(self, optimizers: Sequence[Optimizer]) -> bool:
         """Whether the optimizers' groups hold the same parameters under the same options."""

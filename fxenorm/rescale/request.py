@@ -44,8 +44,8 @@ class StepRequest:
         return unwrap_optimizers(self.optimizer)
 
     def repeats(self, gate: object) -> bool:
-        """Whether the same tensors are multiplied every time: gradients, resets and what is gated are looked up anew."""
-        return self.state == "reexpress" and not self.grads and gate is None
+        """Whether the same tensors are multiplied every time, but for gradients: resets and what is gated are looked up anew."""
+        return self.state == "reexpress" and gate is None
 
     def words(self) -> tuple[str, ...]:
         """Returns the request in words that processes compare."""

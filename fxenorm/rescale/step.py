@@ -48,7 +48,9 @@ def _step(rescaler: Rescaler, request: StepRequest, gate: Tensor | None) -> None
             say_if_nothing_moves(rescaler, "step", request.frozen)
         rescaler.analysis.executor.count_step()
         last = last if _may_use_last(rescaler, request, optimizers, gate) else None
-        if last is not None and not (last.weights.flags == request.frozen and last.holds(optimizers, rescaler.tracked)):
+        if last is not None and not (
+            last.weights.flags == request.frozen and last.holds(optimizers, rescaler.tracked, request.grads)
+        ):
             last = None
     except BaseException as raised:  # other processes may wait for this one
         error, last = raised, None

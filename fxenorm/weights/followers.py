@@ -29,13 +29,16 @@ class Followers:
         targets: tensors that are multiplied.
         factors: pairs whose means have to follow once they are multiplied.
         resets: optimizers and parameters whose state is dropped.
-        repeatable: whether multiplying `targets` is all there is to it, and the same tensors stand in the same places next time.
+        repeatable: whether multiplying `targets` is all there is to it, and the same tensors stand in the same places next time,
+            or gradients like those of now.
+        owners: the tensors whose gradients follow where they have some; None: gradients do not follow.
     """
 
     targets: list[ScaleTarget] = field(default_factory=list)
     factors: list[FactorPair] = field(default_factory=list)
     resets: list[tuple[Sequence[Optimizer], list[Tensor]]] = field(default_factory=list)
     repeatable: bool = True
+    owners: list[Tensor] | None = None
 
     @torch.no_grad()
     def after(self) -> list[Write]:
@@ -140,7 +143,7 @@ def find_followers(
     Raises:
         OptimizerError: an optimizer has no rule, or its state does not fit.
     """
-    found = Followers(repeatable=state == "reexpress" and not grads)
+    found = Followers(repeatable=state == "reexpress", owners=[] if grads else None)
     for tensors in copies:
         found.targets += [
             ScaleTarget(f"copy of {name}", tensor, terms(name, tensor.device), offset=offsets.get(name, 0.0), keep=Keep.LARGEST)
@@ -152,9 +155,13 @@ def find_followers(
             _add_state(found, terms, offsets, [one for one in optimizers if held_by(one) is not None], tensors)
         elif state == "reexpress":
             _add_state(found, terms, offsets, optimizers, tensors)
-        for name, tensor in tensors.items() if grads else ():
-            if tensor.is_leaf and tensor.grad is not None:
+    if found.owners is not None:
+        named = [item for tensors in (parameters, *twins, *copies) for item in tensors.items() if item[1].is_leaf]
+        found.owners += [tensor for _, tensor in named]
+        for name, tensor in named:
+            if tensor.grad is not None:
                 found.targets.append(_gradient(name, tensor.grad, terms(name, tensor.grad.device)))
+                found.repeatable &= tensor.grad.layout == torch.strided
     return found
 
 

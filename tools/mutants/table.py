@@ -30,6 +30,7 @@ MIDDLE = [
     "test_track",
     "test_attach",
     "test_left_gradients",
+    "test_followed_gradients",
     "test_repeated_steps",
     "test_ordinary_object",
     "test_mixed_precision",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..backend import CycleTask
+from ..program import ScaleTarget
 from .cycles_table import CyclesTable
 from .step_table import StepTable
 
@@ -42,3 +43,12 @@ class CompiledCycles:
         if self._several is None:
             self._several = CyclesTable(self._step, self._task)
         return self._several.covers_all and self._several.run(self._library, factors, count)
+
+    def exchange(self, pairs: Sequence[tuple[ScaleTarget, ScaleTarget]]) -> bool:
+        """Takes other tensors in the places of some targets.
+
+        Args:
+            pairs: a target, and the one in its place.
+        """
+        self._step.exchange(pairs, self._task)
+        return True

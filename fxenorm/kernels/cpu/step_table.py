@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..backend import CycleTask
-from ..layout import announce, written
-from ..program import ReduceProgram
+from ..layout import announce
+from ..program import ReduceProgram, ScaleTarget
 from .structures import StepArguments
 from .tables import ReduceTable, ScaleTable, reduce_signature
 
@@ -54,7 +54,7 @@ class StepTable:
         moved = [target for target in task.targets if target.terms and target.tensor.numel()]
         self.covers_all = not (self.reduce.unsupported or self._scale.unsupported)
         self.covers_all = self.covers_all and all(target.tensor.dtype in _TYPES for target in moved)
-        self._model_tensors, self._stopped = written(task.targets[: task.model_tensors]), False
+        self._announced, self._stopped = task.announced, False
         if self.covers_all:
             self._order(task.program, task.tensors)
             self._arrays = {**self._given(task), **self._buffers(task.program.num_scales)}
@@ -75,9 +75,14 @@ class StepTable:
         del alive
         return not self._stopped
 
+    def exchange(self, pairs: Sequence[tuple[ScaleTarget, ScaleTarget]], task: CycleTask) -> None:
+        """Takes other tensors in the places of some targets: nothing but their addresses is new."""
+        self._scale.exchange(pairs)
+        self._announced = task.announced
+
     def prepared(self) -> StepArguments:
         """Returns what the kernels are given, and tells autograd that the targets are written."""
-        announce(self._model_tensors)
+        announce(self._announced)
         self._arguments.threads = 1 if self.reduce.single_thread and self._scale.single_thread else torch.get_num_threads()
         return self._arguments
 

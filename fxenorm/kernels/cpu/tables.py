@@ -312,6 +312,15 @@ class ScaleTable:
         """Whether this is the table of that very list, and its tensors lie where they did."""
         return self._targets is targets and self._counted == counted and self._signature == _places(self._tensors)
 
+    def exchange(self, pairs: Sequence[tuple[ScaleTarget, ScaleTarget]]) -> None:
+        """Takes other tensors in the places of some targets: of the same shape, strides, type and exponents."""
+        rows = {id(target): row for row, target in enumerate(self.members)}
+        for before, after in pairs:
+            row = rows.get(id(before))
+            if row is not None:  # what has no entries has no row
+                self.members[row] = after
+                self.matrices[row, 0] = after.tensor.data_ptr()
+
     def run(self, library: ctypes.CDLL, log_scales: Tensor, *, within: bool) -> bool:
         """Multiplies; with `within`, unless an entry would leave its type's range: then nothing changes, and it is False."""
         if not len(self.tiles):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..backend import CycleTask
 from ..factors import MOST_GROWTH
-from ..layout import Coverage, MatrixForm, announce, likeness, written
+from ..layout import Coverage, MatrixForm, announce, likeness
 from ..program import LINEAR_UP_TO, Keep, ScaleTarget
 from ..reference.executor import EagerBackend
 from ..rooms import SLACK, ends_of, reach_of
@@ -65,7 +65,7 @@ class TritonStep:
         self._coverage = Coverage(self._device, LINEAR_UP_TO, _MOST_LOG_WEIGHT, _MOST_COEFFICIENT)
         self._forms: dict[Hashable, MatrixForm | None] = {}
         self._places = FactorPlaces()
-        self._model_tensors = written(task.targets[: task.model_tensors])
+        self._announced = task.announced
         self._make_scale(task.targets)
         # What several cycles need beyond one comes behind what both need.
         self._fill_count = len(self._places.tiles)
@@ -92,7 +92,7 @@ class TritonStep:
         if self._unsupported and count > 1:
             return False
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
-            announce(self._model_tensors)
+            announce(self._announced)
             held = self._held if gate is None else self._held | (~gate).to(self._held)
             self._find_rooms()
             self._take_factors(factors)
@@ -106,6 +106,14 @@ class TritonStep:
         if self._unsupported_targets:
             _EAGER.apply(self._unsupported_targets, self._log_scales[:-1])
         return True
+
+    def exchange(self, pairs: Sequence[tuple[ScaleTarget, ScaleTarget]]) -> bool:
+        """Returns False: addresses are on the device, and are put there anew.
+
+        Args:
+            pairs: a target, and the one in its place.
+        """
+        return False
 
     def _find_rooms(self) -> None:
         """Finds how far the variables can go up and down."""
