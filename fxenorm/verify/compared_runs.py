@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ from .other_memory import shell_of, shown
 from .subject import Subject
 
 __all__ = ["KINDS", "Runs"]
+
+_Change = Callable[[nn.Module], None]
+"""Writes other values into the tensors of a module that has the model's names."""
 
 
 class Runs(abc.ABC):
@@ -60,8 +63,8 @@ class Runs(abc.ABC):
     # ---------------------------------------------------------------- differences of the kinds
 
     @abc.abstractmethod
-    def _model(self, log_scales: Tensor | None) -> contextlib.AbstractContextManager[nn.Module]:
-        """Gives the model in the mode, rescaled by `log_scales`, for the time of a ``with`` block."""
+    def _model(self, change: _Change | None) -> contextlib.AbstractContextManager[nn.Module]:
+        """Gives the model in the mode, with tensors that were changed, for the time of a ``with`` block."""
 
     def _as_argument(self, tensor: Tensor) -> Tensor:
         """Returns an argument in the type of the weights."""
@@ -107,9 +110,9 @@ class Runs(abc.ABC):
             outputs = model(*arguments.args, **arguments.kwargs)
         return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, outputs)
 
-    def _numbers(self, log_scales: Tensor | None = None, casts: DownCasts | None = None) -> list[tuple[str, str, Tensor]]:
+    def _numbers(self, change: _Change | None = None, casts: DownCasts | None = None) -> list[tuple[str, str, Tensor]]:
         """Returns (path, kind, values in float64) of the held leaves; copied, for an output may be a part of the model."""
-        with self._model(log_scales) as model, torch.no_grad(), casts or contextlib.nullcontext():
+        with self._model(change) as model, torch.no_grad(), casts or contextlib.nullcontext():
             return [(leaf.path, leaf.kind, numbers_of(leaf).double().clone()) for leaf in self._leaves(model)]
 
     def _steady(self, numbers: Sequence[tuple[str, str, Tensor]]) -> list[Tensor]:
@@ -117,8 +120,27 @@ class Runs(abc.ABC):
         return [value for path, kind, value in numbers if kind == "tensor" or path not in self._unsteady]
 
     def difference(self, log_scales: Tensor) -> float:
+        """Returns the largest change of an output under a rescaling, as `_difference`."""
+        return self._difference(lambda module: self._subject.rescale(module, log_scales))
+
+    def difference_of_one_rounding(self) -> float:
+        """Returns the largest change of an output where each number that the plan moves goes up or down by its type's spacing."""
+        return self._difference(self._round_once)
+
+    def _round_once(self, module: nn.Module) -> None:
+        """Multiplies each entry of the tensors that the plan moves by 1 plus or minus the spacing of its type."""
+        generator = torch.Generator().manual_seed(self._seed + 2)
+        tensors = named_tensors(module)
+        with torch.no_grad():
+            for name in self._subject.analysis.exponents:
+                tensor = tensors[name]
+                up = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8, device="cpu").to(tensor.device)
+                spacing = torch.finfo(tensor.dtype).eps
+                tensor.mul_(1 + spacing * (2 * up - 1).to(tensor.real.dtype if tensor.is_complex() else tensor.dtype))
+
+    def _difference(self, change: _Change) -> float:
         """Returns the largest change of an output, relative to its largest entry; infinite where its shape changes."""
-        found = self._steady(self._numbers(log_scales))
+        found = self._steady(self._numbers(change))
         if [t.shape for t in found] != [t.shape for t in self._expected]:
             return float("inf")
         worst = 0.0
@@ -129,9 +151,9 @@ class Runs(abc.ABC):
             finite = before.isfinite()
             if not torch.equal(finite, after.isfinite()):
                 return float("inf")
-            change = (before - after)[finite].abs().amax() if finite.any() else before.new_zeros(())
+            moved = (before - after)[finite].abs().amax() if finite.any() else before.new_zeros(())
             size = before[finite].abs().amax() if finite.any() else before.new_ones(())
-            worst = max(worst, float(change / size if size > 0 else change))
+            worst = max(worst, float(moved / size if size > 0 else moved))
         return worst
 
     # ---------------------------------------------------------------- one backward pass
@@ -156,7 +178,8 @@ class Runs(abc.ABC):
 
     def loss(self, log_scales: Tensor) -> float:
         """Returns the function of the outputs that `slopes` differentiates, after a rescaling."""
-        return float(self._loss([value for _, kind, value in self._numbers(log_scales) if kind == "tensor"]))
+        numbers = self._numbers(lambda module: self._subject.rescale(module, log_scales))
+        return float(self._loss([value for _, kind, value in numbers if kind == "tensor"]))
 
     def _loss(self, outputs: Sequence[Tensor]) -> Tensor:
         """Returns a random linear function of the tensors among the outputs, 0-d."""
@@ -193,12 +216,12 @@ class _InPlace(Runs):
     dtype = "float64"
 
     @contextlib.contextmanager
-    def _model(self, log_scales: Tensor | None) -> Iterator[nn.Module]:
+    def _model(self, change: _Change | None) -> Iterator[nn.Module]:
         """Gives the model with other memory behind its tensors; at exit all that forward can reach is as it was."""
         model = self._subject.model
         shell = shell_of(model, self._subject.symmetry.aliases, self._converted)
-        if log_scales is not None:
-            self._subject.rescale(shell, log_scales)
+        if change is not None:
+            change(shell)
         with prepared(model, self._mode), shown(named_tensors(model), named_tensors(shell)):
             yield model
 
@@ -228,16 +251,16 @@ class _OnCopy(Runs):
     dtype = "float64"
 
     @contextlib.contextmanager
-    def _model(self, log_scales: Tensor | None) -> Iterator[nn.Module]:
-        """Gives a rescaled float64 copy in the mode."""
+    def _model(self, change: _Change | None) -> Iterator[nn.Module]:
+        """Gives a changed float64 copy in the mode."""
         try:
             model = copy.deepcopy(self._subject.model).double()
             tie_again(model, self._subject.symmetry.aliases)
             set_mode(model, self._mode)
         except Exception as error:  # modules may hold anything, and refuse anything
             raise RescaleError(f"the model cannot be copied to float64 for a check: {type(error).__name__}: {error}") from error
-        if log_scales is not None:
-            self._subject.rescale(model, log_scales)
+        if change is not None:
+            change(model)
         yield model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,9 @@ _EXACT = tolerance_of(torch.float64)
 _NOTED_SLOPE = 1e-8
 """A larger slope, relative to its addends, is no rounding: float64 rounds each addend by 1e-16, and forward loses some more."""
 
+_ROUNDINGS = 100
+"""A rescaling rounds the weights and all values behind them: up to this many times the change of one rounding of the weights."""
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -39,6 +43,8 @@ class Verification:
         checked: the inputs on which the model ran, in words: those given, and where there is one a second size of them.
         unchecked: sizes at which nothing was checked, with the reason.
         inexact_reasons: as `Plan.inexact_reasons`.
+        amplified: by mode, the larger change under log-scales that are no powers of two, where the model amplifies their rounding
+            so much; `differences` then holds that under powers of two, where nothing is rounded.
 
     Example:
         >>> import fxenorm
@@ -56,6 +62,7 @@ class Verification:
     checked: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
     inexact_reasons: tuple[str, ...] = ()
+    amplified: Mapping[str, float] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         """Whether the outputs stayed as they are in every mode, at every size."""
@@ -82,6 +89,10 @@ class Verification:
     def _below(self) -> list[str]:
         """Returns the groups at fault, and the inputs that were checked, in lines."""
         lines = [f"at fault: {', '.join(self.at_fault)}"] if self.at_fault else []
+        lines += [
+            f"{mode}: checked in powers of two; the model amplifies rounding: other log-scales change its outputs by {change:.2g}"
+            for mode, change in self.amplified.items()
+        ]
         lines += [f"checked on {inputs}" for inputs in self.checked]
         lines += [f"not checked: {sentence}" for sentence in self.unchecked]
         return [*lines, *(f"inexact: {reason}" for reason in self.inexact_reasons)]
@@ -99,8 +110,9 @@ class Verification:
 def verify(subject: Subject, inputs: Inputs, *, seed: int = 0) -> Verification:
     """Checks a plan on its model, in every mode that it covers and at a second size of the inputs where one is known.
 
-    All variables at once, drawn from uniform(-1, 1), must leave the outputs as they are. Where they do not, the groups at
-    fault are searched: by the slopes of one backward pass where these are true derivatives, else by rescaling groups by halves.
+    All variables at once, drawn from uniform(-1, 1), must leave the outputs as they are. Where they do not, and one rounding of
+    the weights changes the outputs as much, powers of two decide, which round nothing. The groups at fault are searched by the
+    slopes of one backward pass where these are true derivatives, else by rescaling groups by halves.
 
     Args:
         subject: the plan's analysis, its model, and how a copy is rescaled.
@@ -122,20 +134,48 @@ def verify(subject: Subject, inputs: Inputs, *, seed: int = 0) -> Verification:
     differences: dict[str, float] = {}
     tolerances: dict[str, float] = {}
     dtypes: dict[str, str] = {}
+    amplified: dict[str, float] = {}
     guilty: dict[str, None] = {}
     checked: dict[str, None] = {}
     unchecked: dict[str, None] = {}
     for mode in subject.symmetry.modes:
         for runs in _all_runs(subject, inputs, mode, seed, checked, unchecked):
-            difference = runs.difference(log_scales)
+            scales, difference = log_scales, runs.difference(log_scales)
             if not difference <= runs.tolerance:
-                guilty.update(dict.fromkeys(group.name for group in _at_fault(subject, runs, log_scales)))
+                scales = _told_from_rounding(runs, log_scales)
+                if scales is not log_scales:
+                    amplified[mode] = max(difference, amplified.get(mode, 0.0))
+                    difference = runs.difference(scales)
+            if not difference <= runs.tolerance:
+                guilty.update(dict.fromkeys(group.name for group in _at_fault(subject, runs, scales)))
             # Of several sizes that one counts which comes out worst against its own tolerance.
             if mode not in differences or difference / runs.tolerance > differences[mode] / tolerances[mode]:
                 differences[mode], tolerances[mode], dtypes[mode] = difference, runs.tolerance, runs.dtype
     return Verification(
-        differences, tolerances, tuple(guilty), dtypes, tuple(checked), tuple(unchecked), subject.symmetry.inexact_reasons
+        differences,
+        tolerances,
+        tuple(guilty),
+        dtypes,
+        tuple(checked),
+        tuple(unchecked),
+        subject.symmetry.inexact_reasons,
+        amplified,
     )
+
+
+def _told_from_rounding(runs: Runs, log_scales: Tensor) -> Tensor:
+    """Returns log-scales under which a change of the outputs is no rounding, given that they change by more than the tolerance.
+
+    Where the model amplifies rounding beyond the tolerance, powers of two round nothing. What rounding does not explain is a
+    fault at the given log-scales, whatever powers of two do.
+    """
+    explained = _ROUNDINGS * runs.difference_of_one_rounding()
+    if explained <= runs.tolerance:
+        return log_scales
+    powers = (2 * log_scales).round() * math.log(2)
+    if runs.difference(log_scales) > explained and runs.difference(powers) <= runs.tolerance:
+        return log_scales
+    return powers
 
 
 # ---------------------------------------------------------------- runs

@@ -106,6 +106,50 @@ def test_a_jump_is_found_though_slopes_are_silent(monkeypatch: pytest.MonkeyPatc
     assert not found and set(found.at_fault) == guilty
 
 
+def _amplified(model: nn.Module) -> nn.Module:
+    """The model with a function behind it that turns a rounding of float64 into a change of 1e-7 and more."""
+    return nn.Sequential(model, _Sine())
+
+
+class _Sine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(1e8 * x)
+
+
+def test_rounding_that_the_model_amplifies_is_no_fault() -> None:
+    torch.manual_seed(0)
+    plain_model = Guilty(nn.functional.relu)
+    assert not fxenorm.analyze(plain_model, torch.randn(7, 4)).verify().amplified
+    plan = fxenorm.analyze(_amplified(plain_model), torch.randn(7, 4))
+    found = plan.verify()
+    assert plan.num_scales == 15 and found and not found.at_fault
+    assert set(found.amplified) == {"eval", "train"} and min(found.amplified.values()) > max(found.tolerances.values())
+    assert all(difference == 0 for difference in found.differences.values()), "powers of two round nothing"
+    assert "amplifies rounding" in str(found)
+
+
+def test_a_fault_in_a_model_that_amplifies_rounding_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator, function, between, width = WRONG["structural"]
+    monkeypatch.setitem(registry._RULES, operator, Rule(operator, "structural", function))
+    torch.manual_seed(0)
+    plan = fxenorm.analyze(_amplified(Guilty(between, width)), torch.randn(7, 4))
+    found = plan.verify()
+    guilty = {group.name for group in plan.groups if any("guilty." in port.parameter for port in group.producers)}
+    assert not found and guilty and set(found.at_fault) == guilty
+
+
+def test_a_fault_that_powers_of_two_do_not_show_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    # sin(2 pi log2 x) x is homogeneous for powers of two alone; the whole amplifies rounding beyond the tolerance.
+    monkeypatch.setitem(registry._RULES, "aten::sin", Rule("aten::sin", "barrier", lambda call: ScaleField(call.out_shape)))
+    monkeypatch.setitem(registry._RULES, "aten::log2", Rule("aten::log2", "barrier", lambda call: ScaleField(call.out_shape)))
+    torch.manual_seed(0)
+    model = Guilty(lambda x: x * torch.sin(2e4 * torch.pi * torch.log2(x.abs())))
+    plan = fxenorm.analyze(model, torch.randn(7, 4))
+    found = plan.verify()
+    guilty = {group.name for group in plan.groups if any(port.parameter.startswith("guilty.") for port in group.producers)}
+    assert not found and guilty and set(found.at_fault) == guilty
+
+
 def test_the_model_is_left_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 2))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -196,6 +196,7 @@ NOT_FOR_MUTANTS: dict[str, str] = {
     "test_reference": "builds the pages of the docstrings",
     "test_house_readme": "reads names, runs nothing",
     "test_interrupted": "kills whole training runs",
+    "test_measured_changes": "tests the check of a tool",
     "test_mutants": "tests the campaign",
     "test_graphs": "architectures of another library: minutes",
     "test_adapters": "architectures of another library: minutes",

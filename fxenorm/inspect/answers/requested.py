@@ -84,6 +84,7 @@ def verification(found: Verification) -> tuple[Json, list[str]]:
         "at_fault": list(found.at_fault),
         "checked": list(found.checked),
         "unchecked": list(found.unchecked),
+        "amplified": dict(found.amplified),
     }, str(found).splitlines()
 
 
