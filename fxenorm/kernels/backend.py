@@ -8,8 +8,9 @@ table, so a new one is tested without a test of its own.
 
 The order of calls of a step is `cycles`, once while the tensors stay where they are, and `CycleRunner.run` at each step. Where
 there is no runner, one cycle is `reduce`, and `apply_within` with the log-scales that follow; where that cannot be or answers
-False it is `matrices`, `sums` by cycle, `rooms` and `apply`. `balance` asks for `matrices`, then `sums`, `contributions` and
-`energies` by iteration, then `rooms`, `rounded`, `leaving` and `writes`. `rescale` asks for `overflowing` and `writes`.
+False it is `matrices`, `sums` by cycle, `rooms` and `apply`. `balance` asks for `matrices` and `objective_sums`, then these,
+`sums` and `energies` by iteration, then `rooms`, `rounded`, `leaving` and `writes`. `rescale` asks for `overflowing` and
+`writes`.
 
 What all executors promise:
 - Weights, sums and log-scales are those of the reference executor, but for the last digits. The same input gives the same bits.
@@ -40,6 +41,7 @@ __all__ = [
     "BackendName",
     "CycleRunner",
     "CycleTask",
+    "ObjectiveSums",
     "get_backend",
     "reference_backend",
     "register_backend",
@@ -116,6 +118,38 @@ class CycleRunner(Protocol):
         """
 
 
+class CurvatureProduct(Protocol):
+    """A matrix of second derivatives, known by its products with vectors."""
+
+    def product(self, vector: Tensor) -> Tensor:
+        """Returns (K,) the matrix times a vector (K,)."""
+
+
+class ObjectiveSums(Protocol):
+    """The channel sums of matrices that were read once, at any log-scales; prepared once and asked many times."""
+
+    def contributions(self, log_scales: Tensor | None = None) -> Tensor:
+        """Returns (slots,) the same as `Backend.contributions` does, from matrices at hand."""
+
+    def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> CurvatureProduct:
+        """Returns the Hessian at some log-scales, row k divided by p^2 exp(log_diagonal_k).
+
+        Args:
+            log_scales: (K,) where.
+            log_diagonal: (K,) log(N + P) there.
+            free: (K,) bool: variables that move; the others count as fixed.
+        """
+
+    def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Returns the objective as a function of one scalar a label: (E,) logs of its entries, and their exponents.
+
+        Args:
+            log_scales: (K,) where the scalars are 0.
+            labels: (K,) int64 in 0 ... count; `count` is fixed.
+            count: number of labels.
+        """
+
+
 class Backend(Protocol):
     """An executor. None of its methods may wait for the device, unless it says so.
 
@@ -136,6 +170,9 @@ class Backend(Protocol):
 
     def contributions(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> Tensor:
         """Returns (slots,) the logarithms of the channel sums of each tensor by itself, in the order of ``program.slots``."""
+
+    def objective_sums(self, program: ReduceProgram, matrices: Sequence[Tensor]) -> ObjectiveSums:
+        """Prepares `contributions` and second derivatives of matrices that stay as they are."""
 
     def reduce(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> ChannelSums:
         """Returns N and P of the weights as they are: all that one cycle needs."""

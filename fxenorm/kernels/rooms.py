@@ -17,7 +17,7 @@ from .factors import MOST_GROWTH
 from .parts import Index, part_of, parts_of
 from .program import Keep, ScaleTarget, as_float, float_dtype
 
-__all__ = ["SLACK", "are_far_from_ends", "ends_of", "leaving", "reach_of", "rooms", "rounded"]
+__all__ = ["SLACK", "are_far_from_ends", "ends_of", "least_and_largest", "leaving", "reach_of", "rooms", "rounded"]
 
 _KEPT = 0.75
 """In units of the smallest number of a type: what a product must not fall below, which half of it would be rounded to zero."""
@@ -89,21 +89,22 @@ def are_far_from_ends(targets: Sequence[ScaleTarget], log_scales: Tensor) -> boo
     padded = torch.nn.functional.pad(log_scales, (0, 1))
     if not bool((padded.abs() < MOST_GROWTH).all()):
         return False
-    return all(_is_far(target, padded) for target in targets if target.terms and target.tensor.numel())
+    return all(_is_far(target, padded, least_and_largest) for target in targets if target.terms and target.tensor.numel())
 
 
-def _is_far(target: ScaleTarget, log_scales: Tensor) -> bool:
+def _is_far(target: ScaleTarget, log_scales: Tensor, sizes: Callable[[ScaleTarget], tuple[float, float]]) -> bool:
     """Whether a rescaling surely keeps every entry of a tensor in its room, and all its digits; waits for the device.
 
     Args:
         target: the tensor.
         log_scales: (K + 1,) natural logarithms, 0 for "fixed" at the end, on the tensor's device.
+        sizes: as `least_and_largest`.
     """
     changes = [target.power * coefficient * log_scales[ids] for coefficient, ids in target.terms]
     up, down = (sum(float(change) for change in ends) for ends in zip(*(c.aminmax()[::-1] for c in changes), strict=True))
     if up == down == 0.0:
         return True
-    least, largest = _least_and_largest(target)
+    least, largest = sizes(target)
     if largest == 0.0:
         return True
     _, whole, most = ends_of(target)
@@ -111,8 +112,8 @@ def _is_far(target: ScaleTarget, log_scales: Tensor) -> bool:
     return math.isfinite(largest) and fits_above and (-down < math.log(least) - math.log(whole) - SLACK or down >= 0.0)
 
 
-def _least_and_largest(target: ScaleTarget) -> tuple[float, float]:
-    """Returns the least entry that is not 0, and the largest."""
+def least_and_largest(target: ScaleTarget) -> tuple[float, float]:
+    """Returns the least size of an entry that is not 0, and the largest; where all are 0, the second alone counts."""
     least, largest = [], []
     by_bits = target.tensor.dtype in _BITS and not target.offset
     for index in parts_of(target.tensor):
@@ -134,18 +135,24 @@ def _least_and_largest(target: ScaleTarget) -> tuple[float, float]:
     return float(ends[0]), float(ends[1])
 
 
-def leaving(targets: Sequence[ScaleTarget], log2_scales: Callable[[torch.device], Tensor], num_scales: int) -> Tensor:
+def leaving(
+    targets: Sequence[ScaleTarget],
+    log2_scales: Callable[[torch.device], Tensor],
+    num_scales: int,
+    sizes: Callable[[ScaleTarget], tuple[float, float]] | None = None,
+) -> Tensor:
     """Returns (K,) bool: the variables that carry an entry over an end of its room; a rescaling that flags none loses nothing.
 
     Args:
         targets: everything that is multiplied.
         log2_scales: by device, base-2 log-scales, and 0 for "fixed" at the end.
         num_scales: the number of variables K.
+        sizes: as `least_and_largest`, which stands in for None.
     """
     first = log2_scales(torch.device("cpu"))
     flagged = torch.zeros(num_scales + 1, dtype=first.dtype, device=first.device)
     last: ScaleTarget | None = None
-    for target, index, part in _all_parts(_near_ends(targets, log2_scales)):
+    for target, index, part in _all_parts(_near_ends(targets, log2_scales, sizes)):
         if target is not last:
             last, lines = target, _lines(target)
         changes = _changes(target, index, log2_scales(part.device))
@@ -165,21 +172,30 @@ def leaving(targets: Sequence[ScaleTarget], log2_scales: Callable[[torch.device]
     return flagged[:-1] > 0
 
 
-def rounded(targets: Sequence[ScaleTarget], log2_scales: Callable[[torch.device], Tensor]) -> int:
+def rounded(
+    targets: Sequence[ScaleTarget],
+    log2_scales: Callable[[torch.device], Tensor],
+    sizes: Callable[[ScaleTarget], tuple[float, float]] | None = None,
+) -> int:
     """Returns how many entries of the targets that are to keep their digits lose some; waits for the device."""
     count = 0
-    for target, index, part in _all_parts(_near_ends([target for target in targets if target.keep == Keep.DIGITS], log2_scales)):
+    keeping = [target for target in targets if target.keep == Keep.DIGITS]
+    for target, index, part in _all_parts(_near_ends(keeping, log2_scales, sizes)):
         growth = sum(_changes(target, index, log2_scales(part.device)))
         count += int((growth < -_octaves_of_digits(part) - 0.5).sum())
     return count
 
 
-def _near_ends(targets: Sequence[ScaleTarget], log2_scales: Callable[[torch.device], Tensor]) -> Iterator[ScaleTarget]:
+def _near_ends(
+    targets: Sequence[ScaleTarget],
+    log2_scales: Callable[[torch.device], Tensor],
+    sizes: Callable[[ScaleTarget], tuple[float, float]] | None,
+) -> Iterator[ScaleTarget]:
     """Yields the targets of which two numbers do not say already that every entry stays in its room."""
     for target in targets:
         if target.terms and target.tensor.numel():
             log_scales = log2_scales(target.tensor.device) * math.log(2.0)
-            if not bool((log_scales.abs() < MOST_GROWTH).all()) or not _is_far(target, log_scales):
+            if not bool((log_scales.abs() < MOST_GROWTH).all()) or not _is_far(target, log_scales, sizes or least_and_largest):
                 yield target
 
 

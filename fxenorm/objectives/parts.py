@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.reference.channel_sums import is_linear, is_narrow
-from ..kernels.reference.curvature import Curvature
+from ..solve.objective import Operator
 from ..weights.objective import CurrentObjective
 
 __all__ = ["Entries", "Exponentials", "Normal", "Part", "Sides"]
@@ -85,9 +85,9 @@ class _Last:
     """Keeps the curvature at the last log-scales: conjugate gradients ask for many products in one place."""
 
     def __init__(self) -> None:
-        self._known: tuple[Tensor, Curvature, Tensor] | None = None
+        self._known: tuple[Tensor, Operator, Tensor] | None = None
 
-    def get(self, log_scales: Tensor, make: Callable[[], tuple[Curvature, Tensor]]) -> tuple[Curvature, Tensor]:
+    def get(self, log_scales: Tensor, make: Callable[[], tuple[Operator, Tensor]]) -> tuple[Operator, Tensor]:
         """Returns the value for these very log-scales; nothing changes them in place."""
         if self._known is None or self._known[0] is not log_scales:
             self._known = (log_scales, *make())
@@ -159,15 +159,14 @@ class Exponentials:
         scale = (log_diagonal + self.log_weight + 2 * math.log(self.objective.p)).exp()
         return torch.where(log_diagonal.isfinite(), curvature.product(direction) * scale, 0.0)
 
-    def _curvature(self, log_scales: Tensor) -> tuple[Curvature, Tensor]:
+    def _curvature(self, log_scales: Tensor) -> tuple[Operator, Tensor]:
         """Returns the second derivative relative to p^2 (N + P), and (K,) log(N + P)."""
 
-        def make() -> tuple[Curvature, Tensor]:
+        def make() -> tuple[Operator, Tensor]:
             """Makes it for new log-scales."""
             log_diagonal = torch.logaddexp(*self.objective.log_sums(log_scales))
             free, own = log_diagonal.isfinite(), self.objective
-            found = Curvature(own.program, own.matrices, log_scales, log_diagonal, free, own.contributions(log_scales))
-            return found, log_diagonal
+            return own.curvature(log_scales, log_diagonal, free), log_diagonal
 
         return self._last.get(log_scales, make)
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from ..analysis.group_order import GroupOrder, GroupSums, group_order
-from ..kernels.backend import Backend
+from ..kernels.backend import Backend, ObjectiveSums
 from ..kernels.program import ReduceProgram
 from ..kernels.reference.channel_sums import channel_sums, is_full, is_narrow, powers_of_maxima, resized
-from ..kernels.reference.curvature import Curvature, aggregate
 from ..kernels.reference.stacked import stacked
 from ..solve.jacobi import imbalance
 from ..solve.max_balance.entries import Entries, Floats, Ids, Mask, joined
@@ -29,10 +28,20 @@ _REMEMBERED = 4
 
 
 class _Recent:
-    """Keeps the last values by log-scales: solvers ask for several things in one place, and each would be a pass."""
+    """Keeps the last values by log-scales: solvers ask for several things in one place, and each would be a pass.
+
+    Also what an executor has prepared for these matrices.
+    """
 
     def __init__(self) -> None:
         self._known: list[tuple[Tensor | None, int, Tensor]] = []
+        self._prepared: ObjectiveSums | None = None
+
+    def prepared(self, make: Callable[[], ObjectiveSums]) -> ObjectiveSums:
+        """Returns what is prepared; makes and keeps it if there is nothing."""
+        if self._prepared is None:
+            self._prepared = make()
+        return self._prepared
 
     def get(self, log_scales: Tensor | None, make: Callable[[Tensor | None], Tensor]) -> Tensor:
         """Returns the value for these very log-scales; makes and keeps it if there is none."""
@@ -117,7 +126,12 @@ class CurrentObjective:
 
     def contributions(self, log_scales: Tensor | None = None) -> Tensor:
         """Returns (slots,) the logarithms of the channel sums of each tensor; see `Backend.contributions`."""
-        return self._recent.get(log_scales, lambda where: self.backend.contributions(self.program, self.matrices, where))
+        return self._recent.get(log_scales, self._prepared.contributions)
+
+    @property
+    def _prepared(self) -> ObjectiveSums:
+        """What the executor has prepared for these matrices."""
+        return self._recent.prepared(lambda: self.backend.objective_sums(self.program, self.matrices))
 
     def energies(self, log_scales: Sequence[Tensor | None]) -> list[Tensor]:
         """Returns, by rescaling, (counted tensors,) log sum |w|^p without layer weights; p = inf: log max |w|."""
@@ -160,9 +174,8 @@ class CurrentObjective:
         return float(imbalance(*self.log_sums(log_scales), self.p, self.held))
 
     def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Operator:
-        """Returns the Hessian in the variables `free`, relative to p^2 exp(log_diagonal); see `Curvature`."""
-        own = Curvature(self.program, self.matrices, log_scales, log_diagonal, free, self.contributions(log_scales))
-        return self.sums.operator(own)
+        """Returns the Hessian in the variables `free`, relative to p^2 exp(log_diagonal); see `ObjectiveSums.curvature`."""
+        return self.sums.operator(self._prepared.curvature(log_scales, log_diagonal, free))
 
     def without_memory(self) -> CurrentObjective:
         """Returns the same, with nothing kept of what was worked out: for other matrices than it had."""
@@ -239,8 +252,8 @@ class CurrentObjective:
         return self.backend.contraction(count, tails, heads, lengths)
 
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Returns the objective as a function of one scalar a label; see `fxenorm.kernels.reference.curvature.aggregate`."""
-        return self.sums.entries(lambda: aggregate(self.program, self.matrices, log_scales, labels, count), log_scales, labels)
+        """Returns the objective as a function of one scalar a label; see `ObjectiveSums.aggregate`."""
+        return self.sums.entries(lambda: self._prepared.aggregate(log_scales, labels, count), log_scales, labels)
 
     @cached_property
     def group_updates(self) -> tuple[GroupUpdate, ...]:

@@ -97,6 +97,8 @@ TESTS: dict[str, list[str]] = {
     ],
     "kernels/gpu/*": ["test_triton"],
     "kernels/cpu/structures*": ["test_native_structures", "test_compiled"],
+    "kernels/cpu/sums/*": ["test_objective_sums"],
+    "kernels/cpu/native/products*": ["test_objective_sums"],
     "kernels/cpu/native/*": ["test_native_structures", "test_whole_steps", "test_compiled", "test_range_of_p", "test_momentum"],
     "kernels/*": [
         "test_kernels",
@@ -110,6 +112,7 @@ TESTS: dict[str, list[str]] = {
         "test_torch_defaults",
         "test_device_waits",
         "test_balance_memory",
+        "test_objective_sums",
     ],
     "verify/compared*": ["test_verify", "test_second_size"],
     "verify/*": ["test_verify"],

@@ -120,9 +120,9 @@ def exponent_rows(program: ReduceProgram, matrices: Sequence[Tensor] | None = No
             continue
         present = None
         if matrices is not None:
-            nonzero = ~is_zero(program.p, matrices[number])
-            if not bool(nonzero.all()):
-                present, found.lacking = nonzero.cpu().numpy(), True
+            zero = is_zero(program.p, matrices[number])
+            if bool(zero.any()):
+                present, found.lacking = ~zero.cpu().numpy(), True
         _add_block(found, block, program.num_scales, present)
     return found
 

@@ -11,19 +11,26 @@ import torch
 from torch import Tensor
 
 from ...errors import OptionError
-from ..backend import CycleRunner, CycleTask, Ids, Values, register_backend
+from ..backend import CycleRunner, CycleTask, Ids, ObjectiveSums, Values, register_backend
+from ..memory import has_plain_memory
 from ..program import ChannelSums, ReduceProgram, ScaleTarget
-from ..reference.executor import EagerBackend
+from ..reference.executor import EagerBackend, by_device
+from ..rooms import least_and_largest, leaving, rounded
 from ..writes import Write, carry_out
 from .build import BuildError, library
 from .cycle_runner import CompiledCycles
 from .step_table import StepTable
-from .tables import ReduceTable, ScaleTable, reduce_signature
+from .sums.objective_sums import CompiledSums
+from .tables import TYPES, ReduceTable, ScaleTable, reduce_signature
 
 __all__ = ["CompiledBackend"]
 
 _KEPT = 4
 """Tables kept at a time. A plan that is used on one module needs one of each; four serve a model with copies that take turns."""
+
+
+_ALONE_UP_TO = 1 << 17
+"""Entries of which one thread finds the ends faster than several would be woken; a bound by estimate."""
 
 
 class CompiledBackend(EagerBackend):
@@ -56,6 +63,13 @@ class CompiledBackend(EagerBackend):
             join = torch.maximum if math.isinf(program.p) else torch.logaddexp
             negative, positive = join(negative, sums.log_negative), join(positive, sums.log_positive)
         return ChannelSums(negative, positive)
+
+    @torch.no_grad()
+    def objective_sums(self, program: ReduceProgram, matrices: Sequence[Tensor]) -> ObjectiveSums:
+        """Returns the sums of matrices, all tensors of rows by columns in one call."""
+        if program.slots.device.type != "cpu":
+            return super().objective_sums(program, matrices)
+        return CompiledSums(self.library, program, matrices, self.contributions)
 
     @torch.no_grad()
     def writes(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> list[Write]:
@@ -106,6 +120,28 @@ class CompiledBackend(EagerBackend):
         except _NoRoom:
             return False
         return True
+
+    @torch.no_grad()
+    def leaving(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
+        """Returns (K,) the variables that carry an entry out of its room."""
+        flagged = leaving(targets, by_device(log_scales), log_scales.numel(), self.least_and_largest)
+        return flagged.to(log_scales.device)
+
+    @torch.no_grad()
+    def rounded(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> int:
+        """Returns how many entries lose digits that powers of two should leave."""
+        return rounded(targets, by_device(log_scales), self.least_and_largest)
+
+    def least_and_largest(self, target: ScaleTarget) -> tuple[float, float]:
+        """Returns the least size of an entry that is not 0, and the largest, from one compiled pass."""
+        tensor = target.tensor
+        plain = tensor.device.type == "cpu" and has_plain_memory(tensor) and tensor.is_contiguous() and tensor.dtype in TYPES
+        if not plain or target.offset:
+            return least_and_largest(target)
+        found = (ctypes.c_double * 2)()
+        threads = 1 if tensor.numel() <= _ALONE_UP_TO else torch.get_num_threads()
+        self.library.fxenorm_ends(tensor.data_ptr(), tensor.numel(), TYPES[tensor.dtype], found, threads)
+        return found[0], found[1]
 
     def _reduce_table(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> ReduceTable:
         """Returns the table for these tensors where they are; makes it where it is not there yet."""

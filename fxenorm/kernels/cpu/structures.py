@@ -67,6 +67,8 @@ _ROWS: Mapping[str, tuple[int, str]] = MappingProxyType(
         "ScaleMatrix": (8, "data width dtype row_factor column_factor smallest largest"),
         "ScaleTile": (8, "matrix row rows column columns segment share"),
         "FactorLink": (8, "destination count ids exponent first"),
+        "ProductTable": (8, "data rows width stride dtype is_power place first_tile last_tile"),
+        "ProductTile": (8, "table row rows part"),
         "Phase": (16, "scale_tiles reduce_tiles matrices links variables factor_links"),
     }
 )

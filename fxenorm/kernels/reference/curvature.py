@@ -27,8 +27,9 @@ from .channel_sums import (
     table_of,
     table_products,
 )
+from .joint_tables import JointTables, Shares
 
-__all__ = ["Curvature", "aggregate"]
+__all__ = ["LARGEST_EXPONENT", "Curvature", "aggregate"]
 
 _LITTLE = 1 << 16
 """Tables of more entries are kept in float32: what they cost in precision does not matter to the direction of a step."""
@@ -36,7 +37,7 @@ _LITTLE = 1 << 16
 _MOST_CELLS = 1 << 20
 """Combinations of labels that are counted whether they occur or not: 8 MiB of float64 a tensor."""
 
-_LARGEST = 600.0
+LARGEST_EXPONENT = 600.0
 """Exponents are cut here: beyond it a float64 over- or underflows, and the entry does not matter beside others."""
 
 
@@ -71,6 +72,7 @@ class Curvature:
         log_diagonal: (K,) log(N + P) there.
         free: (K,) bool: variables that move; the others count as fixed.
         contributions: (slots,) as `Backend.contributions` returns them for `log_scales`.
+        joint: the blocks that an executor multiplies together; None: there are none.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Curvature:
         log_diagonal: Tensor,
         free: Tensor,
         contributions: Tensor,
+        joint: JointTables | None = None,
     ) -> None:
         self._program, self._free = program, free
         # A variable that does not move has a column of zeros: it is multiplied by 0 below.
@@ -89,10 +92,11 @@ class Curvature:
         log_weights = program.log_weights.tolist()
         own = _own_entries(program, matrices, contributions, scale, log_weights)
         self._own = torch.where(free, own[:-1], 1.0)
+        self._joint = None if joint is None else joint.shares_at(padded, scale)
         self._parts: list[_Sides | _Entries] = []
         for number, matrix in enumerate(matrices):
             block = program.to(matrix.device).blocks[number]
-            if len(block.terms) > 1:
+            if len(block.terms) > 1 and (joint is None or number not in joint.members):
                 make = _sides if _has_table(program.p, block, matrix) else _entries
                 part = make(program.p, block, matrix, padded.to(matrix.device), scale.to(matrix.device), log_weights[number])
                 self._parts.append(part)
@@ -103,17 +107,15 @@ class Curvature:
         moving = torch.where(self._free, vector, 0.0)
         padded = torch.nn.functional.pad(moving, (0, 1))
         total = torch.nn.functional.pad(self._own * moving, (0, 1))
-        ids: list[Tensor] = []
-        values: list[Tensor] = []
+        found = [] if self._joint is None else self._joint(padded)
         for part in self._parts:
-            results = (
+            found += (
                 _sides_product(self._program.p, part, padded)
                 if isinstance(part, _Sides)
                 else _entries_product(self._program.p, part, padded)
             )
-            for index, value in results:
-                ids.append(index.to(total.device))
-                values.append(value.to(total))
+        ids = [index.to(total.device) for index, _ in found]
+        values = [value.to(total) for _, value in found]
         if ids:
             total.index_put_((torch.cat(ids),), torch.cat(values), accumulate=True)
         return torch.where(self._free, total[:-1], 0.0)
@@ -132,7 +134,7 @@ def _own_entries(
             flat = ids.reshape(-1).to(scale.device)
             if simple:
                 sums = contributions[position : position + flat.numel()] + log_weights[number] - scale[flat]
-                own.index_add_(0, flat, coefficient**2 * sums.clamp(max=_LARGEST).exp())
+                own.index_add_(0, flat, coefficient**2 * sums.clamp(max=LARGEST_EXPONENT).exp())
             position += flat.numel()
         position += 0 if block.collided_rows is None else block.collided_rows.numel()
     return own
@@ -148,7 +150,7 @@ def _has_table(p: float, block: Block, matrix: Tensor) -> bool:
 
 def _exp(exponent: Tensor) -> Tensor:
     """Returns exp, cut before it leaves float64."""
-    return exponent.clamp(-_LARGEST, _LARGEST).exp()
+    return exponent.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT).exp()
 
 
 def _sides(p: float, block: Block, matrix: Tensor, log_scales: Tensor, scale: Tensor, log_weight: float) -> _Sides:
@@ -191,7 +193,7 @@ def _equilibrated(p: float, logs: Tensor, up: Tensor, down: Tensor) -> tuple[Ten
     return table, up + above, left
 
 
-def _sides_product(p: float, part: _Sides, vector: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _sides_product(p: float, part: _Sides, vector: Tensor) -> Shares:
     """Returns each side's share; the products with a variable's own entries are in the diagonal already."""
     local = vector.to(part.inner[0])
     both = part.coefficients[0] * part.coefficients[1]
@@ -217,7 +219,7 @@ def _entries(p: float, block: Block, matrix: Tensor, log_scales: Tensor, scale: 
     return _Entries(matrix, block, inner, outer)
 
 
-def _entries_product(p: float, part: _Entries, vector: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _entries_product(p: float, part: _Entries, vector: Tensor) -> Shares:
     """Returns the terms' shares, a variable's own entries included, and right also where two terms meet in one variable."""
     block = part.block
     slopes = [coefficient * vector.to(part.outer[0])[ids] for coefficient, ids in block.terms]
@@ -236,7 +238,12 @@ def _entries_product(p: float, part: _Entries, vector: Tensor) -> list[tuple[Ten
 
 @torch.no_grad()
 def aggregate(
-    program: ReduceProgram, matrices: Sequence[Tensor], log_scales: Tensor, labels: Tensor, count: int
+    program: ReduceProgram,
+    matrices: Sequence[Tensor],
+    log_scales: Tensor,
+    labels: Tensor,
+    count: int,
+    joint: JointTables | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the objective as a function of one scalar a label, which is added to all log-scales of that label.
 
@@ -246,6 +253,7 @@ def aggregate(
         log_scales: (K,) where the scalars are 0.
         labels: (K,) int64 in 0 ... count; `count` is fixed.
         count: number of labels.
+        joint: the blocks that an executor adds up together; None: there are none.
 
     Returns:
         (E,) logs of the entries, and their exponents: (3, n) int64 of entry, label and coefficient, which add up where an entry
@@ -255,12 +263,10 @@ def aggregate(
     logs: list[Tensor] = []
     triples: list[Tensor] = []
     start, log_weights = 0, program.log_weights.tolist()
+    known = {} if joint is None else joint.totals_at(torch.nn.functional.pad(log_scales, (0, 1)), padded_labels)
     for number, matrix in enumerate(matrices):
         block = program.to(matrix.device).blocks[number]
-        local, scales = padded_labels.to(matrix.device), torch.nn.functional.pad(log_scales.to(matrix.device), (0, 1))
-        plain = has_two_sides(block) and sides_of(block)[0].ndim == 1
-        by_label = _by_label_sides if plain and is_linear(program.p) else _by_label
-        found, keys = by_label(program.p, block, matrix, scales, local)
+        found, keys = known[number] if number in known else _totals(program.p, block, matrix, log_scales, padded_labels)
         alive = found.isfinite()
         found, keys = found[alive] + log_weights[number], keys[:, alive]
         rows = torch.arange(start, start + found.numel(), dtype=torch.int64, device=found.device)
@@ -270,6 +276,13 @@ def aggregate(
         start += found.numel()
         logs.append(found.to(log_scales))
     return torch.cat([log_scales[:0], *logs]), torch.cat([labels.new_zeros((3, 0)), *triples], 1)
+
+
+def _totals(p: float, block: Block, matrix: Tensor, log_scales: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns logs of a tensor's totals by combination of labels, and the combinations (terms, E); labels are (K + 1,)."""
+    local, scales = labels.to(matrix.device), torch.nn.functional.pad(log_scales.to(matrix.device), (0, 1))
+    plain = has_two_sides(block) and sides_of(block)[0].ndim == 1
+    return (_by_label_sides if plain and is_linear(p) else _by_label)(p, block, matrix, scales, local)
 
 
 def _by_label_sides(p: float, block: Block, matrix: Tensor, log_scales: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

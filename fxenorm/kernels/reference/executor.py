@@ -9,15 +9,16 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..backend import CycleRunner, CycleTask, Ids, Values, register_backend
+from ..backend import CycleRunner, CycleTask, Ids, ObjectiveSums, Values, register_backend
 from ..factors import MOST_GROWTH, exact_exp2, log2_factors
 from ..parts import Index, part_of, parts_of
 from ..program import ChannelSums, ReduceProgram, ScaleTarget, as_float, float_dtype
 from ..rooms import leaving, rooms, rounded
 from ..writes import Write, carry_out
 from .channel_sums import channel_sums, contributions, energy, power_matrix, streamed_contributions
+from .curvature import Curvature, aggregate
 
-__all__ = ["EagerBackend"]
+__all__ = ["EagerBackend", "by_device"]
 
 
 class EagerBackend:
@@ -74,6 +75,10 @@ class EagerBackend:
             parts.extend(part.to(device) for part in contributions(program.p, block, matrix, scales))
         return torch.cat(parts) if parts else program.offsets
 
+    def objective_sums(self, program: ReduceProgram, matrices: Sequence[Tensor]) -> ObjectiveSums:
+        """Returns the sums of matrices tensor by tensor."""
+        return _EagerSums(self, program, matrices)
+
     @torch.no_grad()
     def energies(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> Tensor:
         """Returns by block the logarithm of its sum of |w|^p."""
@@ -116,12 +121,12 @@ class EagerBackend:
     @torch.no_grad()
     def leaving(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
         """Returns (K,) the variables that carry an entry out of its room."""
-        return leaving(targets, _by_device(log_scales), log_scales.numel()).to(log_scales.device)
+        return leaving(targets, by_device(log_scales), log_scales.numel()).to(log_scales.device)
 
     @torch.no_grad()
     def rounded(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> int:
         """Returns how many entries lose digits that powers of two should leave."""
-        return rounded(targets, _by_device(log_scales))
+        return rounded(targets, by_device(log_scales))
 
     @torch.no_grad()
     def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:
@@ -150,6 +155,26 @@ class EagerBackend:
                     local = local.index_add(0, part_of(ids, index).reshape(-1), hit.reshape(-1).to(local.dtype))
             flagged = local.to(flagged.device)
         return flagged[:-1] > 0
+
+
+class _EagerSums:
+    """See `ObjectiveSums`: nothing is prepared."""
+
+    def __init__(self, backend: EagerBackend, program: ReduceProgram, matrices: Sequence[Tensor]) -> None:
+        self._backend, self._program, self._matrices = backend, program, matrices
+
+    def contributions(self, log_scales: Tensor | None = None) -> Tensor:
+        """Returns (slots,) the logs of all blocks' channel sums."""
+        return self._backend.contributions(self._program, self._matrices, log_scales)
+
+    def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Curvature:
+        """Returns the Hessian at some log-scales; see `Curvature`."""
+        at = self.contributions(log_scales)
+        return Curvature(self._program, self._matrices, log_scales, log_diagonal, free, at)
+
+    def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Returns the objective as a function of one scalar a label; see `aggregate`."""
+        return aggregate(self._program, self._matrices, log_scales, labels, count)
 
 
 class _PartWrite(Write):
@@ -230,7 +255,7 @@ def _by_part(
     return [prepared(coefficient, ids) for coefficient, ids in target.terms]
 
 
-def _by_device(log_scales: Tensor) -> Callable[[torch.device], Tensor]:
+def by_device(log_scales: Tensor) -> Callable[[torch.device], Tensor]:
     """Returns a function that gives `log2_factors` of some log-scales by device, copied there once."""
     known: dict[torch.device, Tensor] = {}
 

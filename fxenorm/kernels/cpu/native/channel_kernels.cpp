@@ -12,6 +12,7 @@
 #include "cycles.h"
 #include "factors.h"
 #include "layout.h"
+#include "products.h"
 #include "scale.h"
 #include "step.h"
 
@@ -89,6 +90,28 @@ int fxenorm_scale(const ScaleMatrix *matrices, const ScaleTile *tiles, i64 tile_
         }
     }
     return stop;
+}
+
+// The least size of a number that is not 0, and the largest; where all are 0, the first says nothing.
+void fxenorm_ends(const void *data, i64 count, i64 dtype, double *out, int threads) {
+    switch (dtype) {
+    case 0: return find_ends<F32, std::uint32_t>(data, count, out, threads);
+    case 1: return find_ends<F64, std::uint64_t>(data, count, out, threads);
+    case 2: return find_ends<BF16, std::uint16_t>(data, count, out, threads);
+    default: return find_ends<F16, std::uint16_t>(data, count, out, threads);
+    }
+}
+
+// Products of all tables with the vector `inner`: of each row with the columns' numbers, of each column with the rows'.
+void fxenorm_products(const ProductTable *tables, i64 table_count, const ProductTile *tiles, i64 tile_count, double p,
+                      const double *inner, double *sums, double *work, int threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (i64 i = 0; i < tile_count; ++i) multiply(tables[tiles[i].table], tiles[i], p, inner, sums, work);
+#pragma omp for schedule(dynamic, 1)
+        for (i64 i = 0; i < table_count; ++i) add_parts(tables[i], tiles, work, sums);
+    }
 }
 
 // One cycle; see Phase. Where a factor is too large, sums are lost or a product would leave its room, the answer is 1 and nothing

@@ -45,6 +45,10 @@ const Field FIELDS[] = {
     FIELD(Cycles, tile_count), FIELD(Cycles, link_count), FIELD(Cycles, factor_link_count), FIELD(Cycles, power_count),
     FIELD(Cycles, count), FIELD(Cycles, work), FIELD(Cycles, power_table), FIELD(Cycles, totals), FIELD(Cycles, factors),
     FIELD(Cycles, claimed),
+    STRUCTURE(ProductTable), FIELD(ProductTable, data), FIELD(ProductTable, rows), FIELD(ProductTable, width),
+    FIELD(ProductTable, stride), FIELD(ProductTable, dtype), FIELD(ProductTable, is_power), FIELD(ProductTable, place),
+    FIELD(ProductTable, first_tile), FIELD(ProductTable, last_tile),
+    STRUCTURE(ProductTile), FIELD(ProductTile, table), FIELD(ProductTile, row), FIELD(ProductTile, rows), FIELD(ProductTile, part),
 };
 
 #undef STRUCTURE

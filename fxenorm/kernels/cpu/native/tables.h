@@ -87,3 +87,15 @@ struct Cycles {
     float *factors;
     std::uint8_t *claimed;
 };
+
+// Tables of |w|^p that are multiplied by a vector from either side. Both vectors lie in one array, and so do both products: of each
+// table first one number for each of its rows, and then one for each of its columns.
+struct ProductTable {
+    const void *data;
+    i64 rows, width, stride, dtype;
+    i64 is_power, place;             // whether entries are powers already; where its rows' numbers begin
+    i64 first_tile, last_tile;
+};
+struct ProductTile {                 // part: the place of its columns' sums in `work`
+    i64 table, row, rows, part;
+};
