@@ -362,7 +362,14 @@ def test_the_noise_is_the_spread_of_one_network_trained_three_times() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gains", "verdict"), [((2, 2, 0), "better (at depths 5, 15)"), ((2, 0, 0), "no conclusion"), ((-2, 0, -2), "worse")]
+    ("gains", "verdict"),
+    [
+        ((2, 2, 0), "better (at depths 5, 15) ["),
+        ((2, 2, -2), "better (at depths 5, 15), but worse at 30 ["),
+        ((2, 0, 0), "no conclusion"),
+        ((2, 0, -2), "no conclusion"),
+        ((-2, 0, -2), "worse (at depths 5, 30) ["),
+    ],
 )
 def test_a_conclusion_needs_two_of_three_depths(gains: tuple[int, ...], verdict: str) -> None:
     by_depth = dict(zip((5, 15, 30), gains, strict=True))

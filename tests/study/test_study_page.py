@@ -11,6 +11,7 @@ from study import cli
 from study.data.load import load_task
 from study.protocol import missing
 from study.records import Records
+from study.report.conclusions import conclusions
 from study.report.summary import sections
 from study.report.table import markdown
 from study.starts import STARTS
@@ -33,9 +34,13 @@ def test_the_tables_are_those_of_the_committed_runs(line: str) -> None:
     assert not any(missing(cell, records) for cell in cells), "nothing is to be trained"
     found = sections(cells, records)
     assert found and markdown(found).strip() in PAGE
+    assert all(f"- {line}" in PAGE for line in conclusions(found))
 
 
 def test_starts_and_pictures_are_there() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", PAGE, flags=re.MULTILINE)) == set(STARTS)
-    for name in re.findall(r"\]\((\w+\.png)\)", PAGE):
-        assert (FOLDER / name).read_bytes().startswith(b"\x89PNG")
+    named = re.findall(r"\]\(([\w/]+\.png)\)", PAGE)
+    assert set(named) == {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.png")} != set()
+    for name in named:
+        picture = (FOLDER / name).read_bytes()
+        assert picture.startswith(b"\x89PNG") and len(picture) < 150_000
