@@ -600,7 +600,7 @@ class Plan:
 
         Args:
             optimizer: as in `step`.
-            tol: largest imbalance |log(N_k / P_k)| / p that counts as balanced.
+            tol: largest imbalance |log(N_k / P_k)| / p that counts as balanced; for p > 4 of sets of channels too.
             max_iterations: Newton steps or cycles at most; the best that was reached is applied then, and ``converged`` is False.
             state, frozen: as in `step`.
             objective: a term of `fxenorm.objectives`, or a sum of terms with weights, which is minimised instead of the norm;

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .channel_sets.large_power import LargePower
 from .jacobi import (
     at_limit,
     clamped,
@@ -31,6 +32,9 @@ bound is for loops on which they move in turn."""
 _SQUARED, _LEAST = 0.01, 1e-9
 """One more iteration of Newton's method, which squares the imbalance, where that is above this share of `tol`. For a `tol`
 below the second, rounding of float64 leaves nothing to square."""
+
+_START_TOL, _START_ITERATIONS = 0.03, 12
+"""As in `fxenorm.solve.max_balance.solver`: near the answer of p = inf, and no nearer."""
 
 _TIE = 1e-9
 """For p = inf, half an octave (but for this share) stays: a whole one would swap the sides, and the next cycle swap them back."""
@@ -82,33 +86,57 @@ def solve(
     degree, p = problem.degree, problem.p
     total = torch.zeros_like(degree) if start is None else start.clone()
     cycle, held, first = get_solver(solver), problem.held, None
+    sets = _of_sets(problem) if solver == "newton" and powers_of_two is None and LargePower.applies(p) else None
     # Deep networks have directions in which an imbalance of tol is some more in the weights. One more of Newton's iterations,
     # which squares what is left, makes up for it.
     squares = solver == "newton" and powers_of_two is None and tol >= _LEAST
     for iteration in range(max_iterations + 1):
-        log_negative, log_positive = problem.log_sums(total)
-        alive = solvable(log_negative, log_positive, held)
-        first = alive if first is None else first
-        stopped = at_limit(total, torch.where(alive, log_negative - log_positive, 0.0), problem.limit)
-        current = imbalance(log_negative, log_positive, p, held)
-        inside = imbalance(log_negative, log_positive, p, held | stopped)
-        worst, worst_inside, lost = torch.stack([current, inside, (first & ~alive).any().to(current.dtype)]).tolist()
+        sums = problem.log_sums(total)
+        first = solvable(*sums, held) if first is None else first
+        stopped, (worst, worst_inside, lost) = _measured(problem, total, sums, first)
+        near = worst_inside <= tol
+        of_sets = sets.imbalance(total, stopped, tol) if near and sets is not None else 0.0
+        worst = max(worst, of_sets)
         if lost or iteration == max_iterations:
             break
-        if worst_inside <= tol and not (iteration == 0 and solver == "max-balance" and residual_at(problem, total) > tol):
+        if near and of_sets <= tol and not (iteration == 0 and solver == "max-balance" and residual_at(problem, total) > tol):
             if not squares or iteration == 0 or worst_inside <= _SQUARED * tol:
                 break
             squares = False
         if report is not None:
             report(iteration, worst_inside)
-        if powers_of_two is None:
-            ahead = cycle(problem, total, log_negative, log_positive)
+        if sets is not None and (sets.leads or of_sets > tol):
+            ahead = sets(total, tol)
+        elif powers_of_two is None:
+            ahead = cycle(problem, total, *sums)
         else:
-            ahead = move(problem, total, jacobi_step(log_negative, log_positive, degree, p, held), powers_of_two)
+            ahead = move(problem, total, jacobi_step(*sums, degree, p, held), powers_of_two)
         if torch.equal(ahead, total):
             break
         total = ahead
     return Solution(total, iteration, worst <= tol and not lost, worst, stopped)
+
+
+def _measured(problem: Objective, total: Tensor, sums: tuple[Tensor, Tensor], first: Tensor) -> tuple[Tensor, list[float]]:
+    """Returns which variables a limit stops; the imbalance of all and of the others; and not 0 if one of the first is lost."""
+    alive = solvable(*sums, problem.held)
+    stopped = at_limit(total, torch.where(alive, sums[0] - sums[1], 0.0), problem.limit)
+    current = imbalance(*sums, problem.p, problem.held)
+    inside = imbalance(*sums, problem.p, problem.held | stopped)
+    return stopped, torch.stack([current, inside, (first & ~alive).any().to(current.dtype)]).tolist()
+
+
+def _of_sets(problem: Objective) -> LargePower:
+    """Returns what finishes a solution for a large p."""
+
+    def start(log_scales: Tensor) -> Tensor:
+        """Returns (K,) log-scales near those of p = inf: of the square."""
+        easier = problem.softened(2.0)
+        if easier is None:
+            return log_scales
+        return solve(easier, tol=_START_TOL, max_iterations=_START_ITERATIONS, start=log_scales, solver="newton").log_scales
+
+    return LargePower(problem, start)
 
 
 def move(problem: Objective, total: Tensor, step: Tensor, powers_of_two: Tensor | None) -> Tensor:

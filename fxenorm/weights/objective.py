@@ -13,7 +13,7 @@ from torch import Tensor
 from ..analysis.group_order import GroupOrder, GroupSums, group_order
 from ..kernels.backend import Backend, ObjectiveSums
 from ..kernels.program import ReduceProgram
-from ..kernels.reference.channel_sums import channel_sums, is_full, is_narrow, powers_of_maxima, resized
+from ..kernels.reference.channel_sums import channel_sums, is_full, is_linear, is_narrow, powers_of_maxima, resized
 from ..kernels.reference.stacked import stacked
 from ..solve.jacobi import imbalance
 from ..solve.max_balance.entries import Entries, Floats, Ids, Mask, joined
@@ -196,19 +196,24 @@ class CurrentObjective:
     def softened(self, p: float) -> CurrentObjective | None:
         """Returns the same weights (of summed kernels: the kernels' norms) with a smaller exponent.
 
-        None for large float64 weights: their powers would need as much room again. None too where processes tell one another
-        sums, which are made for one exponent.
+        Large float64 weights whose logarithms are kept are taken in float32. None for those whose powers are: others would need
+        as much room again. None too where processes tell one another sums, which are made for one exponent.
         """
         if math.isinf(self.p):
             return self._of_maxima(p)
-        if self.sums.is_shared or any(map(is_full, self.program.blocks, self.matrices)):
+        full = any(map(is_full, self.program.blocks, self.matrices))
+        if self.sums.is_shared or (full and is_linear(self.p)):
             return None
         share = p / self.p
         own = self.program.log_weights
         sizes = torch.tensor([block.slots for block in self.program.blocks], dtype=torch.int64, device=own.device)
         offsets = self.program.offsets + (share - 1) * own.repeat_interleave(sizes)
         program = replace(self.program, p=p, offsets=offsets, log_weights=share * own, _copies={}, _parts={})
-        matrices = [matrix if is_narrow(matrix) else resized(self.p, p, matrix) for matrix in self.matrices]
+        if is_linear(self.p):
+            matrices = [matrix if is_narrow(matrix) else resized(self.p, p, matrix) for matrix in self.matrices]
+        else:
+            pairs = zip(program.blocks, self.matrices, strict=True)
+            matrices = [powers_of_maxima(p, block, each, times=self.p) for block, each in pairs]
         return replace(self, program=program, matrices=matrices, order=None, _recent=_Recent())
 
     def _of_maxima(self, p: float) -> CurrentObjective | None:

@@ -87,6 +87,7 @@ TESTS: dict[str, list[str]] = {
     "solve/*": [
         "test_solve",
         "test_max_balance",
+        "test_large_p",
         "test_newton",
         "test_solvers",
         "test_solver_options",

@@ -87,16 +87,16 @@ def resized(p: float, other: float, matrix: Tensor) -> Tensor:
     return (share * matrix).exp_() if is_linear(other) else share * matrix
 
 
-def powers_of_maxima(p: float, block: Block, logs: Tensor) -> Tensor:
-    """Returns a matrix of logarithms, as p = inf has it, for a finite exponent; a large one as weights in float32."""
+def powers_of_maxima(p: float, block: Block, logs: Tensor, times: float = 1.0) -> Tensor:
+    """Returns a matrix of logarithms, as p = inf has it or so many times that, for a finite p; a large one as float32 weights."""
     if is_narrow(logs):
         return logs
     if not is_full(block, logs):
-        powers = p * logs
+        powers = (p / times) * logs
         return powers.exp_() if is_linear(p) else powers
     narrow = torch.empty_like(logs, dtype=torch.float32)
     for index in parts_of(logs):
-        narrow[index] = logs[index].exp().clamp_(max=torch.finfo(torch.float32).max)
+        narrow[index] = (logs[index] / times).exp_().clamp_(max=torch.finfo(torch.float32).max)
     return narrow
 
 

@@ -1,4 +1,4 @@
-"""Single entries of a tensor for p = inf: the largest of each channel, and those above some value."""
+"""Single entries of a tensor for a large p: the largest of each channel, and those above some value."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from .channel_sums import expanded, shifted_parts, shifts_of
 __all__ = ["described", "largest", "parts_above"]
 
 
-def largest(block: Block, matrix: Tensor, log_scales: Tensor, count: int) -> Tensor:
+def largest(p: float, block: Block, matrix: Tensor, log_scales: Tensor, count: int) -> Tensor:
     """Returns the positions of the `count` largest entries of each channel after a rescaling.
 
     Args:
+        p: the norm's exponent, above `LINEAR_UP_TO`.
         block: the tensor's terms.
-        matrix: its logarithms, as `power_matrix` returns them for p = inf.
+        matrix: its logarithms, as `power_matrix` returns them.
         log_scales: (K,) natural logarithms, on the matrix's device.
         count: how many of each position of each term.
 
@@ -29,7 +30,7 @@ def largest(block: Block, matrix: Tensor, log_scales: Tensor, count: int) -> Ten
     """
     sides = [[axis for axis, size in enumerate(ids.shape) if size > 1] for _, ids in block.terms]
     kept = [_Largest(matrix, own, count) for own in sides]
-    for index, part in shifted_parts(math.inf, matrix, shifts_of(math.inf, block, log_scales)):
+    for index, part in shifted_parts(p, matrix, shifts_of(p, block, log_scales)):
         for one in kept:
             one.add(index, part)
     nothing = torch.zeros(0, dtype=torch.int64, device=matrix.device)
@@ -79,33 +80,39 @@ class _Largest:
         return self._places[self._logs > -math.inf]
 
 
-def parts_above(block: Block, matrix: Tensor, log_scales: Tensor, least: float) -> Iterator[Tensor]:
-    """Yields the flat positions, part by part, of the entries above a value after a rescaling; waits for the device."""
+def parts_above(p: float, block: Block, matrix: Tensor, log_scales: Tensor, least: float) -> Iterator[Tensor]:
+    """Yields the flat positions, part by part, of the entries above a value after a rescaling; waits for the device.
+
+    Args:
+        p, block, matrix, log_scales: as `largest` takes them.
+        least: the value, as the logarithm of a weight.
+    """
+    least = least if math.isinf(p) else p * least
     strides = [math.prod(matrix.shape[axis + 1 :]) for axis in range(matrix.ndim)]
-    for index, part in shifted_parts(math.inf, matrix, shifts_of(math.inf, block, log_scales)):
+    for index, part in shifted_parts(p, matrix, shifts_of(p, block, log_scales)):
         places = (part > least).nonzero()
         if len(places):
             first = sum((piece.start or 0) * stride for piece, stride in zip(index, strides, strict=False))
             yield first + (places * torch.tensor(strides, dtype=torch.int64, device=matrix.device)).sum(1)
 
 
-def described(block: Block, matrix: Tensor, positions: Tensor, num_scales: int) -> tuple[Tensor, Tensor, Tensor]:
+def described(p: float, block: Block, matrix: Tensor, positions: Tensor, num_scales: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the exponents and the logarithms of some entries.
 
     Args:
-        block: the tensor's terms.
-        matrix: as `power_matrix` returns it for p = inf.
+        p, block, matrix: as `largest` takes them.
         positions: (n,) flat positions in it.
         num_scales: number of variables.
 
     Returns:
-        (n, T) ids of variables by term, -1 for "fixed"; (T,) the terms' coefficients; (n,) log |w|.
+        (n, T) ids of variables by term, -1 for "fixed"; (T,) the terms' coefficients; (n,) log |w|, of kernels for finite p
+        the log of their p-norm.
     """
     terms = [term for _, term in block.terms]
     if not matrix.ndim:  # a number
         matrix, terms = matrix.reshape(1), [term.reshape(1) for term in terms]
     places = torch.unravel_index(positions, matrix.shape)
-    logs = expanded(math.inf, matrix[places])
+    logs = expanded(p, matrix[places]) / (1.0 if math.isinf(p) else p)
     ids = [term[tuple(place.clamp(max=size - 1) for place, size in zip(places, term.shape, strict=True))] for term in terms]
     stacked = torch.stack(ids, -1) if ids else positions.new_zeros((len(positions), 0))
     coefficients = torch.tensor([value for value, _ in block.terms], dtype=torch.int64, device=matrix.device)

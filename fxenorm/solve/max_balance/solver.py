@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..iterate import solve
-from ..jacobi import clamped, solvable
+from ..jacobi import solvable
+from ..limits import within_limits
 from ..objective import Objective
 from ..registry import Solver, register_solver
 from .entries import Floats, Mask
@@ -28,9 +31,6 @@ were within 1e-2 of the answer, and beyond it weak entries vanish beside strong 
 _LAST_SWEEPS = 200
 """Sweeps after these, which bring the largest entries in and out of each variable together: they are near already."""
 
-_MOST_LIMITS = 10
-"""How often variables are put to their limits, or taken away from them, before the rest is left as it is."""
-
 
 class MaxBalance:
     """The max-balanced log-scales, in one call; a second call changes nothing."""
@@ -44,7 +44,8 @@ class MaxBalance:
             return log_scales
         free = solvable(log_negative, log_positive, objective.held)
         start = _start(objective, log_scales)
-        found = _within_limits(objective, _numbers(torch.where(free, start, log_scales)), free.cpu().numpy())
+        numbers = _numbers(torch.where(free, start, log_scales))
+        found = within_limits(objective, numbers, free.cpu().numpy(), partial(_answer, objective))
         self._found = torch.from_numpy(found).to(log_scales)
         return self._found
 
@@ -64,26 +65,10 @@ def _start(objective: Objective, log_scales: Tensor) -> Tensor:
     return found.log_scales
 
 
-def _within_limits(objective: Objective, start: Floats, free: Mask) -> Floats:
-    """Returns the max-balanced log-scales of which those that would pass their limit stop there."""
-    limit = objective.limit if objective.limit.ndim == 2 else objective.limit.expand(2, -1)
-    up, down = _numbers(limit[0]), -_numbers(limit[1])
-    log_scales, moving = start, free.copy()
-    for _ in range(_MOST_LIMITS):
-        answer = max_balanced(objective, log_scales, moving)
-        found = _of_large_p(objective, answer) if answer.open.any() else answer.log_scales
-        log_scales = np.clip(found, down, up) if moving.any() else found
-        over = moving & ((found > up) | (found < down))
-        stopped = free & ~moving & ~over
-        if not over.any() and not stopped.any():
-            break
-        negative, positive = (_numbers(sums) for sums in objective.log_sums(torch.from_numpy(log_scales).to(objective.degree)))
-        # At its limit a variable stays where its larger side pulls it out, and is let go where that pulls it back.
-        inward = stopped & np.where(log_scales >= up, negative < positive, negative > positive)
-        if not over.any() and not inward.any():
-            break
-        moving = (moving & ~over) | inward
-    return _numbers(clamped(torch.from_numpy(log_scales), torch.from_numpy(np.stack([up, -down]))))
+def _answer(objective: Objective, log_scales: Floats, moving: Mask) -> Floats:
+    """Returns the (K,) max-balanced log-scales of the variables that move, without limits."""
+    answer = max_balanced(objective, log_scales, moving)
+    return _of_large_p(objective, answer) if answer.open.any() else answer.log_scales
 
 
 def _of_large_p(objective: Objective, answer: MaxBalanced) -> Floats:

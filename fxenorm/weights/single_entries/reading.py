@@ -1,7 +1,8 @@
-"""Single entries of the counted tensors, with their exponents, as the solver of p = inf takes them."""
+"""Single entries of the counted tensors, with their exponents, as the solvers of p = inf and of large p take them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ def largest_entries(program: ReduceProgram, matrices: Sequence[Tensor], log_scal
     """Returns so many of the largest entries of each channel of each tensor after a rescaling.
 
     Args:
-        program: the objective, with p = inf.
+        program: the objective, with p = inf or above 4.
         matrices: as `Backend.matrices` returns them.
         log_scales: (K,) natural logarithms.
         count: how many of each channel.
@@ -28,7 +29,7 @@ def largest_entries(program: ReduceProgram, matrices: Sequence[Tensor], log_scal
     found = []
     for number, matrix, scales in _on_device(matrices, log_scales):
         block = program.to(matrix.device).blocks[number]
-        found.append(_entries(program, number, matrix, largest(block, matrix, scales, count)))
+        found.append(_entries(program, number, matrix, largest(program.p, block, matrix, scales, count)))
     return joined(found)
 
 
@@ -52,7 +53,8 @@ def entries_where(
         block = program.to(matrix.device).blocks[number]
         if not block.terms:
             continue
-        for positions in parts_above(block, matrix, scales, least):
+        shift = _log_weight(program, number)
+        for positions in parts_above(program.p, block, matrix, scales, least - shift):
             some = _entries(program, number, matrix, positions)
             found.append(some.chosen(choose(some)))
     return joined(found)
@@ -70,7 +72,13 @@ def _on_device(matrices: Sequence[Tensor], log_scales: Floats) -> Iterator[tuple
 def _entries(program: ReduceProgram, number: int, matrix: Tensor, positions: Tensor) -> Entries:
     """Returns the entries of one tensor at some positions."""
     block = program.to(matrix.device).blocks[number]
-    ids, coefficients, logs = (some.cpu().numpy() for some in described(block, matrix, positions, program.num_scales))
+    ids, coefficients, logs = (some.cpu().numpy() for some in described(program.p, block, matrix, positions, program.num_scales))
     if not ids.shape[1]:
         return Entries.none()
-    return Entries.of_terms(ids, np.broadcast_to(coefficients, ids.shape), logs.astype(np.float64))
+    logs = logs.astype(np.float64) + _log_weight(program, number)
+    return Entries.of_terms(ids, np.broadcast_to(coefficients, ids.shape), logs)
+
+
+def _log_weight(program: ReduceProgram, number: int) -> float:
+    """Returns the log of a tensor's layer weight, as a factor of its entries; 0 for p = inf, which has none."""
+    return 0.0 if math.isinf(program.p) else float(program.log_weights[number]) / program.p

@@ -1,0 +1,102 @@
+"""Large p within the iteration of Newton's method: when sets of channels have to be looked at, and the answer for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..jacobi import solvable
+from ..limits import within_limits
+from ..max_balance.entries import Floats
+from ..max_balance.rounds import max_balanced
+from ..objective import Objective
+from .solver import look, near_sums, solved
+
+__all__ = ["LargePower"]
+
+_SUMS_ALONE = 4.0
+"""Up to this p sums by channel decide alone: weights of one layer differ by less than the fourth root of a float64's digits."""
+
+_FROM_LIMIT = 100.0
+"""Above this p the answer of p = inf is the start: some 3 / p away, and Newton's method on sums by channel creeps."""
+
+_ROUNDING = 1e-13
+"""What rounding leaves unknown of a channel's N - P, relative to N + P."""
+
+
+class LargePower:
+    """Finishes what sums by channel cannot: one object for one solution.
+
+    Args:
+        objective: with finite p.
+        start: returns (K,) log-scales near those of p = inf, from which its answer is found.
+    """
+
+    def __init__(self, objective: Objective, start: Callable[[Tensor], Tensor]) -> None:
+        self._objective, self._start, self._begun = objective, start, False
+
+    @staticmethod
+    def applies(p: float) -> bool:
+        """Whether sums by channel may be blind to sets of channels at this exponent."""
+        return _SUMS_ALONE < p < np.inf
+
+    @property
+    def leads(self) -> bool:
+        """Whether Newton's method on sums by channel would creep, so that it is not asked at all."""
+        return self._objective.p > _FROM_LIMIT
+
+    def imbalance(self, log_scales: Tensor, stopped: Tensor, tol: float) -> float:
+        """Returns the largest |log(N / P)| / p over sets of channels, or a bound on it that is at most `tol`.
+
+        Where a move leaves its strongest entries alone, its N - P is the sum of those of its channels. So a bound follows from
+        sums by channel and the largest entries, and all entries are looked at only where it says nothing.
+
+        Args:
+            log_scales: (K,) where.
+            stopped: (K,) bool: variables that a limit has stopped, which count as fixed.
+            tol: the tolerance.
+        """
+        objective, p = self._objective, self._objective.p
+        log_negative, log_positive = objective.log_sums(log_scales)
+        alive = solvable(log_negative, log_positive, objective.held) & ~stopped
+        free, at = _mask(alive), _numbers(log_scales)
+        if not free.any():
+            return 0.0
+        negative, positive = _numbers(log_negative), _numbers(log_positive)
+        near = near_sums(objective, p, at, free)
+        with np.errstate(invalid="ignore", over="ignore"):
+            off = np.log(np.tanh(np.abs(negative - positive) / 2) + _ROUNDING) + np.logaddexp(negative, positive)
+            off = np.where(free, off, -np.inf)
+            moves = near.moves.tocoo()
+            unknown = off[moves.row] - p * near.largest(at).max(axis=0)[moves.col] + np.log(np.abs(moves.data))
+            bounds = np.bincount(moves.col, np.exp(unknown), minlength=near.moves.shape[1])
+        bound = float(np.nan_to_num(bounds, nan=np.inf).max(initial=0.0)) / p
+        return bound if bound <= tol else look(objective, p, at, free).imbalance
+
+    def __call__(self, log_scales: Tensor, tol: float) -> Tensor:
+        """Returns the (K,) log-scales at which sets of channels are balanced too; those given where they are no better."""
+        objective, p = self._objective, self._objective.p
+        first, self._begun = self.leads and not self._begun, True
+        log_negative, log_positive = objective.log_sums(log_scales)
+        free = _mask(solvable(log_negative, log_positive, objective.held))
+        start = _numbers(log_scales)
+        if first:
+            near = _numbers(self._start(log_scales))
+            start = max_balanced(objective, np.where(free, near, start), free).log_scales
+        found = within_limits(objective, start, free, lambda at, moving: solved(objective, p, at, moving, tol))
+        ahead = torch.from_numpy(found).to(log_scales)
+        before, after = (float(value) for value in objective.log_objectives([log_scales, ahead]))
+        return ahead if after <= before + 1e-12 * (1.0 + abs(before)) else log_scales
+
+
+def _numbers(tensor: Tensor) -> Floats:
+    """Returns a vector for numpy, in float64 on the CPU."""
+    return tensor.to(device="cpu", dtype=torch.float64).numpy()
+
+
+def _mask(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Returns a mask for numpy."""
+    return tensor.cpu().numpy()

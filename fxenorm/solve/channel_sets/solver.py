@@ -1,0 +1,135 @@
+"""The answer for a large p from few entries: those that matter at some log-scales, Newton steps on them, and a look at all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..max_balance.entries import Entries, Floats, Mask
+from ..max_balance.rounds import max_balanced
+from ..max_balance.source import EntrySource
+from .moves import moves_of, sparse_exponents
+from .sums import SetSums, summed
+
+__all__ = ["Looked", "look", "near_sums", "solved"]
+
+_LARGEST = 3
+"""Entries in and out of each variable by which the moves are found."""
+
+_DIGITS = 37.0
+"""Natural logarithms below a move's largest entry, over p, beyond which entries do not matter: a million are 1e-10 of it."""
+
+_MOST_ROUNDS, _MOST_STEPS = 6, 60
+"""Looks at all entries, and Newton steps between two of them: p = 512 takes 2 looks and 8 steps on a folded resnet18."""
+
+_FAR = 8.0
+"""Where some log(N / P) is larger than this, the answer of p = inf comes first: at that they are some 2, on nets of any depth."""
+
+_ENOUGH, _ROUNDING = 0.01, 1e-14
+"""The share of the tolerance at which steps end; and rounding errors of an imbalance, times the largest logarithm."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The answer of all entries at some log-scales.
+
+    Attributes:
+        sums: N and P of moves of sets, over the entries that matter.
+        imbalance: the largest |log(N / P)| / p of these moves.
+    """
+
+    sums: SetSums
+    imbalance: float
+
+
+def near_sums(source: EntrySource, p: float, log_scales: Floats, free: Mask) -> SetSums:
+    """Returns sums over the largest entries alone, with moves that suit them.
+
+    Args:
+        source: all entries.
+        p: the norm's exponent.
+        log_scales: (K,) natural logarithms.
+        free: (K,) the variables that move.
+    """
+    found = source.largest_entries(log_scales, _LARGEST).reduced(free, log_scales)
+    known = summed(p, found.chosen(found.movable))
+    return SetSums(p, known, moves_of(known, log_scales, np.flatnonzero(free)))
+
+
+def look(source: EntrySource, p: float, log_scales: Floats, free: Mask) -> Looked:
+    """Returns what all entries say: sums over those that matter; arguments as `near_sums` takes them."""
+    near = near_sums(source, p, log_scales, free)
+    moves, below = near.moves, _DIGITS / p
+    levels = near.largest(log_scales)
+    padding = np.array([np.inf])
+
+    def choose(entries: Entries) -> Mask:
+        """Returns which of some entries matter to a side of a move, as far as its largest are known by now."""
+        reduced = entries.reduced(free, log_scales)
+        logs, chosen = reduced.at(log_scales).logs, reduced.movable
+        weakest = np.append(_least_by_row(moves, levels.min(axis=0)), padding)
+        chosen &= logs > weakest[reduced.ids].min(axis=1) - below
+        changes = (sparse_exponents(reduced.chosen(chosen), len(free)) @ moves).tocoo()
+        own, side = logs[chosen][changes.row], (changes.data > 0).astype(np.int64)
+        np.maximum.at(levels, (side, changes.col), own)
+        matters = (changes.data != 0) & (own > levels[side, changes.col] - below)
+        kept = np.zeros(int(chosen.sum()), dtype=bool)
+        kept[changes.row[matters]] = True
+        chosen[chosen] = kept
+        return chosen
+
+    found = source.entries_where(log_scales, float(levels.min(initial=np.inf)) - below, choose).reduced(free, log_scales)
+    sums = SetSums(p, summed(p, found.chosen(found.movable)), moves)
+    return Looked(sums, sums.imbalance(log_scales))
+
+
+def _least_by_row(matrix: object, values: Floats) -> Floats:
+    """Returns by row of a sparse matrix the least of some values over the columns in which it is not 0; inf without any."""
+    from scipy.sparse import csr_array
+
+    rows = csr_array(matrix)
+    found = np.full(rows.shape[0], np.inf)
+    some = np.diff(rows.indptr) > 0
+    if some.any():
+        found[some] = np.minimum.reduceat(values[rows.indices], rows.indptr[:-1][some])
+    return found
+
+
+def solved(source: EntrySource, p: float, start: Floats, free: Mask, tol: float) -> Floats:
+    """Returns the (K,) log-scales at which every move is balanced to a tolerance, or the best that were reached.
+
+    Args:
+        source, p: as `near_sums` takes them.
+        start: (K,) near the answer, as that of p = inf is: its distance in p x_e is a small number.
+        free: (K,) the variables that move.
+        tol: the imbalance to reach.
+    """
+    best, least, at = start, math.inf, start
+    for number in range(_MOST_ROUNDS):
+        looked = look(source, p, at, free)
+        if looked.imbalance < least:
+            best, least = at, looked.imbalance
+        if looked.imbalance <= _ENOUGH * tol or not len(looked.sums.entries):
+            break
+        if p * looked.imbalance > _FAR and number == 0:
+            at = max_balanced(source, at, free).log_scales
+            continue
+        at = _stepped(looked.sums, at, _ENOUGH * tol)
+    return best
+
+
+def _stepped(sums: SetSums, start: Floats, enough: float) -> Floats:
+    """Returns the (K,) log-scales after Newton steps on some entries."""
+    size = 1.0 + float(np.abs(sums.entries.logs).max(initial=0.0))
+    at, best, least, since = start, start, math.inf, 0
+    for _ in range(_MOST_STEPS):
+        imbalance = sums.imbalance(at)
+        best, least, since = (at, imbalance, 0) if imbalance < least else (best, least, since + 1)
+        if imbalance <= max(enough, _ROUNDING * size) or since > 10:
+            break
+        at = at + sums.step(at)
+        if not np.isfinite(at).all():
+            break
+    return best
