@@ -11,6 +11,7 @@ import torch
 from fxenorm.analysis.attained.channel_fields import ChannelFields
 from fxenorm.analysis.attained.exponent_rows import exponent_rows
 from fxenorm.analysis.attained.missing_equations import missing_equations
+from fxenorm.kernels.program import LINEAR_UP_TO
 from fxenorm.kernels.reference.executor import EagerBackend
 from fxenorm.solve.jacobi import solvable
 from fxenorm.weights.objective import CurrentObjective
@@ -90,7 +91,7 @@ def by_definition(problem: CurrentObjective, log_scales: torch.Tensor, matrices:
     padded = torch.nn.functional.pad(log_scales, (0, 1))
     total = log_scales.new_zeros(())
     for block, matrix, log_weight in zip(problem.program.blocks, problem.matrices, problem.program.log_weights, strict=True):
-        power = matrix if problem.p <= 8 else matrix.exp()
+        power = matrix if problem.p <= LINEAR_UP_TO else matrix.exp()
         exponent = sum((c * padded[ids] for c, ids in block.terms), torch.zeros(()))
         total = total + log_weight.exp() * (power * (problem.p * exponent).exp()).sum()
     return total

@@ -49,7 +49,7 @@ class BalanceResult:
         objective_before, objective_after: its value, as the log-scales predict it.
         residual: for p = inf, how far the answer is from the one whose sorted weights are lexicographically least, as a natural
             logarithm of a weight: the largest by which a weight is above those that join both its ends both ways. 0 at that
-            answer alone. NaN where it is not worked out: too many weights carry three or more variables. None for finite p.
+            answer alone. Where many weights carry three or more variables, a bound on it, some 1e-8. None for finite p.
         undone: whether a check with rounded weights and activations refused the rescaling: the model is as it was, and the
             log-scales are 0.
         bits: those of the check; None: there was none.

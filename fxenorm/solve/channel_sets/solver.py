@@ -13,7 +13,7 @@ from ..max_balance.source import EntrySource
 from .moves import moves_of, sparse_exponents
 from .sums import SetSums, summed
 
-__all__ = ["Looked", "look", "near_sums", "solved"]
+__all__ = ["Looked", "look", "near_sums", "solved", "stepped"]
 
 _LARGEST = 3
 """Entries in and out of each variable by which the moves are found."""
@@ -21,13 +21,14 @@ _LARGEST = 3
 _DIGITS = 37.0
 """Natural logarithms below a move's largest entry, over p, beyond which entries do not matter: a million are 1e-10 of it."""
 
-_MOST_ROUNDS, _MOST_STEPS = 6, 60
-"""Looks at all entries, and Newton steps between two of them: p = 512 takes 2 looks and 8 steps on a folded resnet18."""
+_MOST_ROUNDS, _MOST_STEPS, _PATIENCE = 6, 120, 30
+"""Looks at all entries; Newton steps between two of them, and those in a row that lower no imbalance, as far from the answer they
+may. p = 512 takes 2 looks and 8 steps on a folded resnet18."""
 
 _FAR = 8.0
 """Where some log(N / P) is larger than this, the answer of p = inf comes first: at that they are some 2, on nets of any depth."""
 
-_ENOUGH, _ROUNDING = 0.01, 1e-14
+_ENOUGH, _ROUNDING = 0.01, 2e-16
 """The share of the tolerance at which steps end; and rounding errors of an imbalance, times the largest logarithm."""
 
 
@@ -36,12 +37,16 @@ class Looked:
     """The answer of all entries at some log-scales.
 
     Attributes:
-        sums: N and P of moves of sets, over the entries that matter.
+        entries: those that matter.
+        sums: N and P of moves of sets, over these.
         imbalance: the largest |log(N / P)| / p of these moves.
+        widest: the largest sum of |exponents| of an entry.
     """
 
+    entries: Entries
     sums: SetSums
     imbalance: float
+    widest: float
 
 
 def near_sums(source: EntrySource, p: float, log_scales: Floats, free: Mask) -> SetSums:
@@ -81,8 +86,11 @@ def look(source: EntrySource, p: float, log_scales: Floats, free: Mask) -> Looke
         return chosen
 
     found = source.entries_where(log_scales, float(levels.min(initial=np.inf)) - below, choose).reduced(free, log_scales)
-    sums = SetSums(p, summed(p, found.chosen(found.movable)), moves)
-    return Looked(sums, sums.imbalance(log_scales))
+    found = found.chosen(found.movable)
+    sums = SetSums(p, summed(p, found), moves)
+    # Every term of every tensor has a largest entry.
+    widest = float(np.abs(near.entries.coefficients).sum(axis=1).max(initial=1))
+    return Looked(found, sums, sums.imbalance(log_scales), widest)
 
 
 def _least_by_row(matrix: object, values: Floats) -> Floats:
@@ -116,18 +124,18 @@ def solved(source: EntrySource, p: float, start: Floats, free: Mask, tol: float)
         if p * looked.imbalance > _FAR and number == 0:
             at = max_balanced(source, at, free).log_scales
             continue
-        at = _stepped(looked.sums, at, _ENOUGH * tol)
+        at = stepped(looked.sums, at, _ENOUGH * tol)
     return best
 
 
-def _stepped(sums: SetSums, start: Floats, enough: float) -> Floats:
-    """Returns the (K,) log-scales after Newton steps on some entries."""
+def stepped(sums: SetSums, start: Floats, enough: float) -> Floats:
+    """Returns the (K,) log-scales after Newton steps on some entries, until the imbalance is small enough or falls no more."""
     size = 1.0 + float(np.abs(sums.entries.logs).max(initial=0.0))
     at, best, least, since = start, start, math.inf, 0
     for _ in range(_MOST_STEPS):
         imbalance = sums.imbalance(at)
         best, least, since = (at, imbalance, 0) if imbalance < least else (best, least, since + 1)
-        if imbalance <= max(enough, _ROUNDING * size) or since > 10:
+        if imbalance <= max(enough, _ROUNDING * size) or since > _PATIENCE:
             break
         at = at + sums.step(at)
         if not np.isfinite(at).all():

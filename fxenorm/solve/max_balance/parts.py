@@ -23,7 +23,7 @@ class GeneralPart:
 
     Attributes:
         variables: (K,) bool.
-        entries: all of them, one of each exponents; None: they are too many.
+        entries: all of them, one of each exponents; None: they are too many for linear programs.
     """
 
     variables: Mask
@@ -53,15 +53,38 @@ def general_part(source: EntrySource, log_scales: Floats, free: Mask, variables:
     """
     while True:
         entries = _touching(source, log_scales, free, variables)
-        if entries is None:
-            return GeneralPart(variables, None)
         wider = variables.copy()
-        wider[entries.ids[entries.ids >= 0]] = True
-        if int(wider.sum()) > _MOST_VARIABLES:
-            return GeneralPart(wider, None)
+        if entries is not None:
+            wider[entries.ids[entries.ids >= 0]] = True
+        if entries is None or int(wider.sum()) > _MOST_VARIABLES:
+            return GeneralPart(_joined(source, log_scales, free, wider), None)
         if bool((wider == variables).all()):
             return GeneralPart(variables, entries)
         variables = wider
+
+
+def _joined(source: EntrySource, log_scales: Floats, free: Mask, variables: Mask) -> Mask:
+    """(K,) some variables and all that any entries join them to, by one look at all entries."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(free)
+    pairs = [np.zeros((0, 2), dtype=np.int64)]
+
+    def choose(entries: Entries) -> Mask:
+        """Keeps none, but notes which variables meet."""
+        some = entries.reduced(free, log_scales)
+        some = some.chosen(some.movable)
+        for column in some.ids.T[:-1]:
+            met = np.unique(column[column >= 0] * count + some.ids[column >= 0, -1])
+            pairs.append(np.stack([met // count, met % count], axis=1))
+        return np.zeros(len(entries), dtype=bool)
+
+    source.entries_where(log_scales, -np.inf, choose)
+    ends = np.concatenate(pairs)
+    graph = csr_array((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(count, count))
+    part = connected_components(graph, directed=False)[1]
+    return np.asarray(np.isin(part, part[variables]) & free)
 
 
 def _touching(source: EntrySource, log_scales: Floats, free: Mask, variables: Mask) -> Entries | None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..channel_sets.limit import limit_of_powers
 from ..jacobi import solvable
 from ..objective import Objective
 from .entries import Floats, Mask, distinct, joined
 from .general import meets
 from .levels import bottleneck_levels
-from .parts import general_part
+from .parts import GeneralPart, general_part
 from .source import EntrySource, Levelled, above_levels, moving
 from .structure import Structure
 
@@ -55,8 +54,8 @@ def residual(source: EntrySource, log_scales: Floats, free: Mask) -> float:
         free: (K,) the variables that may move.
 
     Returns:
-        The residual, or an upper bound where entries far from balance are too many; inf where an entry lies on no cycle; NaN
-        where too many entries of three or more variables meet.
+        The residual, or an upper bound where entries far from balance, or entries of three or more variables that meet, are too
+        many; inf where an entry lies on no cycle, or nothing is known.
     """
     known = moving(source.largest_entries(log_scales, _LARGEST), free, log_scales)
     found = 0.0
@@ -65,10 +64,7 @@ def residual(source: EntrySource, log_scales: Floats, free: Mask) -> float:
         structure = Structure(known.at(log_scales), len(free))
         while structure.general_variables.any():
             part = general_part(source, log_scales, free, structure.general_variables)
-            if part.entries is None or len(part.entries) > _MOST_ENTRIES:
-                return math.nan
-            logs = part.entries.at(log_scales).logs
-            found = max(found, float((logs - meets(part.exponents(part.entries), logs)).max()))
+            found = max(found, _of_part(source, log_scales, part))
             free = free & ~part.variables
             known = moving(known, free, log_scales)
             structure = Structure(known.at(log_scales), len(free))
@@ -81,3 +77,12 @@ def residual(source: EntrySource, log_scales: Floats, free: Mask) -> float:
             break
         known = distinct(joined([known, above]))
     return max(found, float(excess.max(initial=0.0)))
+
+
+def _of_part(source: EntrySource, log_scales: Floats, part: GeneralPart) -> float:
+    """Returns the residual of variables that entries of three or more join; where they are many, a bound by large p."""
+    if part.entries is not None and len(part.entries) <= _MOST_ENTRIES:
+        logs = part.entries.at(log_scales).logs
+        return float((logs - meets(part.exponents(part.entries), logs)).max())
+    limit = limit_of_powers(source, log_scales, part.variables)
+    return limit.residual_at(log_scales)

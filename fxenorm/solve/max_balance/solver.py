@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..channel_sets.limit import limit_of_powers
 from ..iterate import solve
 from ..jacobi import solvable
 from ..limits import within_limits
@@ -24,12 +25,8 @@ _START_P, _START_TOL, _START_ITERATIONS = 2.0, 0.03, 12
 _START_SWEEPS = 30
 """Sweeps in place of that start where powers of the weights are not to be had: a bound on the time; any start is good."""
 
-_LARGE_P, _LARGE_TOL, _LARGE_ITERATIONS = (8.0, 32.0, 128.0, 512.0), 1e-6, 30
-"""Exponents in the place of p = inf where too many entries of three or more variables meet: at 512 the log-scales of an example
-were within 1e-2 of the answer, and beyond it weak entries vanish beside strong ones."""
-
-_LAST_SWEEPS = 200
-"""Sweeps after these, which bring the largest entries in and out of each variable together: they are near already."""
+_LARGE_P, _LARGE_TOL, _LARGE_ITERATIONS = (8.0, 32.0, 128.0), 1e-3, 30
+"""Exponents on the way to p = inf where too many entries of three or more variables meet for linear programs."""
 
 
 class MaxBalance:
@@ -72,16 +69,14 @@ def _answer(objective: Objective, log_scales: Floats, moving: Mask) -> Floats:
 
 
 def _of_large_p(objective: Objective, answer: MaxBalanced) -> Floats:
-    """Returns the (K,) log-scales, those that were left open by exponents that grow."""
+    """Returns the (K,) log-scales, those that were left open as the limit of exponents that grow."""
     where = torch.from_numpy(answer.log_scales).to(objective.degree)
     for p in _LARGE_P:
         easier = objective.softened(p)
-        if easier is None:
-            return _numbers(where)
-        where = solve(easier, tol=_LARGE_TOL, max_iterations=_LARGE_ITERATIONS, start=where, solver="newton").log_scales
-    where = torch.where(torch.from_numpy(answer.open).to(where.device), where, torch.from_numpy(answer.log_scales).to(where))
-    swept = solve(objective, tol=_LARGE_TOL, max_iterations=_LAST_SWEEPS, start=where, solver="gauss-seidel").log_scales
-    return np.where(answer.open, _numbers(swept), answer.log_scales)
+        if easier is not None:
+            where = solve(easier, tol=_LARGE_TOL, max_iterations=_LARGE_ITERATIONS, start=where, solver="newton").log_scales
+    start = np.where(answer.open, _numbers(where), answer.log_scales)
+    return limit_of_powers(objective, start, answer.open).log_scales
 
 
 register_solver("max-balance", Solver(MaxBalance, largest=True))
