@@ -128,15 +128,18 @@ def _add_own(rows: ExponentRows, part: Own, groups: Sequence[Sequence[int]], lab
 
     for places in groups:
         together = sides(*slopes(places)) if len(places) > 1 else None
+        tied = []
         for place in places:
             signs = sides(*slopes([place]))
             ids = np.array([place], dtype=np.int64)
             if together == [] and len(signs) == 2:
+                tied.append(place)
                 continue
             for sign in signs:
                 rows.add([(sign, ids)], 1)
-        if together == []:
-            _equal(rows, [(1, np.array(places, dtype=np.int64)), (-1, rows.hubs(1))], len(places))
+        # Of a variable along which the term falls for ever, the others say nothing.
+        if len(tied) > 1:
+            _equal(rows, [(1, np.array(tied, dtype=np.int64)), (-1, rows.hubs(1))], len(tied))
 
 
 def one_sided_groups(groups: Sequence[Group], sides: CountedSides, free: NDArray[np.bool_]) -> list[Ids]:

@@ -21,10 +21,13 @@ from ..field import Term as FieldTerm
 from ..kernels.backend import Backend, reference_backend
 from ..kernels.program import ReduceProgram, build_program
 from ..kernels.terms import normalise, split_repeats
+from ..observe.observation import Observation
 from ..weights.objective import CurrentObjective
 from ..weights.weights import Weights as ModelWeights
+from .observed_terms import Migration
 from .own import own_part
 from .parts import Entries, Exponentials, Normal, Part
+from .quantisers import inputs_of_layers
 from .terms import Key, Masses, Normalised, Weights, summands
 
 __all__ = ["Source"]
@@ -57,7 +60,12 @@ class Source:
 
     def parts(self, term: Any) -> list[Part]:
         """Returns the parts of a term; raises an OptionError where it does not fit the model."""
-        return [self._part(one).weighted(math.log(weight)) for weight, one in summands(term)]
+        found = [(weight, part) for weight, one in summands(term) for part in self._parts_of(one)]
+        return [part.weighted(math.log(weight)) for weight, part in found]
+
+    def _parts_of(self, term: Any) -> list[Part]:
+        """Returns the parts of one summand, without its weight."""
+        return self._of_migration(term) if isinstance(term, Migration) else [self._part(term)]
 
     def _part(self, term: Any) -> Part:
         """Returns the part of one summand, without its weight."""
@@ -101,19 +109,41 @@ class Source:
             found.append(_Item(item.shape, partial(_powers, item, value, factor, p), item.terms))
         return found
 
+    # ---------------------------------------------------------------- activations
+
+    def _of_migration(self, term: Migration) -> list[Part]:
+        """Returns the ranges of activations, and the weights."""
+        q, r = term.powers
+        seen: dict[Any, Observation] = {}
+        for one in inputs_of_layers(term.observations):
+            # Layers that read the same activation have observed the same.
+            exponents = tuple((coefficient, ids.tobytes()) for coefficient, ids in one.terms)
+            seen.setdefault((one.minimum.numpy().tobytes(), one.maximum.numpy().tobytes(), exponents), one)
+        items = [(torch.maximum(one.maximum, -one.minimum).clamp(min=0.0), one.terms) for one in seen.values()]
+        sizes = [_Item(tuple(size.shape), partial(size.to, self._weights.device), terms) for size, terms in items]
+        weights = self._of_weights(Weights(p=r, c=1.0, biases="scale", gains=False))
+        return [self._of_sizes(sizes, q).weighted(-math.log(q)), weights.weighted(-math.log(r))]
+
     # ---------------------------------------------------------------- masses
 
     def _of_masses(self, term: Masses) -> Exponentials:
         """Returns the sum of a user's masses."""
-        power, count, device = float(term.power), self._plan.symmetry.num_scales, self._weights.device
+        power = float(term.power)
         items = [self._item(key, tensor) for key, tensor in term.tensors.items()]
+        sizes = [_Item(item.shape, partial(_root, item, 1 / abs(power)), item.terms) for item in items]
+        return self._of_sizes(sizes, power)
+
+    def _of_sizes(self, sizes: Sequence[_Item], power: float) -> Exponentials:
+        """Returns the sum of powers of some entries."""
+        count, device = self._plan.symmetry.num_scales, self._weights.device
+        items = [_Item(item.shape, partial(_root, item, abs(power)), item.terms) for item in sizes]
         sign, p = int(math.copysign(1, power)), abs(power)
         blocks, tensors = [], []
-        for item in items:
+        for item in sizes:
             if terms := item.within(self._basis):
                 shape, finer = split_repeats(item.shape, [(sign * coefficient, ids) for coefficient, ids in terms])
                 blocks.append((shape, finer, 0.0))
-                tensors.append(item.masses().pow(1 / p).reshape(shape))
+                tensors.append(item.masses().reshape(shape))
         program = build_program(blocks, count, p).to(device)
         backend = reference_backend()
         objective = self._objective(backend, program, backend.matrices(program, tensors, [None] * len(tensors)))
@@ -180,6 +210,11 @@ def _powers(item: CountedTensor, value: Tensor, factor: Tensor | None, p: float)
     with torch.no_grad():
         size = (value.to(torch.float64) + item.offset).abs()
         return (size if factor is None else size * factor).pow(p) * math.exp(item.log_weight)
+
+
+def _root(item: _Item, power: float) -> Tensor:
+    """Returns the entries of a tensor to some power."""
+    return item.masses().pow(power)
 
 
 def _log_still(items: Sequence[_Item], basis: Basis | None) -> float:

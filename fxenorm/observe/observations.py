@@ -37,7 +37,8 @@ class Observations:
         batches: number of batches that the model ran on.
         level: the share of entries of a batch, from 0 to 1, that the quantile bounds.
         skipped: by place, why an activation that carries variables, or that a layer reads, was not observed.
-        weights: the weights of linear layers and convolutions with their derivatives; () without ``derivatives=True``.
+        layers: the paths of all linear layers and convolutions, of which a quantiser rounds weights and inputs.
+        weights: the weights of these layers with their derivatives; () without ``derivatives=True``.
         output_square: the mean square of the outputs' entries, against which errors are measured; None without derivatives.
         position: (num_scales,) the sum of the plan's rescalings up to these values.
         landmarks: entries of the parameters, by which the values are told from those of other weights.
@@ -58,6 +59,7 @@ class Observations:
     batches: int
     level: float
     skipped: Mapping[str, str]
+    layers: tuple[str, ...]
     weights: tuple[ObservedWeight, ...]
     output_square: float | None
     position: Tensor
@@ -136,6 +138,7 @@ class Observations:
             "batches": self.batches,
             "level": self.level,
             "skipped": dict(self.skipped),
+            "layers": list(self.layers),
             "output_square": self.output_square,
             "position": packed(self.position, "<f8"),
             "landmarks": self.landmarks.to_dict(),
@@ -167,6 +170,7 @@ class Observations:
                 batches=int(stored["batches"]),
                 level=float(stored["level"]),
                 skipped={str(place): str(reason) for place, reason in stored["skipped"].items()},
+                layers=tuple(map(str, stored["layers"])),
                 weights=tuple(ObservedWeight.from_dict(row, count) for row in stored["weights"]),
                 output_square=None if square is None else float(square),
                 position=unpacked_tensor(stored["position"]),

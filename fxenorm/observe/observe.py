@@ -53,7 +53,7 @@ def observe(analysis: Analysis, model: nn.Module, request: Request, position: Te
     """
     _check(model, request)
     symmetry, tensors = analysis.symmetry, dict(model.named_parameters(remove_duplicate=False))
-    layers = weighted_layers(model, symmetry) if request.derivatives else {}
+    layers = weighted_layers(model, symmetry)
     passes = int(request.derivatives)
     slopes = Slopes(model, [name for name, _ in layers.values()], analysis.options.outputs, passes) if passes else None
     watch, count = Watch(analysis, model, float(request.quantile), slopes is not None), 0
@@ -70,6 +70,7 @@ def observe(analysis: Analysis, model: nn.Module, request: Request, position: Te
         count,
         float(request.quantile),
         skipped,
+        tuple(layers),
         () if slopes is None else tuple(_weight(path, *found, tensors, symmetry, slopes) for path, found in layers.items()),
         None if slopes is None else slopes.squares / max(slopes.entries, 1),
         position,

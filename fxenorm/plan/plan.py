@@ -23,6 +23,7 @@ from ..analysis.serialise import to_dict
 from ..bits import Bits
 from ..errors import OptionError, RescaleError
 from ..objectives.function import Function
+from ..objectives.observed_terms import following
 from ..objectives.problem import function_of
 from ..objectives.terms import as_term
 from ..observe.follow import followed
@@ -645,6 +646,8 @@ class Plan:
             checking = self._checking(check, bits, worse_by)
             permit = None if checking is None else checking.permits
             if composed:
+                here = self.rescaler.ranks() is None
+                objective = following(objective, self.follow) if here else objective
                 request = Request(objective, maximise, max_log_scale, float(tol), max_iterations, state, frozen)
                 result = minimise_terms(self.rescaler, optimizer, request, permit)
             else:
@@ -699,7 +702,7 @@ class Plan:
         if self.rescaler.ranks() is not None:
             raise OptionError("an objective reads whole tensors, and this model is spread over processes")
         with self.rescaler.lock:
-            return function_of(as_term(term), self.rescaler.analysis, self.rescaler.open()).kept()
+            return function_of(following(as_term(term), self.follow), self.rescaler.analysis, self.rescaler.open()).kept()
 
     def rescale(
         self, log_scales: Tensor | Sequence[float], optimizer: OptimizerLike = None, *, state: StateChoice = "reexpress"

@@ -26,8 +26,8 @@ LAYERS = """
     kernels solve optim
     analysis
     weights
-    objectives masses
     observe
+    objectives masses
     text
     picture
     rescale

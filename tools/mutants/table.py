@@ -123,7 +123,7 @@ TESTS: dict[str, list[str]] = {
     "plan/*": MIDDLE,
     "analysis/mappings/*": ["test_mappings"],
     "analysis/*": MIDDLE,
-    "objectives/*": ["test_terms", "test_masses"],
+    "objectives/*": ["test_terms", "test_masses", "test_observed_terms"],
     "observe/*": ["test_observe", "test_derivatives"],
     "weights/*": MIDDLE,
     "quantisation/*": ["test_rounding_check"],
