@@ -97,36 +97,45 @@ class CountedTensors:
             One tensor, viewed in the shape of its block, and one factor (None: 1) for each item of `counted`.
         """
         values, factors = self.gather_whole(tensors)
-        blocks = self.program.blocks
-        viewed = [_viewed(value, block.shape) for value, block in zip(values, blocks, strict=True)]
-        split = [
-            None if factor is None else _split_like(factor, item.shape, block.shape)
-            for factor, item, block in zip(factors, self.tensors, blocks, strict=True)
-        ]
-        return viewed, split
+        viewed = [_viewed(value, block.shape) for value, block in zip(values, self.program.blocks, strict=True)]
+        return viewed, self._split(factors)
+
+    def factors(self, tensors: Mapping[str, Tensor]) -> list[Tensor | None]:
+        """Returns the factors of `gather` alone."""
+        return self._split(self._factors_whole(tensors))
+
+    def _split(self, factors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Returns factors with their axes split as those of the blocks."""
+        members = zip(factors, self.tensors, self.program.blocks, strict=True)
+        return [None if factor is None else _split_like(factor, item.shape, block.shape) for factor, item, block in members]
 
     def gather_whole(self, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
         """Returns the same as `gather`, but with every tensor in its own shape."""
         values: list[Tensor] = []
-        factors: list[Tensor | None] = []
         with torch.no_grad():
-            for position, item in enumerate(self.tensors):
-                if item.fold is None:
-                    values.append(tensors[item.parameter])
-                    factors.append(None)
-                    continue
-                signed = _fold_factor(item.fold, tensors)
-                if item.channels is None:
-                    values.append(_folded_bias(item.fold, signed, tensors))
-                    factors.append(None)
+            for item in self.tensors:
+                if item.fold is not None and item.channels is None:
+                    values.append(_folded_bias(item.fold, _fold_factor(item.fold, tensors), tensors))
                 else:
                     values.append(tensors[item.parameter])
-                    # Copied to a device once: a copy at each step would have the host wait for it.
-                    known = self._channels.get((position, signed.device))
-                    if known is None:
-                        known = self._channels.setdefault((position, signed.device), item.channels.to(signed.device))
-                    factors.append(signed.abs()[known])
-        return values, factors
+        return values, self._factors_whole(tensors)
+
+    @torch.no_grad()
+    def _factors_whole(self, tensors: Mapping[str, Tensor]) -> list[Tensor | None]:
+        """Returns by counted tensor the factor of a folded weight, which broadcasts to its shape; None: there is none."""
+        found: list[Tensor | None] = [None] * len(self.tensors)
+        by_device: dict[torch.device, list[int]] = {}
+        for position, item in enumerate(self.tensors):
+            if item.fold is not None and item.channels is not None:
+                by_device.setdefault(tensors[item.fold.variance].device, []).append(position)
+        for device, positions in by_device.items():
+            key = (tuple(positions), device)
+            batch = self._batches.get(key)
+            if batch is None:
+                batch = self._batches.setdefault(key, _FoldBatch([self.tensors[position] for position in positions], device))
+            for position, factor in zip(positions, batch.factors(tensors), strict=True):
+                found[position] = factor
+        return found
 
     def in_basis(self, basis: Basis, num_scales: int, p: float) -> CountedTensors:
         """Returns the same over the places of a basis, without tensors that do not move."""
@@ -142,9 +151,49 @@ class CountedTensors:
         return _assembled([item for item in self.tensors if not any(item is other for other in left_out)], num_scales, p)
 
     @cached_property
-    def _channels(self) -> dict[tuple[int, torch.device], Tensor]:
-        """By position and device, the output channels of a folded weight, once they are copied there."""
+    def _batches(self) -> dict[tuple[tuple[int, ...], torch.device], _FoldBatch]:
+        """By positions and device, what the factors of folded weights are made with."""
         return {}
+
+
+class _FoldBatch:
+    """The BatchNorms that are folded on one device, whose factors are worked out all at once.
+
+    What does not change is copied to the device here: a copy at each step would have the host wait for it.
+
+    Args:
+        items: the folded weights.
+        device: where their norms are.
+    """
+
+    def __init__(self, items: Sequence[CountedTensor], device: torch.device) -> None:
+        self._folds = [item.fold for item in items if item.fold is not None]
+        self._device = device
+        self._channels = [item.channels for item in items if item.channels is not None]
+        self._index: Tensor | None = None
+        self._eps: Tensor | None = None
+
+    def factors(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Returns the factors now, broadcastable to the weights.
+
+        Args:
+            tensors: the model's parameters and buffers by name.
+        """
+        variances = [tensors[fold.variance] for fold in self._folds]
+        sizes = [variance.numel() for variance in variances]
+        wide = as_float(torch.cat(variances), self._device)
+        if self._index is None or self._eps is None:
+            starts = np.cumsum([0, *sizes[:-1]]).tolist()
+            places = [one.reshape(-1) + start for one, start in zip(self._channels, starts, strict=True)]
+            self._index = torch.cat(places).to(self._device)
+            eps = np.repeat([fold.eps for fold in self._folds], sizes)
+            self._eps = as_float(torch.from_numpy(eps.astype(np.float64)), self._device)
+        signed = (wide + self._eps).rsqrt()
+        if any(fold.gamma for fold in self._folds):
+            both = zip(self._folds, variances, strict=True)
+            signed = signed * torch.cat([tensors[fold.gamma] if fold.gamma else torch.ones_like(one) for fold, one in both])
+        parts = signed.abs()[self._index].split([one.numel() for one in self._channels])
+        return [part.view(one.shape) for part, one in zip(parts, self._channels, strict=True)]
 
 
 def count_tensors(symmetry: Symmetry, options: Options, depths: Mapping[str, int]) -> CountedTensors:

@@ -117,8 +117,9 @@ class PreparedStep:
             self._prepared = backend, backend.cycles(task) if stays else None
         runner = self._prepared[1]
         if runner is not None:
-            folds = self.weights.analysis.counted.folds
-            return runner.run(self.weights.gather()[1] if folds else task.factors, cycles, gate)
+            counted = self.weights.analysis.counted
+            factors = counted.factors(self.weights.tensors_for(counted)) if counted.folds else task.factors
+            return runner.run(factors, cycles, gate)
         return cycles == 1 and gate is None and self._run_in_two(backend, task)
 
     def _the_task(self) -> CycleTask:
