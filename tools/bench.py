@@ -71,6 +71,9 @@ class Way:
         dtype: of the weights.
         adam: whether AdamW trains in place of SGD with momentum.
         grads: whether gradients follow.
+        cycles: of each step.
+        tracked: whether an averaged copy follows.
+        build: makes a model of its own with an example input; None: any model will do.
     """
 
     target: float
@@ -78,6 +81,57 @@ class Way:
     dtype: torch.dtype = torch.float32
     adam: bool = False
     grads: bool = False
+    cycles: int = 1
+    tracked: bool = False
+    build: Callable[[], tuple[nn.Module, Tensor]] | None = None
+
+    def follower(self, plan: fxenorm.Plan, model: nn.Module) -> None:
+        """Tracks an averaged copy, where that belongs to it."""
+        if self.tracked:
+            plan.track({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+
+    def step(self, plan: fxenorm.Plan, optimizer: torch.optim.Optimizer) -> None:
+        """One step."""
+        plan.step(optimizer, grads=self.grads, cycles=self.cycles)
+
+
+class SelfMeeting(nn.Module):
+    """x + W x: entries of W carry two variables of one group, those of its diagonal one variable twice."""
+
+    def __init__(self, width: int = 512) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(64, width), nn.Linear(width, width), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        x = self.first(x).relu()
+        return self.last((x + self.second(x)).relu())
+
+
+class ComplexWeights(nn.Module):
+    """Complex layers, the sizes of whose outputs go on."""
+
+    def __init__(self, width: int = 512) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, width, dtype=torch.complex64)
+        self.second = nn.Linear(width, width, dtype=torch.complex64)
+        self.last = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return self.last(self.second(self.first(x.to(torch.complex64)).abs().to(torch.complex64)).abs())
+
+
+class ShiftedNorm(nn.Module):
+    """A norm with 1 + gamma between layers, as Gemma's."""
+
+    def __init__(self, width: int = 512) -> None:
+        super().__init__()
+        self.first, self.second, self.gamma = nn.Linear(64, width), nn.Linear(width, 10), nn.Parameter(0.1 * torch.randn(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return self.second(nn.functional.rms_norm(self.first(x), self.gamma.shape) * (1.0 + self.gamma))
 
 
 WAYS: dict[str, Way] = {
@@ -97,6 +151,18 @@ WAYS: dict[str, Way] = {
     "biases counted": Way(1.2, {"biases": "count"}),
     "gradients follow": Way(1.5, grads=True),
     "Gauss-Seidel": Way(4.0, {"solver": "gauss-seidel"}),
+    "c by size": Way(1.2, {"c": "adaptive"}),
+    "largest step": Way(1.2, {"max_log_scale": 0.1}),
+    "float16": Way(1.2, dtype=torch.float16),
+    "averaged copy": Way(1.5, tracked=True),
+    "float64": Way(1.2, dtype=torch.float64),
+    "3 cycles": Way(3.0, cycles=3),
+    "p = 3, 3 cycles": Way(30.0, {"p": 3.0}, cycles=3),
+    "folded, biases counted": Way(5.0, {"batchnorm": "folded", "biases": "count"}),
+    "complex weights": Way(2.0, build=lambda: (ComplexWeights(), torch.randn(2, 64))),
+    "complex weights, p = 1": Way(30.0, {"p": 1.0}, build=lambda: (ComplexWeights(), torch.randn(2, 64))),
+    "x + W x": Way(30.0, build=lambda: (SelfMeeting(), torch.randn(2, 64))),
+    "1 + gamma": Way(30.0, build=lambda: (ShiftedNorm(), torch.randn(2, 64))),
 }
 """By name. Where nothing moves, which powers of two and a dead band bring about, a step should read and not write."""
 
@@ -333,27 +399,42 @@ def analyze(case: Case, effort: Effort) -> Iterable[Row]:
     yield few.compare("analyze", case.name, "analyze", whole, "its trace alone", part)
 
 
+def at_work(way: Way, made: tuple[nn.Module, Tensor], backend: str) -> tuple[nn.Module, torch.optim.Optimizer, fxenorm.Plan]:
+    """A model that is trained in some way, its optimizer after a step, and its plan."""
+    model, example = made[0].to(way.dtype) if way.dtype != torch.float32 else made[0], made[1].to(way.dtype)
+    options: Any = {"backend": backend, **way.options}
+    plan = fxenorm.analyze(model, example, **options)
+    optimizer = optimizer_of(model, adam=way.adam, fused=way.build is None)
+    way.follower(plan, model)
+    return model, optimizer, plan
+
+
+def path_of(way: Way, plan: fxenorm.Plan) -> Any:
+    """Which code carries out such a step and why, once one has been made; see `fxenorm.rescale.prepared.path.Path`."""
+    prepared = plan.rescaler.last_step.prepared
+    assert prepared is not None, "every way is prepared for the next step"
+    return prepared.path(way.cycles)
+
+
 def ways(case: Case, effort: Effort) -> Iterable[Row]:
     """A step in each way of training against the optimizer's own, after a balance: the steady state of training."""
-    start = {name: tensor.clone() for name, tensor in case.model.state_dict().items()}
     source, target = torch.ones(1 << 25), torch.empty(1 << 25)
     copying = min(_seconds(lambda: target.copy_(source)) for _ in range(5)) / (8 << 25)
     for name, way in WAYS.items():
-        model = copy.deepcopy(case.model).to(way.dtype)
-        model.load_state_dict(start)
-        plan = fxenorm.analyze(model, case.example.to(way.dtype), backend="compiled", **way.options)
-        optimizer = optimizer_of(model, adam=way.adam, fused=True)
+        model, optimizer, plan = at_work(
+            way, (copy.deepcopy(case.model), case.example) if way.build is None else way.build(), "compiled"
+        )
         plan.balance(optimizer)
         named = dict(model.named_parameters())
         moved = [named[each] for each in plan.exponents if each in named]
         once = sum(parameter.nbytes for parameter in moved)
         states = sum(t.nbytes for each in moved for t in optimizer.state[each].values() if t.shape == each.shape)
         limits = (once * copying * 1e3, (3 * once + 2 * states) * copying * 1e3)
-        step = functools.partial(plan.step, optimizer, grads=way.grads)
-        against = f"{'AdamW' if way.adam else 'SGD(momentum'}{'(' if way.adam else ', '}fused), {way.dtype}".replace("torch.", "")
+        step = functools.partial(way.step, plan, optimizer)
+        against = f"{'AdamW' if way.adam else 'SGD(momentum)'}, {way.dtype}".replace("torch.", "")
         row = effort.compare("ways", case.name, f"step, {name}", step, against, optimizer.step, way.target)
-        note = f"at the speed of copying {limits[0]:.2f} ms to read, {limits[1]:.2f} ms to read and write all"
-        yield Row(**{**asdict(row), "note": note})
+        limit = f"at the speed of copying {limits[0]:.2f} ms to read, {limits[1]:.2f} ms to read and write all"
+        yield Row(**{**asdict(row), "note": f"{path_of(way, plan)}; {limit}"})
 
 
 def _seconds(work: Work) -> float:

@@ -192,7 +192,7 @@ class _FoldBatch:
         if any(fold.gamma for fold in self._folds):
             both = zip(self._folds, variances, strict=True)
             signed = signed * torch.cat([tensors[fold.gamma] if fold.gamma else torch.ones_like(one) for fold, one in both])
-        parts = signed.abs()[self._index].split([one.numel() for one in self._channels])
+        parts = torch.split(signed.abs()[self._index], [one.numel() for one in self._channels])
         return [part.view(one.shape) for part, one in zip(parts, self._channels, strict=True)]
 
 

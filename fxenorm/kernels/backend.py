@@ -110,6 +110,13 @@ class CycleRunner(Protocol):
             gate: 0-d bool on the device: nothing moves where it is False, and nothing waits for it.
         """
 
+    def refusals(self, count: int) -> list[str]:
+        """Returns why `run` leaves so many cycles to others, each reason once; none where it runs them.
+
+        Args:
+            count: how many cycles.
+        """
+
     def exchange(self, pairs: Sequence[tuple[ScaleTarget, ScaleTarget]]) -> bool:
         """Takes other tensors in the places of some targets; False: it does not, and has to be prepared anew.
 
@@ -161,6 +168,9 @@ class Backend(Protocol):
 
     def cycles(self, task: CycleTask) -> CycleRunner | None:
         """Prepares whole cycles; None where this executor does not cover all of the task."""
+
+    def refusals(self, task: CycleTask) -> list[str]:
+        """Returns why `cycles` prepares none, each reason once; for people, not for speed."""
 
     def matrices(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> list[Tensor]:
         """Reads the weights once: everything that `sums` and `energies` need for any number of log-scales."""

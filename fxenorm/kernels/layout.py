@@ -25,6 +25,8 @@ Table = NDArray[np.int64]
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """The types that the kernels of C++ and of Triton know how to load and to round."""
 
+_COMPLEX_TYPES = (torch.complex64, torch.complex128)
+
 _NO_TABLE = "its memory has gaps, or its exponents are no rows and columns"
 
 _SMALL = 1 << 16
@@ -63,12 +65,14 @@ class Coverage:
         linear_up_to: the largest finite p for which the kernels add powers themselves rather than logarithms.
         most_log_weight: the largest |logarithm| of a layer weight that leaves such sums in the range of float64.
         most_coefficient: the largest |exponent| that a term of a counted tensor may have.
+        complex_numbers: whether complex tensors are taken as real ones of twice as many entries.
     """
 
     device: torch.device
     linear_up_to: float
     most_log_weight: float
     most_coefficient: float = math.inf
+    complex_numbers: bool = False
 
     def target_form(self, target: ScaleTarget, known: dict[Hashable, MatrixForm | None]) -> MatrixForm | str:
         """Returns a target as rows and columns, or why the kernels cannot multiply it.
@@ -105,6 +109,8 @@ class Coverage:
             return "its entries have an offset"
         if any(abs(coefficient) > self.most_coefficient for coefficient, _ in block.terms):
             return "an exponent is too large"
+        if tensor.is_complex() and program.p != 2:
+            return "it is complex, and p is not 2"
         refusal = self._refusal(tensor)
         form = None if refusal else _form_of(tensor, block.terms)
         if form is None or factor is None:
@@ -118,20 +124,22 @@ class Coverage:
         """Returns why the kernels cannot reach a tensor's entries by its address, "" where they can."""
         if tensor.device != self.device:
             return f"it is on {tensor.device}"
-        if tensor.dtype not in _TYPES:
+        if tensor.dtype not in _TYPES and not (self.complex_numbers and tensor.dtype in _COMPLEX_TYPES):
             return f"it is of {tensor.dtype}"
         return "" if has_plain_memory(tensor) else "it has no plain memory"
 
 
 def likeness(target: ScaleTarget) -> tuple[Hashable, ...]:
     """Returns what the rows and columns of a target depend on."""
-    return id(target.terms), tuple(target.tensor.shape), target.tensor.stride()
+    return id(target.terms), tuple(target.tensor.shape), target.tensor.stride(), target.tensor.is_complex()
 
 
 def _form_of(tensor: Tensor, terms: TermTensors) -> MatrixForm | None:
     """Returns a tensor as rows and columns; its ids may be on its device or on the CPU."""
     if tensor.device.type != "cpu":
         terms = tuple((coefficient, ids.cpu()) for coefficient, ids in terms)
+    if tensor.is_complex():
+        tensor, terms = torch.view_as_real(tensor.detach()), tuple((coefficient, ids[..., None]) for coefficient, ids in terms)
     return matrix_form(tensor.shape, tensor.stride(), terms)
 
 

@@ -25,6 +25,7 @@ from ..weights.weights import Weights
 from .cycles import CycleKind
 from .cycles import cycles as run_cycles
 from .prepared.gradients import FollowedGradients
+from .prepared.path import Path
 
 __all__ = ["PreparedStep"]
 
@@ -110,17 +111,39 @@ class PreparedStep:
 
     def _run_prepared(self, cycles: int, gate: Tensor | None) -> bool:
         """Runs whole cycles, or one in two calls; False where the executor has no way for that, and then nothing changes."""
-        backend, task = self.weights.backend, self._the_task()
-        if self._prepared is None or self._prepared[0] is not backend:
-            # Biases that are counted on folded norms are worked out anew each time: they do not stay where they are.
-            stays = not self.weights.analysis.counted.folds_biases
-            self._prepared = backend, backend.cycles(task) if stays else None
-        runner = self._prepared[1]
+        backend, task, runner = self.weights.backend, self._the_task(), self._the_runner()
         if runner is not None:
             counted = self.weights.analysis.counted
             factors = counted.factors(self.weights.tensors_for(counted)) if counted.folds else task.factors
             return runner.run(factors, cycles, gate)
         return cycles == 1 and gate is None and self._run_in_two(backend, task)
+
+    def path(self, cycles: int = 1, looks_far: bool = False) -> Path:
+        """Returns which code carries out such a step while all entries have room; for people, not for speed.
+
+        Args:
+            cycles, looks_far: as `run` takes them, without a gate.
+        """
+        if looks_far and self._kind.leaves_some:
+            return Path.of(0, ["it looks for what single cycles leave"])
+        if self._kind.takes_groups:
+            return Path.of(0, ["Gauss-Seidel takes group after group"])
+        backend, task, runner = self.weights.backend, self._the_task(), self._the_runner()
+        if runner is not None:
+            why = runner.refusals(cycles)
+            return Path.of(0 if why else 1, why)
+        folded = ["biases are counted with norms folded in"] if self.weights.analysis.counted.folds_biases else []
+        in_two = cycles == 1 and backend.applies_within(self.weights.device)
+        return Path.of(2 if in_two else 0, folded or backend.refusals(task))
+
+    def _the_runner(self) -> CycleRunner | None:
+        """Returns the cycles that the executor of now has prepared, made once; None: it has prepared none."""
+        backend = self.weights.backend
+        if self._prepared is None or self._prepared[0] is not backend:
+            # Biases that are counted on folded norms are worked out anew each time: they do not stay where they are.
+            stays = not self.weights.analysis.counted.folds_biases
+            self._prepared = backend, backend.cycles(self._the_task()) if stays else None
+        return self._prepared[1]
 
     def _the_task(self) -> CycleTask:
         """Returns what executors are asked to run; made once."""

@@ -31,6 +31,7 @@ MIDDLE = [
     "test_attach",
     "test_left_gradients",
     "test_followed_gradients",
+    "test_ways",
     "test_repeated_steps",
     "test_ordinary_object",
     "test_mixed_precision",

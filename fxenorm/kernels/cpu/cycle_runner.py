@@ -40,9 +40,22 @@ class CompiledCycles:
             return False
         if count == 1:
             return self._step.run(self._library, factors)
+        table = self._table_of_several()
+        return table.covers_all and table.run(self._library, factors, count)
+
+    def _table_of_several(self) -> CyclesTable:
+        """Returns the table of several cycles; made once."""
         if self._several is None:
             self._several = CyclesTable(self._step, self._task)
-        return self._several.covers_all and self._several.run(self._library, factors, count)
+        return self._several
+
+    def refusals(self, count: int) -> list[str]:
+        """Returns why so many cycles are left to others, each reason once.
+
+        Args:
+            count: how many.
+        """
+        return [] if count == 1 else self._table_of_several().refusals
 
     def exchange(self, pairs: Sequence[tuple[ScaleTarget, ScaleTarget]]) -> bool:
         """Takes other tensors in the places of some targets.

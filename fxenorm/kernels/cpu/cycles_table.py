@@ -48,14 +48,16 @@ class CyclesTable:
         task: what is run.
 
     Attributes:
-        covers_all: whether the kernels can do it: p of 1, 2 or 4, weights of float32 and bfloat16.
+        refusals: why the kernels cannot do it, each reason once; `covers_all`: there is none.
     """
 
     def __init__(self, step: StepTable, task: CycleTask) -> None:
         forms, members = step.reduce.forms, step.reduce.members
         runs = [_run_of(form) for form in forms]
-        plain = task.powers_of_two is None and not task.deadband
-        self.covers_all = plain and step.covers_all and _covers(task, members) and all(map(_fits, forms, runs))
+        self.refusals = _refusals(task, members) if step.covers_all else step.refusals
+        if not all(map(_fits, forms, runs)):
+            self.refusals = [*self.refusals, "a tensor has too many columns"]
+        self.covers_all = not self.refusals
         if not self.covers_all:
             return
         self._step, self._weights = step, [task.tensors[index] for index in members]
@@ -138,9 +140,15 @@ class CyclesTable:
         return list(powers), size
 
 
-def _covers(task: CycleTask, members: Sequence[int]) -> bool:
-    """Whether there are kernels for the exponent of the norm and for the types of the counted tensors."""
-    return bool(members) and task.program.p in _POWERS and all(task.tensors[index].dtype in _TYPES for index in members)
+def _refusals(task: CycleTask, members: Sequence[int]) -> list[str]:
+    """Returns why there are no kernels for several cycles of a task, each reason once."""
+    found = [] if members else ["nothing is counted"]
+    if task.powers_of_two is not None or task.deadband:
+        found.append("several cycles in powers of two or with a dead band are rounded one by one")
+    if task.program.p not in _POWERS:
+        found.append(f"sums over kernels of p={task.program.p:g} need a power an entry in each cycle")
+    kinds = dict.fromkeys(task.tensors[index].dtype for index in members)
+    return found + [f"several cycles take no {kind}" for kind in kinds if kind not in _TYPES]
 
 
 def _fits(form: MatrixForm, run: _Run) -> bool:

@@ -85,6 +85,12 @@ class CompiledBackend(EagerBackend):
         table = StepTable(task)
         return CompiledCycles(self.library, table, task) if table.covers_all else None
 
+    def refusals(self, task: CycleTask) -> list[str]:
+        """Returns why the kernels do not run whole cycles of a task, each reason once."""
+        if task.held.device.type != "cpu":
+            return [f"the model is on {task.held.device}"]
+        return StepTable(task).refusals
+
     def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Values) -> tuple[int, Values, Ids, Values] | None:
         """Contracts the bottleneck cycles of a graph in one call; None where memory does not suffice."""
         arcs = [np.array(part, dtype=kind) for part, kind in ((tails, np.int64), (heads, np.int64), (lengths, np.float64))]

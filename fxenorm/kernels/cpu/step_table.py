@@ -16,7 +16,7 @@ from ..backend import CycleTask
 from ..layout import announce
 from ..program import ReduceProgram, ScaleTarget
 from .structures import StepArguments
-from .tables import ReduceTable, ScaleTable, reduce_signature
+from .tables import TYPES, ReduceTable, ScaleTable, reduce_signature
 
 __all__ = ["StepTable"]
 
@@ -30,8 +30,10 @@ _DEEPEST_ROOT = 6
 _MOST_LIMIT = 700.0
 """A limit beyond this natural logarithm is none: exp(709) is the largest float64."""
 
-_TYPES = (torch.float32, torch.float64, torch.bfloat16)
-"""float16 has too little room around ordinary weights: what has been written would often have to be undone."""
+_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.complex128)
+"""Types of any factors. float16 has too little room around ordinary weights: what has been written would often have to be undone,
+and would keep a rounding; only factors that are powers of two, which most steps have none of, are undone without one.
+"""
 
 Longs = NDArray[np.int64]
 
@@ -45,15 +47,15 @@ class StepTable:
     Attributes:
         reduce: the table of what is read.
         covers_all: whether the kernels can do all of it.
+        refusals: why not, each reason once.
     """
 
     def __init__(self, task: CycleTask) -> None:
         signature = reduce_signature(task.tensors, task.factors)
         self.reduce = ReduceTable(task.program, task.tensors, task.factors, signature)
         self._scale = ScaleTable(task.targets, task.counted)
-        moved = [target for target in task.targets if target.terms and target.tensor.numel()]
-        self.covers_all = not (self.reduce.unsupported or self._scale.unsupported)
-        self.covers_all = self.covers_all and all(target.tensor.dtype in _TYPES for target in moved)
+        self.refusals = _refusals(self.reduce, self._scale, task)
+        self.covers_all = not self.refusals
         self._announced, self._stopped = task.announced, False
         if self.covers_all:
             self._order(task.program, task.tensors)
@@ -198,12 +200,23 @@ class StepTable:
             sum_count=2 * count + 1,
             scale_tile_count=len(self._scale_tiles),
             reduce_tile_count=len(self.reduce.tiles),
-            has_float64=int(any(target.tensor.dtype == torch.float64 for target in self._scale.members)),
+            has_float64=int(any(TYPES[target.tensor.dtype] == TYPES[torch.float64] for target in self._scale.members)),
             p=task.program.p,
             limit=math.exp(min(task.limit, _MOST_LIMIT)),
             bound=math.exp(task.growth / task.reach),
             band=math.exp(task.deadband),
         )
+
+
+def _refusals(reduce: ReduceTable, scale: ScaleTable, task: CycleTask) -> list[str]:
+    """Returns why the kernels cannot do all of a task, each reason once."""
+    found = [*reduce.unsupported.values(), *scale.refusals]
+    octaves = np.zeros(task.program.num_scales, dtype=bool) if task.powers_of_two is None else task.powers_of_two.numpy()
+    by_octaves = np.append(octaves, True)
+    for target in scale.members:
+        if target.tensor.dtype not in _TYPES and not all(bool(by_octaves[ids.numpy()].all()) for _, ids in target.terms):
+            found.append(f"it is of {target.tensor.dtype} and moves by more than powers of two")
+    return list(dict.fromkeys(found))
 
 
 def _ends(phase: Longs, ends: Longs, count_of_phases: int) -> Longs:

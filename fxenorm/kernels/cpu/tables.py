@@ -21,10 +21,10 @@ from ..rooms import ends_of
 
 __all__ = ["TYPES", "ReduceTable", "ScaleTable", "reduce_signature", "row_factors"]
 
-TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-"""The numbers by which ``native/tables.h`` knows the types."""
+TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3, torch.complex64: 0, torch.complex128: 1}
+"""The numbers by which ``native/tables.h`` knows the types; complex numbers are two real ones."""
 
-COVERAGE = Coverage(torch.device("cpu"), linear_up_to=math.inf, most_log_weight=300.0)
+COVERAGE = Coverage(torch.device("cpu"), linear_up_to=math.inf, most_log_weight=300.0, complex_numbers=True)
 """Layer weights of up to exp(300) keep sums in float64 that lie in 1e-170 ... 1e170, outside of which the kernels give up."""
 
 _LINEAR_UP_TO = 8.0
@@ -239,7 +239,7 @@ class ScaleTable:
         counted: names of those of which sums have just been taken.
 
     Attributes:
-        unsupported: the targets that the kernels cannot do.
+        unsupported: the targets that the kernels cannot do; `refusals`: why.
         members: those that they can, in the order of `matrices`.
         matrices, tiles, links: the arrays that the kernels read.
         just_read: by matrix, whether it is one of those in `counted`.
@@ -253,6 +253,7 @@ class ScaleTable:
         self._tensors = [target.tensor for target in targets]
         self._signature = _places(self._tensors)
         self.unsupported: list[ScaleTarget] = []
+        self.refusals: list[str] = []
         self.members: list[ScaleTarget] = []
         self.exponents: dict[int, int] = {}
         self._forms: dict[Hashable, MatrixForm | None] = {}
@@ -261,6 +262,7 @@ class ScaleTable:
             form = COVERAGE.target_form(target, self._forms)
             if isinstance(form, str):
                 self.unsupported.append(target)
+                self.refusals.append(form)
             else:
                 self._add(found, target, form)
         self.matrices, self.tiles, self.links = found.arrays()
@@ -295,7 +297,9 @@ class ScaleTable:
         found.tiles.append(np.column_stack([np.full(len(cuts), position), cuts, _shares(cuts, position)]))
         found.matrices.append((tensor.data_ptr(), form.width, TYPES[tensor.dtype], *place, 0, 0))
         kept, whole, largest = ends_of(target)
-        found.ends.append((kept if target.keep == Keep.ENTRIES else whole, largest))
+        # What may have to be undone must not have lost digits, and of float16 many entries are near their end.
+        loses = target.keep == Keep.ENTRIES and tensor.dtype != torch.float16
+        found.ends.append((kept if loses else whole, largest))
         self.members.append(target)
 
     def _link(self, found: _ScaleRows, terms: Sequence[tuple[int, NDArray[np.int32]]], power: int) -> int:

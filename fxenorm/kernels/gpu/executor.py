@@ -54,6 +54,12 @@ class TritonBackend(EagerBackend):
             return None
         return TritonStep(task) if self.serves(task.held.device) else None
 
+    def refusals(self, task: CycleTask) -> list[str]:
+        """Returns why the kernels do not run whole cycles of a task."""
+        if task.powers_of_two is not None or task.deadband:
+            return ["the kernels know neither powers of two nor a dead band"]
+        return [] if self.serves(task.held.device) else [f"the model is on {task.held.device}"]
+
     @torch.no_grad()
     def writes(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> list[Write]:
         """Returns the writes of the reference executor; warns once where a target is on a device without these kernels."""

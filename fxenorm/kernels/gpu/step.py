@@ -107,6 +107,14 @@ class TritonStep:
             _EAGER.apply(self._unsupported_targets, self._log_scales[:-1])
         return True
 
+    def refusals(self, count: int) -> list[str]:
+        """Returns why so many cycles are left to others.
+
+        Args:
+            count: how many.
+        """
+        return ["some tensors have no table, so that one cycle is all"] if self._unsupported and count > 1 else []
+
     def exchange(self, pairs: Sequence[tuple[ScaleTarget, ScaleTarget]]) -> bool:
         """Returns False: addresses are on the device, and are put there anew.
 

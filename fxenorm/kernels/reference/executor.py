@@ -30,6 +30,10 @@ class EagerBackend:
         """Returns None: there is nothing to prepare."""
         return None
 
+    def refusals(self, task: CycleTask) -> list[str]:
+        """Returns that plain PyTorch prepares nothing."""
+        return ["plain PyTorch takes one tensor after the other"]
+
     def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Values) -> tuple[int, Values, Ids, Values] | None:
         """Returns None: Python contracts as it does."""
         return None
