@@ -14,6 +14,7 @@ from . import completeness_operators
 from .completeness_experts import EXPERTS
 from .completeness_graphs import GRAPHS
 from .completeness_indexing import INDEXED
+from .completeness_tangents import TANGENTS
 from .zoo_base import TOKENS, VECTOR, Net, Residual, seq
 
 __all__ = ["NETWORKS", "Network"]
@@ -394,6 +395,7 @@ NETWORKS: dict[str, Network] = {
     **GATED,
     **MOVED,
     **completeness_operators.NETWORKS,
+    **TANGENTS,
     **INDEXED,
     **EXPERTS,
     **GRAPHS,

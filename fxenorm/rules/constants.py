@@ -39,7 +39,11 @@ family(
 )  # fmt: skip
 
 
-@scale_rule("aten::zeros", "aten::zeros_like", "aten::new_zeros", "aten::zero", family="constant")
+@scale_rule(
+    "aten::zeros", "aten::zeros_like", "aten::new_zeros", "aten::zero", "aten::_efficientzerotensor",
+    "aten::_new_zeros_with_same_feature_meta",
+    family="constant",
+)  # fmt: skip
 def zeros(call: Call) -> Any:
     """0 t = 0: zeros carry any field."""
     return AnyField(call.out_shape) if is_floating(call.output) else zero_field(call)
@@ -58,9 +62,9 @@ def full(call: Call) -> Any:
     return AnyField(call.out_shape) if _carries_any(value) and is_floating(call.output) else ScaleField(call.out_shape)
 
 
-@scale_rule("aten::_has_compatible_shallow_copy_type", family="constant")
+@scale_rule("aten::_has_compatible_shallow_copy_type", "aten::_has_same_storage_numel", family="constant")
 def question(call: Call) -> Any:
-    """Leaves all arguments free: the result depends on their types alone."""
+    """Leaves all arguments free: the result depends on their types and sizes alone."""
     return zero_field(call)
 
 

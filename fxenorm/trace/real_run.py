@@ -226,6 +226,8 @@ def _refuse_lost_values(graph: fx.Graph, made: Callable[[torch.Tensor], bool]) -
         value = getattr(graph.owning_module, node.target, None) if node.op == "get_attr" else None
         if not isinstance(value, torch.Tensor) or any("lift_fresh" in str(user.target) for user in node.users):
             continue
+        if value._is_zerotensor():  # the derivative of a constant, whatever the inputs are
+            continue
         if torch._C._functorch.is_functorch_wrapped_tensor(value) or made(value):
             raise RuntimeError(f"a computed tensor of shape {tuple(value.shape)} left the graph and came back as a constant")
 

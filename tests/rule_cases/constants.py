@@ -16,6 +16,7 @@ MAKERS = {
     "randint_like": lambda x: torch.randint_like(x, 2, 9),
     "new_ones": lambda x: x.new_ones(4),
     "new_zeros": lambda x: x.new_zeros(4),
+    "_efficientzerotensor": lambda x: torch._efficientzerotensor(4, dtype=x.dtype),
     "new_full": lambda x: x.new_full((4,), 3.0),
     "full_like": lambda x: torch.full_like(x, 3.0),
     "zeros": lambda x: torch.zeros(4, dtype=x.dtype),
@@ -41,6 +42,7 @@ MAKERS = {
 
 CASES = (
     *(Case(f"aten::{name}", call, (X,), dimension=6) for name, call in MAKERS.items()),
+    Case("aten::_new_zeros_with_same_feature_meta", lambda x, y: A._new_zeros_with_same_feature_meta(x, y), (X, X), dimension=12),
     Case("aten::full_like", lambda x: torch.full_like(x, torch.inf), (X,), "inf", dimension=6),
     Case("aten::new_full", lambda x: x.new_full((4,), 0), (X,), "0", dimension=6),
     Case(

@@ -43,6 +43,7 @@ WITHOUT_ROW = {
     "aten::_assert_scalar": "returns nothing",
     "aten::_assert_tensor_metadata": "returns nothing",
     "aten::_has_compatible_shallow_copy_type": "returns a Python value; see test_a_question_about_types_imposes_nothing",
+    "aten::_has_same_storage_numel": "returns a Python value that depends on shapes only",
     "aten::is_same_size": "returns a Python value that depends on shapes only",
     "aten::numel": "returns a Python value that depends on shapes only",
     "aten::size": "returns a Python value that depends on shapes only",

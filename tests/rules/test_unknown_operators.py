@@ -102,3 +102,23 @@ def test_a_rule_that_fails_becomes_a_barrier_with_a_warning(monkeypatch: pytest.
         plan = fxenorm.analyze(model)
     assert plan.num_scales == 5 and plan.verify()
     assert [(b.operator, b.variables) for b in plan.barriers] == [("relu.default", 4)]
+
+
+def test_an_unknown_operator_of_torch_whose_result_nobody_reads_stops_nothing() -> None:
+    def forward(m: Net, x: Tensor) -> Tensor:
+        h = m.a(x)
+        torch.ops.prims.add.default(h, h)
+        return m.b(torch.relu(h))
+
+    found = analysed(lambda: Net(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 3)), INPUT)
+    assert found.symmetry.num_scales == 6 and not found.symmetry.barriers
+
+
+def test_an_unknown_operator_of_another_library_may_do_more_than_compute() -> None:
+    def forward(m: Net, x: Tensor) -> Tensor:
+        h = m.a(x)
+        torch.ops.fxenorm_tests.twice(h)
+        return m.b(torch.relu(h))
+
+    found = analysed(lambda: Net(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 3)), INPUT)
+    assert found.symmetry.num_scales == 0 and not found.symmetry.barriers[0].known

@@ -92,9 +92,18 @@ def _does_more(node: fx.Node, tracer: str, storage: Storage, read: set[fx.Node])
     if not isinstance(node.target, torch._ops.OpOverload):
         return getattr(node.target, "__name__", "") != "getitem"
     name = node.target._schema.name
-    if name == HOLD or name.startswith("aten::_assert") or find_rule(name, node.target._overloadname or "default") is None:
+    if name == HOLD or name.startswith("aten::_assert"):
+        return True
+    if find_rule(name, node.target._overloadname or "default") is None and not _only_computes(node.target):
         return True
     written = [member for target, _ in written_arguments(node) for member in storage.members(target)]
     if written:
         return any(member in read or member.op != "call_function" for member in written)
     return tracer == "make_fx" and name in _READS
+
+
+def _only_computes(operator: torch._ops.OpOverload) -> bool:
+    """Whether an operator, though no rule knows it, is one of torch's own that returns tensors and writes nothing."""
+    schema = operator._schema
+    returns_tensors = bool(schema.returns) and all(isinstance(item.type, torch.TensorType) for item in schema.returns)
+    return operator.namespace in ("aten", "prims") and returns_tensors and not schema.is_mutable
