@@ -22,7 +22,7 @@ from ..weights.objective import CurrentObjective
 from ..weights.targets import Targets
 from ..weights.weights import Weights
 from .agreeing import Looked, Solved, agreed_scales
-from .measures.balance_result import BalanceResult
+from .measures.balance_result import BalanceResult, left_as_it_was
 from .nothing import say_if_nothing_moves
 from .rescaler import Rescaler
 
@@ -100,7 +100,7 @@ def _balanced(
     result = replace(agreed.result, log_scales=log_scales)
     if targets is not None and bool(log_scales.any()):
         if permit is not None and not permit(log_scales):
-            return result.as_before()
+            return left_as_it_was(result)
         targets.apply_and_tell(agreed.log_scales)
     return result
 

@@ -25,6 +25,7 @@ from ...weights.targets import Targets
 from ...weights.weights import Weights
 from ..agreeing import Looked, Solved, agreed_scales
 from ..balance import AT_CAP, AT_LIMIT, AT_ROOM, CAP, MOST_ROUNDS, BalanceResult, Permit, floats
+from ..measures.balance_result import left_as_it_was
 from ..nothing import say_if_nothing_moves
 from ..rescaler import Rescaler
 
@@ -93,7 +94,7 @@ def minimise_terms(rescaler: Rescaler, optimizer: OptimizerLike, request: Reques
     result = replace(agreed.result, log_scales=log_scales)
     if own is not None and bool(log_scales.any()):
         if permit is not None and not permit(log_scales):
-            return result.as_before()
+            return left_as_it_was(result)
         own.apply_and_tell(agreed.log_scales)
         rescaler.moved(log_scales)
     else:

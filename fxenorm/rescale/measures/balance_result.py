@@ -21,7 +21,7 @@ from .plots import Range, balance_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BalanceResult"]
+__all__ = ["BalanceResult", "left_as_it_was"]
 
 
 @dataclass(frozen=True)
@@ -96,22 +96,6 @@ class BalanceResult:
         """Returns one line: how it ended, the norm and the imbalance."""
         norm = f"norm {self.norm_before:.6g} -> {self.norm_after:.6g}"
         return f"<BalanceResult: {self._ending()}, {norm}, imbalance {self.imbalance_before:.3g} -> {self.imbalance_after:.3g}>"
-
-    def as_before(self) -> BalanceResult:
-        """Returns the report on a model that was left as it was, for the rescaling was refused."""
-        return replace(
-            self,
-            converged=False,
-            log_scales=torch.zeros_like(self.log_scales),
-            norm_after=self.norm_before,
-            imbalance_after=self.imbalance_before,
-            layer_norms_after=self.layer_norms_before,
-            rounded=0,
-            channel_ranges_after=self.channel_ranges_before,
-            objective_after=self.objective_before,
-            residual=None,
-            undone=True,
-        )
 
     def _ending(self) -> str:
         """Returns how it ended, in a few words."""
@@ -206,3 +190,20 @@ class BalanceResult:
             raise RescaleError("there is nothing to draw: no layer is counted in the norm")
         norms = (self.layer_norms_before, self.layer_norms_after)
         return balance_figure(norms, (self.channel_ranges_before, self.channel_ranges_after), figure=figure)
+
+
+def left_as_it_was(result: BalanceResult) -> BalanceResult:
+    """Returns the report on a model that was left as it was, for the rescaling was refused."""
+    return replace(
+        result,
+        converged=False,
+        log_scales=torch.zeros_like(result.log_scales),
+        norm_after=result.norm_before,
+        imbalance_after=result.imbalance_before,
+        layer_norms_after=result.layer_norms_before,
+        rounded=0,
+        channel_ranges_after=result.channel_ranges_before,
+        objective_after=result.objective_before,
+        residual=None,
+        undone=True,
+    )
