@@ -191,6 +191,7 @@ NOT_FOR_MUTANTS: dict[str, str] = {
     "test_notebooks": "executes notebooks in kernels of their own",
     "test_package": "builds and installs the package",
     "test_coming_from_enorm": "runs the README, not one folder",
+    "test_quantise_command": "tests a tool that trains",
     "test_reproduce": "tests a tool that trains",
     "test_study_data": "tests a tool that trains",
     "test_study_objectives": "tests a tool that trains",

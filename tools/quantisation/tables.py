@@ -1,0 +1,159 @@
+"""The results as tables, by seed where that matters, and the claims that they have to bear out."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .measuring import SETTINGS, Kept, Run
+from .methods import STARTS, methods_of
+
+IMAGES = 797
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished runs of one net.
+
+    Attributes:
+        net: its name.
+        seeds: that were run.
+        kept: the runs.
+    """
+
+    net: str
+    seeds: Sequence[int]
+    kept: Kept
+
+    def by_seed(self, what: str, start: str, method: str, setting: str) -> list[float]:
+        """The errors, or accuracies, of all seeds; empty where one is missing."""
+        runs = [Run(self.net, start, seed, method, setting) for seed in self.seeds]
+        return [self.kept[run][what] for run in runs] if all(run in self.kept for run in runs) else []
+
+    def mean(self, what: str, start: str, method: str, setting: str) -> float:
+        """Their mean; NaN where one is missing."""
+        found = self.by_seed(what, start, method, setting)
+        return statistics.fmean(found) if found else float("nan")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    if not values:
+        return "-"
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    digits = 1 if statistics.fmean(values) >= 9.95 else 2
+    return f"{statistics.fmean(values):.{digits}f}±{deviation:.{digits}f}"
+
+
+def table(results: Results, what: str) -> list[str]:
+    """One table in Markdown: a line for each start and method, a column for each setting."""
+    lines = ["| start | method | " + " | ".join(SETTINGS) + " |", "|---|---|" + "---|" * len(SETTINGS)]
+    for start in STARTS[results.net]:
+        for method in methods_of(results.net):
+            cells = [spread(results.by_seed(what, start, method, setting)) for setting in SETTINGS]
+            lines.append(f"| {start} | {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def differences(results: Results, settings: Sequence[str]) -> list[str]:
+    """The accuracy of each method less that of nothing from the trained start, seed by seed, in points."""
+    lines = []
+    for setting in settings:
+        base = results.by_seed("accuracy", "trained", "nothing", setting)
+        for method in methods_of(results.net):
+            found = results.by_seed("accuracy", "trained", method, setting)
+            if method != "nothing" and found and base:
+                listed = ", ".join(f"{a - b:+.1f}" for a, b in zip(found, base, strict=True))
+                lines.append(f"{setting:12} {method:28} {listed}")
+    return lines
+
+
+# ---------------------------------------------------------------- claims
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A bound and the number that it is about."""
+
+    words: str
+    value: float
+    most: float
+
+    def __str__(self) -> str:
+        if self.value != self.value:
+            return f"not measured: {self.words}"
+        verdict = "met" if self.value <= self.most else "NOT MET"
+        return f"{verdict}: {self.words}: {self.value:.3g}, at most {self.most:g}"
+
+
+def claims(results: Results) -> list[Claim]:
+    """All claims on a net."""
+    return {"depthwise": _of_depthwise, "transformer": _of_transformer}[results.net](results)
+
+
+def _ratio(results: Results, start: str, setting: str, method: str, other: str) -> float:
+    """One mean error over another."""
+    return results.mean("error", start, method, setting) / results.mean("error", start, other, setting)
+
+
+def _of_transformer(results: Results) -> list[Claim]:
+    """Of outliers, of the trained start, of both together, and of 4-bit weights."""
+    smooth, noise, eight = "SmoothQuant 0.5, all sites", "PredictedNoise", "W8A8 tensor"
+    return [
+        Claim("outliers, W8A8 tensor, PredictedNoise over SmoothQuant", _ratio(results, "outliers", eight, noise, smooth), 0.9),
+        Claim("outliers, W8A8 tensor, PredictedNoise over nothing", _ratio(results, "outliers", eight, noise, "nothing"), 0.1),
+        Claim("trained, W8A8 tensor, PredictedNoise over SmoothQuant", _ratio(results, "trained", eight, noise, smooth), 1.0),
+        Claim("trained, W4 tensor, PredictedNoise over p = inf", _ratio(results, "trained", "W4 tensor", noise, "p = inf"), 0.92),
+        *(
+            Claim(f"{setting}, {noise}, difference of the means of both starts", _gap(results, noise, setting), 0.03)
+            for setting in ("W8A8 tensor", "W4 tensor")
+        ),
+    ]
+
+
+def _gap(results: Results, method: str, setting: str) -> float:
+    """The relative difference of the mean errors from two starts."""
+    one, other = (results.mean("error", start, method, setting) for start in STARTS[results.net])
+    return abs(one - other) / max(one, other)
+
+
+def _of_depthwise(results: Results) -> list[Claim]:
+    """Of W8A8, and of what a rescaling of the start costs."""
+    found = [
+        Claim(
+            "trained, W8A8 tensor, PredictedNoise over p = inf",
+            _ratio(results, "trained", "W8A8 tensor", "PredictedNoise", "p = inf"),
+            0.88,
+        )
+    ]
+    for method in methods_of("depthwise"):
+        if method != "nothing":
+            worst = max(_images(results, method, setting) for setting in ("W8 tensor", "W8 channel", "W4 tensor", "W4 channel"))
+            found.append(Claim(f"int8 and int4, {method}, rescaled against trained, test images of one seed", worst, 1))
+    return found
+
+
+def _images(results: Results, method: str, setting: str) -> float:
+    """By how many test images of a seed the accuracies of two starts differ at most."""
+    both = [results.by_seed("accuracy", start, method, setting) for start in STARTS["depthwise"]]
+    if not all(both):
+        return float("nan")
+    return max(round(abs(a - b) / 100 * IMAGES) for a, b in zip(*both, strict=True))
+
+
+def report(results: Results, show: Callable[[str], None]) -> None:
+    """Shows the tables of a net and its claims."""
+    seeds = ", ".join(map(str, results.seeds))
+    show(f"\n## {results.net}, seeds {seeds}: relative error of the logits in %, mean ± standard deviation\n")
+    for line in table(results, "error"):
+        show(line)
+    show(f"\n## {results.net}: test accuracy in %\n")
+    for line in table(results, "accuracy"):
+        show(line)
+    show("\nAccuracy less that of nothing, from the trained start, seed by seed, in points:\n")
+    for line in differences(results, ("W4 tensor", "W4 channel", "W8A8 tensor")):
+        show(line)
+    show("")
+    for claim in claims(results):
+        show(str(claim))
