@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +23,14 @@ from ..text.progress import bytes_done
 from ..version import __version__
 from .check import changed_modules, modules_around
 from .components import components, names_in, restricted
+from .files.tensor_files import TensorFiles, open_files
+from .files.workplace import Workplace
 from .journal import ComponentReport, ProgressJournal
 from .meta_model import meta_model
 from .part import Part, balance_part
 from .result import CheckpointResult, result_of
+from .sharing import Sharing, sharing_of
 from .stored_names import stored_names
-from .tensor_files import TensorFiles, open_files
-from .workplace import Workplace
 
 __all__ = ["balance_checkpoint"]
 
@@ -42,6 +44,7 @@ def balance_checkpoint(
     jobs: int = 1,
     overwrite: bool = False,
     check: Literal["sample", "all", "none"] = "sample",
+    process_group: Any = None,
     **options: Any,
 ) -> CheckpointResult:
     """Balances a checkpoint on disk that need not fit into memory; the new one has the same tensors, sharding and metadata.
@@ -60,6 +63,9 @@ def balance_checkpoint(
         overwrite: whether a target that is there may be replaced.
         check: which modules are run on random inputs with the old and the new weights before the target is put in place:
             "sample": one of each structure; "all"; "none".
+        process_group: processes of torch.distributed that share the components, on one machine or on many: each makes this
+            same call, sees the same files (a file system on which several may write to one file at once) and gets the same
+            result. Each has `jobs` processes.
         options: those of `fxenorm.analyze`, as ``p`` or ``example_inputs``. 16-bit weights move by powers of two unless
             ``scales="exact"``.
 
@@ -68,8 +74,9 @@ def balance_checkpoint(
 
     Raises:
         CheckpointError: the files cannot be read, do not belong to the model, or the target cannot be written; or
-            the check found other outputs.
-        OptionError: `jobs` is not a positive integer, `check` is none of the three words, or as `fxenorm.analyze`.
+            the check found other outputs; or another process met an error.
+        OptionError: `jobs` is not a positive integer, `check` is none of the three words, `process_group` is no group of this
+            process, or as `fxenorm.analyze`.
         FxenormError: as `fxenorm.analyze`.
 
     Example:
@@ -82,33 +89,45 @@ def balance_checkpoint(
         >>> result.norm_after < result.norm_before
         True
     """
+    _refuse(jobs, check)
+    sharing = sharing_of(process_group)
+    place = Workplace(open_files(source), Path(target))
+    placed = sharing.first(lambda: place.ready(overwrite))
+    model = meta_model(model_or_config, source)
+    analysis = analyze(model, **options).rescaler.analysis
+    stored = stored_names(analysis, place.source)
+    variables = components(analysis)
+    key = _key(analysis, place.source, tol)
+    if placed:  # a run that was killed while its files took their places: nothing else is left of it
+        return sharing.first(lambda: result_of(place.target, analysis, variables, _taken(place, key), None))
+    parts = [_part(index, ids, analysis, stored, place, tol) for index, ids in enumerate(variables)]
+    moved = [one for name in analysis.symmetry.exponents for one in stored[name]]
+    reports = _balance_all(parts, place, moved, key, jobs, sharing)
+
+    def finished() -> CheckpointResult:
+        """Checks the new files and puts them in place."""
+        checked = None
+        if check != "none":
+            inputs = (options.get("example_inputs"), options.get("example_kwargs"))
+            around = modules_around(model, analysis, parts, every=check == "all")
+            # A copy on the meta device has tensors of their own in the place of tied ones.
+            files = place.source.with_aliases(analysis.symmetry.aliases)
+            checked = changed_modules(model, *inputs, around, files, place.folder)
+            checked.refuse(place.folder)
+        result = result_of(place.target, analysis, variables, reports, checked)
+        kept = {"fxenorm": __version__, "fingerprint": analysis.fingerprint, "log_scales": result.log_scales.tolist()}
+        place.finish(json.dumps(kept))
+        return result
+
+    return sharing.first(finished)
+
+
+def _refuse(jobs: int, check: str) -> None:
+    """Raises where one of these options is none."""
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise OptionError(f"jobs={jobs!r} is not a valid option: expected a positive integer")
     if check not in ("sample", "all", "none"):
         raise OptionError(f"check={check!r} is not a valid option: expected one of 'sample', 'all', 'none'")
-    files = open_files(source)
-    place = Workplace(files, Path(target))
-    place.check(overwrite)
-    model = meta_model(model_or_config, source)
-    analysis = analyze(model, **options).rescaler.analysis
-    stored = stored_names(analysis, files)
-    moved = [one for name in analysis.symmetry.exponents for one in stored[name]]
-    journal = _prepared(place, moved, _key(analysis, files, tol))
-    variables = components(analysis)
-    parts = [_part(index, ids, analysis, stored, place, tol) for index, ids in enumerate(variables)]
-    _balance_all(parts, journal, jobs)
-    checked = None
-    if check != "none":
-        inputs = (options.get("example_inputs"), options.get("example_kwargs"))
-        around = modules_around(model, analysis, parts, every=check == "all")
-        # A copy on the meta device has tensors of their own in the place of tied ones.
-        checked = changed_modules(model, *inputs, around, files.with_aliases(analysis.symmetry.aliases), place.folder)
-        checked.refuse(place.folder)
-    result = result_of(place.target, analysis, variables, journal.reports, checked)
-    kept = {"fxenorm": __version__, "fingerprint": analysis.fingerprint, "log_scales": result.log_scales.tolist()}
-    place.log_scales.write_text(json.dumps(kept), encoding="utf-8")
-    place.finish()
-    return result
 
 
 def _part(
@@ -119,14 +138,31 @@ def _part(
     return Part(index, restricted(analysis, ids), {name: stored[name] for name in names}, place.source, place.folder, tol)
 
 
-def _balance_all(parts: list[Part], journal: ProgressJournal, jobs: int) -> None:
-    """Balances the components that the journal does not have, and shows how far it is."""
+def _balance_all(
+    parts: list[Part], place: Workplace, moved: Sequence[str], key: str, jobs: int, sharing: Sharing
+) -> dict[int, ComponentReport]:
+    """Balances the components that no journal has, and shows how far it is; returns the reports of all of them.
+
+    Of several processes each takes some, and keeps a journal of its own.
+    """
     sizes = [sum(part.source.bytes_of(names[0]) for names in part.stored.values()) for part in parts]
-    left = [part for part in parts if part.index not in journal.reports]
-    with bytes_done("balance", sum(sizes), sum(sizes[index] for index in journal.reports)) as advance:
-        for report in _balanced(left, jobs):
-            journal.add(report)
-            advance(sizes[report.index])
+    known = sharing.first(lambda: _prepared(place, moved, key))
+    left = [part for part in parts if part.index not in known]
+    own = [left[piece] for piece in sharing.own([sizes[part.index] for part in left])]
+
+    def work() -> dict[int, ComponentReport]:
+        """Balances this process's share."""
+        journal = ProgressJournal(place.journal_of(sharing.place), key)
+        done = {} if sharing.place else known
+        total = sum(sizes[part.index] for part in own) + sum(sizes[index] for index in done)
+        with bytes_done("balance", total, sum(sizes[index] for index in done)) as advance:
+            for report in _balanced(own, jobs):
+                journal.add(report)
+                advance(sizes[report.index])
+        return journal.reports
+
+    found = sharing.gathered(work)
+    return {**known, **{index: report for reports in found for index, report in reports.items()}}
 
 
 def _key(analysis: Analysis, files: TensorFiles, tol: float) -> str:
@@ -135,21 +171,37 @@ def _key(analysis: Analysis, files: TensorFiles, tol: float) -> str:
     return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
 
-def _prepared(place: Workplace, moved: Sequence[str], key: str) -> ProgressJournal:
-    """Returns the journal, once the files are there with all that does not move."""
-    if place.journal.exists() and not place.folder.is_dir():  # finished just before it could be removed, or its files are gone
-        place.journal.unlink()
+def _prepared(place: Workplace, moved: Sequence[str], key: str) -> dict[int, ComponentReport]:
+    """Sees to it that the files are there with all that does not move; returns the reports of what is finished."""
+    if not place.folder.is_dir():  # finished just before its journals could be removed, or its files are gone
+        place.forget()
     journal = ProgressJournal(place.journal, key)
     if not journal.prepared:
+        place.forget_others()
         place.prepare(moved)
         journal.say_prepared()
-    return journal
+    return _reports(place, key)
+
+
+def _reports(place: Workplace, key: str) -> dict[int, ComponentReport]:
+    """Returns what all journals report, those of other processes too."""
+    return {index: one for path in place.journals() for index, one in ProgressJournal(path, key).reports.items()}
+
+
+def _taken(place: Workplace, key: str) -> dict[int, ComponentReport]:
+    """Returns what all journals report, and removes them."""
+    found = _reports(place, key)
+    place.forget()
+    return found
 
 
 def _balanced(parts: list[Part], jobs: int) -> Iterator[ComponentReport]:
     """Balances the components, one after the other or on several processes; yields each report once its bytes are written."""
     if jobs == 1 or len(parts) < 2:
-        yield from map(balance_part, parts)
+        for part, following in zip_longest(parts, parts[1:]):
+            if following is not None:
+                following.source.expect(names[0] for names in following.stored.values())
+            yield balance_part(part)
         return
     threads = max(1, torch.get_num_threads() // jobs)
     # Forked children of a process with threads may hang.

@@ -16,8 +16,8 @@ from ..analysis.analysis import Analysis
 from ..errors import CheckpointError
 from ..trace import Inputs, resolve_inputs
 from ..verify.down_casts import coarsest, tolerance_of
+from .files.tensor_files import TensorFiles
 from .part import Part
-from .tensor_files import TensorFiles
 
 __all__ = ["Checked", "changed_modules", "modules_around"]
 

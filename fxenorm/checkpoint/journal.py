@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ class ProgressJournal:
 
     def add(self, report: ComponentReport) -> None:
         """Notes a component that is written."""
-        self._append(asdict(report))
+        self._append(vars(report))
         self.reports[report.index] = report
 
     def _append(self, line: Mapping[str, Any]) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..analysis.analysis import Analysis
 from ..errors import FxenormWarning
 from ..plan.plan import Plan
+from .files.tensor_files import TensorFiles
 from .journal import ComponentReport
-from .tensor_files import TensorFiles
 
 __all__ = ["Part", "balance_part", "module_of"]
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from ..analysis.analysis import Analysis
 from ..errors import CheckpointError
-from .tensor_files import TensorFiles
+from .files.tensor_files import TensorFiles
 
 __all__ = ["stored_names"]
 

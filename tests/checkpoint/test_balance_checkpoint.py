@@ -19,28 +19,9 @@ import fxenorm
 from fxenorm.checkpoint import balance_checkpoint as entry
 from fxenorm.checkpoint.components import components, restricted
 from fxenorm.errors import CheckpointError, OptionError
-from tests.large_checkpoint import Block
+from tests.checkpoint.models import Blocks
 
 safetensors = pytest.importorskip("safetensors.torch")
-
-
-class Blocks(nn.Module):
-    """A stack of blocks; the head is tied to the embedding."""
-
-    def __init__(self, width: int = 8, inner: int = 12, depth: int = 3, tied: bool = True) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(16, width)
-        self.layers = nn.ModuleList(Block(width, inner) for _ in range(depth))
-        self.norm = nn.RMSNorm(width)
-        self.head = nn.Linear(width, 16, bias=False)
-        if tied:
-            self.head.weight = self.embed.weight
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        x = self.embed(tokens)
-        for layer in self.layers:
-            x = layer(x)
-        return self.head(self.norm(x))
 
 
 def convolutional() -> nn.Sequential:
@@ -241,6 +222,30 @@ def test_processes_that_share_the_components_give_the_same_bytes(blocks: Path) -
     assert digests(blocks.parent / "one") == digests(blocks.parent / "two")
 
 
+def test_processes_of_torch_distributed_share_the_components_and_give_the_same_bytes(blocks: Path) -> None:
+    folder = blocks.parent
+    one = fxenorm.balance_checkpoint(blocks, folder / "one", Blocks())
+    command = [sys.executable, "-m", "tests.checkpoint.shared_worker", str(folder)]
+    home = Path(fxenorm.__file__).parents[1]
+    runs = [
+        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=home)
+        for rank in range(2)
+    ]
+    outputs = [run.communicate(timeout=600)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    first, second = (json.loads((folder / f"told{rank}.json").read_text()) for rank in range(2))
+    assert sorted(first["own"] + second["own"]) == [0, 1, 2] and first["own"] and second["own"]
+    assert digests(folder / "two") == digests(folder / "again") == digests(folder / "one")
+    assert first["log_scales"] == second["log_scales"] == one.log_scales.tolist()
+    assert first["norm"] == second["norm"] == one.norm_after
+    assert second["error"] == "RuntimeError: planted" and "another process (rank 1) met an error" in first["error"]
+    assert not first["there"] and not second["there"]
+    # What the first process had finished is not done again, by whomever.
+    assert sorted(first["rest"] + second["rest"]) == sorted({0, 1, 2} - set(first["own"]))
+    assert "is there already" in first["second"] and "another process (rank 0)" in second["second"]
+    assert not [path.name for path in folder.iterdir() if "partial" in path.name or path.name.startswith(".")]
+
+
 def test_a_component_is_read_without_the_others(tmp_path: Path) -> None:
     """The memory that the call needs beside torch is a small part of the checkpoint."""
     command = [sys.executable, "-m", "tests.large_checkpoint", str(tmp_path)]
@@ -338,6 +343,7 @@ def test_bad_arguments_say_what_to_do(blocks: Path) -> None:
         (CheckpointError, "expected a module, a configuration", {"model_or_config": 3}),
         (OptionError, "jobs=0", {"jobs": 0}),
         (OptionError, "check='some'", {"check": "some"}),
+        (OptionError, "process_group=3", {"process_group": 3}),
         (OptionError, "p=0", {"p": 0}),
     ]
     for error, message, arguments in cases:

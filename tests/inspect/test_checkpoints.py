@@ -388,9 +388,31 @@ def test_an_interrupted_write_leaves_everything_as_it_was(
 def test_a_folder_that_was_made_for_an_interrupted_write_goes_again(folder: Path, interrupted: Any) -> None:
     save_sharded(folder, net().state_dict(), False)
     before = contents(folder)
-    interrupted("os.replace", 3)
+    interrupted("os.replace", 2)  # the folder takes its place in one rename, the log-scales in another
     assert main(["model.py", "--weights", "parts", "--balance", "out"]) == 130
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["os.replace", "os.rename"])
+def test_a_folder_of_shards_is_replaced_as_a_whole_and_keeps_what_else_it_holds(
+    folder: Path, interrupted: Any, name: str
+) -> None:
+    save_sharded(folder, net().state_dict(), False)
+    (folder / "out").mkdir()
+    for old in ("w-00001-of-00002.safetensors", "notes.txt"):
+        (folder / "out" / old).write_text("mine")
+    (folder / "out" / "more").mkdir()
+    (folder / "out" / "more" / "inner").write_text("mine")
+    before = contents(folder)
+    command = ["model.py", "--weights", "parts", "--balance", "out", "--force"]
+    interrupted(name, 1)
+    assert main(command) == 130
+    assert contents(folder) == before
+    assert main(command) == 0
+    assert (folder / "out" / "notes.txt").read_text() == (folder / "out" / "more" / "inner").read_text() == "mine"
+    made = {path.name for path in (folder / "parts").iterdir()}
+    assert made <= {path.name for path in (folder / "out").iterdir()}
+    assert not any(path.name.startswith(".") for path in folder.iterdir())
 
 
 def test_whole_files_put_back_what_they_have_replaced(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ TESTS: dict[str, list[str]] = {
     ],
     "verify/compared*": ["test_verify", "test_second_size"],
     "verify/*": ["test_verify"],
+    "checkpoint/files/placing*": ["test_placing"],
     "checkpoint/*": ["test_balance_checkpoint"],
     "weights/shared/*": ["test_distributed"],
     "rescale/agreeing*": ["test_agreement"],

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ...analysis.options import Options
+from ...checkpoint.files.placing import finish_placing
 from ...errors import CheckpointError
 from ...plan.plan import Plan
 from ...version import __version__
@@ -91,6 +92,7 @@ class Rescaled:
             CheckpointError: a file is there already and `force` is not given, or the place is of a wrong kind.
         """
         path = Path(out)
+        finish_placing(path.resolve())
         files, beside = places(checkpoint, path), log_scales_path(path)
         new_folder = checkpoint.spread and not path.is_dir()
         refuse_existing([path, beside] if new_folder else [*files.values(), beside], force)

@@ -7,12 +7,13 @@ Format: https://github.com/huggingface/safetensors (eight bytes of length, a JSO
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ...errors import CheckpointError
 
 __all__ = ["StoredTensor", "TensorFiles", "open_files"]
 
@@ -128,6 +129,9 @@ class TensorFiles:
             return torch.empty(stored.shape, dtype=_DTYPES[stored.dtype], device="cpu")
         # Pages of their own go back to the system at once; freed pieces of a heap may stay.
         pages = mmap.mmap(-1, count)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a system without large pages takes small ones
+                pages.madvise(mmap.MADV_HUGEPAGE)
         values, view = torch.from_numpy(np.frombuffer(pages, dtype=np.uint8)), memoryview(pages)
         with (self.folder / stored.file).open("rb", buffering=0) as file:
             file.seek(stored.begin)
@@ -139,6 +143,13 @@ class TensorFiles:
                 done += got
         return values.view(_DTYPES[stored.dtype]).reshape(stored.shape)
 
+    def expect(self, names: Iterable[str]) -> None:
+        """Asks the system to read tensors ahead into its page cache, which is no memory of this process."""
+        if hasattr(os, "posix_fadvise"):
+            for stored in map(self._stored, names):
+                with (self.folder / stored.file).open("rb", buffering=0) as file:
+                    os.posix_fadvise(file.fileno(), stored.begin, stored.end - stored.begin, os.POSIX_FADV_WILLNEED)
+
     def write(self, name: str, tensor: Tensor, folder: Path) -> None:
         """Writes a tensor to its place in the file of the same name in another folder."""
         stored = self._stored(name)
@@ -148,6 +159,8 @@ class TensorFiles:
             file.seek(stored.begin)
             while done < len(view):
                 done += file.write(view[done:]) or 0
+            if hasattr(os, "posix_fadvise"):  # the disk begins at once, not all at the end
+                os.posix_fadvise(file.fileno(), stored.begin, len(view), os.POSIX_FADV_DONTNEED)
 
     def _stored(self, name: str) -> StoredTensor:
         """Returns where a tensor lies; raises where it cannot be rescaled."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import CheckpointError
+from ...errors import CheckpointError
+from .placing import finish_placing, place
 from .tensor_files import TensorFiles
 
 __all__ = ["Workplace"]
@@ -40,10 +41,31 @@ class Workplace:
         """The journal of what is finished."""
         return self.target.with_name(self.target.name + ".partial.journal")
 
+    def journal_of(self, process: int) -> Path:
+        """Returns the journal of one of several processes; that of the first is `journal`."""
+        return self.journal.with_name(f"{self.journal.name}.{process}") if process else self.journal
+
+    def journals(self) -> list[Path]:
+        """Returns the journals of all processes, as far as they are there; the first process's is the first."""
+        own = re.compile(re.escape(self.journal.name) + r"(\.\d+)?")
+        return sorted(path for path in self.target.parent.iterdir() if own.fullmatch(path.name))
+
     @property
     def log_scales(self) -> Path:
         """Where the log-scales are kept, to undo them."""
         return self.target.with_name(self.target.name + ".log_scales.json")
+
+    @property
+    def unplaced_log_scales(self) -> Path:
+        """Where the log-scales are written before they take their place together with the target."""
+        return self.target.with_name(self.target.name + ".partial.log_scales.json")
+
+    def ready(self, overwrite: bool) -> bool:
+        """Returns whether a killed run had come to its last renames, which are finished here; else checks, as `check` does."""
+        placed = finish_placing(self.target) and self.journal.exists()
+        if not placed:
+            self.check(overwrite)
+        return placed
 
     def check(self, overwrite: bool) -> None:
         """Raises where the target cannot be written.
@@ -76,21 +98,25 @@ class Workplace:
         for name in self.source.others:
             shutil.copyfile(self.source.folder / name, self.folder / name)
 
-    def finish(self) -> None:
-        """Puts the complete checkpoint in place of the target, and removes the journal."""
+    def finish(self, log_scales: str) -> None:
+        """Puts the complete checkpoint and its log-scales in their places, and removes the journal."""
         made = self.folder / self.source.names[0] if self.source.single else self.folder
-        for name in self.source.names:
-            _to_disk(self.folder / name)
-        if self.target.is_dir():  # a folder cannot be renamed over another
-            aside = self.target.with_name(self.target.name + ".replaced")
-            shutil.rmtree(aside, ignore_errors=True)
-            os.rename(self.target, aside)
-            os.rename(made, self.target)
-            shutil.rmtree(aside)
-        else:
-            os.replace(made, self.target)
+        self.unplaced_log_scales.write_text(log_scales, encoding="utf-8")
+        place({self.target: made, self.log_scales: self.unplaced_log_scales})
+        self.forget()
+
+    def forget(self) -> None:
+        """Removes the journals, and what else is left beside the target."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.unplaced_log_scales.unlink(missing_ok=True)
+        self.forget_others()
         self.journal.unlink(missing_ok=True)
+
+    def forget_others(self) -> None:
+        """Removes the journals of all processes but the first."""
+        for path in self.journals():
+            if path != self.journal:
+                path.unlink(missing_ok=True)
 
 
 def _copy_but(source: Path, target: Path, left: list[tuple[int, int]]) -> None:
@@ -114,9 +140,3 @@ def _copy(read: BinaryIO, written: BinaryIO, begin: int, end: int) -> None:
             raise CheckpointError(f"{read.name} has become shorter while it was read")
         written.write(data)
         begin += len(data)
-
-
-def _to_disk(path: Path) -> None:
-    """Waits until the disk has a file."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
