@@ -14,6 +14,8 @@ _HOMES = {
     "canonical": "fxenorm.plan.canonical",
     "check_optimizer": "fxenorm.optim.check",
     "Plan": "fxenorm.plan.plan",
+    "PredictedRange": "fxenorm.quantisation.prediction",
+    "Prediction": "fxenorm.quantisation.prediction",
     "BalanceResult": "fxenorm.rescale.balance",
     "Attachment": "fxenorm.rescale.attach",
     "Barrier": "fxenorm.symmetry",
@@ -61,6 +63,8 @@ __all__ = [
     "Pair",
     "Plan",
     "Port",
+    "PredictedRange",
+    "Prediction",
     "Site",
     "Tracked",
     "Verification",
@@ -96,6 +100,7 @@ if TYPE_CHECKING:
     from .plan.analyze import analyze
     from .plan.canonical import canonical
     from .plan.plan import Plan, plan_from_dict
+    from .quantisation.prediction import PredictedRange, Prediction
     from .rescale.attach import Attachment
     from .rescale.balance import BalanceResult
     from .rescale.measures.history import History

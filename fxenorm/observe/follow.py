@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..errors import StaleError
+from ..errors import OptionError, StaleError
 from ..symmetry.symmetry import Symmetry
 from .landmarks import variables_of
 from .observations import Observations
@@ -29,7 +29,10 @@ def followed(observations: Observations, symmetry: Symmetry, tensors: Mapping[st
 
     Raises:
         StaleError: they belong to other weights, or to a plan with other variables.
+        OptionError: something else was given.
     """
+    if not isinstance(observations, Observations):
+        raise OptionError(f"observations={type(observations).__name__} is not valid: expected those of plan.observe")
     if observations.landmarks.variables != variables_of(symmetry):
         raise StaleError(
             f"the observations are of a plan with other variables ({observations.num_scales} of them, here "

@@ -34,6 +34,8 @@ from ..optim.state import OptimizerLike, StateChoice
 from ..picture.build import picture_of
 from ..picture.figure import figure_of, save
 from ..quantisation.check import RoundingCheck, checked_bits
+from ..quantisation.predict import predict
+from ..quantisation.prediction import Prediction
 from ..rescale.agreeing import Looked
 from ..rescale.attach import Attachment, AttachOptions
 from ..rescale.balance import BalanceResult, balance
@@ -898,6 +900,7 @@ class Plan:
         Raises:
             StaleError: the weights have changed otherwise since, as by training, `step`, or a loaded checkpoint; or the
                 observations are of a plan with other variables.
+            OptionError: these are no observations.
 
         Example:
             >>> import fxenorm, torch
@@ -913,6 +916,35 @@ class Plan:
             self.repair()
             tensors = dict(self.model.named_parameters(remove_duplicate=False))
             return followed(observations, self.symmetry, tensors, self.rescaler.position)
+
+    def predict(self, observations: Observations, bits: Bits | None = None) -> Prediction:
+        """Predicts the noise that rounding makes in the outputs, by layer, now and after the best rescaling; print it.
+
+        Nothing is rounded or run, and nothing is written. ``plan.balance(objective=PredictedNoise(observations, bits))`` goes to
+        the optimum. The first line says whether this is worth it for this model and these bits.
+
+        Args:
+            observations: of ``observe(loader, derivatives=True)``; they follow the plan's rescalings.
+            bits: of the quantiser; None: 8 for weights and activations, per tensor.
+
+        Returns:
+            The noise of each tensor that is rounded, as a share of the outputs, and that of all together.
+
+        Raises:
+            StaleError: the observations are of other weights.
+            OptionError: they have no derivatives, or nothing that is rounded reaches the outputs.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> observations = plan.observe([torch.randn(16, 4)], derivatives=True)
+            >>> prediction = plan.predict(observations, fxenorm.Bits(weights=4, per="channel"))
+            >>> prediction.best <= prediction.now
+            True
+        """
+        with self.rescaler.lock:
+            return predict(self.rescaler, self.follow(observations), Bits() if bits is None else bits)
 
     def verify(self, inputs: Any = None, *, seed: int = 0) -> Verification:
         """Checks on the model itself that rescaling leaves its outputs as they are; the model is left as it was.

@@ -128,7 +128,7 @@ TESTS: dict[str, list[str]] = {
     "objectives/*": ["test_terms", "test_masses", "test_observed_terms"],
     "observe/*": ["test_observe", "test_derivatives"],
     "weights/*": MIDDLE,
-    "quantisation/*": ["test_rounding_check"],
+    "quantisation/*": ["test_rounding_check", "test_predict"],
     "rescale/measures/balance_result*": MIDDLE,
     "rescale/measures/*": ["test_history"],
     "rescale/*": MIDDLE,

@@ -63,6 +63,28 @@ def minimise_terms(rescaler: Rescaler, optimizer: OptimizerLike, request: Reques
     Raises:
         OptionError: the objective does not fit the model, or the model is spread over processes.
     """
+    agreed, own, result = _solve(rescaler, optimizer, request)
+    if own is not None and bool(result.log_scales.any()):
+        if permit is not None and not permit(result.log_scales):
+            return left_as_it_was(result)
+        own.apply_and_tell(agreed)
+        rescaler.moved(result.log_scales)
+    else:
+        rescaler.warnings.nothing_moves("balance", result.held, rescaler.num_scales)
+    return result
+
+
+def minimum_of(rescaler: Rescaler, request: Request) -> BalanceResult:
+    """Returns what `minimise_terms` would do, and writes nothing.
+
+    Raises:
+        OptionError: as there.
+    """
+    return _solve(rescaler, None, request)[-1]
+
+
+def _solve(rescaler: Rescaler, optimizer: OptimizerLike, request: Request) -> tuple[Tensor, Targets | None, BalanceResult]:
+    """Returns the log-scales of all processes, what they would multiply, and the report; nothing is written."""
     as_term(request.objective)
     if not rescaler.num_scales:
         say_if_nothing_moves(rescaler, "balance", request.frozen)
@@ -91,15 +113,7 @@ def minimise_terms(rescaler: Rescaler, optimizer: OptimizerLike, request: Reques
 
     agreed = agreed_scales(whole, solve)
     log_scales = agreed.weights.analysis.to_plan(agreed.log_scales).to("cpu", torch.float64, copy=True)
-    result = replace(agreed.result, log_scales=log_scales)
-    if own is not None and bool(log_scales.any()):
-        if permit is not None and not permit(log_scales):
-            return left_as_it_was(result)
-        own.apply_and_tell(agreed.log_scales)
-        rescaler.moved(log_scales)
-    else:
-        rescaler.warnings.nothing_moves("balance", result.held, rescaler.num_scales)
-    return result
+    return agreed.log_scales, own, replace(agreed.result, log_scales=log_scales)
 
 
 @dataclass(frozen=True)
