@@ -82,7 +82,7 @@ class Twin:
         named = [ScaleTarget(str(index), *item) for index, item in enumerate(zip(weights, terms, strict=True))]
         return named + [ScaleTarget("momentum", *item, power=-1) for item in zip(momentum, terms, strict=True)]
 
-    def task(self, held: torch.Tensor, limit: float) -> CycleTask:
+    def task(self, held: torch.Tensor, limit: float, groups: np.ndarray | None = None) -> CycleTask:
         """What executors are asked to run on our side."""
         return CycleTask(
             *(self.case.program(), self.ours, [None] * len(self.ours), self.targets(self.ours, self.our_momentum)),
@@ -92,6 +92,7 @@ class Twin:
             limit=limit,
             reach=float(max(2, sum(abs(coefficient) for terms in self.case.terms for coefficient, _ in terms))),
             growth=80.0,
+            groups=groups,
         )
 
     def eager_cycles(self, count: int, held: torch.Tensor, limit: float) -> None:

@@ -2,7 +2,8 @@
 
     python tools/bench.py                                               # the whole table, about ten minutes on two cores
     python tools/bench.py --models conv resnet18 --rows fused cycles    # part of it
-    python tools/bench.py --models resnet18 --rows ways                 # every way of training
+    python tools/bench.py --models resnet18 --rows ways                 # every way of training, and which code runs it
+    python tools/bench.py --models --rows ways_growth                   # how each grows with layers, width and groups
     python tools/bench.py --quick                                       # whether everything runs; its times say little
     python tools/bench.py --json bench.json --markdown bench.md
 
@@ -157,7 +158,9 @@ WAYS: dict[str, Way] = {
     "averaged copy": Way(1.5, tracked=True),
     "float64": Way(1.2, dtype=torch.float64),
     "3 cycles": Way(3.0, cycles=3),
-    "p = 3, 3 cycles": Way(30.0, {"p": 3.0}, cycles=3),
+    "p = 3, 3 cycles": Way(3.0, {"p": 3.0}, cycles=3),
+    "p = 1.5, 3 cycles": Way(30.0, {"p": 1.5}, cycles=3),
+    "Gauss-Seidel, p = 1.5": Way(30.0, {"solver": "gauss-seidel", "p": 1.5}),
     "folded, biases counted": Way(5.0, {"batchnorm": "folded", "biases": "count"}),
     "complex weights": Way(2.0, build=lambda: (ComplexWeights(), torch.randn(2, 64))),
     "complex weights, p = 1": Way(30.0, {"p": 1.0}, build=lambda: (ComplexWeights(), torch.randn(2, 64))),
@@ -165,6 +168,16 @@ WAYS: dict[str, Way] = {
     "1 + gamma": Way(30.0, build=lambda: (ShiftedNorm(), torch.randn(2, 64))),
 }
 """By name. Where nothing moves, which powers of two and a dead band bring about, a step should read and not write."""
+
+GROWN = tuple(name for name, way in WAYS.items() if way.build is None)
+"""Ways whose growth is measured."""
+
+GROWTH: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
+    "four times the layers": ((8, 256), (32, 256)),
+    "four times the width": ((8, 128), (8, 512)),
+    "four times the groups at one size": ((8, 512), (32, 256)),
+}
+"""By what grows, depth and width of the chain before and after."""
 
 Work = Callable[[], object]
 
@@ -467,10 +480,33 @@ def growth(effort: Effort) -> Iterable[Row]:
             before = (name, case, entries)
 
 
+def ways_growth(effort: Effort) -> Iterable[Row]:
+    """Chains of more layers, more width and more groups, in each way of training."""
+    few = Effort(effort.pairs, min(1.0, effort.seconds), effort.depth)
+    for name in GROWN:
+        made = {shape: _chain_at_work(WAYS[name], *shape) for shape in {shape for both in GROWTH.values() for shape in both}}
+        for kind, (before, after) in GROWTH.items():
+            more = made[after][1] / made[before][1]
+            words = [f"step, {name}, chain {depth} x {width}" for depth, width in (after, before)]
+            row = few.compare("ways_growth", name, words[0], made[after][0], words[1], made[before][0], LINEAR * max(1.0, more))
+            yield Row(**{**asdict(row), "note": f"{kind}: {more:.2f} times the weights"})
+
+
+def _chain_at_work(way: Way, depth: int, width: int) -> tuple[Work, int]:
+    """Returns a step of a balanced chain in some way of training, and how many weights it has."""
+    model, optimizer, plan = at_work(way, released_fc(depth, width, inputs=width), "compiled")
+    plan.balance(optimizer)
+    return functools.partial(way.step, plan, optimizer), sum(parameter.numel() for parameter in model.parameters())
+
+
 ROWS: dict[str, Callable[[Case, Effort], Iterable[Row]]] = {
     work.__name__: work for work in (fused, foreach, multiply, loop, eager, cycles, training, balance, analyze, ways)
 }
 """By name, what is compared on each model."""
+
+
+GROWING: dict[str, Callable[[Effort], Iterable[Row]]] = {work.__name__: work for work in (growth, ways_growth)}
+"""By name, what is compared on chains."""
 
 
 def markdown(rows: Sequence[Row], title: str) -> str:
@@ -494,7 +530,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=[*RELEASED, *VISION], help="of: %(default)s, or any name of torchvision")
-    parser.add_argument("--rows", nargs="*", default=[*ROWS, "growth"], choices=[*ROWS, "growth"], help="all without")
+    parser.add_argument("--rows", nargs="*", default=[*ROWS, *GROWING], choices=[*ROWS, *GROWING], help="all without")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=40, help="pairs of runs for each row at most")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each row, after which no further pair begins")
@@ -520,8 +556,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if row in ROWS:
                 add(ROWS[row](case, effort))
         del case
-    if "growth" in given.rows:
-        add(growth(effort))
+    for row in given.rows:
+        if row in GROWING:
+            add(GROWING[row](effort))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
     title = (
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32. Ratio: median of pairs run in turn. "

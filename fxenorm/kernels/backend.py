@@ -73,6 +73,7 @@ class CycleTask:
         reach: the largest sum of |exponents| of an entry of any target.
         powers_of_two: (K,) bool, where log-scales live: variables that move by whole octaves, cut towards 0; None: none.
         deadband: variables whose |log-scale| is smaller stay, a natural logarithm.
+        groups: (K,) in the order in which a Gauss-Seidel cycle takes them, the group of each variable; None: all at once.
         growth: the largest natural logarithm of an entry's change; an executor that does not look at the room of every variable
             first gives up beyond it.
     """
@@ -90,6 +91,7 @@ class CycleTask:
     deadband: float = 0.0
     growth: float = math.log(1e6)
     gradients: int = 0
+    groups: Ids | None = None
 
     @property
     def announced(self) -> list[Tensor]:

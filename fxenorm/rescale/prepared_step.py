@@ -104,7 +104,7 @@ class PreparedStep:
             looks_far: whether it is the turn of a step that looks for what single cycles leave.
         """
         far = looks_far and self._kind.leaves_some
-        if not far and not self._kind.takes_groups and self._run_prepared(cycles, gate):
+        if not far and self._run_prepared(cycles, gate):
             return
         scales = run_cycles(self.weights, self.targets, cycles, looks_far)
         self.targets.apply(scales if gate is None else scales * gate.to(scales))
@@ -116,7 +116,7 @@ class PreparedStep:
             counted = self.weights.analysis.counted
             factors = counted.factors(self.weights.tensors_for(counted)) if counted.folds else task.factors
             return runner.run(factors, cycles, gate)
-        return cycles == 1 and gate is None and self._run_in_two(backend, task)
+        return cycles == 1 and gate is None and not self._kind.takes_groups and self._run_in_two(backend, task)
 
     def path(self, cycles: int = 1, looks_far: bool = False) -> Path:
         """Returns which code carries out such a step while all entries have room; for people, not for speed.
@@ -126,14 +126,12 @@ class PreparedStep:
         """
         if looks_far and self._kind.leaves_some:
             return Path.of(0, ["it looks for what single cycles leave"])
-        if self._kind.takes_groups:
-            return Path.of(0, ["Gauss-Seidel takes group after group"])
         backend, task, runner = self.weights.backend, self._the_task(), self._the_runner()
         if runner is not None:
             why = runner.refusals(cycles)
             return Path.of(0 if why else 1, why)
         folded = ["biases are counted with norms folded in"] if self.weights.analysis.counted.folds_biases else []
-        in_two = cycles == 1 and backend.applies_within(self.weights.device)
+        in_two = cycles == 1 and not self._kind.takes_groups and backend.applies_within(self.weights.device)
         return Path.of(2 if in_two else 0, folded or backend.refusals(task))
 
     def _the_runner(self) -> CycleRunner | None:
@@ -162,6 +160,7 @@ class PreparedStep:
                 reach=float(analysis.reach.max(initial=2)),
                 powers_of_two=self._kind.powers_of_two,
                 deadband=self._kind.deadband,
+                groups=analysis.solver_groups.astype(np.int64) if self._kind.takes_groups else None,
             )
         return self._task
 

@@ -16,12 +16,14 @@ def test_every_row_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(BENCH, "build", lambda name: BENCH.released_fc(4, 16, 12))
     monkeypatch.setitem(BENCH.TRAINED, "fc", (12,))
     monkeypatch.setattr(BENCH, "WIDTHS", (8, 16))
+    monkeypatch.setattr(BENCH, "GROWN", ("p = 3", "bfloat16", "Gauss-Seidel"))
+    monkeypatch.setattr(BENCH, "GROWTH", {"depth": ((3, 8), (6, 8)), "width": ((3, 8), (3, 16))})
     files = tmp_path / "bench.json", tmp_path / "bench.md"
     arguments = ["--models", "fc", "--quick", "--threads", "1", "--json", str(files[0]), "--markdown", str(files[1])]
     assert BENCH.main(arguments) == 0
     stored = json.loads(files[0].read_text())
     rows = stored["rows"]
-    assert {row["row"] for row in rows} == {*BENCH.ROWS, "growth"} and stored["threads"] == 1
+    assert {row["row"] for row in rows} == {*BENCH.ROWS, *BENCH.GROWING} and stored["threads"] == 1
     assert all(row["low"] <= row["ratio"] <= row["high"] and row["pairs"] >= 1 for row in rows)
     assert all((row["met"] is None) == (row["target"] is None) for row in rows)
     table = files[1].read_text()

@@ -38,7 +38,7 @@ class CompiledCycles:
         """
         if gate is not None:
             return False
-        if count == 1:
+        if count == 1 and self._task.groups is None:
             return self._step.run(self._library, factors)
         table = self._table_of_several()
         return table.covers_all and table.run(self._library, factors, count)
@@ -55,7 +55,7 @@ class CompiledCycles:
         Args:
             count: how many.
         """
-        return [] if count == 1 else self._table_of_several().refusals
+        return [] if count == 1 and self._task.groups is None else self._table_of_several().refusals
 
     def exchange(self, pairs: Sequence[tuple[ScaleTarget, ScaleTarget]]) -> bool:
         """Takes other tensors in the places of some targets.

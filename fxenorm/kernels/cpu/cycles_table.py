@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..backend import CycleTask
 from ..layout import MatrixForm
-from ..program import ReduceProgram
 from .step_table import StepTable
 from .structures import Condensed, CyclesArguments
 from .tables import TYPES, ReduceTable, reduce_signature, row_factors
@@ -25,7 +24,7 @@ __all__ = ["CyclesTable"]
 _WIDEST = 20_000
 """Columns of sums that a tile may have: as many as the step's own tiles, so that a row is never cut."""
 
-_POWERS = (1.0, 2.0, 4.0)
+_POWERS = (1.0, 2.0, 3.0, 4.0)
 """Exponents of which |w|^p and (f^p) |w|^p need no exponential; kernels for others would be slower than single cycles."""
 
 _TYPES = (torch.float32, torch.bfloat16)
@@ -68,7 +67,7 @@ class CyclesTable:
         ]
         read = [weight if sums is None else sums for weight, sums in zip(self._weights, self._sums, strict=True)]
         self._reduce = _reduce_table(task, members, read, list(map(_condensed, forms, runs)))
-        self._argue(task.program, runs)
+        self._argue(task, runs)
 
     def run(self, library: ctypes.CDLL, factors: Sequence[Tensor | None], count: int) -> bool:
         """Runs `count` cycles; False if a factor, a sum or an entry is out of range: nothing changes then but for a rounding.
@@ -90,11 +89,15 @@ class CyclesTable:
         del alive
         return not stopped
 
-    def _argue(self, program: ReduceProgram, runs: Sequence[_Run]) -> None:
+    def _argue(self, task: CycleTask, runs: Sequence[_Run]) -> None:
         """Sets what the kernels are given, and keeps alive what that points to."""
-        reduce, count = self._reduce, program.num_scales
-        powers, size = self._link(program.p, runs)
+        reduce, count = self._reduce, task.program.num_scales
+        powers, size = self._link(task.program.p, runs)
+        stages = _stages(reduce, count, task.groups)
         self._arrays: dict[str, NDArray[Any]] = {
+            **stages,
+            "link_ends": reduce.link_ends,
+            "factor_link_ends": self._link_ends,
             "matrices": reduce.matrices,
             "tiles": reduce.tiles,
             "links": reduce.links,
@@ -114,11 +117,13 @@ class CyclesTable:
             link_count=len(reduce.links),
             factor_link_count=len(self._links),
             power_count=len(powers),
+            stage_count=len(stages["stages"]),
         )
 
     def _link(self, p: float, runs: Sequence[_Run]) -> tuple[list[float], int]:
         """Sets the links from powers of variables to factors of rows and columns; returns these powers and how many factors."""
         links: list[tuple[int, ...]] = []
+        ends: list[int] = []
         powers: dict[float, int] = {}
         size = 0
         self._condensed = (Condensed * len(runs))()
@@ -133,11 +138,45 @@ class CyclesTable:
                     links.append((size, ids.size, ids.ctypes.data, power, int(number == 0)))
                 places.append(size if terms else -1)
                 size += terms[0][1].size if terms else 0
+            ends.append(len(links))
             one.source, one.dtype, one.width = weights.data_ptr(), TYPES[weights.dtype], form.width * run.run
             one.run, one.inner, one.data = run.run, int(run.inner), None if sums is None else sums.data_ptr()
             one.row_place, one.column_place = places
-        self._links = np.array(links, dtype=np.int64).reshape(-1, 5)
+        self._links, self._link_ends = np.array(links, dtype=np.int64).reshape(-1, 5), np.array(ends, dtype=np.int64)
         return list(powers), size
+
+
+def _stages(reduce: ReduceTable, count: int, groups: NDArray[np.int64] | None) -> dict[str, NDArray[Any]]:
+    """Returns by field of `CyclesArguments` the stages of a cycle, and the lists into which they point.
+
+    Args:
+        reduce: what is read.
+        count: the number of variables.
+        groups: (K,) as `CycleTask.groups`.
+    """
+    labels = np.zeros(count, dtype=np.int64) if groups is None else groups
+    order = np.argsort(labels, kind="stable")
+    carried: dict[int, list[int]] = {}
+    for matrix, form in enumerate(reduce.forms):
+        ids = np.concatenate([order[:0], *(ids for _, ids in (*form.row_terms, *form.column_terms))])
+        for label in np.unique(labels[ids[ids < count]]).tolist():
+            carried.setdefault(label, []).append(matrix)
+    ordered, rows, tiles = labels[order], reduce.matrices, [np.zeros(0, dtype=np.int64)]
+    stages: list[tuple[int, ...]] = []
+    matrices: list[int] = []
+    for label in sorted(carried):
+        own = carried[label]
+        tiles += [np.arange(rows[matrix, 8], rows[matrix, 9]) for matrix in own]
+        first, read = len(matrices), stages[-1][5] if stages else 0
+        matrices += own
+        variables = np.searchsorted(ordered, [label, label + 1]).tolist()
+        stages.append((*variables, first, len(matrices), read, read + sum(map(len, tiles[-len(own) :]))))
+    return {
+        "stages": np.array(stages, dtype=np.int64).reshape(-1, 6),
+        "stage_variables": np.ascontiguousarray(order, dtype=np.int64),
+        "stage_matrices": np.array(matrices, dtype=np.int64),
+        "stage_tiles": np.concatenate(tiles).astype(np.int64),
+    }
 
 
 def _refusals(task: CycleTask, members: Sequence[int]) -> list[str]:

@@ -49,6 +49,8 @@ class CyclesArguments(ctypes.Structure):
 
     _fields_ = [
         *_fields(ctypes.c_void_p, "step matrices condensed tiles links factor_links powers"),
+        *_fields(ctypes.c_void_p, "stages stage_variables stage_matrices stage_tiles link_ends factor_link_ends"),
+        *_fields(ctypes.c_int64, "stage_count"),
         *_fields(ctypes.c_int64, "matrix_count tile_count link_count factor_link_count power_count count"),
         *_fields(ctypes.c_void_p, "work power_table totals factors claimed"),
     ]
@@ -69,6 +71,7 @@ _ROWS: Mapping[str, tuple[int, str]] = MappingProxyType(
         "FactorLink": (8, "destination count ids exponent first"),
         "ProductTable": (8, "data rows width stride dtype is_power place first_tile last_tile"),
         "ProductTile": (8, "table row rows part"),
+        "Stage": (16, "variables matrices tiles"),
         "Phase": (16, "scale_tiles reduce_tiles matrices links variables factor_links"),
     }
 )

@@ -50,12 +50,14 @@ class TritonBackend(EagerBackend):
 
     def cycles(self, task: CycleTask) -> CycleRunner | None:
         """Prepares whole cycles in a handful of launches; None where the kernels do not run on that device."""
-        if task.powers_of_two is not None or task.deadband:  # the kernels know factors of any size only
+        if task.groups is not None or task.powers_of_two is not None or task.deadband:  # see `refusals`
             return None
         return TritonStep(task) if self.serves(task.held.device) else None
 
     def refusals(self, task: CycleTask) -> list[str]:
         """Returns why the kernels do not run whole cycles of a task."""
+        if task.groups is not None:
+            return ["the kernels take all groups at once"]
         if task.powers_of_two is not None or task.deadband:
             return ["the kernels know neither powers of two nor a dead band"]
         return [] if self.serves(task.held.device) else [f"the model is on {task.held.device}"]

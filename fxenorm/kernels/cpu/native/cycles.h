@@ -79,6 +79,7 @@ bool condense_rows(const Condensed &c, const ReduceTile &tile, i64 width) {
 template <class T> bool condense_any(const Condensed &c, const ReduceTile &tile, i64 width, double p) {
     if (p == 2.0) return condense_rows<T, TWO>(c, tile, width);
     if (p == 1.0) return condense_rows<T, ONE>(c, tile, width);
+    if (p == 3.0) return condense_rows<T, THREE>(c, tile, width);
     return condense_rows<T, FOUR>(c, tile, width);
 }
 
@@ -149,6 +150,7 @@ template <class T> bool weighted_any(const Cycles &cycles, const ReduceTile &til
     const double p = c.data ? 1.0 : cycles.step->p;
     if (p == 2.0) add_weighted<T, TWO>(m, tile, row_scale, row_factor, column_scale, row_part, column_part);
     else if (p == 1.0) add_weighted<T, ONE>(m, tile, row_scale, row_factor, column_scale, row_part, column_part);
+    else if (p == 3.0) add_weighted<T, THREE>(m, tile, row_scale, row_factor, column_scale, row_part, column_part);
     else add_weighted<T, FOUR>(m, tile, row_scale, row_factor, column_scale, row_part, column_part);
     const typename T::Storage *base = static_cast<const typename T::Storage *>(m.data) + tile.row * m.width + tile.column;
     return reliable(base, m.width, tile, row_part, column_part);
@@ -162,12 +164,14 @@ bool use_tile(const Cycles &cycles, const ReduceTile &tile, bool condense) {
     return c.dtype == 0 ? condense_any<F32>(c, tile, width, cycles.step->p) : condense_any<BF16>(c, tile, width, cycles.step->p);
 }
 
-void use_tiles(const Cycles &cycles, bool condense, i64 thread, i64 threads, int *stop) {
+// Of the tiles `first` to `last` of a list, or of all tiles where that is null.
+void use_tiles(const Cycles &cycles, const i64 *list, i64 first, i64 last, bool condense, i64 thread, i64 threads, int *stop) {
+    const auto tile = [&](i64 i) { return list ? list[first + i] : first + i; };
     share_out(
-        cycles.tile_count, thread, threads, stop, [&](i64 i) { return cycles.tiles[i].share; },
-        [&](i64 i) -> std::uint8_t & { return cycles.claimed[i]; },
+        last - first, thread, threads, stop, [&](i64 i) { return cycles.tiles[tile(i)].share; },
+        [&](i64 i) -> std::uint8_t & { return cycles.claimed[tile(i)]; },
         [&](i64 i) {
-            if (!use_tile(cycles, cycles.tiles[i], condense)) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
+            if (!use_tile(cycles, cycles.tiles[tile(i)], condense)) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
         });
 }
 
@@ -188,6 +192,33 @@ inline double settle_total(const Cycles &cycles, i64 k) {
     return total > inverse ? total : inverse;
 }
 
+inline i64 begin_of(const i64 *ends, i64 number) { return number ? ends[number - 1] : 0; }
+
+// By what the entries of a matrix are multiplied now.
+void fill_matrix(const Cycles &cycles, i64 matrix) {
+    const i64 end = cycles.factor_link_ends[matrix];
+    for (i64 i = begin_of(cycles.factor_link_ends, matrix); i < end; ++i)
+        if (cycles.factor_links[i].first)
+            fill_factors(cycles.factor_links, i, end, cycles.power_table, cycles.step->variable_count + 1, cycles.factors);
+}
+
+// Sums the matrices of a stage by variable; those of variables of other stages are of no use.
+void add_stage(const Cycles &cycles, const Stage &stage) {
+    const Step &step = *cycles.step;
+    for (i64 i = stage.tiles[0]; i < stage.tiles[1]; ++i) cycles.claimed[cycles.stage_tiles[i]] = 0;
+    for (int adds = 0; adds < 2; ++adds) {
+        for (i64 i = stage.matrices[0]; i < stage.matrices[1]; ++i) {
+            const i64 matrix = cycles.stage_matrices[i], begin = begin_of(cycles.link_ends, matrix), end = cycles.link_ends[matrix];
+            if (adds) {
+                add_links(cycles.links, begin, end, cycles.work, step.sums, ADD);
+                continue;
+            }
+            for (i64 k = begin; k < end; ++k)
+                for (i64 j = 0; j < cycles.links[k].count; ++j) step.sums[cycles.links[k].slots[j]] = 0.0;
+        }
+    }
+}
+
 // Called by all threads together: everything but the scaling.
 void find_totals(const Cycles &cycles, int *stop) {
 #ifdef _OPENMP
@@ -196,34 +227,33 @@ void find_totals(const Cycles &cycles, int *stop) {
     const i64 thread = 0, threads = 1;
 #endif
     const Step &step = *cycles.step;
-    for (i64 cycle = -1; cycle < cycles.count; ++cycle) {
-        use_tiles(cycles, cycle < 0, thread, threads, stop);
+    use_tiles(cycles, nullptr, 0, cycles.tile_count, true, thread, threads, stop);
 #pragma omp barrier
-        if (cycle >= 0) {
-#pragma omp for schedule(dynamic, 1)
-            for (i64 i = 0; i < cycles.matrix_count; ++i) combine_tiles(cycles.matrices[i], cycles.tiles, cycles.work, ADD);
-        }
 #pragma omp single
-        {
-            std::memset(cycles.claimed, 0, cycles.tile_count);
-            if (cycle >= 0) {
-                std::memset(step.sums, 0, sizeof(double) * step.sum_count);
-                add_links(cycles.links, 0, cycles.link_count, cycles.work, step.sums, ADD);
-            }
-        }
-        if (cycle >= 0) {
-            double size = 1.0;
-#pragma omp for schedule(static)
-            for (i64 k = 0; k < step.variable_count; ++k) {
-                const double found = settle_total(cycles, k);
-                size = found > size ? found : size;
-            }
-            if (!(size <= step.bound)) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
-        }
+    {
+        std::memset(cycles.claimed, 0, cycles.tile_count);
+        std::memset(step.sums, 0, sizeof(double) * step.sum_count);
+    }
 #pragma omp for schedule(dynamic, 1)
-        for (i64 i = 0; i < cycles.factor_link_count; ++i)
-            if (cycles.factor_links[i].first)
-                fill_factors(cycles.factor_links, i, cycles.factor_link_count, cycles.power_table, step.variable_count + 1, cycles.factors);
+    for (i64 i = 0; i < cycles.matrix_count; ++i) fill_matrix(cycles, i);
+    for (i64 number = 0; number < cycles.count * cycles.stage_count; ++number) {
+        const Stage &stage = cycles.stages[number % cycles.stage_count];
+        use_tiles(cycles, cycles.stage_tiles, stage.tiles[0], stage.tiles[1], false, thread, threads, stop);
+#pragma omp barrier
+#pragma omp for schedule(dynamic, 1)
+        for (i64 i = stage.matrices[0]; i < stage.matrices[1]; ++i)
+            combine_tiles(cycles.matrices[cycles.stage_matrices[i]], cycles.tiles, cycles.work, ADD);
+#pragma omp single
+        add_stage(cycles, stage);
+        double size = 1.0;
+#pragma omp for schedule(static)
+        for (i64 i = stage.variables[0]; i < stage.variables[1]; ++i) {
+            const double found = settle_total(cycles, cycles.stage_variables[i]);
+            size = found > size ? found : size;
+        }
+        if (!(size <= step.bound)) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
+#pragma omp for schedule(dynamic, 1)
+        for (i64 i = stage.matrices[0]; i < stage.matrices[1]; ++i) fill_matrix(cycles, cycles.stage_matrices[i]);
     }
 }
 

@@ -74,7 +74,10 @@ struct Condensed {
     const double *row_factor;        // (rows,) or null: 1
     i64 row_place, column_place;     // in `factors`: what the entries are multiplied by; -1: 1
 };
-struct Cycles {
+struct Stage {                       // some variables, which move together, and the matrices that carry one of them
+    i64 variables[2], matrices[2], tiles[2];   // begin and end of each in the lists of a cycle
+};
+struct Cycles {                      // each goes through all stages: one for all variables (Jacobi), or one a group (Gauss-Seidel)
     const Step *step;                // what is scaled in the end; its sums, power table and factors are written then
     const ReduceMatrix *matrices;
     const Condensed *condensed;      // by matrix
@@ -82,6 +85,10 @@ struct Cycles {
     const Link *links;
     const FactorLink *factor_links;
     const double *powers;            // by row of the power table: not always integers
+    const Stage *stages;
+    const i64 *stage_variables, *stage_matrices, *stage_tiles;
+    const i64 *link_ends, *factor_link_ends;   // by matrix
+    i64 stage_count;
     i64 matrix_count, tile_count, link_count, factor_link_count, power_count, count;
     double *work, *power_table, *totals;
     float *factors;
