@@ -159,6 +159,18 @@ class Analysis:
         analysis.__dict__["counted"] = self.counted.in_basis(basis, symmetry.num_scales, self.options.p)
         return analysis
 
+    def counting(self, counted: CountedTensors, options: Options) -> Analysis:
+        """Returns the same variables with other counted tensors.
+
+        Args:
+            counted: over these variables.
+            options: of which they were made.
+        """
+        analysis = Analysis(self.symmetry, options, self.groups, self.pairs)
+        analysis.basis = self.basis
+        analysis.__dict__["counted"] = counted
+        return analysis
+
     def remembered(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """Returns the value for a key; makes and keeps it if there is none, and forgets the oldest of many."""
         known = self._remembered.pop(key, None)

@@ -83,7 +83,9 @@ def rows_of(function: Function, groups: Sequence[Sequence[int]]) -> ExponentRows
 
 def _rows_of_sum(part: Exponentials) -> ExponentRows:
     """Returns the exponents of the entries that are not zero."""
-    return exponent_rows(part.objective.program.to(torch.device("cpu")), part.objective.matrices)
+    own = part.objective
+    parts = own.sums.gathered(lambda: exponent_rows(own.program.to(torch.device("cpu")), own.matrices))
+    return parts[0].extended(parts[1:])
 
 
 def _equal(rows: ExponentRows, terms: Sequence[tuple[int, Ids]], size: int) -> None:
@@ -98,7 +100,7 @@ def _add_normal(rows: ExponentRows, part: Normal) -> None:
     if any(one.log_constant > -np.inf for one in part.sums):
         _equal(rows, [(1, level)], 1)
     for one in part.sums:
-        program = one.objective.program.to(torch.device("cpu"))
+        program = one.objective.whole_program.to(torch.device("cpu"))
         for block in program.blocks:
             total: list[tuple[int, Ids]] = [(-1, level)]
             for coefficient, given in block.terms:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..analysis.attained.basis import Basis
 from ..errors import OptionError
+from ..weights.shared.sums import OwnSums, Sums
 from .parts import Sides
 
-__all__ = ["Own", "OwnTerm", "own_part"]
+__all__ = ["Own", "OwnTerm", "Sharing", "own_part"]
 
 _PROBES = 8
 """Products with random signs by which the sizes of second derivatives are estimated, to some 30 %."""
@@ -26,6 +27,9 @@ class OwnTerm(Protocol):
 
     To say where it has no minimum, it has either `recession(direction)`, the limit of its slope far along a direction, as a
     float; or `lower_bound`, a number below which it never falls.
+
+    Where the model is spread over processes, each of them calls it, and it says in `adds` how the answers belong together: True,
+    where each is the part of one process, so that they are added up; False, where each is the whole, so that their mean is taken.
     """
 
     def value_and_gradient(self, log_scales: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,6 +37,24 @@ class OwnTerm(Protocol):
 
     def curvature_times(self, log_scales: Tensor, direction: Tensor) -> Tensor:
         """Returns (num_scales,) the second derivative times a direction, in float64."""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """The other processes that call a term.
+
+    Attributes:
+        sums: makes sums of all processes.
+        size: how many there are.
+    """
+
+    sums: Sums = field(default_factory=OwnSums)
+    size: int = 1
+
+    def joined(self, adds: bool, make: Callable[[], Tensor], count: int) -> Tensor:
+        """Returns the sum, or the mean, of the (count,) float64 numbers that all processes make: the same bits everywhere."""
+        total = self.sums.total(make, count)
+        return total if adds or self.size == 1 else total / self.size
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,18 +65,20 @@ class Own:
         term: the user's.
         basis: of the variables that may move; None: all of the plan's.
         log_weight: log of the weight.
+        sharing: the other processes that call it.
     """
 
     term: OwnTerm
     basis: Basis | None
     log_weight: float = 0.0
+    sharing: Sharing = field(default_factory=Sharing)
 
     is_sided = False
     steepness = 1.0
 
     def weighted(self, log_weight: float) -> Own:
         """Returns the same, multiplied by exp(log_weight)."""
-        return Own(self.term, self.basis, self.log_weight + log_weight)
+        return Own(self.term, self.basis, self.log_weight + log_weight, self.sharing)
 
     def _in_plan(self, vector: Tensor) -> Tensor:
         """Returns (num_scales,) a vector of places as one of the plan's variables."""
@@ -66,15 +90,25 @@ class Own:
 
     def sides(self, log_scales: Tensor) -> Sides:
         """Returns the value and the derivative, its negative entries as N and the others as P."""
-        value, gradient = self.term.value_and_gradient(self._in_plan(log_scales))
-        gradient = self._in_basis(gradient.detach().to(log_scales)) * math.exp(self.log_weight)
-        weighted = value.detach().to(log_scales).reshape(()) * math.exp(self.log_weight)
-        return Sides(weighted, (-gradient).clamp(min=0.0).log(), gradient.clamp(min=0.0).log())
+
+        def own() -> Tensor:
+            """Asks the term: the value in front of the derivative."""
+            value, gradient = self.term.value_and_gradient(self._in_plan(log_scales))
+            return torch.cat([one.detach().to(log_scales).reshape(-1) for one in (value, gradient)])
+
+        at = self._joined(own, 1 + self._in_plan(log_scales).numel()) * math.exp(self.log_weight)
+        gradient = self._in_basis(at[1:])
+        return Sides(at[0], (-gradient).clamp(min=0.0).log(), gradient.clamp(min=0.0).log())
+
+    def _joined(self, make: Callable[[], Tensor], count: int) -> Tensor:
+        """Returns what all processes say of the term together."""
+        return self.sharing.joined(bool(getattr(self.term, "adds", False)), make, count)
 
     def times(self, log_scales: Tensor, direction: Tensor) -> Tensor:
         """Returns (K,) the second derivative times a direction."""
-        image = self.term.curvature_times(self._in_plan(log_scales), self._in_plan(direction))
-        return self._in_basis(image.detach().to(log_scales)) * math.exp(self.log_weight)
+        at, along = self._in_plan(log_scales), self._in_plan(direction)
+        image = self._joined(lambda: self.term.curvature_times(at, along).detach().to(log_scales), at.numel())
+        return self._in_basis(image) * math.exp(self.log_weight)
 
     def log_sizes(self, log_scales: Tensor) -> Tensor:
         """Returns (K,) logs of the lengths of the second derivative's rows, estimated by products with random signs."""
@@ -98,10 +132,17 @@ class Own:
         found: Any = getattr(self.term, "recession", None)
         if found is None:
             return None
-        return lambda direction: math.exp(self.log_weight) * float(found(self._in_plan(direction)))
+
+        def slope(direction: Tensor) -> float:
+            """Returns what all processes say of one direction together."""
+            along = self._in_plan(direction)
+            said = self._joined(lambda: direction.new_tensor([float(found(along))]), 1)
+            return math.exp(self.log_weight) * float(said)
+
+        return slope
 
 
-def own_part(term: Any, count: int, basis: Basis | None, device: torch.device) -> Own:
+def own_part(term: Any, count: int, basis: Basis | None, device: torch.device, sharing: Sharing) -> Own:
     """Returns a user's own term as a part; raises an OptionError where it breaks its contract at log-scales of 0.
 
     Args:
@@ -109,6 +150,7 @@ def own_part(term: Any, count: int, basis: Basis | None, device: torch.device) -
         count: number of the plan's variables.
         basis: of the variables that may move.
         device: where log-scales live.
+        sharing: the other processes that call it.
     """
     name = type(term).__name__
     if not isinstance(term, OwnTerm):
@@ -122,6 +164,11 @@ def own_part(term: Any, count: int, basis: Basis | None, device: torch.device) -
             f"the term {name} does not say whether it has a minimum: give it recession(direction), its slope far along a "
             "direction, or lower_bound, a number below which it never falls"
         )
+    if sharing.size > 1 and not isinstance(getattr(term, "adds", None), bool):
+        raise OptionError(
+            f"the model is spread over {sharing.size} processes, and the term {name} does not say how their answers belong "
+            "together: give it adds = True (each is a part, to be added up) or adds = False (each is the whole)"
+        )
     zero = torch.zeros(count, dtype=torch.float64, device=device)
     value, gradient = term.value_and_gradient(zero)
     for what, tensor, size in (
@@ -134,4 +181,4 @@ def own_part(term: Any, count: int, basis: Basis | None, device: torch.device) -
             raise OptionError(f"the {what} of the term {name} is {shape}: expected a float64 tensor of {size} entries")
         if not bool(tensor.isfinite().all()):
             raise OptionError(f"the {what} of the term {name} is not finite at the current weights")
-    return Own(term, basis)
+    return Own(term, basis, sharing=sharing)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -20,30 +20,19 @@ from ..errors import OptionError
 from ..field import Term as FieldTerm
 from ..kernels.backend import Backend, reference_backend
 from ..kernels.program import ReduceProgram, build_program
-from ..kernels.terms import normalise, split_repeats
+from ..kernels.terms import split_repeats
 from ..observe.observation import Observation
 from ..weights.objective import CurrentObjective
 from ..weights.weights import Weights as ModelWeights
+from .entries.items import Item, counted_entries, log_still, powers
+from .entries.spread import SpreadTensors
 from .observed_terms import Migration
-from .own import own_part
-from .parts import Entries, Exponentials, Normal, Part
+from .own import Sharing, own_part
+from .parts import Exponentials, Normal, Part
 from .quantisers import inputs_of_layers
 from .terms import Key, Masses, Normalised, Weights, summands
 
 __all__ = ["Source"]
-
-
-@dataclass(frozen=True)
-class _Item:
-    """The entries of one tensor: their shape, what makes them, and their exponents."""
-
-    shape: tuple[int, ...]
-    masses: Callable[[], Tensor]
-    terms: tuple[FieldTerm, ...]
-
-    def within(self, basis: Basis | None) -> tuple[FieldTerm, ...]:
-        """Returns the exponents over the places of a basis, in normal form; () where nothing moves it."""
-        return normalise(self.terms if basis is None else basis.terms(self.terms), len(self.shape))
 
 
 class Source:
@@ -57,6 +46,7 @@ class Source:
     def __init__(self, analysis: Analysis, weights: ModelWeights) -> None:
         self._plan, self._weights = analysis, weights
         self._basis: Basis | None = None if weights.analysis is analysis else weights.analysis.basis
+        self._spread = None if weights.ranks is None else SpreadTensors(weights, weights.ranks)
 
     def parts(self, term: Any) -> list[Part]:
         """Returns the parts of a term; raises an OptionError where it does not fit the model."""
@@ -79,7 +69,9 @@ class Source:
             if not found.count:
                 raise OptionError(f"{term!r} has no entry above zero: there is nothing to even out")
             return found
-        return own_part(term, self._plan.symmetry.num_scales, self._basis, self._weights.device)
+        weights = self._weights
+        size = 1 if weights.ranks is None else weights.ranks.size
+        return own_part(term, self._plan.symmetry.num_scales, self._basis, weights.device, Sharing(weights.sums, size))
 
     # ---------------------------------------------------------------- weights
 
@@ -92,21 +84,32 @@ class Source:
             gains = [item for item in counted.tensors if item.fold is None and _is_gain(item, plan.symmetry.roles)]
             counted = counted.without(gains, count, options.p)
         moving = counted if self._basis is None else counted.in_basis(self._basis, count, options.p)
+        if self._spread is not None:
+            return self._exponentials(
+                self._spread.of_counted(moving, options), self._spread.items(plan, counted, options), options.p
+            )
         program = moving.program.to(self._weights.device)
         backend = self._weights.backend
-        objective = self._objective(
-            backend, program, backend.matrices(program, *moving.gather(self._weights.tensors_for(moving)))
-        )
-        items = self._items(counted, options.p)
-        entries = partial(_entries, items, options.p, count, self._basis)
-        return Exponentials(objective, _log_still(items, self._basis), cache(entries))
+        matrices = backend.matrices(program, *moving.gather(self._weights.tensors_for(moving)))
+        return self._exponentials(self._objective(backend, program, matrices), self._items(counted, options.p), options.p)
 
-    def _items(self, counted: CountedTensors, p: float) -> list[_Item]:
+    def _exponentials(self, objective: CurrentObjective, items: Sequence[Item], power: float) -> Exponentials:
+        """Returns a sum, with what does not move of some entries and with what is counted of them."""
+        count, sums = self._plan.symmetry.num_scales, self._weights.sums
+        entries = partial(counted_entries, items, power, count, self._basis, sums)
+        return Exponentials(replace(objective, groups=self._groups()), log_still(items, self._basis, sums), cache(entries))
+
+    def _groups(self) -> Tensor:
+        """(K,) the group of each variable."""
+        analysis = self._weights.analysis
+        return analysis.on_device("solver groups", analysis.solver_groups, self._weights.device).to(torch.int64)
+
+    def _items(self, counted: CountedTensors, p: float) -> list[Item]:
         """Returns the entries of the counted tensors, to be counted and where they do not move."""
         values, factors = counted.gather_whole(self._weights.tensors_for(counted))
         found = []
         for item, value, factor in zip(counted.tensors, values, factors, strict=True):
-            found.append(_Item(item.shape, partial(_powers, item, value, factor, p), item.terms))
+            found.append(Item(item.shape, partial(powers, item, value, factor, p), item.terms))
         return found
 
     # ---------------------------------------------------------------- activations
@@ -120,7 +123,7 @@ class Source:
             exponents = tuple((coefficient, ids.tobytes()) for coefficient, ids in one.terms)
             seen.setdefault((one.minimum.numpy().tobytes(), one.maximum.numpy().tobytes(), exponents), one)
         items = [(torch.maximum(one.maximum, -one.minimum).clamp(min=0.0), one.terms) for one in seen.values()]
-        sizes = [_Item(tuple(size.shape), partial(size.to, self._weights.device), terms) for size, terms in items]
+        sizes = [Item(tuple(size.shape), partial(size.to, self._weights.device), terms) for size, terms in items]
         weights = self._of_weights(Weights(p=r, c=1.0, biases="scale", gains=False))
         return [self._of_sizes(sizes, q).weighted(-math.log(q)), weights.weighted(-math.log(r))]
 
@@ -130,27 +133,28 @@ class Source:
         """Returns the sum of a user's masses."""
         power = float(term.power)
         items = [self._item(key, tensor) for key, tensor in term.tensors.items()]
-        sizes = [_Item(item.shape, partial(_root, item, 1 / abs(power)), item.terms) for item in items]
+        sizes = [replace(item, masses=partial(_root, item, 1 / abs(power))) for item in items]
         return self._of_sizes(sizes, power)
 
-    def _of_sizes(self, sizes: Sequence[_Item], power: float) -> Exponentials:
+    def _of_sizes(self, sizes: Sequence[Item], power: float) -> Exponentials:
         """Returns the sum of powers of some entries."""
-        count, device = self._plan.symmetry.num_scales, self._weights.device
-        items = [_Item(item.shape, partial(_root, item, abs(power)), item.terms) for item in sizes]
+        sizes = sizes if self._spread is None else [self._spread.placed(item) for item in sizes]
+        items = [replace(item, masses=partial(_root, item, abs(power))) for item in sizes]
         sign, p = int(math.copysign(1, power)), abs(power)
+        if self._spread is not None:
+            return self._exponentials(self._spread.of_sizes(sizes, self._basis, sign, p), items, power)
         blocks, tensors = [], []
         for item in sizes:
             if terms := item.within(self._basis):
                 shape, finer = split_repeats(item.shape, [(sign * coefficient, ids) for coefficient, ids in terms])
                 blocks.append((shape, finer, 0.0))
                 tensors.append(item.masses().reshape(shape))
-        program = build_program(blocks, count, p).to(device)
+        program = build_program(blocks, self._plan.symmetry.num_scales, p).to(self._weights.device)
         backend = reference_backend()
-        objective = self._objective(backend, program, backend.matrices(program, tensors, [None] * len(tensors)))
-        entries = partial(_entries, items, power, count, self._basis)
-        return Exponentials(objective, _log_still(items, self._basis), cache(entries))
+        matrices = backend.matrices(program, tensors, [None] * len(tensors))
+        return self._exponentials(self._objective(backend, program, matrices), items, power)
 
-    def _item(self, key: Key, masses: Tensor) -> _Item:
+    def _item(self, key: Key, masses: Tensor) -> Item:
         """Returns the masses of one tensor or site with its exponents; raises an OptionError where they do not fit."""
         symmetry = self._plan.symmetry
         if isinstance(key, str):
@@ -165,7 +169,8 @@ class Source:
         if tuple(masses.shape) != shape:
             raise OptionError(f"the masses of {key!r} have shape {tuple(masses.shape)}: expected {shape}")
         device = self._weights.device
-        return _Item(shape, lambda: masses.detach().to(device, torch.float64), terms)
+        item = Item(shape, lambda: masses.detach().to(device, torch.float64), terms)
+        return item if self._spread is None else self._spread.masses(str(key), masses, item)
 
     def _site(self, key: Any) -> tuple[tuple[int, ...], tuple[FieldTerm, ...]]:
         """Returns the shape of an activation's masses, and their exponents."""
@@ -187,15 +192,12 @@ class Source:
 
     def _objective(self, backend: Backend, program: ReduceProgram, matrices: Sequence[Tensor]) -> CurrentObjective:
         """Returns a sum as the solvers see it."""
-        device = self._weights.device
-        groups = self._weights.analysis.on_device("solver groups", self._weights.analysis.solver_groups, device)
         return CurrentObjective(
             backend,
             program,
             matrices,
             torch.zeros_like(program.counted_negative),
             torch.full_like(program.degree, math.inf),
-            groups.to(torch.int64),
         )
 
 
@@ -205,34 +207,6 @@ def _is_gain(item: CountedTensor, roles: Mapping[str, str]) -> bool:
     return role == "gamma" or (role == "weight" and len(item.shape) == 1)
 
 
-def _powers(item: CountedTensor, value: Tensor, factor: Tensor | None, p: float) -> Tensor:
-    """Returns ω |w|^p of the entries of a counted tensor."""
-    with torch.no_grad():
-        size = (value.to(torch.float64) + item.offset).abs()
-        return (size if factor is None else size * factor).pow(p) * math.exp(item.log_weight)
-
-
-def _root(item: _Item, power: float) -> Tensor:
+def _root(item: Item, power: float) -> Tensor:
     """Returns the entries of a tensor to some power."""
     return item.masses().pow(power)
-
-
-def _log_still(items: Sequence[_Item], basis: Basis | None) -> float:
-    """Returns the log of the sum of all entries of tensors that no variable moves."""
-    total = sum(float(item.masses().sum()) for item in items if not item.within(basis))
-    return math.log(total) if 0 < total < math.inf else -math.inf
-
-
-def _entries(items: Sequence[_Item], power: float, count: int, basis: Basis | None) -> Entries:
-    """Returns the number of entries above zero, the sums of their exponents, and that of their logarithms."""
-    number, logs, linear = 0, 0.0, torch.zeros(count + 1, dtype=torch.float64, device="cpu")
-    for item in items:
-        values = item.masses().to("cpu", torch.float64).log()
-        present = values.isfinite().to(torch.float64)
-        number, logs = number + int(present.sum()), logs + float(values.nan_to_num_(0.0, 0.0, 0.0).sum())
-        for coefficient, ids in item.within(basis):
-            axes = [axis for axis in range(present.ndim) if ids.shape[axis] == 1]
-            sums = present.sum(axes, keepdim=True) if axes else present
-            places = torch.from_numpy(np.where(ids < 0, count, ids)).reshape(-1)
-            linear.index_add_(0, places, power * coefficient * sums.reshape(-1))
-    return Entries(number, linear[:-1], logs)

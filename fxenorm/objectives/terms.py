@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..analysis.options import Options
+from ..distributed.dtensors import is_distributed, local_part
 from ..errors import OptionError
 
 __all__ = [
@@ -110,7 +111,8 @@ class Masses(Term):
 
     Attributes:
         tensors: by parameter name a tensor of the parameter's shape; or by site of an activation, (module, "input" or "output")
-            and where there are several the axis, one number a channel.
+            and where there are several the axis, one number a channel. Where the model is spread over processes, each gives
+            distributed tensors, or all give the same ordinary ones.
         power: how the masses follow when their parameter or activation is multiplied: 2 for squares of weights, -2 for squares of
             gradients; not 0.
 
@@ -140,7 +142,8 @@ class Masses(Term):
             )
         for key, tensor in self.tensors.items():
             _check_masses(key, tensor)
-        if not any(bool(tensor.any()) for tensor in self.tensors.values()):
+        # Of a tensor that is spread over processes, other parts may have some.
+        if not any(is_distributed(tensor) or bool(tensor.any()) for tensor in self.tensors.values()):
             names = ", ".join(map(repr, list(self.tensors)[:5]))
             raise OptionError(
                 f"all masses are zero, of {names}{', ...' if len(self.tensors) > 5 else ''}: nothing is to be balanced"
@@ -164,6 +167,7 @@ def _check_masses(key: Any, tensor: Any) -> None:
         raise OptionError(f"the masses of {key!r} are on the meta device and have no values")
     if not tensor.numel():
         raise OptionError(f"the masses of {key!r} are missing: the tensor has shape {tuple(tensor.shape)}, without entries")
+    tensor = local_part(tensor) if is_distributed(tensor) else tensor
     for what, wrong in (("NaN", tensor.isnan()), ("infinite", tensor.isinf()), ("negative", tensor < 0)):
         if bool(wrong.any()):
             raise OptionError(f"the masses of {key!r} are {what} in {int(wrong.sum())} of {tensor.numel()} entries")

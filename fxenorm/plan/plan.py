@@ -607,7 +607,7 @@ class Plan:
             max_iterations: Newton steps or cycles at most; the best that was reached is applied then, and ``converged`` is False.
             state, frozen: as in `step`.
             objective: a term of `fxenorm.objectives`, or a sum of terms with weights, which is minimised instead of the norm;
-                None: the norm. For a model that is not sharded.
+                None: the norm.
             maximise: whether the objective is made large instead, inside a box: by vertices of the box, to a local maximum.
             max_log_scale: of an objective, the largest |log-scale| of any variable that may move; None: the plan's own. In a box
                 nothing is held for want of a minimum.
@@ -692,19 +692,19 @@ class Plan:
 
         Returns:
             Its ``value_and_gradient(log_scales)`` and ``curvature_times(log_scales, direction)``, float64 of shape (num_scales,).
+            Of a model that is spread over processes, all of these call it together.
 
         Raises:
-            OptionError: the term does not fit the model, or the model is spread over processes.
+            OptionError: the term does not fit the model.
 
         Example:
             >>> import fxenorm, torch
             >>> plan = fxenorm.analyze(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)))
             >>> value, gradient = plan.objective(fxenorm.objectives.Weights(p=2)).value_and_gradient(torch.zeros(8).double())
         """
-        if self.rescaler.ranks() is not None:
-            raise OptionError("an objective reads whole tensors, and this model is spread over processes")
         with self.rescaler.lock:
-            return function_of(following(as_term(term), self.follow), self.rescaler.analysis, self.rescaler.open()).kept()
+            weights = self.rescaler.open_together()
+            return function_of(following(as_term(term), self.follow), self.rescaler.analysis, weights).kept()
 
     def rescale(
         self, log_scales: Tensor | Sequence[float], optimizer: OptimizerLike = None, *, state: StateChoice = "reexpress"

@@ -154,6 +154,18 @@ def test_balance_of_shards_is_that_of_the_whole(findings: Findings) -> None:
     assert len(findings.one("balance", "bits")) == 5
 
 
+def test_objectives_of_shards_are_those_of_the_whole(findings: Findings) -> None:
+    for ending in ("log_scales", "weights", "undone", "reports"):
+        assert findings.worst("objectives", ending) <= 1e-6, ending
+    assert all(findings.one("objectives", "held").values())
+    assert all(findings.one("objectives", "converged").values())
+    assert len(findings.one("objectives", "bits")) == 6
+    assert min(findings.one("objectives", "moved").values()) > 1e-2
+    for found in findings.of("boxes_and_functions_of_objectives"):
+        assert found["vertex"] == 0 and found["function"] <= 1e-9
+        assert ("give it adds = True" in found["silent"]) == (findings.size > 1)
+
+
 def test_what_is_held_does_not_depend_on_where_its_weights_lie(findings: Findings) -> None:
     for found in findings.of("dead_and_pruned"):
         kinds = {item.split(", ", 1)[1].split(":")[0] for item in found["held"]}

@@ -321,16 +321,6 @@ def test_where_some_groups_move_by_powers_of_two_the_others_are_balanced_around_
     assert float(gradient[:8].abs().max()) <= 1e-8 * result.objective_after < float(gradient[8:].abs().max())
 
 
-def test_a_model_that_is_spread_over_processes_gets_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = chain_plan()
-    before = state_of(plan.model)
-    monkeypatch.setattr(plan.rescaler, "ranks", lambda: object())
-    for call in (lambda: plan.balance(objective=Weights()), lambda: plan.objective(Weights())):
-        with pytest.raises(OptionError, match="this model is spread over processes"):
-            call()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in plan.model.state_dict().items())
-
-
 # ---------------------------------------------------------------- terms of a user's own
 
 

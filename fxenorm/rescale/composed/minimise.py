@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ...analysis.held import FrozenChoice, Mask, held_by_group
-from ...errors import OptionError
 from ...objectives.function import Function
 from ...objectives.problem import Problem, function_of, problem_of
 from ...objectives.terms import as_term, in_words
@@ -61,7 +60,7 @@ def minimise_terms(rescaler: Rescaler, optimizer: OptimizerLike, request: Reques
     """Balances by an objective of the user's, as `fxenorm.Plan.balance` does; what `permit` refuses is not written.
 
     Raises:
-        OptionError: the objective does not fit the model, or the model is spread over processes.
+        OptionError: the objective does not fit the model.
     """
     agreed, own, result = _solve(rescaler, optimizer, request)
     if own is not None and bool(result.log_scales.any()):
@@ -88,11 +87,6 @@ def _solve(rescaler: Rescaler, optimizer: OptimizerLike, request: Request) -> tu
     as_term(request.objective)
     if not rescaler.num_scales:
         say_if_nothing_moves(rescaler, "balance", request.frozen)
-    if rescaler.ranks() is not None:
-        raise OptionError(
-            "objective= reads whole tensors, and this model is spread over processes: leave the objective out, or balance "
-            "a model that is not sharded and load its weights"
-        )
 
     def look() -> Looked:
         """Finds what follows, in the plan's own basis."""

@@ -68,21 +68,22 @@ def _joined(source: EntrySource, log_scales: Floats, free: Mask, variables: Mask
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
-    count = len(free)
-    pairs = [np.zeros((0, 2), dtype=np.int64)]
+    known: set[bytes] = set()
 
     def choose(entries: Entries) -> Mask:
-        """Keeps none, but notes which variables meet."""
+        """Keeps one entry of all that carry the same variables."""
         some = entries.reduced(free, log_scales)
-        some = some.chosen(some.movable)
-        for column in some.ids.T[:-1]:
-            met = np.unique(column[column >= 0] * count + some.ids[column >= 0, -1])
-            pairs.append(np.stack([met // count, met % count], axis=1))
-        return np.zeros(len(entries), dtype=bool)
+        places = np.flatnonzero(some.movable)
+        rows, first = np.unique(some.ids[places], axis=0, return_index=True)
+        new = [row.tobytes() not in known for row in rows]
+        known.update(row.tobytes() for row in rows)
+        chosen = np.zeros(len(entries), dtype=bool)
+        chosen[places[first[new]]] = True
+        return chosen
 
-    source.entries_where(log_scales, -np.inf, choose)
-    ends = np.concatenate(pairs)
-    graph = csr_array((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(count, count))
+    ids = source.entries_where(log_scales, -np.inf, choose).reduced(free, log_scales).ids
+    ends = np.concatenate([np.stack([column, ids[:, -1]], axis=1)[column >= 0] for column in ids.T])
+    graph = csr_array((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(len(free), len(free)))
     part = connected_components(graph, directed=False)[1]
     return np.asarray(np.isin(part, part[variables]) & free)
 

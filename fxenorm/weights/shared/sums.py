@@ -85,6 +85,10 @@ class Sums(abc.ABC):
         """Returns the objects that all processes make, in the same order everywhere."""
 
     @abc.abstractmethod
+    def total(self, make: Callable[[], Tensor], count: int) -> Tensor:
+        """Returns the (count,) sums of all processes' float64 numbers, on the device where they are made."""
+
+    @abc.abstractmethod
     def number(self, make: Callable[[], int]) -> int:
         """Returns the sum of all processes' numbers."""
 
@@ -121,6 +125,10 @@ class OwnSums(Sums):
     def gathered(self, make: Callable[[], T]) -> list[T]:
         """Returns this process's object, which is the only one."""
         return [make()]
+
+    def total(self, make: Callable[[], Tensor], count: int) -> Tensor:
+        """Returns this process's (count,) numbers, which are the sums."""
+        return make()
 
     def number(self, make: Callable[[], int]) -> int:
         """Returns this process's number, which is the sum."""
@@ -237,6 +245,10 @@ class SharedSums(Sums):
     def gathered(self, make: Callable[[], T]) -> list[T]:
         """Returns the objects that all processes make, by one collective; where one cannot, all raise."""
         return self.ranks.gather_made(make)
+
+    def total(self, make: Callable[[], Tensor], count: int) -> Tensor:
+        """Returns the (count,) sums of all processes' numbers, by one collective; NaN everywhere where one met an error."""
+        return self.ranks.total(self.own(make, count))
 
     def number(self, make: Callable[[], int]) -> int:
         """Returns the sum of all processes' numbers, by one collective."""
