@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import random
 import types
@@ -113,7 +114,14 @@ DRAWS: dict[str, Callable[[], Callable[[], float]]] = {
     "numpy's generator in a global": lambda: lambda: GENERATOR.random(),
     "numpy's generator in a closure": lambda: np.random.default_rng(1).random,
     "an object's": Dice,
+    "torch": lambda: lambda: torch.rand(()).item(),
+    "a tensor of torch": lambda: lambda: torch.rand(3).sort().values[1],
+    "torch's generator in a closure": lambda: functools.partial(_of_torch, torch.Generator()),
 }
+
+
+def _of_torch(generator: torch.Generator) -> float:
+    return torch.empty(()).uniform_(generator=generator).item()
 
 
 class Drawn(nn.Module):
@@ -154,6 +162,15 @@ def test_random_numbers_that_change_no_graph_leave_the_plan_exact() -> None:
 
     plan = fxenorm.analyze(nn.Sequential(Idle(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 6))
     assert plan.exact and plan.num_scales == 8 and "random numbers" in str(plan)
+
+
+def test_random_numbers_of_torch_that_are_read_and_choose_no_path_leave_the_plan_exact() -> None:
+    class Scaled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x * (1 + torch.rand(()).item()))
+
+    plan = fxenorm.analyze(nn.Sequential(Scaled(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 6))
+    assert plan.exact and plan.num_scales == 8
 
 
 # --- code that cannot be read ----------------------------------------------------------------------------------------
