@@ -89,9 +89,10 @@ class Plan:
     - train as the original ENorm does (not exact):
       `plan = fxenorm.analyze(model, x, p=2, batchnorm="skip", biases="skip", balance_last=False, solver="jacobi")`, and after
       every `optimizer.step()` one `plan.step(optimizer, state="keep")`
-    - quantise per tensor (exact): `plan = fxenorm.analyze(model, p=math.inf, batchnorm="folded", biases="count")`,
-      `plan.balance()`, then fold the BatchNorms and quantise with your tool. "folded" balances the weights that the quantiser
-      will see, and it rounds biases, so that these count
+    - quantise per tensor (exact): `plan = fxenorm.analyze(model, p=math.inf, batchnorm="folded")`, `plan.balance()`, then fold
+      the BatchNorms and quantise with your tool. "folded" balances the weights that the quantiser will see; biases follow and do
+      not count, for tools keep them in 32 bits
+    - quantise, and keep what helps (exact): `plan.balance(check=x, bits=fxenorm.Bits(weights=4, activations=8))`
     - get the canonical form (exact): `plan = fxenorm.analyze(model)`, `print(plan.balance())`
     - undo (exact): `result = plan.balance()`, `plan.rescale(-result.log_scales)`
     - draw other weights of the same function (exact): `plan.rescale(torch.randn(plan.num_scales))`

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from fxenorm import FxenormError
 
-from .measuring import SETTINGS, Kept, finish, runs_of
+from .measuring import PREDICTED, SETTINGS, Kept, finish, runs_of
 from .networks import NETS, SEEDS
 from .tables import Results, report
+
+ALL = (*SETTINGS, *PREDICTED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -24,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=Path("build/quantise/results.jsonl"), help="keeps finished runs")
     parser.add_argument("--networks", type=Path, default=Path("build/quantise"), help="keeps trained nets")
     parser.add_argument("--epochs", type=int, help="of training (default: 15 of the depthwise net, 40 of the transformer)")
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="bits to measure at")
+    parser.add_argument("--settings", nargs="+", choices=list(ALL), default=list(ALL), help="bits to measure at")
     return parser
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fxenorm import Bits
+from fxenorm.objectives.quantisers import quantisers_of
 from fxenorm.quantisation.rounded_outputs import observed_ranges, relative_error, rounded_outputs
 from fxenorm.trace.inputs import Inputs
 
@@ -33,6 +34,9 @@ SETTINGS: dict[str, Bits] = {
     "W8A8 tensor, from 0": Bits(8, 8),
 }
 """Weights alone; with activations in signed numbers; and with those that are not negative in numbers from 0 to 255."""
+
+PREDICTED = {"W8A8 tensor, predicted": "W8A8 tensor"}
+"""Errors that are predicted and not measured, and the setting of each."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Kept:
                 file.write(json.dumps({"key": run.key, "result": result}) + "\n")
 
 
-def runs_of(net: str, seeds: Sequence[int], settings: Sequence[str] = tuple(SETTINGS)) -> list[Run]:
+def runs_of(net: str, seeds: Sequence[int], settings: Sequence[str] = (*SETTINGS, *PREDICTED)) -> list[Run]:
     """All runs of a net."""
     return [
         Run(net, start, seed, method, setting)
@@ -100,13 +104,26 @@ class Measured:
 
     Args:
         case: the net in float64.
+        log_scales: those by which it was rescaled from its start.
         data: the images.
         expected: the logits of the test images.
     """
 
-    def __init__(self, case: Case, data: Digits, expected: Tensor) -> None:
+    def __init__(self, case: Case, log_scales: Tensor, data: Digits, expected: Tensor) -> None:
         self.model, self.data, self.expected = copy.deepcopy(case.model).float(), data, expected
+        self._case, self._log_scales = case, log_scales
         self.ranges, _, _ = observed_ranges(self.model, [Inputs((case.calibration.float(),))], _held)
+
+    def result(self, setting: str) -> dict[str, float]:
+        """What is kept of one setting."""
+        if setting in PREDICTED:
+            return {"error": self.predicted(SETTINGS[PREDICTED[setting]])}
+        return self.at(SETTINGS[setting])
+
+    def predicted(self, bits: Bits) -> float:
+        """The relative error of the logits that is predicted, in per cent."""
+        seen = self._case.observations(derivatives=True).rescaled(self._log_scales)
+        return 100 * float(sum(float(one.noise().sum()) for one in quantisers_of(seen, bits)) / seen.output_square) ** 0.5
 
     def at(self, bits: Bits) -> dict[str, float]:
         """The relative error of the logits and the accuracy, in per cent."""
@@ -137,7 +154,7 @@ def finish(runs: Sequence[Run], kept: Kept, folder: Path, epochs: int | None = N
         for name, method in methods_of(net).items():
             wanted = [run for run in missing if run.method == name]
             for run, case in _rescaled(first, method, wanted, data, expected):
-                kept.add(run, case.at(SETTINGS[run.setting]))
+                kept.add(run, case.result(run.setting))
                 yield run
 
 
@@ -146,6 +163,6 @@ def _rescaled(first: Case, method: Method, runs: Sequence[Run], data: Digits, ex
     for number, run in enumerate(runs):
         if number == 0 or method.by_bits:
             case = first.copy()
-            method.run(case, SETTINGS[run.setting])
-            measured = Measured(case, data, expected)
+            log_scales = method.run(case, SETTINGS[PREDICTED.get(run.setting, run.setting)])
+            measured = Measured(case, log_scales, data, expected)
         yield run, measured

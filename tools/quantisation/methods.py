@@ -58,19 +58,12 @@ class Method:
     """A way to rescale a case in place.
 
     Attributes:
-        run: does it, for some bits.
+        run: does it, for some bits, and returns the (num_scales,) log-scales.
         by_bits: whether it does so in another way for other bits.
-        needs: the member of fxenorm.objectives that it is made of; "": none.
     """
 
-    run: Callable[[Case, Bits], object]
+    run: Callable[[Case, Bits], Tensor]
     by_bits: bool = False
-    needs: str = ""
-
-    @property
-    def is_there(self) -> bool:
-        """Whether this fxenorm has all that the method needs."""
-        return not self.needs or hasattr(fxenorm.objectives, self.needs)
 
 
 # ---------------------------------------------------------------- SmoothQuant, site by site
@@ -98,10 +91,10 @@ def largest_by_variable(plan: Plan, values: Tensor, ids: Tensor) -> Tensor:
     return found.scatter_reduce_(0, torch.where(flat < 0, plan.num_scales, flat), values.double().reshape(-1), "amax")[:-1]
 
 
-def smoothed(case: Case, alpha: float, norms_only: bool = False) -> None:
+def smoothed(case: Case, alpha: float, norms_only: bool = False) -> Tensor:
     """SmoothQuant's closed form, max|x|^alpha / max|w|^(1 - alpha), at one site after another."""
     plan = case.plan()
-    observations = case.observations()
+    observations, total = case.observations(), torch.zeros(plan.num_scales, dtype=torch.float64)
     tensors = dict(case.model.named_parameters())
     for group in plan.groups:
         sites = sites_of(plan, observations, group)
@@ -119,7 +112,8 @@ def smoothed(case: Case, alpha: float, norms_only: bool = False) -> None:
         own[group.variables.start : group.variables.stop] = True
         step = torch.where(own & (inputs > 0) & (columns > 0), (1 - alpha) * columns.log() - alpha * inputs.log(), 0.0)
         plan.rescale(step)
-        observations = plan.follow(observations)
+        observations, total = plan.follow(observations), total + step
+    return total
 
 
 # ---------------------------------------------------------------- all of them
@@ -127,36 +121,38 @@ def smoothed(case: Case, alpha: float, norms_only: bool = False) -> None:
 
 def balanced(p: float, biases: str = "scale") -> Method:
     """The weights of least p-norm."""
-    return Method(lambda case, bits: case.plan(p, biases).balance())
+    return Method(lambda case, bits: case.plan(p, biases).balance().log_scales)
 
 
-def migrated(case: Case, bits: Bits) -> None:
+def migrated(case: Case, bits: Bits) -> Tensor:
     """Migration over all sites at once, as a sum of powers."""
-    case.plan().balance(objective=fxenorm.objectives.Migration(case.observations(), alpha=0.5, p=32))
+    term = fxenorm.objectives.Migration(case.observations(), alpha=0.5, p=32)
+    return case.plan().balance(objective=term).log_scales
 
 
-def least_noise(case: Case, bits: Bits) -> None:
+def least_noise(case: Case, bits: Bits) -> Tensor:
     """The least predicted noise at some bits."""
-    case.plan().balance(objective=fxenorm.objectives.PredictedNoise(case.observations(derivatives=True), bits))
+    term = fxenorm.objectives.PredictedNoise(case.observations(derivatives=True), bits)
+    return case.plan().balance(objective=term).log_scales
 
 
 METHODS: dict[str, Method] = {
-    "nothing": Method(lambda case, bits: None),
+    "nothing": Method(lambda case, bits: torch.zeros(case.plan().num_scales, dtype=torch.float64)),
     "SmoothQuant 0.5, norms only": Method(lambda case, bits: smoothed(case, 0.5, norms_only=True)),
     "SmoothQuant 0.5, all sites": Method(lambda case, bits: smoothed(case, 0.5)),
     "p = 2": balanced(2.0),
     "p = 8": balanced(8.0),
     "p = inf": balanced(math.inf),
     "p = inf, biases counted": balanced(math.inf, "count"),
-    "Migration 0.5": Method(migrated, needs="Migration"),
-    "PredictedNoise": Method(least_noise, by_bits=True, needs="PredictedNoise"),
+    "Migration 0.5": Method(migrated),
+    "PredictedNoise": Method(least_noise, by_bits=True),
 }
 NOT_FOR = {"depthwise": ("SmoothQuant 0.5, norms only",), "transformer": ("p = inf, biases counted",)}
 
 
 def methods_of(net: str) -> dict[str, Method]:
     """The methods for a net, by name."""
-    return {name: method for name, method in METHODS.items() if method.is_there and name not in NOT_FOR[net]}
+    return {name: method for name, method in METHODS.items() if name not in NOT_FOR[net]}
 
 
 # ---------------------------------------------------------------- starts

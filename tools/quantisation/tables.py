@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .measuring import SETTINGS, Kept, Run
+from .measuring import PREDICTED, SETTINGS, Kept, Run
 from .methods import STARTS, methods_of
 
 IMAGES = 797
@@ -48,10 +50,11 @@ def spread(values: Sequence[float]) -> str:
 
 def table(results: Results, what: str) -> list[str]:
     """One table in Markdown: a line for each start and method, a column for each setting."""
-    lines = ["| start | method | " + " | ".join(SETTINGS) + " |", "|---|---|" + "---|" * len(SETTINGS)]
+    settings = [*SETTINGS, *(PREDICTED if what == "error" else ())]
+    lines = ["| start | method | " + " | ".join(settings) + " |", "|---|---|" + "---|" * len(settings)]
     for start in STARTS[results.net]:
         for method in methods_of(results.net):
-            cells = [spread(results.by_seed(what, start, method, setting)) for setting in SETTINGS]
+            cells = [spread(results.by_seed(what, start, method, setting)) for setting in settings]
             lines.append(f"| {start} | {method} | " + " | ".join(cells) + " |")
     return lines
 
@@ -89,7 +92,7 @@ class Claim:
 
 def claims(results: Results) -> list[Claim]:
     """All claims on a net."""
-    return {"depthwise": _of_depthwise, "transformer": _of_transformer}[results.net](results)
+    return [*{"depthwise": _of_depthwise, "transformer": _of_transformer}[results.net](results), *_of_predictions(results)]
 
 
 def _ratio(results: Results, start: str, setting: str, method: str, other: str) -> float:
@@ -129,7 +132,8 @@ def _of_depthwise(results: Results) -> list[Claim]:
     ]
     for method in methods_of("depthwise"):
         if method != "nothing":
-            worst = max(_images(results, method, setting) for setting in ("W8 tensor", "W8 channel", "W4 tensor", "W4 channel"))
+            counts = [_images(results, method, setting) for setting in ("W8 tensor", "W8 channel", "W4 tensor", "W4 channel")]
+            worst = math.nan if any(map(math.isnan, counts)) else max(counts)
             found.append(Claim(f"int8 and int4, {method}, rescaled against trained, test images of one seed", worst, 1))
     return found
 
@@ -140,6 +144,34 @@ def _images(results: Results, method: str, setting: str) -> float:
     if not all(both):
         return float("nan")
     return max(round(abs(a - b) / 100 * IMAGES) for a, b in zip(*both, strict=True))
+
+
+RANKED = ("nothing", "SmoothQuant 0.5, all sites", "p = 2", "p = inf", "PredictedNoise")
+
+
+def _of_predictions(results: Results) -> list[Claim]:
+    """Whether the predicted noise ranks methods and starts as measured, and by what factor it is off."""
+    predicted, measured = "W8A8 tensor, predicted", "W8A8 tensor"
+    places = [(start, method) for start in STARTS[results.net] for method in RANKED]
+    # From a spoilt start a net that is not rescaled errs by as much as its outputs, where no rounding error is a small one.
+    places = [place for place in places if not results.mean("error", *place, measured) > 50]
+    pairs = {place: [results.by_seed("error", *place, setting) for setting in (predicted, measured)] for place in places}
+    words = "W8A8 tensor, predicted noise"
+    if not all(all(both) for both in pairs.values()):
+        return [Claim(words, float("nan"), 0.0)]
+    means = {place: [statistics.fmean(values) for values in both] for place, both in pairs.items()}
+    factors = [guess / found for guess, found in means.values()]
+    middle = statistics.median(factors)
+    off = max(max(factor / middle, middle / factor) for factor in factors)
+    wrong = 0
+    for one, other in itertools.combinations(places, 2):
+        differences = [a - b for a, b in zip(pairs[one][1], pairs[other][1], strict=True)]
+        clear = len(differences) > 1 and abs(statistics.fmean(differences)) > 2 * statistics.stdev(differences)
+        wrong += clear and (means[one][0] - means[other][0]) * statistics.fmean(differences) < 0
+    return [
+        Claim(f"{words}, pairs of methods in the wrong order, of those that differ by two deviations", wrong, 0),
+        Claim(f"{words}, the largest factor from its median over measured ({middle:.2f})", off, 1.5),
+    ]
 
 
 def report(results: Results, show: Callable[[str], None]) -> None:
