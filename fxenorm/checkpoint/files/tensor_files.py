@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 
-__all__ = ["StoredTensor", "TensorFiles", "open_files"]
+__all__ = ["StoredTensor", "TensorFiles", "open_files", "write_values"]
 
 _DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
@@ -153,14 +153,7 @@ class TensorFiles:
     def write(self, name: str, tensor: Tensor, folder: Path) -> None:
         """Writes a tensor to its place in the file of the same name in another folder."""
         stored = self._stored(name)
-        values: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-        view, done = memoryview(values), 0
-        with (folder / stored.file).open("r+b", buffering=0) as file:
-            file.seek(stored.begin)
-            while done < len(view):
-                done += file.write(view[done:]) or 0
-            if hasattr(os, "posix_fadvise"):  # the disk begins at once, not all at the end
-                os.posix_fadvise(file.fileno(), stored.begin, len(view), os.POSIX_FADV_DONTNEED)
+        write_values(folder / stored.file, stored, tensor)
 
     def _stored(self, name: str) -> StoredTensor:
         """Returns where a tensor lies; raises where it cannot be rescaled."""
@@ -173,6 +166,24 @@ class TensorFiles:
                 "quantised"
             )
         return stored
+
+
+def write_values(path: Path, stored: StoredTensor, tensor: Tensor) -> None:
+    """Writes the values of a tensor to its place in a file that is there.
+
+    Args:
+        path: the file.
+        stored: where its bytes lie.
+        tensor: of that type and shape.
+    """
+    values: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    view, done = memoryview(values), 0
+    with path.open("r+b", buffering=0) as file:
+        file.seek(stored.begin)
+        while done < len(view):
+            done += file.write(view[done:]) or 0
+        if hasattr(os, "posix_fadvise"):  # the disk begins at once, not all at the end
+            os.posix_fadvise(file.fileno(), stored.begin, len(view), os.POSIX_FADV_DONTNEED)
 
 
 def open_files(source: str | os.PathLike[str]) -> TensorFiles:

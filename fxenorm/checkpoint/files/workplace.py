@@ -7,16 +7,13 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from ...errors import CheckpointError
+from .copies import copy_but
 from .placing import finish_placing, place
 from .tensor_files import TensorFiles
 
 __all__ = ["Workplace"]
-
-_CHUNK = 16 << 20
-"""Bytes that are copied at once: large enough for the disk, small beside a tensor."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class Workplace:
             stored = self.source.tensors[name]
             left[stored.file].append((stored.begin, stored.end))
         for name in self.source.names:
-            _copy_but(self.source.folder / name, self.folder / name, sorted(left[name]))
+            copy_but(self.source.folder / name, self.folder / name, sorted(left[name]))
         for name in self.source.others:
             shutil.copyfile(self.source.folder / name, self.folder / name)
 
@@ -117,26 +114,3 @@ class Workplace:
         for path in self.journals():
             if path != self.journal:
                 path.unlink(missing_ok=True)
-
-
-def _copy_but(source: Path, target: Path, left: list[tuple[int, int]]) -> None:
-    """Copies a file, and leaves holes in the place of some parts."""
-    size = source.stat().st_size
-    with source.open("rb") as read, target.open("wb") as written:
-        written.truncate(size)
-        place = 0
-        for begin, end in [*left, (size, size)]:
-            _copy(read, written, place, begin)
-            place = end
-
-
-def _copy(read: BinaryIO, written: BinaryIO, begin: int, end: int) -> None:
-    """Copies some bytes of a file to the same place in another."""
-    read.seek(begin)
-    written.seek(begin)
-    while begin < end:
-        data = read.read(min(_CHUNK, end - begin))
-        if not data:
-            raise CheckpointError(f"{read.name} has become shorter while it was read")
-        written.write(data)
-        begin += len(data)

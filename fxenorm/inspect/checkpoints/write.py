@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...checkpoint.files.copies import write_again
 from ...errors import CheckpointError
 from ..whole_files import WholeFiles
 from .checkpoint import Checkpoint, Shard
@@ -83,15 +84,8 @@ def write_json(path: Path, content: Mapping[str, Any], whole: WholeFiles) -> Non
 
 
 def _write_safetensors(shard: Shard, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Writes one safetensors file; tensors that are tied in the model and named twice in the file are written twice."""
-    from safetensors.torch import save_file
-
-    own = {name: tensors[name].detach().contiguous() for name in shard.names}
-    by_memory: dict[int, str] = {}
-    for name, tensor in own.items():
-        if by_memory.setdefault(tensor.data_ptr(), name) != name:
-            own[name] = tensor.clone()
-    save_file(own, path, metadata=None if shard.metadata is None else dict(shard.metadata))
+    """Writes one safetensors file: all but the values of its tensors as it is."""
+    write_again(shard.path, path, {name: tensors[name] for name in shard.names})
 
 
 def _write_state_dict(shard: Shard, tensors: Mapping[str, Tensor], path: Path) -> None:

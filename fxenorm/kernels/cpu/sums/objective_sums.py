@@ -115,7 +115,7 @@ class CompiledSums:
         up, most = lines.shifts(log_scales)
         inner = (up - most[0]).exp_()
         logs = sides.log_totals(lambda some: self._tables.times(self._library, self._program.p, some), inner)
-        found: dict[int, tuple[Tensor, Tensor]] = {}
+        found = self._alone.totals(log_scales, labels)
         table = 0
         for number, tables in self._sides.items():
             own = range(table, table + len(tables))
@@ -180,6 +180,25 @@ class _Alone:
             powers.append(torch.full((own.numel(),), program.p * coefficient, dtype=torch.float64, device="cpu"))
         self._logs, self._ids, self._powers = torch.cat(logs), torch.cat(ids), torch.cat(powers)
         self.places = torch.from_numpy(_places(starts, numbers))
+        self._sizes = {number: program.blocks[number].slots for number in numbers}
+
+    def totals(self, log_scales: Tensor, labels: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """Returns, by block, logs of its totals by label after a rescaling (K + 1,), and these labels (1, E)."""
+        found, start = {}, 0
+        every, own = self.moved(log_scales).numpy(), labels[self._ids].numpy()
+        for number, size in self._sizes.items():
+            logs, known = every[start : start + size], own[start : start + size]
+            start += size
+            if known.min() == known.max():
+                known, places = known[:1], np.zeros(size, dtype=np.int64)
+            else:
+                known, places = np.unique(known, return_inverse=True)
+            most = logs.max()
+            most = most if np.isfinite(most) else 0.0
+            with np.errstate(divide="ignore"):
+                totals = np.log(np.bincount(places, np.exp(logs - most), known.size)) + most
+            found[number] = torch.from_numpy(totals), torch.from_numpy(known.copy())[None]
+        return found
 
     def moved(self, log_scales: Tensor | None) -> Tensor:
         """Returns the contributions after a rescaling (K + 1,)."""
@@ -188,7 +207,8 @@ class _Alone:
 
 def _is_alone(p: float, block: Block, matrix: Tensor) -> bool:
     """Whether each entry of a block carries one term."""
-    return is_linear(p) and len(block.terms) == 1 and block.collided is None and matrix.device.type == "cpu"
+    fits = len(block.terms) == 1 and block.collided is None and block.slots > 0
+    return is_linear(p) and fits and matrix.device.type == "cpu"
 
 
 def _places(starts: NDArray[np.int64], numbers: Sequence[int]) -> NDArray[np.int64]:
