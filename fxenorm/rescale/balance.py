@@ -130,7 +130,7 @@ def solve_weights(
         solver=solver,
         converged=solution.converged and (solver != "max-balance" or powers_of_two is not None or distance <= tol),
         iterations=solution.iterations,
-        passes=found.passes,
+        passes=found.passes + solved.looks,
         log_scales=log_scales.to("cpu", torch.float64, copy=True),
         norm_before=float(measured.norm()),
         norm_after=float(measured.norm(log_scales)),

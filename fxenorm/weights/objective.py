@@ -55,6 +55,12 @@ class _Recent:
         return value
 
 
+class _Looks:
+    """Counts how often solvers have looked at all entries, of an objective and of all that are made of it."""
+
+    number = 0
+
+
 @dataclass(frozen=True)
 class CurrentObjective:
     """The objective at the current weights, as an `fxenorm.solve.objective.Objective`.
@@ -85,6 +91,7 @@ class CurrentObjective:
     positions: Tensor | None = None
     sums: Sums = field(default_factory=OwnSums)
     _recent: _Recent = field(default_factory=_Recent, repr=False, compare=False)
+    _looks: _Looks = field(default_factory=_Looks, repr=False, compare=False)
 
     @property
     def p(self) -> float:
@@ -100,6 +107,11 @@ class CurrentObjective:
     def is_empty(self) -> bool:
         """Whether no entry is counted, so that F is 0."""
         return not self.whole_program.blocks
+
+    @property
+    def looks(self) -> int:
+        """The number of times that single entries were looked for among all, also for the same with another limit or exponent."""
+        return self._looks.number
 
     @property
     def degree(self) -> Tensor:
@@ -240,6 +252,7 @@ class CurrentObjective:
             log_scales: (K,) natural logarithms.
             count: how many of each channel.
         """
+        self._looks.number += 1
         return joined(self.sums.gathered(lambda: largest_entries(self.program, self.matrices, log_scales, count)))
 
     def entries_where(self, log_scales: Floats, least: float, choose: Callable[[Entries], Mask]) -> Entries:
@@ -250,6 +263,7 @@ class CurrentObjective:
             least: the value, a natural logarithm.
             choose: returns (n,) which of some entries to keep.
         """
+        self._looks.number += 1
         return joined(self.sums.gathered(lambda: entries_where(self.program, self.matrices, log_scales, least, choose)))
 
     def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Floats) -> tuple[int, Floats, Ids, Floats] | None:

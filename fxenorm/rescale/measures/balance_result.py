@@ -33,7 +33,7 @@ class BalanceResult:
             (p = inf), the residual too.
         solver: what found the solution.
         iterations: its outer iterations: cycles, or Newton steps.
-        passes: how often all weights were read or written.
+        passes: how often all weights were read or written, or single ones looked for among all, as p = inf and p > 4 do.
         log_scales: (num_scales,) float64 on the CPU, natural logarithms; ``plan.rescale(-result.log_scales)`` undoes it.
         norm_before, norm_after: `Plan.norm`.
         imbalance_before, imbalance_after: `Plan.imbalance`; after: of the solution, before it is rounded to the weights' type.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..jacobi import solvable
 from ..limits import within_limits
-from ..max_balance.entries import Floats
+from ..max_balance.entries import Floats, Mask
 from ..max_balance.rounds import max_balanced
 from ..objective import Objective
 from .solver import look, near_sums, solved
@@ -37,6 +37,7 @@ class LargePower:
 
     def __init__(self, objective: Objective, start: Callable[[Tensor], Tensor]) -> None:
         self._objective, self._start, self._begun = objective, start, False
+        self._known: tuple[Tensor, float] | None = None
 
     @staticmethod
     def applies(p: float) -> bool:
@@ -59,6 +60,8 @@ class LargePower:
             stopped: (K,) bool: variables that a limit has stopped, which count as fixed.
             tol: the tolerance.
         """
+        if self._known is not None and self._known[0] is log_scales and not bool(stopped.any()):
+            return self._known[1]
         objective, p = self._objective, self._objective.p
         log_negative, log_positive = objective.log_sums(log_scales)
         alive = solvable(log_negative, log_positive, objective.held) & ~stopped
@@ -86,10 +89,21 @@ class LargePower:
         if first:
             near = _numbers(self._start(log_scales))
             start = max_balanced(objective, np.where(free, near, start), free).log_scales
-        found = within_limits(objective, start, free, lambda at, moving: solved(objective, p, at, moving, tol))
+        reached: list[tuple[Floats, float]] = []
+
+        def answer(at: Floats, moving: Mask) -> Floats:
+            """Returns the answer without limits."""
+            reached.append(solved(objective, p, at, moving, tol))
+            return reached[-1][0]
+
+        found = within_limits(objective, start, free, answer)
         ahead = torch.from_numpy(found).to(log_scales)
         before, after = (float(value) for value in objective.log_objectives([log_scales, ahead]))
-        return ahead if after <= before + 1e-12 * (1.0 + abs(before)) else log_scales
+        if after > before + 1e-12 * (1.0 + abs(before)):
+            return log_scales
+        # What was found without a limit in the way needs no second look.
+        self._known = (ahead, reached[-1][1]) if len(reached) == 1 and np.array_equal(found, reached[0][0]) else None
+        return ahead
 
 
 def _numbers(tensor: Tensor) -> Floats:

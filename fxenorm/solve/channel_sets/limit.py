@@ -78,7 +78,7 @@ def limit_of_powers(source: EntrySource, start: Floats, free: Mask) -> Limit:
         looked = look(source, _FIRST, at, free)
         if number == 0 and _FIRST * looked.imbalance > _FAR:
             for p in _BEFORE:
-                at = solved(source, p, at, free, _BEFORE_TOL)
+                at, _ = solved(source, p, at, free, _BEFORE_TOL)
             looked = look(source, _FIRST, at, free)
         known = looked.entries
         reached = _answers(known, at, free)

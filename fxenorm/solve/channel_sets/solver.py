@@ -18,6 +18,9 @@ __all__ = ["Looked", "look", "near_sums", "solved", "stepped"]
 _LARGEST = 3
 """Entries in and out of each variable by which the moves are found."""
 
+_FEW = 200_000
+"""Entries up to which moves are worked out anew from all that matter: a second in Python."""
+
 _DIGITS = 37.0
 """Natural logarithms below a move's largest entry, over p, beyond which entries do not matter: a million are 1e-10 of it."""
 
@@ -59,13 +62,22 @@ def near_sums(source: EntrySource, p: float, log_scales: Floats, free: Mask) -> 
         free: (K,) the variables that move.
     """
     found = source.largest_entries(log_scales, _LARGEST).reduced(free, log_scales)
-    known = summed(p, found.chosen(found.movable))
+    return _by_strongest(p, found.chosen(found.movable), log_scales, free)
+
+
+def _by_strongest(p: float, entries: Entries, log_scales: Floats, free: Mask) -> SetSums:
+    """Returns sums over some entries, with moves that suit them."""
+    known = summed(p, entries)
     return SetSums(p, known, moves_of(known, log_scales, np.flatnonzero(free)))
 
 
-def look(source: EntrySource, p: float, log_scales: Floats, free: Mask) -> Looked:
-    """Returns what all entries say: sums over those that matter; arguments as `near_sums` takes them."""
-    near = near_sums(source, p, log_scales, free)
+def look(source: EntrySource, p: float, log_scales: Floats, free: Mask, known: Entries | None = None) -> Looked:
+    """Returns what all entries say: sums over those that matter; arguments as `near_sums` takes them.
+
+    `known` are those that mattered at log-scales nearby, which spares a look at the largest ones.
+    """
+    few = known is not None and 0 < len(known) <= _FEW
+    near = _by_strongest(p, known, log_scales, free) if known is not None and few else near_sums(source, p, log_scales, free)
     moves, below = near.moves, _DIGITS / p
     levels = near.largest(log_scales)
     padding = np.array([np.inf])
@@ -105,8 +117,8 @@ def _least_by_row(matrix: object, values: Floats) -> Floats:
     return found
 
 
-def solved(source: EntrySource, p: float, start: Floats, free: Mask, tol: float) -> Floats:
-    """Returns the (K,) log-scales at which every move is balanced to a tolerance, or the best that were reached.
+def solved(source: EntrySource, p: float, start: Floats, free: Mask, tol: float) -> tuple[Floats, float]:
+    """Returns the (K,) log-scales at which every move is balanced to a tolerance, or the best that were reached; and how well.
 
     Args:
         source, p: as `near_sums` takes them.
@@ -115,17 +127,19 @@ def solved(source: EntrySource, p: float, start: Floats, free: Mask, tol: float)
         tol: the imbalance to reach.
     """
     best, least, at = start, math.inf, start
+    known: Entries | None = None
     for number in range(_MOST_ROUNDS):
-        looked = look(source, p, at, free)
+        looked = look(source, p, at, free, known)
+        known = looked.entries
         if looked.imbalance < least:
             best, least = at, looked.imbalance
         if looked.imbalance <= _ENOUGH * tol or not len(looked.sums.entries):
             break
         if p * looked.imbalance > _FAR and number == 0:
-            at = max_balanced(source, at, free).log_scales
+            at, known = max_balanced(source, at, free).log_scales, None
             continue
         at = stepped(looked.sums, at, _ENOUGH * tol)
-    return best
+    return best, least
 
 
 def stepped(sums: SetSums, start: Floats, enough: float) -> Floats:
