@@ -2,14 +2,18 @@
 
 python tools/bench_balance.py                       # all cases, a Markdown table
 python tools/bench_balance.py chain16 llama --json  # some of them, JSON
+python tools/bench_balance.py --brevitas            # p = inf beside Brevitas, which has to be installed
 python tools/bench_balance.py --check               # in float64: the gradient there, L-BFGS beside it, and the same from 5 starts
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
+import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -128,6 +132,9 @@ def vision(name: str) -> Made:
 
 NORMALISED = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121")
 
+VISION = ("resnet18", "resnet50", "densenet121", "mobilenet_v3_large", "vgg16")
+"""The models that are compared with Brevitas."""
+
 CASES: dict[str, Callable[[], Made]] = {
     **{f"chain{depth}": lambda depth=depth: chain(depth) for depth in (4, 16, 64, 256)},
     "chain16-heavy": lambda: chain(16, kind="heavy"),
@@ -137,7 +144,7 @@ CASES: dict[str, Callable[[], Made]] = {
     "unet": lambda: (UNet(), torch.zeros(1, 3, 16, 16)),
     "llama": lambda: (Llama(), torch.zeros(1, 8, dtype=torch.int64)),
     **{name: lambda name=name: vision(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")},
-    **{name: lambda name=name: vision(name) for name in ("vgg16", "densenet121")},
+    **{name: lambda name=name: vision(name) for name in ("vgg16", "densenet121", "mobilenet_v3_large")},
 }
 """By name, a function that makes the model."""
 
@@ -253,6 +260,26 @@ def measure(name: str, batchnorm: str = "affine", p: float = 2.0) -> list[dict[s
     return rows
 
 
+def beside_brevitas(name: str, rounds: int = 3) -> list[dict[str, Any]]:
+    """One row: seconds of analysis and p = inf, and of Brevitas' preprocessing with 20 sweeps of equalisation, in turns."""
+    from brevitas.graph.quantize import preprocess_for_quantize
+
+    seconds: dict[str, list[float]] = {"fxenorm": [], "Brevitas": []}
+    for _ in range(rounds):
+        torch.manual_seed(0)
+        model, inputs = CASES[name]()
+        other = copy.deepcopy(model.eval())
+        begun = time.perf_counter()
+        fxenorm.analyze(model, inputs, p=math.inf, batchnorm="folded").balance()
+        seconds["fxenorm"].append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        preprocess_for_quantize(other, equalize_iters=20)
+        seconds["Brevitas"].append(time.perf_counter() - begun)
+    own, theirs = min(seconds["fxenorm"]), min(seconds["Brevitas"])
+    times = {key: " ".join(f"{value:.2f}" for value in found) for key, found in seconds.items()}
+    return [{"model": name, **times, "times as fast": f"{theirs / own:.2f}", "load": f"{os.getloadavg()[0]:.1f}"}]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -260,15 +287,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a Markdown table")
     parser.add_argument("--batchnorm", help="as in fxenorm.analyze; without it affine, and folded too where that differs")
     parser.add_argument("--check", action="store_true", help="what must hold at the optimum instead of times")
+    parser.add_argument("--brevitas", action="store_true", help="analysis and p = inf beside Brevitas' equalisation")
     parser.add_argument("-p", type=float, default=2.0, help="the norm's exponent")
     given = parser.parse_args(arguments)
     unknown = sorted(set(given.models) - set(CASES))
     if unknown:
         parser.error(f"unknown models: {', '.join(unknown)}; there are {', '.join(CASES)}")
     header = False
-    for name in given.models or CASES:
+    given.models = given.models or (list(VISION) if given.brevitas else list(CASES))
+    for name in given.models:
         kinds = [given.batchnorm] if given.batchnorm else ["affine", "folded"] if name in NORMALISED else ["affine"]
-        for row in itertools.chain.from_iterable((check if given.check else measure)(name, kind, given.p) for kind in kinds):
+        found = ((check if given.check else measure)(name, kind, given.p) for kind in kinds)
+        for row in itertools.chain.from_iterable([beside_brevitas(name)] if given.brevitas else found):
             if given.json:
                 print(json.dumps(row), flush=True)
                 continue
