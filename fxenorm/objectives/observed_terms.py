@@ -35,12 +35,13 @@ class Migration(Term):
     The sum of m_c^q exp(q a_c . s) / q over the channels of all activations that layers read, m_c the largest absolute value, and
     of |w|^r exp(r a . s) / r over weights, with q = 2 alpha p and r = 2 (1 - alpha) p. At a single norm in front of layers its
     minimum is SmoothQuant's scale max|x|^alpha / |W|^(1 - alpha), with the r-norm of each column over all layers that read it in
-    the place of its largest entry. Gains of norms are not counted, and an activation that several layers read counts once.
+    the place of its largest entry. Gains of norms are not counted, and an activation that several layers read counts once. At
+    p = inf, with alpha = 0.5, the largest entries themselves are balanced, by `Plan.balance` of this term alone.
 
     Attributes:
         observations: of `Plan.observe`.
         alpha: the migration strength, between 0 and 1: the more, the more is taken from activations to weights.
-        p: half the sum of both exponents, finite and > 0.
+        p: half the sum of both exponents, > 0; infinite with alpha = 0.5 alone.
 
     Raises:
         OptionError: an attribute is not valid.
@@ -61,11 +62,14 @@ class Migration(Term):
 
     def __post_init__(self) -> None:
         _check_observations(self.observations)
-        for name, most in (("alpha", 1.0), ("p", math.inf)):
+        for name in ("alpha", "p"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < most:
-                hint = "between 0 and 1" if name == "alpha" else "finite and > 0"
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+            if not number or (name == "alpha" and value >= 1):
+                hint = "between 0 and 1" if name == "alpha" else "> 0"
                 raise OptionError(f"{name}={value!r} is not valid in Migration: expected a number {hint}")
+        if math.isinf(self.p) and self.alpha != 0.5:
+            raise OptionError(f"alpha={self.alpha!r} needs a finite p: at p=inf there is no strength but 0.5, so pass p=32, say")
 
     @property
     def powers(self) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,15 +14,18 @@ from torch import Tensor
 
 from ..analysis.analysis import Analysis
 from ..analysis.attained.basis import Equation
-from ..analysis.attained.movable import Movable, with_minimum
+from ..analysis.attained.exponent_rows import exponent_rows
+from ..analysis.attained.movable import CountedSides, Movable, with_minimum
 from ..analysis.held import MEAN
+from ..weights.objective import CurrentObjective
 from ..weights.weights import Weights
 from .existence import counted_sides, one_sided_groups, rows_of
 from .function import Function
+from .observed_terms import Migration
 from .source import Source
 from .terms import leaves_gains_out, summands
 
-__all__ = ["Problem", "function_of", "problem_of"]
+__all__ = ["Problem", "function_of", "is_of_largest", "opened_for_largest", "problem_of"]
 
 Ids = NDArray[np.int64]
 
@@ -54,6 +58,35 @@ def function_of(term: Any, analysis: Analysis, weights: Weights) -> Function:
     """
     groups = weights.analysis.on_device("solver groups", weights.analysis.solver_groups, weights.device)
     return Function(Source(analysis, weights).parts(term), groups.to(torch.int64))
+
+
+def is_of_largest(term: Any) -> bool:
+    """Whether a term balances the largest entries, so that it is no smooth function."""
+    found = summands(term)
+    return len(found) == 1 and isinstance(found[0][1], Migration) and math.isinf(found[0][1].p)
+
+
+def opened_for_largest(term: Any, whole: Weights) -> tuple[Weights, CurrentObjective, Movable]:
+    """Returns weights with ranges of activations as `Weights.within_now` does the weights alone; waits for the device.
+
+    Args:
+        term: one of which `is_of_largest` is true.
+        whole: the model's tensors in the plan's own basis.
+    """
+    ((_, migration),) = summands(term)
+    unfrozen = whole.unfrozen()
+    first = whole.within(unfrozen)
+    objective = Source(whole.analysis, first).largest(migration)
+    program = objective.program.to(torch.device("cpu"))
+    negative, positive = (logs.cpu().numpy() for logs in objective.log_sums())
+    sides = CountedSides(program.counted_negative.numpy(), program.counted_positive.numpy(), negative, positive)
+    left = with_minimum(whole.analysis, unfrozen, exponent_rows(program, objective.matrices), sides=sides)
+    if left.analysis is first.analysis:
+        weights = first
+    else:
+        weights = whole.within(left)
+        objective = Source(whole.analysis, weights).largest(migration)
+    return weights, replace(objective, held=torch.from_numpy(left.held).to(whole.device)), left
 
 
 def problem_of(term: Any, whole: Weights, *, boxed: bool) -> Problem:

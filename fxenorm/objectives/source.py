@@ -116,16 +116,32 @@ class Source:
 
     def _of_migration(self, term: Migration) -> list[Part]:
         """Returns the ranges of activations, and the weights."""
+        if math.isinf(term.p):
+            raise OptionError("Migration(p=inf) is no sum: pass it alone to plan.balance, without maximise, or a finite p")
         q, r = term.powers
+        weights = self._of_weights(Weights(p=r, c=1.0, biases="scale", gains=False))
+        return [self._of_sizes(self._ranges(term), q).weighted(-math.log(q)), weights.weighted(-math.log(r))]
+
+    def largest(self, term: Migration) -> CurrentObjective:
+        """Returns ranges of activations and weights as an objective of exponent infinity."""
+        plan = self._plan
+        counted = count_tensors(plan.symmetry, replace(plan.options, p=math.inf, c=1.0, biases="scale"), plan.depths)
+        items = [
+            item
+            for tensor, item in zip(counted.tensors, self._items(counted, 1.0), strict=True)
+            if tensor.fold is not None or not _is_gain(tensor, plan.symmetry.roles)
+        ]
+        return self._read([*items, *self._ranges(term)], 1, math.inf)
+
+    def _ranges(self, term: Migration) -> list[Item]:
+        """Returns the largest absolute values of the activations that layers read, each activation once."""
         seen: dict[Any, Observation] = {}
         for one in inputs_of_layers(term.observations):
             # Layers that read the same activation have observed the same.
             exponents = tuple((coefficient, ids.tobytes()) for coefficient, ids in one.terms)
             seen.setdefault((one.minimum.numpy().tobytes(), one.maximum.numpy().tobytes(), exponents), one)
         items = [(torch.maximum(one.maximum, -one.minimum).clamp(min=0.0), one.terms) for one in seen.values()]
-        sizes = [Item(tuple(size.shape), partial(size.to, self._weights.device), terms) for size, terms in items]
-        weights = self._of_weights(Weights(p=r, c=1.0, biases="scale", gains=False))
-        return [self._of_sizes(sizes, q).weighted(-math.log(q)), weights.weighted(-math.log(r))]
+        return [Item(tuple(size.shape), partial(size.to, self._weights.device), terms) for size, terms in items]
 
     # ---------------------------------------------------------------- masses
 
@@ -138,11 +154,18 @@ class Source:
 
     def _of_sizes(self, sizes: Sequence[Item], power: float) -> Exponentials:
         """Returns the sum of powers of some entries."""
-        sizes = sizes if self._spread is None else [self._spread.placed(item) for item in sizes]
-        items = [replace(item, masses=partial(_root, item, abs(power))) for item in sizes]
-        sign, p = int(math.copysign(1, power)), abs(power)
+        items = [replace(item, masses=partial(_root, item, abs(power))) for item in self._placed(sizes)]
+        return self._exponentials(self._read(sizes, int(math.copysign(1, power)), abs(power)), items, power)
+
+    def _placed(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Returns the parts of entries that this process holds."""
+        return items if self._spread is None else [self._spread.placed(item) for item in items]
+
+    def _read(self, sizes: Sequence[Item], sign: int, p: float) -> CurrentObjective:
+        """Returns entries as an objective of exponent p, which grow with their exponents, or shrink where the sign is -1."""
+        sizes = self._placed(sizes)
         if self._spread is not None:
-            return self._exponentials(self._spread.of_sizes(sizes, self._basis, sign, p), items, power)
+            return self._spread.of_sizes(sizes, self._basis, sign, p)
         blocks, tensors = [], []
         for item in sizes:
             if terms := item.within(self._basis):
@@ -151,8 +174,7 @@ class Source:
                 tensors.append(item.masses().reshape(shape))
         program = build_program(blocks, self._plan.symmetry.num_scales, p).to(self._weights.device)
         backend = reference_backend()
-        matrices = backend.matrices(program, tensors, [None] * len(tensors))
-        return self._exponentials(self._objective(backend, program, matrices), items, power)
+        return self._objective(backend, program, backend.matrices(program, tensors, [None] * len(tensors)))
 
     def _item(self, key: Key, masses: Tensor) -> Item:
         """Returns the masses of one tensor or site with its exponents; raises an OptionError where they do not fit."""

@@ -649,8 +649,7 @@ class Plan:
             checking = self._checking(check, bits, worse_by)
             permit = None if checking is None else checking.permits
             if composed:
-                here = self.rescaler.ranks() is None
-                objective = following(objective, self.follow) if here else objective
+                objective = following(objective, self.follow)
                 request = Request(objective, maximise, max_log_scale, float(tol), max_iterations, state, frozen)
                 result = minimise_terms(self.rescaler, optimizer, request, permit)
             else:
@@ -901,7 +900,7 @@ class Plan:
         Raises:
             StaleError: the weights have changed otherwise since, as by training, `step`, or a loaded checkpoint; or the
                 observations are of a plan with other variables.
-            OptionError: these are no observations.
+            OptionError: these are no observations, or the model is spread over processes.
 
         Example:
             >>> import fxenorm, torch
@@ -913,6 +912,8 @@ class Plan:
             >>> bool(torch.allclose(now, before * torch.ones(8).double().exp()))
             True
         """
+        if self.rescaler.ranks() is not None:
+            raise OptionError("observations are of whole tensors, and this model is spread over processes: use the unsharded one")
         with self.rescaler.lock:
             self.repair()
             tensors = dict(self.model.named_parameters(remove_duplicate=False))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..analysis.analysis import Analysis
+from ..analysis.attained.movable import Movable
 from ..analysis.held import FrozenChoice, Mask, held_by_group
 from ..analysis.options import Options
 from ..optim.state import OptimizerLike, StateChoice, unwrap_optimizers
@@ -105,30 +106,39 @@ def _balanced(
     return result
 
 
+Opened = tuple[Weights, CurrentObjective, Movable]
+"""Weights in a basis of what may move, the objective there, and the reasons of what may not."""
+
+
 def solve_weights(
-    whole: Weights, targets_of: Callable[[Weights], Targets], *, tol: float, max_iterations: int
+    whole: Weights, targets_of: Callable[[Weights], Targets], *, tol: float, max_iterations: int, opened: Opened | None = None
 ) -> tuple[Solved[BalanceResult], Targets]:
-    """Returns the log-scales to write with the report, and the targets."""
-    weights, objective, left = whole.within_now()
+    """Returns the log-scales to write with the report, and the targets.
+
+    Args:
+        whole: the model's tensors in the plan's own basis.
+        targets_of: finds what follows in the basis of some weights.
+        tol, max_iterations: as in `Plan.balance`.
+        opened: as `Weights.within_now` returns it, for another objective than the plan's own; None: it is this one.
+    """
+    weights, objective, left = whole.within_now() if opened is None else opened
     analysis, targets = weights.analysis, targets_of(weights)
     limit = objective.limit.clamp(max=CAP / (1.0 if analysis.basis is None else analysis.basis.growth)).expand(2, -1)
     by_tensor = objective.within(limit)
-    solver = solver_for(analysis.options)
+    solver = solver_for(analysis.options) if opened is None else fastest_solver(objective.p)
     solved = by_tensor if solver == "gauss-seidel" else by_tensor.stacked()
     powers_of_two = weights.powers_of_two()
     found = _within_rooms(solved, targets, powers_of_two, solver, tol=tol, max_iterations=max_iterations)
     solution, log_scales = found.solution, analysis.to_plan(found.solution.log_scales)
-    distance = (
-        residual_at(found.objective, solution.log_scales, solution.at_limit) if math.isinf(analysis.options.p) else math.nan
-    )
-    in_plan = by_tensor if analysis is whole.analysis else whole.objective()
+    distance = found.residual()
+    in_plan = by_tensor if opened is None and analysis is whole.analysis else whole.objective()
     measured = solved if in_plan is by_tensor else in_plan
     held = held_by_group(
         analysis.groups, [*left.reasons, *found.stopped(analysis)], analysis.symmetry.num_scales, left.equations, whole.frozen
     )
     result = BalanceResult(
         solver=solver,
-        converged=solution.converged and (solver != "max-balance" or powers_of_two is not None or distance <= tol),
+        converged=solution.converged and (solver != "max-balance" or powers_of_two is not None or (distance or 0.0) <= tol),
         iterations=solution.iterations,
         passes=found.passes + solved.looks,
         log_scales=log_scales.to("cpu", torch.float64, copy=True),
@@ -143,7 +153,7 @@ def solve_weights(
         powers_of_two=powers_of_two is not None and bool(powers_of_two.any()),
         channel_ranges_before=channel_ranges(whole.analysis, in_plan, None),
         channel_ranges_after=channel_ranges(whole.analysis, in_plan, log_scales),
-        residual=distance if math.isinf(analysis.options.p) else None,
+        residual=distance,
     )
     return Solved(weights, solution.log_scales, result), targets
 
@@ -163,6 +173,12 @@ class _Found:
     solution: Solution
     confined: Tensor
     passes: int
+
+    def residual(self) -> float | None:
+        """Returns the distance from the max-balanced weights; None: the exponent is finite."""
+        if not math.isinf(self.objective.p):
+            return None
+        return residual_at(self.objective, self.solution.log_scales, self.solution.at_limit)
 
     def stopped(self, analysis: Analysis) -> list[tuple[Mask, str]]:
         """Returns the variables that a limit stopped, with the reasons."""

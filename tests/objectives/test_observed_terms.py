@@ -314,3 +314,61 @@ def test_noise_needs_derivatives_and_migration_does_not() -> None:
     with pytest.raises(OptionError, match="derivatives=True"):
         PredictedNoise(seen)
     assert plan.balance(objective=Migration(seen)).converged
+
+
+# ---------------------------------------------------------------- p = inf
+
+
+def test_migration_at_infinity_balances_the_largest_entries() -> None:
+    model, given = once(norm_and_readers()), batches(6)
+    plan = fxenorm.analyze(model, given[0])
+    seen = plan.observe(given)
+    largest = torch.cat([model.norm(x) for x in given]).detach().abs().amax(0)
+    both = torch.cat([model.left.weight, model.right.weight]).detach()
+    scale = (largest / both.abs().amax(0)).sqrt()
+    gain = model.norm.weight.detach().clone()
+    result = plan.balance(objective=Migration(seen, p=math.inf))
+    assert result.converged and not result.held and result.objective_after <= result.objective_before
+    torch.testing.assert_close(model.norm.weight.detach(), gain / scale, rtol=1e-9, atol=0)
+    plan.rescale(-result.log_scales)
+    near = plan.balance(objective=Migration(seen, p=400.0))
+    torch.testing.assert_close(near.log_scales, result.log_scales, rtol=0, atol=0.01)
+
+
+def test_migration_at_infinity_equals_by_channel_what_goes_in_and_what_comes_out() -> None:
+    model, given = chain(seed=2), batches()
+    plan = fxenorm.analyze(model)
+    seen = plan.observe(given)
+    answers = []
+    for seed in (0, 1):
+        plan.rescale(torch.randn(plan.num_scales, generator=generator(seed), dtype=torch.float64))
+        result = plan.balance(objective=Migration(seen, p=math.inf))
+        assert result.converged and "p=inf" in result.objective
+        answers.append(plan.rescaler.position)
+        now = plan.follow(seen)
+        for layer, reader in (("0", "2"), ("2", "4")):
+            inner, outer = (model.get_submodule(path).weight.detach().abs() for path in (layer, reader))
+            raised = torch.maximum(inner.amax(1), now[reader, "input"].maximum)
+            torch.testing.assert_close(raised, outer.amax(0), rtol=1e-9, atol=0)
+    torch.testing.assert_close(answers[0], answers[1], rtol=0, atol=1e-9)
+    with pytest.raises(OptionError, match="pass it alone"):
+        plan.balance(objective=Migration(seen, p=math.inf) + Weights())
+    with pytest.raises(OptionError, match="pass it alone"):
+        plan.objective(Migration(seen, p=math.inf))
+    with pytest.raises(OptionError, match="needs a finite p"):
+        Migration(seen, alpha=0.3, p=math.inf)
+
+
+def test_migration_at_infinity_holds_what_is_frozen_or_dead() -> None:
+    model = chain(seed=2)
+    with torch.no_grad():
+        dead_rows(model)
+    model[4].weight.requires_grad_(False)
+    plan, seen = observed(model)
+    result = plan.balance(objective=Migration(seen, p=math.inf))
+    held = {k: one.reason.partition(":")[0] for one in result.held for k in one.variables}
+    assert set(held) == {2, 3, *range(7, 13)} and held[2] == "dead" and held[7] == "requires_grad=False"
+    assert not result.log_scales[sorted(held)].any() and bool(result.log_scales[:2].any())
+    plan.rescale(-result.log_scales)
+    boxed = plan.balance(objective=Migration(seen, p=math.inf), max_log_scale=0.05)
+    assert float(boxed.log_scales.abs().max()) <= 0.05

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...analysis.held import FrozenChoice, Mask, held_by_group
 from ...objectives.function import Function
-from ...objectives.problem import Problem, function_of, problem_of
+from ...objectives.problem import Problem, function_of, is_of_largest, opened_for_largest, problem_of
 from ...objectives.terms import as_term, in_words
 from ...optim.state import OptimizerLike, StateChoice, unwrap_optimizers
 from ...solve.convex import climb, minimise
@@ -23,7 +23,7 @@ from ...weights.channel_ranges import channel_ranges
 from ...weights.targets import Targets
 from ...weights.weights import Weights
 from ..agreeing import Looked, Solved, agreed_scales
-from ..balance import AT_CAP, AT_LIMIT, AT_ROOM, CAP, MOST_ROUNDS, BalanceResult, Permit, floats
+from ..balance import AT_CAP, AT_LIMIT, AT_ROOM, CAP, MOST_ROUNDS, BalanceResult, Permit, floats, solve_weights
 from ..measures.balance_result import left_as_it_was
 from ..nothing import say_if_nothing_moves
 from ..rescaler import Rescaler
@@ -96,18 +96,42 @@ def _solve(rescaler: Rescaler, optimizer: OptimizerLike, request: Request) -> tu
     optimizers = unwrap_optimizers(optimizer)
     own: Targets | None = None
 
+    def targets_of(other: Weights) -> Targets:
+        """Finds what follows, in the basis of these weights."""
+        return targets if other.analysis is whole.analysis else other.targets(optimizers, frozen=False, state=request.state)
+
     def solve() -> Solved[BalanceResult]:
         """Does all that comes before the writes."""
         nonlocal own
+        if is_of_largest(request.objective) and not request.maximise:
+            found, own = _largest_balanced(whole, request, targets_of)
+            return found
         box = whole.analysis.options.max_log_scale if request.max_log_scale is None else request.max_log_scale
         problem = problem_of(request.objective, whole, boxed=box is not None)
-        same = problem.weights.analysis is whole.analysis
-        own = targets if same else problem.weights.targets(optimizers, frozen=False, state=request.state)
+        own = targets_of(problem.weights)
         return _solved(_Run(whole, problem, own, request, box))
 
     agreed = agreed_scales(whole, solve)
     log_scales = agreed.weights.analysis.to_plan(agreed.log_scales).to("cpu", torch.float64, copy=True)
     return agreed.log_scales, own, replace(agreed.result, log_scales=log_scales)
+
+
+def _largest_balanced(
+    whole: Weights, request: Request, targets_of: Callable[[Weights], Targets]
+) -> tuple[Solved[BalanceResult], Targets]:
+    """Returns the log-scales that balance the largest entries of weights and activations, with the report, and the targets."""
+    opened = opened_for_largest(request.objective, whole)
+    if request.max_log_scale is not None:
+        opened = opened[0], opened[1].within(torch.full_like(opened[1].limit, request.max_log_scale)), opened[2]
+    given: dict[str, Any] = {"tol": request.tol, "max_iterations": request.max_iterations}
+    found, targets = solve_weights(whole, targets_of, opened=opened, **given)
+    result = replace(
+        found.result,
+        objective=in_words(request.objective),
+        objective_before=float(opened[1].norm()),
+        objective_after=float(opened[1].norm(found.log_scales)),
+    )
+    return replace(found, result=result), targets
 
 
 @dataclass(frozen=True)
