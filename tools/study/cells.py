@@ -16,8 +16,8 @@ SAME_NETWORK = ("balanced once", "balanced once, from layers", "balanced once, f
 """Arms that train one and the same network: their spread is the noise of the protocol."""
 UNBALANCED = ("layers", "channels")
 MOMENTUM_RULES = (
-    "plain",
     "plan.step",
+    "plain",
     "plan.step, momentum kept",
     "plan.step, momentum reset",
     "plan.step, momentum as displacement",

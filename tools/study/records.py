@@ -14,11 +14,11 @@ CURVES = ("curve_steps", "curve_loss", "curve_norm", "curve_imbalance", "norms_b
 
 
 def kept(of: Configuration, result: Result) -> Result:
-    """What is written of a run: of one that only helps to choose a rate no curves, of others four digits of them."""
-    found = {name: value for name, value in result.items() if name not in CURVES}
-    if of.purpose != "tune":
-        found |= {name: [_four_digits(value) for value in result[name]] for name in CURVES if result.get(name)}
-    return found
+    """What is written of a run: of one that only helps to choose a rate its score, of others all, with curves of four digits."""
+    if of.purpose == "tune":
+        return {name: result[name] for name in ("diverged", "score")}
+    curves = {name: [_four_digits(value) for value in result[name]] for name in CURVES if result.get(name)}
+    return {name: value for name, value in result.items() if name not in CURVES} | curves
 
 
 def _four_digits(value: float | None) -> float | None:
