@@ -25,8 +25,10 @@ template <> inline FloatLanes power_of<REAL, FloatLanes>(FloatLanes x, double p)
 
 // A further share of a sum, or of a largest; what is not a number stays.
 template <Power P, class V> inline V joined(V a, V b) {
+    using I = typename Format<V>::Ints;
     if (P != LARGEST) return a + b;
-    return chosen<V>(as<typename Format<V>::Ints>(a) > as<typename Format<V>::Ints>(b), a, b);
+    const I one = as<I>(a), other = as<I>(b);   // of numbers >= 0 the bits are in their order
+    return as<V>(one > other ? one : other);
 }
 
 template <Power P> inline double total_of(FloatLanes sum, double total) {
@@ -54,9 +56,9 @@ template <Power P, int R> struct Rows {
     float *column;
 
     // The first of these powers becomes the sum of all; each belongs to the sum of its own row.
-    inline void add(FloatLanes *value, FloatLanes *sum) const {
+    inline void add(FloatLanes *value, FloatLanes *sum, const float *factor) const {
         for (int k = 0; k < R; ++k) {
-            if (m.row_factor) value[k] = value[k] * static_cast<float>(m.row_factor[row + k]);
+            if (factor) value[k] = value[k] * factor[k];
             value[k] = power_of<P, FloatLanes>(value[k], p);
             sum[k] = joined<P>(value[k], sum[k]);
         }
@@ -68,18 +70,21 @@ template <Power P, int R> struct Rows {
     // Up to COLUMNS_AT_A_TIME columns: adds to one sum a row.
     inline void some(const float *x, i64 width, i64 count, float *to, double *totals) const {
         FloatLanes sum[R] = {}, value[R];
+        float factors[R];   // of their own: what is stored could be those of the table
+        for (int k = 0; m.row_factor && k < R; ++k) factors[k] = static_cast<float>(m.row_factor[row + k]);
+        const float *factor = m.row_factor ? factors : nullptr;
         i64 j = 0;
         for (; j + LANES <= count; j += LANES) {
             for (int k = 0; k < R; ++k) {
                 if (R == 1) __builtin_prefetch(x + j + NEXT, 0, 3);
                 value[k] = loaded<FloatLanes>(x + k * width + j);
             }
-            add(value, sum);
+            add(value, sum, factor);
             if (to) stored(to + j, joined<P>(value[0], loaded<FloatLanes>(to + j)));
         }
         if (j < count) {
             for (int k = 0; k < R; ++k) value[k] = narrow_rest<F32>(x + k * width + j, count - j);
-            add(value, sum);
+            add(value, sum, factor);
             for (i64 i = 0; to && j + i < count; ++i)
                 to[j + i] = P == LARGEST ? static_cast<float>(larger(value[0][i], to[j + i])) : to[j + i] + value[0][i];
         }

@@ -53,10 +53,7 @@ template <> struct Format<WideLanes> {
 };
 
 template <class V> inline V all_of(typename Format<V>::Number x) { return V{} + x; }
-template <class V> inline V chosen(typename Format<V>::Ints where, V a, V b) {
-    using I = typename Format<V>::Ints;
-    return as<V>((where & as<I>(a)) | (~where & as<I>(b)));
-}
+template <class V> inline V chosen(typename Format<V>::Ints where, V a, V b) { return where ? a : b; }
 template <class V> inline V size_of(V x) {
     using I = typename Format<V>::Ints;
     using Int = typename Format<V>::Int;
