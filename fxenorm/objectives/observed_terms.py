@@ -28,7 +28,7 @@ _SHARPEST = 48.0
 _RIDGE = 1e-4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Migration(Term):
     """SmoothQuant's trade between ranges of activations and of weights, over all layers at once, weights included.
 

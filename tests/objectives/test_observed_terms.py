@@ -314,6 +314,7 @@ def test_noise_needs_derivatives_and_migration_does_not() -> None:
     with pytest.raises(OptionError, match="derivatives=True"):
         PredictedNoise(seen)
     assert plan.balance(objective=Migration(seen)).converged
+    assert len({Migration(seen), Migration(seen)}) == 2  # values of tensors, which have no order and no hash
 
 
 # ---------------------------------------------------------------- p = inf
