@@ -195,6 +195,13 @@ def _edges(x: Tensor) -> Tensor:
     return torch.sparse_coo_tensor(torch.stack([to, source]), x[:, 3], (9, 9), check_invariants=False)
 
 
+def _edges_of_constants(m: Net, x: Tensor) -> Tensor:
+    """Links that forward writes down."""
+    to, source = torch.arange(9).repeat(2), torch.cat([torch.arange(9), (torch.arange(9) + 1) % 9])
+    links = torch.sparse_coo_tensor(torch.stack([to, source]), torch.ones(18, dtype=x.dtype), (9, 9), check_invariants=False)
+    return m.b(torch.sparse.mm(links, F.relu(m.a(x))))
+
+
 def _edges_in_rows(m: Net, x: Tensor) -> Tensor:
     """Two links a node in compressed rows, their weights from a layer of one output."""
     columns = torch.stack([torch.arange(9), (torch.arange(9) + 1) % 9], 1).sort(1)[0]
@@ -217,6 +224,7 @@ SPARSE = {
         lambda: Net(lambda m, x: m.b(torch.sparse.mm(_edges(x), F.relu(m.a(x)))), a=nn.Linear(4, 5), b=nn.Linear(5, 2)),
         VECTOR,
     ),
+    "sparse_of_constants": (lambda: Net(_edges_of_constants, a=nn.Linear(4, 5), b=nn.Linear(5, 2)), VECTOR),
     "sparse_of_a_layer": (
         lambda: Net(_edges_in_rows, a=nn.Linear(4, 5), e=nn.Linear(4, 1), b=nn.Linear(5, 2)),
         VECTOR,

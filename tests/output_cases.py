@@ -159,6 +159,17 @@ def of_class(f: Tensor) -> type:
     return type("Result", (), {"value": f, "__module__": "user"})
 
 
+def with_property(f: Tensor) -> Any:
+    """An object that hands out what its class shares with this function."""
+
+    class Result:
+        @property
+        def value(self) -> Tensor:
+            return f
+
+    return Result()
+
+
 def keyworded(value: Any = None, *, key: Any = None) -> Any:
     return value
 
@@ -186,6 +197,7 @@ RETURNED: dict[str, Leave] = {
     "slots of a base class": lambda model, f, y: SlotsBelow(f),
     "attribute of a class": lambda model, f, y: of_class(f),
     "attribute of the object's class": lambda model, f, y: of_class(f)(),
+    "property of a class made in forward": lambda model, f, y: with_property(f),
     "attribute of a tensor": lambda model, f, y: attached(y, f),
     "array of objects": lambda model, f, y: np.array([None, Box(f)], dtype=object),
     "list iterator": lambda model, f, y: iter([y, f]),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import types
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["BUILTINS", "MISSING", "all_code", "content_of", "put_back", "set_attribute", "set_cell", "set_class"]
+__all__ = ["BUILTINS", "MISSING", "all_code", "content_of", "in_context", "put_back", "set_attribute", "set_cell", "set_class"]
 
 MISSING = object()
 BUILTINS = frozenset(dir(__builtins__) if isinstance(__builtins__, types.ModuleType) else __builtins__)
@@ -35,6 +36,14 @@ def content_of(container: Any) -> Any:
 def _dict_type(container: dict[Any, Any]) -> type[dict[Any, Any]]:
     """Returns the built-in type whose methods read and write the true entries of a dict."""
     return OrderedDict if isinstance(container, OrderedDict) else dict
+
+
+def in_context(variable: contextvars.ContextVar[Any]) -> Any:
+    """Returns the value of a variable in this context, MISSING where it has none."""
+    try:
+        return variable.get()
+    except LookupError:
+        return MISSING
 
 
 def put_back(container: Any, before: Any) -> None:

@@ -128,8 +128,13 @@ def _attributes(value: Any) -> Parts:
 
 
 def _class_data(kind: type) -> Parts:
-    """Yields the data that a user's class keeps in attributes of its own."""
+    """Yields the data that a user's class keeps in attributes of its own, and what its methods share with the function around."""
     if not _is_librarys(kind.__module__):
+        for name, member in _named(vars(kind)) if "<locals>" in kind.__qualname__ else ():
+            function = getattr(member, "fget", None) or getattr(member, "func", None) or getattr(member, "__func__", member)
+            if isinstance(function, types.FunctionType):
+                shared = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
+                yield from ((f"{name}.{variable}", cell) for variable, cell in shared if variable != "__class__")
         data = (torch.Tensor, list, tuple, dict, set, deque, nn.Module)
         yield from ((name, item) for name, item in _named(vars(kind)) if isinstance(item, data) and not name.startswith("__"))
 

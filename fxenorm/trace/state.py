@@ -1,14 +1,17 @@
 """All that a model's forward pass can reach and write, noted before a run and put back after it.
 
 What counts: attributes of modules, of the objects that they hold and of user classes; dicts, lists, sets and deques in them;
-closures, function attributes, globals of the code that runs; tensors, arrays and generators of random numbers; `lru_cache`.
+closures, function attributes, globals of the code that runs; variables of the context and of the thread; tensors, arrays and
+generators of random numbers; `lru_cache`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dis
 import functools
+import threading
 import types
 from collections import deque
 from typing import Any
@@ -17,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .contents import BUILTINS, MISSING, all_code, content_of, put_back, set_attribute, set_cell, set_class
+from .contents import BUILTINS, MISSING, all_code, content_of, in_context, put_back, set_attribute, set_cell, set_class
 from .randomness import is_generator
 
 __all__ = ["Kept", "ReachableState"]
@@ -78,6 +81,7 @@ class ReachableState:
         self._cells: list[tuple[types.CellType, Any]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
         self._classes: list[tuple[type, dict[str, Any]]] = []
+        self._variables: list[tuple[contextvars.ContextVar[Any], Any]] = []
         self._caches: list[tuple[Any, Any]] = []
         self._tensors: list[tuple[torch.Tensor, torch.Tensor, int]] = []
         self._arrays: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
@@ -249,7 +253,10 @@ class ReachableState:
                 self._arrays.append((value, value.copy()))
         elif is_generator(value):
             self.generators.append(value)
-        elif _home(type(value)) not in _NOT_ENTERED or _home(type(value)) == "builtins":
+        elif isinstance(value, contextvars.ContextVar):
+            self._variables.append((value, in_context(value)))
+            self._visit(self._variables[-1][1])
+        elif _home(type(value)) not in _NOT_ENTERED or _home(type(value)) == "builtins" or isinstance(value, threading.local):
             self._attributes(value)
 
     def _attributes(self, value: Any) -> None:
@@ -295,6 +302,10 @@ class ReachableState:
             for name, value in vars(kind).items():
                 if isinstance(value, torch.Tensor) and value is not members.get(name):
                     found.append(Kept(value, members.get(name), name, True))
+        for variable, before in self._variables:
+            value = in_context(variable)
+            if isinstance(value, torch.Tensor) and value is not before:
+                found.append(Kept(value, before, None, True))
         for cell, before in self._cells:
             with contextlib.suppress(ValueError):
                 if isinstance(cell.cell_contents, torch.Tensor) and cell.cell_contents is not before:
@@ -333,6 +344,9 @@ class ReachableState:
                     held[name] = before
         for kind, members in self._classes:
             set_class(kind, members)
+        for variable, before in self._variables:
+            if in_context(variable) is not before and before is not MISSING:
+                variable.set(before)
         for cache, info in self._caches:
             if cache.cache_info().misses != info.misses:
                 cache.cache_clear()

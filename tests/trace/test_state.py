@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import random
+import threading
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 import fxenorm
 
 ZERO = torch.zeros(4, 8)
+CONTEXT: contextvars.ContextVar[Tensor] = contextvars.ContextVar("memory", default=ZERO)
+THREAD = threading.local()
 SHARED: dict[str, Any] = {"memory": ZERO, "table": {}, "calls": 0}
 
 
@@ -145,6 +149,18 @@ def in_a_function(m: Net, h: Tensor) -> Tensor:
     return out
 
 
+def in_the_context(m: Net, h: Tensor) -> Tensor:
+    out = h + CONTEXT.get()
+    CONTEXT.set(h.detach())
+    return out
+
+
+def in_the_thread(m: Net, h: Tensor) -> Tensor:
+    out = h + vars(THREAD).get("memory", ZERO)
+    THREAD.memory = h.detach()
+    return out
+
+
 def only_later(m: Net, h: Tensor) -> Tensor:
     out, m.empty = h if m.empty is None else h + m.empty, h.detach()
     return out
@@ -177,7 +193,8 @@ def never_written(m: Net, h: Tensor) -> Tensor:
 
 WAYS = [
     rebound, in_place, through_data, in_a_list, appended, in_a_dict, in_an_ordered_dict, in_a_deque, in_a_helper, in_a_slot,
-    in_a_global, in_the_class, in_a_closure, in_a_function, only_later, buffer_rebound, buffer_in_place, counted, a_running_sum,
+    in_a_global, in_the_class, in_a_closure, in_a_function, in_the_context, in_the_thread, only_later, buffer_rebound,
+    buffer_in_place, counted, a_running_sum,
 ]  # fmt: skip
 
 
@@ -188,6 +205,8 @@ def fresh() -> Iterator[None]:
     SHARED.update(memory=ZERO, table={}, calls=0)
     Net.shared = 0
     vars(in_a_function).clear()
+    CONTEXT.set(ZERO)
+    vars(THREAD).clear()
 
 
 def calls(model: nn.Module, count: int) -> list[Tensor]:
@@ -224,6 +243,8 @@ def test_what_the_next_call_reads_is_held(way: Callable[..., Any], real: bool) -
     def clear() -> None:
         SHARED["memory"], Net.shared = ZERO, 0
         vars(in_a_function).clear()
+        CONTEXT.set(ZERO)
+        vars(THREAD).clear()
 
     clear()
     plan = check_sound(lambda: Net(way() if way is in_a_closure else way, real), clear)

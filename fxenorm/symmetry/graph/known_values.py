@@ -56,7 +56,7 @@ class KnownValues:
         found = self._evaluate(node)
         if found is None:
             return self._filled(node)
-        if not isinstance(found, torch.Tensor) or found.is_complex() or not found.numel():
+        if not isinstance(found, torch.Tensor) or found.is_complex() or found.layout is not torch.strided or not found.numel():
             return None
         first = found.reshape(-1)[0]
         return float(first) if bool((found == first).all()) else None
@@ -139,7 +139,7 @@ def known_zeros(known: KnownValues, node: fx.Node, shape: tuple[int, ...]) -> ND
     if not is_floating(node.meta.get("val")) or math.prod(shape) > LARGEST_PATTERN:
         return None
     value = known.anything(node)
-    if not is_floating(value) or tuple(value.shape) != shape:
+    if not is_floating(value) or tuple(value.shape) != shape or value.layout is not torch.strided:
         return None
     zero = ((value == 0) | torch.isinf(value)).numpy()
     return compress(np.where(zero, OPEN, SETTLED)).astype(np.int8) if zero.any() else None
