@@ -202,6 +202,13 @@ def _edges_of_constants(m: Net, x: Tensor) -> Tensor:
     return m.b(torch.sparse.mm(links, F.relu(m.a(x))))
 
 
+def _edges_of_a_real_run(m: Net, x: Tensor) -> Tensor:
+    """Links in compressed rows, in a model whose path depends on its input."""
+    if x.sum().item() > 1e9:
+        return m.b(m.a(x))
+    return m.b((x @ x.t()).relu().to_sparse_csr() @ F.relu(m.a(x)))
+
+
 def _edges_in_rows(m: Net, x: Tensor) -> Tensor:
     """Two links a node in compressed rows, their weights from a layer of one output."""
     columns = torch.stack([torch.arange(9), (torch.arange(9) + 1) % 9], 1).sort(1)[0]
@@ -225,6 +232,7 @@ SPARSE = {
         VECTOR,
     ),
     "sparse_of_constants": (lambda: Net(_edges_of_constants, a=nn.Linear(4, 5), b=nn.Linear(5, 2)), VECTOR),
+    "sparse_rows_of_a_real_run": (lambda: Net(_edges_of_a_real_run, a=nn.Linear(4, 5), b=nn.Linear(5, 2)), VECTOR),
     "sparse_of_a_layer": (
         lambda: Net(_edges_in_rows, a=nn.Linear(4, 5), e=nn.Linear(4, 1), b=nn.Linear(5, 2)),
         VECTOR,

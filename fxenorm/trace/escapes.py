@@ -46,6 +46,10 @@ _OWN_FOLDERS = tuple(
 )
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _COPY = torch.Tensor.__deepcopy__
+_COMPRESSED = frozenset({torch.Tensor.to_sparse_csr, torch.Tensor.to_sparse_csc})
+"""Calls that make a sparse matrix in compressed rows or columns. `make_fx` records none; products with it are those of the same
+matrix as a list of its entries."""
+
 _WATCHED = frozenset({_DATA, _COPY, *_MEMORY, *_READS, *GROUPED_PRODUCTS})
 
 
@@ -128,6 +132,8 @@ class RealRunWatch(TorchFunctionMode):
         """Runs `func`, after marking the tensors that it takes out of the graph."""
         if func == _COPY:
             return _copied(*args)
+        if func in _COMPRESSED:
+            return args[0].to_sparse()
         if func in _VALUES:
             args[0].detach().sum().item()
         name = _taken(func)
