@@ -176,6 +176,15 @@ def test_each_call_of_a_layer_has_a_range_of_its_own_and_layers_are_left_in_floa
     assert 1e-3 < relative_error([head], exact) < relative_error([rounded(model, x, Bits(2, 2))], exact)
 
 
+def test_a_range_that_was_never_below_0_has_no_numbers_there() -> None:
+    layer, x = nn.Linear(4, 3, dtype=torch.float64), torch.rand(5, 4, generator=generator(7), dtype=torch.float64)
+    held = lambda leaves: [leaf for leaf in leaves if leaf.returned]  # noqa: E731
+    ranges, _, _ = observed_ranges(layer, [Inputs((x,))], held)
+    for bits, expected in ((Bits(None, 8), torch.zeros_like(x)), (Bits(None, 16, symmetric=True), -x)):
+        (found,) = rounded_outputs(layer, Inputs((-x,)), held, bits, ranges)
+        torch.testing.assert_close(found, layer(expected).detach(), rtol=1e-3, atol=1e-4)
+
+
 def test_a_rounded_run_leaves_the_model_as_it_was() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(16, 2)).train()
     x = torch.randn(2, 3, 4, 4, generator=generator(8))
