@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 import fxenorm
+from fxenorm.objectives import Masses, Weights
 from fxenorm.solve.channel_sets.large_power import LargePower
 from fxenorm.solve.channel_sets.moves import moves_of
 from fxenorm.solve.channel_sets.sums import SetSums
@@ -259,3 +260,30 @@ def test_gates_with_layer_weights_at_a_large_power() -> None:
     values = 200.0 * np.concatenate(logs)
     masses = np.exp(values - values.max())
     assert solution.converged and np.abs(masses @ np.concatenate(exponents)).max() <= 1e-4
+
+
+@pytest.mark.parametrize("p", [12.0, 300.0])
+def test_a_term_of_a_large_power_is_the_norm_of_that_power(p: float) -> None:
+    """Masses of a large negative power are solved too: all sides are turned around."""
+    model = made("residual")
+    plan = fxenorm.analyze(model, IMAGE, p=p, batchnorm="folded")
+    expected = plan.balance()
+    plan.rescale(-expected.log_scales)
+    found = plan.balance(objective=Weights())
+    assert found.converged and found.solver == expected.solver == "newton"
+    torch.testing.assert_close(found.log_scales, expected.log_scales, rtol=0, atol=1e-7)
+    assert off_by_definition(*entries_of_plan(plan), p) <= 1e-6
+    chained = made("chain")
+    sizes = {name: one.detach().abs() for name, one in chained.named_parameters() if one.ndim > 1}
+    masses = {name: (one / one.max()).clamp(min=0.1) ** p for name, one in sizes.items()}
+    other = fxenorm.analyze(chained, torch.zeros(2, 3, dtype=torch.float64))
+    turned = other.balance(objective=Masses(masses, power=-p))
+    rows, logs = [], []
+    for name, mass in masses.items():
+        for place in np.ndindex(*mass.shape):
+            ids = [(c, int(np.broadcast_to(ids.numpy(), mass.shape)[place])) for c, ids in other.exponents.get(name, [])]
+            rows.append({k: -c for c, k in ids if k >= 0})
+            logs.append(float(mass[place].log()) / p + sum(-c * float(turned.log_scales[k]) for c, k in ids if k >= 0))
+    moved = [(row, value) for row, value in zip(rows, logs, strict=True) if row]
+    assert turned.converged and turned.objective_after < turned.objective_before
+    assert off_by_definition([row for row, _ in moved], np.array([value for _, value in moved]), p) <= 1e-6

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from ...analysis.held import FrozenChoice, Mask, held_by_group
 from ...objectives.function import Function
+from ...objectives.parts import Exponentials
 from ...objectives.problem import Problem, function_of, is_of_largest, opened_for_largest, problem_of
 from ...objectives.terms import as_term, in_words
 from ...optim.state import OptimizerLike, StateChoice, unwrap_optimizers
+from ...solve.channel_sets.large_power import LargePower
 from ...solve.convex import climb, minimise
-from ...solve.iterate import Solution, round_limit
+from ...solve.iterate import Solution, round_limit, solve
 from ...solve.jacobi import round_to_powers_of_two, truncate_to_powers_of_two
 from ...text.progress import progress
 from ...weights.channel_ranges import channel_ranges
+from ...weights.objective import CurrentObjective
 from ...weights.targets import Targets
 from ...weights.weights import Weights
 from ..agreeing import Looked, Solved, agreed_scales
@@ -245,7 +248,11 @@ def _solution(request: Request, function: Function, held: Tensor, limit: Tensor,
         return replace(found, log_scales=function.centred(found.log_scales))
     given: dict[str, Any] = {"tol": request.tol, "max_iterations": request.max_iterations}
     with progress(request.tol) as report:
-        found = minimise(function, held, limit, report=report, **given)
+        steep = _steep(function, held, limit)
+        if steep is None:
+            found = minimise(function, held, limit, report=report, **given)
+        else:
+            found = solve(steep, solver="newton", report=report, **given)
     exact = replace(found, log_scales=function.centred(found.log_scales))
     if powers_of_two is None or not bool(powers_of_two.any()):
         return exact
@@ -254,6 +261,17 @@ def _solution(request: Request, function: Function, held: Tensor, limit: Tensor,
         return replace(exact, log_scales=rounded)
     rest = minimise(function, held | powers_of_two, limit, start=rounded, **given)
     return replace(exact, log_scales=rest.log_scales)
+
+
+def _steep(function: Function, held: Tensor, limit: Tensor) -> CurrentObjective | None:
+    """Returns a sum of large powers alone as the norm that it is, for which sets of channels are looked at; None: it is another.
+
+    The derivative of such a sum is blind to weak entries beside strong ones.
+    """
+    (part, *others) = function.parts
+    if others or function.means is not None or not isinstance(part, Exponentials) or not LargePower.applies(part.objective.p):
+        return None
+    return replace(part.objective, held=held, limit=limit)
 
 
 def _rounded(function: Function, exact: Tensor, held: Tensor, limit: Tensor, powers_of_two: Tensor) -> Tensor:
