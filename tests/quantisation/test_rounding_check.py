@@ -337,7 +337,7 @@ def test_an_error_in_the_second_run_leaves_the_model_as_it_was(monkeypatch: pyte
         ({"check": X / 0}, ExampleInputsError, "not finite"),
         ({"check": "x"}, ExampleInputsError, "str"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",  # random tensors differ between processes
 )
 def test_what_cannot_be_checked_raises_before_anything_is_written(given: Any, error: type[Exception], words: str) -> None:
     model = spoilt()
