@@ -93,7 +93,7 @@ def _print_text(arguments: argparse.Namespace, found: Answer, stream: TextIO) ->
         console.print(heading(content), style="bold cyan", soft_wrap=True)
     else:
         show(content, console, expand=arguments.expand, pairs=arguments.pairs)
-    for section in (*found.sections, *(["verify"] if "verify" in found.lines else [])):
+    for section in (*found.sections, *(name for name in ("verify", "prediction") if name in found.lines)):
         if section != "groups" and section != "barriers":
             console.print()
         show_part(section, content, printable(found.lines.get(section, [])), console)

@@ -15,7 +15,7 @@ from ..objectives.quantisers import Quantised
 from ..text.html import html_block, html_table
 from ..text.table import Column, table_lines
 
-__all__ = ["PredictedRange", "Prediction", "predicted_ranges"]
+__all__ = ["LayerNoise", "PredictedRange", "Prediction", "layer_noises", "predicted_ranges", "share_words"]
 
 _NONE, _LITTLE, _SOME = 0.001, 0.95, 0.8
 """Noise below the first share of the outputs does not matter; a noise that falls to more than the second of itself is within what
@@ -118,7 +118,7 @@ class Prediction:
         """Returns the lines above the table."""
         lines = [
             self.verdict,
-            f"predicted output noise: {_share(self.now)} now, {_share(self.best)} at the optimum ({self.bits!r})",
+            f"predicted output noise: {share_words(self.now)} now, {share_words(self.best)} at the optimum ({self.bits!r})",
         ]
         if self.now > _BEYOND:
             lines.append(f"(above {_BEYOND:.0%} errors are not small: such numbers rank, and are too large)")
@@ -128,14 +128,7 @@ class Prediction:
 
     def _rows(self) -> list[tuple[str, ...]]:
         """Returns a row for each layer, of the largest noise now first."""
-        found = []
-        for layer in dict.fromkeys(one.layer for one in self.ranges):
-            own = [one for one in self.ranges if one.layer == layer]
-            parts = [[one for one in own if one.kind == kind] for kind in ("weight", "input")]
-            bits = "/".join(str(part[0].bits) if part else "-" for part in parts)
-            cells = [cell for part in parts for cell in (_together(part, "now"), _together(part, "best"))]
-            found.append((_root(own, "now"), (layer or "(model)", bits, *cells)))
-        return [row for _, row in sorted(found, key=lambda pair: -pair[0])]
+        return [(one.layer or "(model)", one.bits, *map(share_words, one.noises)) for one in layer_noises(self)]
 
     def _tail(self, rows: int) -> list[str]:
         """Returns the lines below the table."""
@@ -144,7 +137,7 @@ class Prediction:
 
     def __repr__(self) -> str:
         """Returns one line: the noise now and at the optimum."""
-        return f"<fxenorm.Prediction: {_share(self.now)} -> {_share(self.best)} of the outputs, {self.bits!r}>"
+        return f"<fxenorm.Prediction: {share_words(self.now)} -> {share_words(self.best)} of the outputs, {self.bits!r}>"
 
     def __str__(self) -> str:
         """Returns the verdict, the noise of all, and the layers of the largest noise as a table."""
@@ -166,6 +159,27 @@ _COLUMNS = [
     Column("input now", "right"),
     Column("best", "right"),
 ]
+
+
+@dataclass(frozen=True)
+class LayerNoise:
+    """The noise of a layer: `bits` of its weight and its input, and of both the noise now and at the optimum; None: in float."""
+
+    layer: str
+    bits: str
+    noises: tuple[float | None, float | None, float | None, float | None]
+
+
+def layer_noises(prediction: Prediction) -> list[LayerNoise]:
+    """Returns the noise of each layer, the largest now first; all calls of a layer together."""
+    found = []
+    for layer in dict.fromkeys(one.layer for one in prediction.ranges):
+        own = [one for one in prediction.ranges if one.layer == layer]
+        weights, inputs = ([one for one in own if one.kind == kind] for kind in ("weight", "input"))
+        bits = "/".join(str(part[0].bits) if part else "-" for part in (weights, inputs))
+        noises = (_together(weights, "now"), _together(weights, "best"), _together(inputs, "now"), _together(inputs, "best"))
+        found.append((_root(own, "now"), LayerNoise(layer, bits, noises)))
+    return [row for _, row in sorted(found, key=lambda pair: -pair[0])]
 
 
 def predicted_ranges(
@@ -191,11 +205,11 @@ def _root(ranges: Sequence[PredictedRange], name: str) -> float:
     return math.sqrt(sum(getattr(one, name) ** 2 for one in ranges))
 
 
-def _together(ranges: Sequence[PredictedRange], name: str) -> str:
-    """Returns the noise of several tensors together in words."""
-    return _share(_root(ranges, name)) if ranges else "float"
+def _together(ranges: Sequence[PredictedRange], name: str) -> float | None:
+    """Returns the noise of several tensors together; None where there are none."""
+    return _root(ranges, name) if ranges else None
 
 
-def _share(noise: float) -> str:
-    """Returns a share of the outputs in percent."""
-    return f"{100 * noise:.3g} %"
+def share_words(noise: float | None) -> str:
+    """Returns a share of the outputs in percent; None is a tensor that stays in float."""
+    return "float" if noise is None else f"{100 * noise:.3g} %"

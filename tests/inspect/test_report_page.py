@@ -436,5 +436,22 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(opened: Browser, pag
     )
 
 
+def test_the_noise_of_rounding_has_a_section_where_it_is_asked_for(plan: fxenorm.Plan, text: str) -> None:
+    torch.manual_seed(0)
+    bits = fxenorm.Bits(weights=4, layers={"head*": fxenorm.Bits(activations=None)})
+    prediction = plan.predict(plan.observe([torch.randn(8, 3)], derivatives=True), bits)
+    told = page(plan, TARGET, prediction)
+    assert 'id="rounding"' not in text and 'href="#rounding"' not in text and told.count('id="rounding"') == 1
+    table = told[told.index('<table id="table-rounding">') :]
+    rows = re.findall(r"<tr><td><code>.*?</tr>", table[: table.index("</table>")])
+    assert len(rows) == len({one.layer for one in prediction.ranges}) and prediction.verdict in told
+    values = [[float(value) if value else None for value in re.findall(r'data-value="([^"]*)"', row)] for row in rows]
+    squares = sum(row[0] ** 2 + (row[2] or 0.0) ** 2 for row in values if row[0] is not None)
+    assert squares == pytest.approx(prediction.now**2) and any(
+        row[2] is None and "float" in text for row, text in zip(values, rows, strict=True)
+    )
+    assert not any(name in told for name in HOSTILE if "<" in name)
+
+
 def test_content_is_plain_data(plan: fxenorm.Plan) -> None:
     json.dumps(dataclasses.asdict(content_of(plan, TARGET)), allow_nan=False)

@@ -171,6 +171,24 @@ def test_verify_prints_and_returns_its_finding(ask: Ask) -> None:
     assert code == 1 and found["unchanged"] is False and max(found["differences"].values()) > 1e-4
 
 
+def test_bits_predict_the_noise_of_rounding(ask: Ask) -> None:
+    code, out, err = ask("--bits 4/8/channel --input 16x4")
+    assert code == 0 and err == "" and "Totals" in out and "Bits(weights=4, per='channel')" in out
+    found = check(ask("--bits 4/8/channel --input 16x4 --json")[1])["prediction"]
+    assert out.count(found["verdict"]) == 1 and 0 < found["best"] <= found["now"]
+    layers = ["first", "second", "third"]
+    assert [one["layer"] for one in found["ranges"] if one["kind"] == "weight"] == layers
+    wider = check(ask("--bits 8/- --input 16x4 --json")[1])["prediction"]
+    assert {one["kind"] for one in wider["ranges"]} == {"weight"} and wider["now"] < found["now"]
+
+
+@pytest.mark.parametrize("bits", ["8", "8/8/8/8", "1/8", "25/8", "-/-", "8/8/0", "8/8/rows", "x/8"])
+def test_bits_that_no_quantiser_has_are_an_error(ask: Ask, bits: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        ask(f"--bits={bits}")
+    assert ended.value.code == 2 and f"'{bits}': expected WEIGHTS/ACTIVATIONS" in capsys.readouterr().err
+
+
 def test_nothing_is_balanced_where_a_check_fails(ask: Ask, folder: Path) -> None:
     torch = pytest.importorskip("torch")
     namespace: dict[str, Any] = {}

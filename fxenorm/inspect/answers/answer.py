@@ -18,6 +18,7 @@ from ..report import report
 from .files import write_files
 from .loading import Subject
 from .requested import layers, operators, strict_reasons, verification
+from .rounding import predicted, prediction_content
 
 __all__ = ["SECTIONS", "Answer", "answer"]
 
@@ -68,9 +69,14 @@ def answer(arguments: argparse.Namespace, subject: Subject, say: Callable[[str],
         say("comparing the checkpoints")
         content["compare"], lines["compare"] = _compared(arguments, subject)
     failed = _failures(arguments, plan, content, lines, say)
+    prediction = None
+    if arguments.bits:
+        say("predicting the noise of rounding")
+        prediction = predicted(plan, subject.loaded, arguments.bits)
+        content["prediction"], lines["prediction"] = prediction_content(prediction)
     if arguments.html:
         say("writing the report")
-    write_files(plan, arguments)  # of the weights as they are before they are balanced
+    write_files(plan, arguments, prediction)  # of the weights as they are before they are balanced
     if output is not None and not failed:
         say("rescaling and writing the weights")
         content["balance"], lines["balance"] = output.write(plan, subject.names, arguments.model)

@@ -61,7 +61,7 @@ def load_subject(arguments: argparse.Namespace, target: Target) -> Subject:
     if given is None and arguments.balance:
         raise CheckpointError("--balance writes the checkpoint that was read: name it with --weights FILE")
     if given is None:
-        loaded = load(target.text, arguments.input, arguments.seed, with_values=arguments.verify)
+        loaded = load(target.text, arguments.input, arguments.seed, with_values=bool(arguments.verify or arguments.bits))
         return Subject(loaded, None, {}, _origin(loaded.model, target))
     checkpoint = read_checkpoint(given)
     loaded = load(target.text, arguments.input, arguments.seed, with_values=True)
@@ -78,7 +78,7 @@ def load_subject(arguments: argparse.Namespace, target: Target) -> Subject:
 
 def _can_stream(arguments: argparse.Namespace, folder: Path) -> bool:
     """Whether all that is asked for can be done without all weights in memory: they are balanced, and not looked at else."""
-    looked_at = arguments.verify or arguments.html or arguments.undo or arguments.layer
+    looked_at = arguments.verify or arguments.bits or arguments.html or arguments.undo or arguments.layer
     return bool(arguments.balance) and not looked_at and any(folder.glob("*.safetensors"))
 
 

@@ -11,7 +11,7 @@ from ...version import __version__
 from .analysis_options import add_analysis_options
 from .completion import PrintCompletion
 from .help_text import DESCRIPTION, epilog
-from .readers import read_count, read_input
+from .readers import read_bits, read_count, read_input
 
 __all__ = ["build_parser", "parse"]
 
@@ -99,6 +99,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     shown.add_argument(
         "--strict", action="store_true", help="exit code 1 if an operator has no scale rule, or rescaling is not exact"
+    )
+    shown.add_argument(
+        "--bits",
+        type=read_bits,
+        metavar="WEIGHTS/ACTIVATIONS[/PER]",
+        help="predict the noise that rounding makes in the outputs on the example inputs, as 8/8, 4/8/channel, 4/-/128 "
+        "(- stays in float); meant for real inputs, in the file's example_inputs",
     )
     shown.add_argument("--json", action="store_true", help="print JSON instead of tables")
     shown.add_argument("--traceback", action="store_true", help="show the full traceback of an error")

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .input_spec import InputSpec
 
-__all__ = ["read_band", "read_count", "read_exponent", "read_input", "read_layer_weight", "read_limit"]
+__all__ = ["read_band", "read_bits", "read_count", "read_exponent", "read_input", "read_layer_weight", "read_limit"]
+
+BitWidths = tuple[int | None, int | None, str | int]
+"""Bits of weights and of activations, None for float, and which entries of a weight share a range."""
 
 
 def read_input(text: str) -> InputSpec:
@@ -56,6 +59,18 @@ def read_band(text: str) -> float:
     if value is not None and 0 <= value <= 1:
         return value
     raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 1, a natural logarithm")
+
+
+def read_bits(text: str) -> BitWidths:
+    """Reads ``--bits``: "8/8", "4/8/channel", "4/-/128"; as (weights, activations, what shares a range)."""
+    widths, per = text.split("/")[:2], "/".join(text.split("/")[2:]) or "tensor"
+    fits = len(widths) == 2 and all(one == "-" or (one.isdecimal() and 2 <= int(one) <= 24) for one in widths)
+    if not fits or widths == ["-", "-"] or not (per in ("tensor", "channel") or (per.isdecimal() and int(per) > 0)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected WEIGHTS/ACTIVATIONS, each from 2 to 24 or - for float, and /tensor, /channel or a group size"
+        )
+    weights, activations = (None if one == "-" else int(one) for one in widths)
+    return weights, activations, int(per) if per.isdecimal() else per
 
 
 def read_count(text: str) -> int:

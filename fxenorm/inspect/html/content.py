@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from ...analysis.held import Held
 from ...errors import FxenormError
 from ...plan.plan import Plan
+from ...quantisation.prediction import LayerNoise, Prediction, layer_noises, share_words
 from ...rescale.measures.foreseen import Foreseen, foreseen
 from ...text.describe import (
     barrier_summaries,
@@ -24,7 +25,7 @@ from ...text.describe import (
 )
 from ...text.why import Why
 
-__all__ = ["BarrierRow", "Content", "GroupRow", "HeldRow", "LayerRow", "content_of"]
+__all__ = ["BarrierRow", "Content", "GroupRow", "HeldRow", "LayerRow", "Rounding", "content_of"]
 
 TOLERANCE, MOST_ITERATIONS = 1e-3, 300
 """The report balances to a thousandth, within as many iterations: nothing is written, and a page is read by eye. Choices."""
@@ -81,6 +82,15 @@ class HeldRow:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """The predicted noise of rounding: whether equalisation is worth it, (word, value) of the whole, and the layers."""
+
+    verdict: str
+    facts: tuple[tuple[str, str], ...]
+    layers: tuple[LayerNoise, ...]
+
+
+@dataclass(frozen=True)
 class Content:
     """Everything on the page but the picture.
 
@@ -91,6 +101,7 @@ class Content:
         groups, layers, barriers, held: the tables.
         before, after: imbalances of the scales that may move; empty where no weight is known.
         remark: why numbers after balancing are missing, or how balancing ended; "" where there is nothing to say.
+        rounding: the predicted noise of rounding, where it was asked for.
     """
 
     target: str
@@ -104,14 +115,16 @@ class Content:
     before: tuple[float, ...] = field(default=(), repr=False)
     after: tuple[float, ...] = field(default=(), repr=False)
     remark: str = ""
+    rounding: Rounding | None = None
 
 
-def content_of(plan: Plan, target: str) -> Content:
+def content_of(plan: Plan, target: str, prediction: Prediction | None = None) -> Content:
     """Collects the content; the weights are read, and stay as they are.
 
     Args:
         plan: the plan, bound to the model.
         target: how the user named the model.
+        prediction: of the noise of rounding; None: there is none.
     """
     has_values = not any(tensor.is_meta for tensor in plan.model.state_dict().values())
     end, remark = _foreseen(plan) if has_values else (None, "The weights are on the meta device, so that no number is known.")
@@ -133,7 +146,14 @@ def content_of(plan: Plan, target: str) -> Content:
         before=tuple(before[k] for k in kept),
         after=tuple(after[k] for k in kept),
         remark=remark,
+        rounding=None if prediction is None else _rounding(prediction),
     )
+
+
+def _rounding(prediction: Prediction) -> Rounding:
+    """Returns what the page tells of rounding."""
+    facts = (("bits", repr(prediction.bits)), ("now", share_words(prediction.now)), ("optimum", share_words(prediction.best)))
+    return Rounding(prediction.verdict, facts, tuple(layer_noises(prediction)))
 
 
 def _foreseen(plan: Plan) -> tuple[Foreseen | None, str]:

@@ -13,6 +13,7 @@ from ...optional import optional_import
 from ...picture.palette import KIND_DASHES
 from ...picture.svg import colour_variables, shown, svg_style
 from ...plan.plan import Plan
+from ...quantisation.prediction import Prediction, share_words
 from ...version import __version__
 from ..glossary import GLOSSARY
 from .charts import histogram, layer_chart, library_script
@@ -34,17 +35,18 @@ def check_libraries() -> None:
         optional_import(module, "report", "fxenorm-inspect --html")
 
 
-def page(plan: Plan, target: str) -> str:
+def page(plan: Plan, target: str, prediction: Prediction | None = None) -> str:
     """Returns the report on a plan as the text of an HTML page; the model stays as it is.
 
     Args:
         plan: the plan, bound to the model.
         target: how the user named the model.
+        prediction: of the noise of rounding, told in a section of its own; None: there is none.
 
     Raises:
         MissingLibraryError: jinja2 or bokeh is not installed.
     """
-    content = content_of(plan, target)
+    content = content_of(plan, target, prediction)
     layers = {layer.name: number for number, layer in enumerate(content.layers)}
     groups = {group.name: number for number, group in enumerate(content.groups)}
     pictures = pictures_of(plan.rescaler.analysis, content.title, layers, groups)
@@ -53,7 +55,7 @@ def page(plan: Plan, target: str) -> str:
     jinja = optional_import("jinja2", "report", "fxenorm-inspect --html")
     markup = optional_import("markupsafe", "report", "fxenorm-inspect --html").Markup
     surroundings = jinja.Environment(autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    surroundings.filters |= {"number": number_words, "imbalance": imbalance_words, "shown": shown}
+    surroundings.filters |= {"number": number_words, "imbalance": imbalance_words, "share": share_words, "shown": shown}
     values = {
         "content": content,
         "counted": _counted(content),
