@@ -39,6 +39,15 @@ class PredictedRange:
         bits: how many.
         now: the noise at the current weights.
         best: the noise at the optimum of all together.
+
+    Example:
+        >>> import fxenorm, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plan = fxenorm.analyze(model)
+        >>> prediction = plan.predict(plan.observe([torch.randn(16, 4)], derivatives=True), fxenorm.Bits(weights=4))
+        >>> one = prediction.ranges[0]
+        >>> one.layer, one.kind, one.bits, one.now >= 0
+        ('0', 'weight', 4, True)
     """
 
     layer: str
@@ -83,7 +92,16 @@ class Prediction:
 
     @property
     def verdict(self) -> str:
-        """A sentence that says whether equalisation is worth it for this model and these bits."""
+        """A sentence that says whether equalisation is worth it for this model and these bits.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> plan = fxenorm.analyze(model)
+            >>> observations = plan.observe([torch.randn(16, 4)], derivatives=True)
+            >>> plan.predict(observations, fxenorm.Bits(weights=16, activations=None)).verdict
+            'Rounding is predicted to make hardly any noise: there is nothing to gain.'
+        """
         if self.now < _NONE:
             return "Rounding is predicted to make hardly any noise: there is nothing to gain."
         if self.best > _LITTLE * self.now:

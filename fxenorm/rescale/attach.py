@@ -170,7 +170,8 @@ class Attachment:
     def state_dict(self) -> dict[str, Any]:
         """Returns a checkpoint's state: the count, who has stepped since, and the plan's fingerprint; waits as `steps` does.
 
-        Of those who have stepped it says too whether a GradScaler has skipped all of these steps.
+        Of those who have stepped it says too whether a GradScaler has skipped all of these steps; and whether a scaler's flags
+        are counted on the device, so that a run that goes on takes the same code, to the same bits.
 
         Example:
             >>> import fxenorm, torch
@@ -187,6 +188,7 @@ class Attachment:
             "steps": self.steps,
             "stepped": members,
             "idle": bool(self._idle),
+            "counts_on_device": self._skipped is not None,
             "options": changed_options(self._rescaler.analysis.options),
         }
 
@@ -215,6 +217,9 @@ class Attachment:
         if stored.get("fingerprint") != self._rescaler.analysis.fingerprint:
             raise BindError(_other_plan(stored.get("options"), changed_options(self._rescaler.analysis.options)))
         self._rounds, self._skipped, self._idle = steps, None, bool(stored.get("idle", not members))
+        if stored.get("counts_on_device", False):
+            device = self._optimizers[0].param_groups[0]["params"][0].device
+            self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._stepped = {id(self._optimizers[number]) for number in members}
 
     # ---------------------------------------------------------------- the hook

@@ -44,7 +44,8 @@ def test_same_weights_from_any_start_and_they_are_undone(name: str, options: dic
     plan = fxenorm.analyze(model, inputs, **options)
     original, before = copy.deepcopy(model), outputs(model, [inputs])
     result = plan.balance(tol=1e-10)
-    assert result.converged and result.solver == "newton" and result.iterations <= 30 and result.passes == 3
+    passes = (3,) if plan.options.p <= 4 else range(3, 11)  # beyond p = 4, looks at the largest entries count too
+    assert result.converged and result.solver == "newton" and result.iterations <= 30 and result.passes in passes
     assert float(plan.imbalance()) <= 2e-10
     expected = state_of(model)
     plan.rescale(-result.log_scales)
@@ -56,7 +57,7 @@ def test_same_weights_from_any_start_and_they_are_undone(name: str, options: dic
         bound = plan.bind(other)
         bound.rescale(random_scales(plan, seed, 3.0 if seed == 4 else 1.0).tolist())
         again = bound.balance(tol=1e-10)
-        assert again.converged and again.iterations <= 30 and again.passes == 3
+        assert again.converged and again.iterations <= 30 and again.passes in passes
         assert relative_difference(before, outputs(other, [inputs])) <= TOLERANCE
         for key, tensor in other.state_dict().items():
             torch.testing.assert_close(tensor, expected[key], rtol=1e-7, atol=0)
