@@ -131,7 +131,7 @@ def _of_sets(problem: Objective) -> LargePower:
 
     def start(log_scales: Tensor) -> Tensor:
         """Returns (K,) log-scales near those of p = inf: of the square."""
-        easier = problem.softened(2.0)
+        easier = problem.softened(2.0, start=True)
         if easier is None:
             return log_scales
         return solve(easier, tol=_START_TOL, max_iterations=_START_ITERATIONS, start=log_scales, solver="newton").log_scales

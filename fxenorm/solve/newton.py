@@ -68,6 +68,8 @@ class Newton:
                     return ahead
                 self._powers = []
             self._powers, self._easier = self._powers[1:], None
+            # Its matrices are freed before those of the next are made.
+            del easier
         return self._iterate(objective, log_scales, log_negative, log_positive)
 
     def _iterate(self, objective: Objective, log_scales: Tensor, log_negative: Tensor, log_positive: Tensor) -> Tensor:

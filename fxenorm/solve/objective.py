@@ -79,8 +79,13 @@ class Objective(Protocol):
     def curvature(self, log_scales: Tensor, log_diagonal: Tensor, free: Tensor) -> Operator:
         """Returns the Hessian in the variables `free`, relative to p^2 exp(log_diagonal)."""
 
-    def softened(self, p: float) -> Objective | None:
-        """Returns the same with a smaller exponent of the norm, which is less steep; None: it is not to be had."""
+    def softened(self, p: float, *, start: bool = False) -> Objective | None:
+        """Returns the same with a smaller exponent of the norm, which is less steep; None: it is not to be had.
+
+        Args:
+            p: the smaller exponent.
+            start: whether it is for a start alone, which may take room beside the weights.
+        """
 
     def largest_entries(self, log_scales: Floats, count: int) -> Entries:
         """Returns so many of the largest entries of each channel after a rescaling, by their logs before it; p = inf alone."""

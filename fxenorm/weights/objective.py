@@ -205,16 +205,21 @@ class CurrentObjective:
             self if program is self.program else replace(self, program=program, matrices=matrices, order=None, _recent=_Recent())
         )
 
-    def softened(self, p: float) -> CurrentObjective | None:
+    def softened(self, p: float, *, start: bool = False) -> CurrentObjective | None:
         """Returns the same weights (of summed kernels: the kernels' norms) with a smaller exponent.
 
-        Large float64 weights whose logarithms are kept are taken in float32. None for those whose powers are: others would need
-        as much room again. None too where processes tell one another sums, which are made for one exponent.
+        None for large float64 weights, whose powers or logarithms are kept: others would need more room beside them. For a start,
+        those whose logarithms are kept are taken in float32, half as much room again. None too where processes tell one another
+        sums, which are made for one exponent.
+
+        Args:
+            p: the smaller exponent.
+            start: whether it is for a start alone, which is worth that room. For p = inf it always is.
         """
         if math.isinf(self.p):
             return self._of_maxima(p)
         full = any(map(is_full, self.program.blocks, self.matrices))
-        if self.sums.is_shared or (full and is_linear(self.p)):
+        if self.sums.is_shared or (full and (is_linear(self.p) or not start)):
             return None
         share = p / self.p
         own = self.program.log_weights

@@ -75,6 +75,8 @@ def _of_large_p(objective: Objective, answer: MaxBalanced) -> Floats:
         easier = objective.softened(p)
         if easier is not None:
             where = solve(easier, tol=_LARGE_TOL, max_iterations=_LARGE_ITERATIONS, start=where, solver="newton").log_scales
+        # Its matrices are freed before those of the next are made.
+        del easier
     start = np.where(answer.open, _numbers(where), answer.log_scales)
     return limit_of_powers(objective, start, answer.open).log_scales
 
