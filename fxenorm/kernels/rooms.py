@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .factors import MOST_GROWTH
+from .factors import MOST_GROWTH, beyond_factors, most_growth
 from .parts import Index, part_of, parts_of
 from .program import Keep, ScaleTarget, as_float, float_dtype
 
-__all__ = ["SLACK", "are_far_from_ends", "ends_of", "least_and_largest", "leaving", "reach_of", "rooms", "rounded"]
+__all__ = ["SLACK", "are_far_from_ends", "ends_of", "least_and_largest", "leaving", "most_room", "reach_of", "rooms", "rounded"]
 
 _KEPT = 0.75
 """In units of the smallest number of a type: what a product must not fall below, which half of it would be rounded to zero."""
@@ -52,7 +52,7 @@ def ends_of(target: ScaleTarget) -> tuple[float, float, float]:
 def rooms(targets: Sequence[ScaleTarget], num_scales: int, device: torch.device) -> Tensor:
     """Returns (2, K): how far each variable can go up and down, natural logarithms >= 0; waits for nothing.
 
-    What is zero or not finite has left its type's range already, and limits nothing.
+    What is zero or not finite has left its type's range already: only the range of the factors themselves limits it.
 
     Args:
         targets: everything that is multiplied.
@@ -73,10 +73,16 @@ def rooms(targets: Sequence[ScaleTarget], num_scales: int, device: torch.device)
         ids = torch.cat([ids for ids, _ in members])
         above, below = _room(target, torch.cat([size for _, size in members], dim=1))
         sides = (above, below) if key[-1] else (below, above)
+        most = most_room(float_dtype(target.tensor.device))
         for side, room in zip(found, sides, strict=True):
-            room = (room / reach_of(target)).nan_to_num(nan=MOST_GROWTH).clamp(0.0, MOST_GROWTH)
+            room = room.nan_to_num(nan=most).clamp(0.0, most) / reach_of(target)
             side.scatter_reduce_(0, ids.to(device), as_float(room, device), "amin")
     return found[:, :-1]
+
+
+def most_room(dtype: torch.dtype) -> float:
+    """Returns how far an entry may move whatever it is, a natural logarithm, from the dtype of the factors."""
+    return most_growth(dtype) * (1.0 - SLACK)
 
 
 def are_far_from_ends(targets: Sequence[ScaleTarget], log_scales: Tensor) -> bool:
@@ -101,14 +107,19 @@ def _is_far(target: ScaleTarget, log_scales: Tensor, sizes: Callable[[ScaleTarge
         sizes: as `least_and_largest`.
     """
     changes = [target.power * coefficient * log_scales[ids] for coefficient, ids in target.terms]
-    up, down = (sum(float(change) for change in ends) for ends in zip(*(c.aminmax()[::-1] for c in changes), strict=True))
+    highest, lowest = ([float(end) for end in ends] for ends in zip(*(c.aminmax()[::-1] for c in changes), strict=True))
+    most = most_growth(log_scales.dtype)
+    if not (sum(max(end, 0.0) for end in highest) < most and sum(min(end, 0.0) for end in lowest) > -most):
+        # The factors themselves may become infinite or 0, which would make a 0, too, what is no number.
+        return False
+    up, down = sum(highest), sum(lowest)
     if up == down == 0.0:
         return True
     least, largest = sizes(target)
     if largest == 0.0:
         return True
-    _, whole, most = ends_of(target)
-    fits_above = up < math.log(most) - math.log(largest) - SLACK or up <= 0.0
+    _, whole, top = ends_of(target)
+    fits_above = up < math.log(top) - math.log(largest) - SLACK or up <= 0.0
     return math.isfinite(largest) and fits_above and (-down < math.log(least) - math.log(whole) - SLACK or down >= 0.0)
 
 
@@ -161,12 +172,12 @@ def leaving(
         above = math.log2(ends_of(target)[2]) - size.log2()
         out = ((growth > above.clamp(min=0.0)) & (size > 0)) | (growth < -_octaves_below(target, index, part, lines))
         out &= size.isfinite()
+        too_large, too_small = beyond_factors(changes)
         for (_, ids), change in zip(target.terms, changes, strict=True):
             over = tuple(axis for axis in range(part.ndim) if change.shape[axis] != out.shape[axis])
             # Those that pull the other way do no harm.
-            hit = out & (change * growth > 0)
+            hit = (out & (change * growth > 0)) | (too_large & (change > 0)) | (too_small & (change < 0))
             hit = hit.amax(over, keepdim=True) if over else hit
-            hit = hit | (change.abs() >= MOST_GROWTH / math.log(2.0))
             places, values = part_of(ids, index).reshape(-1), hit.reshape(-1).to(flagged.dtype)
             flagged = flagged.index_add(0, places.to(flagged.device), values.to(flagged.device))
     return flagged[:-1] > 0

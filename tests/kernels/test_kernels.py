@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fxenorm.errors import OptionError
 from fxenorm.kernels import backend
 from fxenorm.kernels.backend import get_backend
-from fxenorm.kernels.factors import exact_exp2, log2_factors
+from fxenorm.kernels.factors import exact_exp2, log2_factors, most_growth
 from fxenorm.kernels.program import Keep, ScaleTarget, build_program, term_tensors
 from fxenorm.kernels.reference.channel_sums import power_matrix, resized
 from fxenorm.kernels.reference.executor import EagerBackend
@@ -211,6 +211,14 @@ def test_no_intermediate_overflow() -> None:
     kept=st.lists(st.sampled_from(list(Keep)), min_size=8, max_size=8),
     power=st.sampled_from([1, -1, -2]),
 )
+@example(
+    # A zero that moves by the square of a factor: that square must stay finite.
+    case=Case(1, 0.7, [(1,)], [[(1, np.array([0])), (1, np.array([0]))]], [0.0], [torch.zeros(1, dtype=torch.float64)], [0.0]),
+    seed=0,
+    size=1.0,
+    kept=[Keep.ENTRIES] * 8,
+    power=1,
+)
 def test_within_their_rooms_nothing_is_lost(case: Case, seed: int, size: float, kept: list[Keep], power: int) -> None:
     """Whatever some variables do within their rooms, and whatever is not flagged."""
     generator = np.random.default_rng(seed)
@@ -277,14 +285,21 @@ def test_the_largest_of_a_column_keeps_its_digits_as_the_largest_of_a_row_does()
 
 
 def leaves_its_type(target: ScaleTarget, log_scales: np.ndarray, names: set[int]) -> None:
-    """By definition: adds the variables that make an entry grow beyond its type, and those whose own factor is no float64."""
+    """By definition: adds the variables that make an entry grow beyond its type, and those whose factors are no float64.
+
+    All factors > 1 of an entry are multiplied with each other, and all that are < 1.
+    """
     padded, most = np.append(log_scales, 0.0), math.log(torch.finfo(target.tensor.dtype).max)
     sizes = target.tensor.double().abs().numpy()
     for entry in np.ndindex(*sizes.shape):
         ids = [int(ids.numpy()[tuple(np.minimum(entry, np.array(ids.shape) - 1))]) for _, ids in target.terms]
         changes = [target.power * c * padded[k] for (c, _), k in zip(target.terms, ids, strict=True)]
         grows = sizes[entry] > 0 and sum(changes) > 0 and math.log(sizes[entry]) + sum(changes) >= most
-        names |= {k for k, change in zip(ids, changes, strict=True) if (grows and change > 0) or abs(change) >= 690.0}
+        grows = grows or sum(change for change in changes if change > 0) >= 690.0
+        shrinks = sum(change for change in changes if change < 0) <= -690.0
+        for k, change in zip(ids, changes, strict=True):
+            if (grows and change > 0) or (shrinks and change < 0):
+                names.add(k)
 
 
 @settings(deadline=None, max_examples=100)
@@ -361,3 +376,53 @@ def test_a_name_of_an_executor_that_is_taken_is_replaced_only_where_that_is_aske
     other = EagerBackend()
     backend.register_backend("eager", lambda: other, replace=True)
     assert get_backend("eager") is other
+
+
+_FACTORS: dict[str, tuple[list[int], list[float], list[bool]]] = {
+    "a square": ([2], [400.0], [True]),
+    "a square that vanishes": ([2], [-400.0], [True]),
+    "two that grow": ([1, 1], [400.0, 400.0], [True, True]),
+    "two that cancel": ([2, -2], [400.0, 400.0], [True, True]),
+    "two and one that makes up for them": ([1, 1, -1], [400.0, 400.0, 500.0], [True, True, False]),
+    "a square and one that has no part": ([2, -1], [400.0, 1.0], [True, False]),
+    "finite": ([2, -2], [300.0, 300.0], [False, False]),
+}
+"""Coefficients, log-scales, and the variables that make a product of factors infinite, or 0: by hand, the range ends at 690."""
+
+
+@pytest.mark.parametrize("factors", _FACTORS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["eager", "compiled"])
+def test_zeros_never_become_nan(name: str, dtype: torch.dtype, factors: str) -> None:
+    """0 times infinity is no number: such factors are flagged, whatever they multiply, and rooms end before them."""
+    coefficients, numbers, expected = _FACTORS[factors]
+    count, executor = len(numbers), get_backend(name)
+    terms = [(coefficient, np.array([[k]])) for k, coefficient in enumerate(coefficients)]
+    scales = torch.tensor(numbers, dtype=torch.float64)
+
+    def zeros() -> list[ScaleTarget]:
+        """A weight of zeros."""
+        return [replace(target(torch.zeros(2, 3, dtype=dtype), terms, count), keep=Keep.ENTRIES)]
+
+    assert executor.leaving(zeros(), scales).tolist() == expected
+    assert executor.overflowing(zeros(), scales).tolist() == expected
+    assert are_far_from_ends(zeros(), scales) is not any(expected)
+    up, down = executor.rooms(zeros(), count, torch.device("cpu"))
+    reach = sum(map(abs, coefficients))
+    assert up.tolist() == down.tolist() == pytest.approx([690.0 / reach] * count, rel=1e-5)
+    sign = torch.tensor(coefficients).sign()
+    for inside in (up, -down, up * sign, -down * sign, *([] if any(expected) else [scales])):
+        moved = zeros()
+        assert not executor.leaving(moved, inside).any() and not executor.overflowing(moved, inside).any()
+        for given_scales in (inside, -inside):
+            executor.apply(moved, given_scales)
+            assert (moved[0].tensor == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_factors_below_the_most_growth_are_finite_and_not_0(dtype: torch.dtype) -> None:
+    """In both types that factors may have; so are their inverses."""
+    most = most_growth(dtype) / math.log(2.0)
+    found = exact_exp2(torch.tensor([most, -most], dtype=dtype))
+    assert found.isfinite().all() and (found >= torch.finfo(dtype).smallest_normal).all()
+    assert found.reciprocal().isfinite().all() and (found.reciprocal() > 0).all()

@@ -244,7 +244,7 @@ def _offer(
     reach: tl.tensor,
 ) -> None:
     """Keeps the variables of some rows or columns to the room between their entries and the ends of the type's range."""
-    most = tl.load(ends + 3)
+    most = tl.load(ends + 3) / reach
     above = (tl.load(ends) - tl.log(tl.where(largest > 0.0, largest, 1.0))) / reach
     above = tl.where(largest > 0.0, tl.minimum(tl.maximum(above, 0.0), most), most)
     some = least < float("inf")
@@ -273,7 +273,7 @@ def find_rooms(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """Finds how far the variables of a tile may go up and down; entries that are zero or not finite limit nothing.
+    """Finds how far the variables of a tile may go up and down; zeros and what is not finite have the most growth.
 
     `tiles`: address, width, rows, columns, sum of |exponents|, which of the floors, and for rows and for columns the first and
     last row of `terms` and how far into the ids of each term; `ends`: logarithms of the type's largest number, of two floors, and

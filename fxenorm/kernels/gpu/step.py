@@ -17,7 +17,7 @@ from ..factors import MOST_GROWTH
 from ..layout import Coverage, MatrixForm, announce, likeness
 from ..program import LINEAR_UP_TO, Keep, ScaleTarget
 from ..reference.executor import EagerBackend
-from ..rooms import SLACK, ends_of, reach_of
+from ..rooms import SLACK, ends_of, most_room, reach_of
 from .tables import COLUMNS, FactorPlaces, SumPlaces, tiles_of
 
 __all__ = ["TritonStep"]
@@ -260,7 +260,7 @@ class TritonStep:
             found.setdefault(kind, []).append(np.column_stack([_based(target.tensor, form, tiles), numbers]))
             if kind not in ends:
                 kept, whole, largest = map(math.log, ends_of(target))
-                ends[kind] = self._put([largest - SLACK, kept + SLACK, whole + SLACK, MOST_GROWTH])
+                ends[kind] = self._put([largest - SLACK, kept + SLACK, whole + SLACK, most_room(torch.float64)])
         self._room_tiles = [(kind, self._put(np.concatenate(parts)), ends[kind]) for kind, parts in found.items()]
         shape = (2, self._program.num_scales + 1)
         self._rooms = torch.full(shape, MOST_GROWTH, dtype=torch.float64, device=self._device)

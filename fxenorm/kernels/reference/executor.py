@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..backend import CycleRunner, CycleTask, Ids, ObjectiveSums, Values, register_backend
-from ..factors import MOST_GROWTH, exact_exp2, log2_factors
+from ..factors import beyond_factors, exact_exp2, log2_factors
 from ..parts import Index, part_of, parts_of
 from ..program import ChannelSums, ReduceProgram, ScaleTarget, as_float, float_dtype
 from ..rooms import leaving, rooms, rounded
@@ -152,10 +152,12 @@ class EagerBackend:
                 largest = as_float(part.abs().amax(axes, keepdim=True) if axes else part.abs(), part.device)
                 largest = largest + abs(target.offset) if target.offset else largest
                 bad = (largest.log2() + growth >= limit) & (growth > 0)
+                too_large, too_small = beyond_factors(parts)
+                bad = bad | too_large
                 for (_, ids), change in zip(target.terms, parts, strict=True):
                     over = tuple(axis for axis in range(part.ndim) if change.shape[axis] != bad.shape[axis])
-                    hit = (bad.amax(over, keepdim=True) if over else bad) & (change > 0)
-                    hit |= change.abs() >= MOST_GROWTH / math.log(2.0)
+                    hit = (bad & (change > 0)) | (too_small & (change < 0))
+                    hit = hit.amax(over, keepdim=True) if over else hit
                     local = local.index_add(0, part_of(ids, index).reshape(-1), hit.reshape(-1).to(local.dtype))
             flagged = local.to(flagged.device)
         return flagged[:-1] > 0
