@@ -276,6 +276,11 @@ def _keep_digits(target: ScaleTarget, index: Index, size: Tensor, lines: Sequenc
     return (size >= row) | (size >= column)
 
 
+def _counts_digits(target: ScaleTarget) -> bool:
+    """Whether the last digit of each entry says how far it may shrink; beside an offset the offset's own digits say so."""
+    return target.keep == Keep.DIGITS and target.tensor.dtype in _BITS and not target.offset
+
+
 def _octaves_of_digits(part: Tensor) -> Tensor:
     """Returns by how many octaves entries can shrink without losing a digit that they have; infinite for 0."""
     kind, width, mask = _BITS[part.dtype]
@@ -293,7 +298,7 @@ def _octaves_below(target: ScaleTarget, index: Index, part: Tensor, lines: Seque
     size = _size(target, part)
     keeping = _keep_digits(target, index, _narrow_size(target, part), lines)
     above_kept = (size.log2() - math.log2(kept)).clamp(min=0.0)
-    if target.keep == Keep.DIGITS and part.dtype in _BITS:
+    if _counts_digits(target):
         octaves = torch.where(keeping, _octaves_of_digits(part), above_kept)
     else:
         octaves = torch.where(keeping, (size.log2() - math.log2(whole)).clamp(min=0.0), above_kept)
@@ -306,7 +311,7 @@ def _sizes_by_term(target: ScaleTarget) -> list[Tensor]:
     The last are octaves where powers of two are to leave all digits.
     """
     tensor, lines = target.tensor.detach(), _lines(target)
-    by_bits = target.keep == Keep.DIGITS and tensor.dtype in _BITS
+    by_bits = _counts_digits(target)
     found = [_no_sizes(ids, tensor) for _, ids in target.terms]
     for index in parts_of(tensor):
         part = tensor[index]
@@ -345,6 +350,6 @@ def _room(target: ScaleTarget, sizes: Tensor) -> tuple[Tensor, Tensor]:
     kept, whole, largest = ends_of(target)
     logs = sizes.log()
     above, below = math.log(largest) - SLACK - logs[0], logs[1] - math.log(kept) - SLACK
-    if target.keep == Keep.DIGITS and target.tensor.dtype in _BITS:
+    if _counts_digits(target):
         return above, torch.minimum(below, sizes[2] * math.log(2.0))
     return above, torch.minimum(below, logs[2] - math.log(whole) - SLACK)

@@ -219,6 +219,14 @@ def test_no_intermediate_overflow() -> None:
     kept=[Keep.ENTRIES] * 8,
     power=1,
 )
+@example(
+    # Beside an offset an entry's own last digit says nothing.
+    case=Case(1, 0.7, [(1,)], [[(-1, np.array([0]))]], [0.0], [torch.tensor([1.1433], dtype=torch.float64)], [1.0]),
+    seed=0,
+    size=1.0,
+    kept=[Keep.DIGITS] * 8,
+    power=1,
+)
 def test_within_their_rooms_nothing_is_lost(case: Case, seed: int, size: float, kept: list[Keep], power: int) -> None:
     """Whatever some variables do within their rooms, and whatever is not flagged."""
     generator = np.random.default_rng(seed)
