@@ -16,7 +16,7 @@ from fxenorm.errors import OptionError
 ROOT = Path(__file__).resolve().parents[2]
 TITLE = "Coming from ENorm"
 # Calls of the original and values alone stand in code spans too.
-OURS = re.compile(r"(\w+ = )?(fxenorm|plan)\.\w+")
+OURS = re.compile(r"(\w+ = )?(fxenorm|plan|optimizer|loss)\.\w+")
 
 
 def rows(text: str) -> list[list[str]]:
@@ -57,6 +57,7 @@ def run(spans: list[str]) -> tuple[fxenorm.Plan, float]:
         "x": x,
         "optimizer": optimizer,
         "plan": fxenorm.analyze(model, x),
+        "loss": model(x).square().sum(),
     }
     before = model(x).detach()
     for span in spans:

@@ -20,7 +20,10 @@ ALL = (*SETTINGS, *PREDICTED)
 
 def _parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(prog="tools/quantise.py", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="tools/quantise.py",
+        description="Trains two small nets, rescales them in nine ways, rounds them, prints tables with the spread over seeds.",
+    )
     parser.add_argument("nets", nargs="*", metavar="net", help=f"{', '.join(NETS)}; none: both")
     parser.add_argument("--seeds", type=int, help="how many seeds (default: 4 depthwise nets, 3 transformers)")
     parser.add_argument("--results", type=Path, default=Path("build/quantise/results.jsonl"), help="keeps finished runs")
