@@ -102,6 +102,7 @@ BAD = [
     ("--max-log-scale 0", "--max-log-scale"),
     ("--max-log-scale inf", "--max-log-scale"),
     ("--deadband 2", "--deadband"),
+    ("--bits 8", "--bits"),
     ("--jobs 0", "--jobs"),
     ("--jobs two", "--jobs"),
     ("--approximate linear", "--approximate 'linear' is not a valid option: expected"),

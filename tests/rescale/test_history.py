@@ -86,7 +86,7 @@ def test_attach_records_each_kth_step_after_its_rescaling(record: int | None, ev
     train(model, optimizer, 5)
     assert [row.step for row in plan.history.rows()] == due
     assert [row.norm for row in plan.history.rows()] == pytest.approx([norms[step - 1] for step in due], rel=1e-12)
-    assert set(handle.state_dict()) == {"fingerprint", "steps", "stepped", "idle", "options"}
+    assert set(handle.state_dict()) == {"fingerprint", "steps", "stepped", "idle", "counts_on_device", "options"}
     handle.remove()
     train(model, optimizer, 2)
     assert len(plan.history) == len(due)
