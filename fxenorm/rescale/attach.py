@@ -218,7 +218,8 @@ class Attachment:
             raise BindError(_other_plan(stored.get("options"), changed_options(self._rescaler.analysis.options)))
         self._rounds, self._skipped, self._idle = steps, None, bool(stored.get("idle", not members))
         if stored.get("counts_on_device", False):
-            device = self._optimizers[0].param_groups[0]["params"][0].device
+            # Not that of an optimizer's first parameter: its first group may be empty.
+            device = next(self._rescaler.model.parameters()).device
             self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._stepped = {id(self._optimizers[number]) for number in members}
 
