@@ -21,7 +21,7 @@ from .groups import Group, Port, sites_of_groups
 from .options import Options
 from .pairs import Pair
 
-__all__ = ["FORMAT", "from_dict", "to_dict"]
+__all__ = ["FORMAT", "from_dict", "known_ids", "to_dict"]
 
 FORMAT = 1
 """Raised by one whenever a dict of the older form can no longer be read."""
@@ -220,7 +220,7 @@ def _symmetry(stored: Mapping[str, Any], read: Callable[[Sequence[Any]], NDArray
         roles=dict(stored["roles"]),
         flows={mode: tuple(_flow_node(row) for row in rows) for mode, rows in stored["flows"].items()},
         sites=tuple(
-            Site(module, direction, axis, _within(read(entry), num_scales, module), _coefficient(coefficient), *_place(place))
+            Site(module, direction, axis, known_ids(read(entry), num_scales, module), _coefficient(coefficient), *_place(place))
             for module, direction, axis, entry, coefficient, *place in stored["sites"]
         ),
         barriers=tuple(Barrier(**values) for values in stored["barriers"]),
@@ -237,7 +237,7 @@ def _symmetry(stored: Mapping[str, Any], read: Callable[[Sequence[Any]], NDArray
         account=account_from_dict(stored["account"]) if "account" in stored else None,
         # Plans that were stored by earlier versions have none.
         channels=tuple(
-            tuple((_coefficient(coefficient), _within(read(entry), num_scales, "channels")) for coefficient, entry in terms)
+            tuple((_coefficient(coefficient), known_ids(read(entry), num_scales, "channels")) for coefficient, entry in terms)
             for terms in stored.get("channels", ())
         ),
     )
@@ -251,7 +251,7 @@ def _exponents(
 ) -> dict[str, tuple[tuple[int, NDArray[np.int64]], ...]]:
     """Returns the stored exponents, whose ids must be variables and broadcast to their tensors."""
     exponents = {
-        name: tuple((_coefficient(coefficient), _within(read(entry), num_scales, name)) for coefficient, entry in terms)
+        name: tuple((_coefficient(coefficient), known_ids(read(entry), num_scales, name)) for coefficient, entry in terms)
         for name, terms in stored.items()
     }
     for name, terms in exponents.items():
@@ -277,8 +277,8 @@ def _coefficient(value: Any) -> int:
     return value
 
 
-def _within(ids: NDArray[np.int64], num_scales: int, name: str) -> NDArray[np.int64]:
-    """Returns `ids`, each of which must be -1 or a variable."""
+def known_ids(ids: NDArray[np.int64], num_scales: int, name: str) -> NDArray[np.int64]:
+    """Returns `ids`, each of which must be -1 or a variable; raises a ValueError that names the tensor where one is not."""
     if ids.size and (ids.min() < -1 or ids.max() >= num_scales):
         raise ValueError(f"ids of {name!r} reach from {ids.min()} to {ids.max()}, with {num_scales} variables")
     return ids

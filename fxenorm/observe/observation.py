@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..analysis.serialise import known_ids
 from .packed import packed, unpacked, unpacked_tensor
 from .places import Terms
 
@@ -147,8 +148,4 @@ def named(module: str, direction: str, call: int) -> str:
 
 def read_terms(rows: Sequence[Sequence[Any]], num_scales: int, name: str) -> Terms:
     """Returns stored exponents of one axis; raises a ValueError where they do not fit the plan."""
-    terms = tuple((int(coefficient), unpacked(text, "<i8")) for coefficient, text in rows)
-    for _, ids in terms:
-        if ids.size and (ids.min() < -1 or ids.max() >= num_scales):
-            raise ValueError(f"ids of {name!r} reach from {ids.min()} to {ids.max()}, with {num_scales} variables")
-    return terms
+    return tuple((int(coefficient), known_ids(unpacked(text, "<i8"), num_scales, name)) for coefficient, text in rows)

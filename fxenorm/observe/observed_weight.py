@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..analysis.serialise import known_ids
 from ..field import Term
 from .observation import log_factors
 from .packed import packed, unpacked, unpacked_tensor
@@ -106,8 +107,7 @@ class ObservedWeight:
         for _, ids in terms:
             if ids.ndim != len(shape) or any(one not in (1, size) for one, size in zip(ids.shape, shape, strict=True)):
                 raise ValueError(f"ids of shape {ids.shape} do not fit {name!r} of shape {tuple(shape)}")
-            if ids.size and (ids.min() < -1 or ids.max() >= num_scales):
-                raise ValueError(f"ids of {name!r} reach from {ids.min()} to {ids.max()}, with {num_scales} variables")
+            known_ids(ids, num_scales, name)
         return cls(str(layer), str(name), (int(output), int(inputs), int(groups)), values, slopes, terms)
 
     def __repr__(self) -> str:
