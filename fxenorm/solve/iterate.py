@@ -34,7 +34,7 @@ _SQUARED, _LEAST = 0.01, 1e-9
 below the second, rounding of float64 leaves nothing to square."""
 
 _START_TOL, _START_ITERATIONS = 0.03, 12
-"""As in `fxenorm.solve.max_balance.solver`: near the answer of p = inf, and no nearer."""
+"""As in `fxenorm.solve.max_balance.solver`: not far from the answer of p = inf."""
 
 _TIE = 1e-9
 """For p = inf, half an octave (but for this share) stays: a whole one would swap the sides, and the next cycle swap them back."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from .max_balance.entries import Entries, Floats, Ids, Mask
+from .max_balance.source import Deciding
 
 __all__ = ["Cycle", "GroupUpdate", "Objective", "Operator"]
 
@@ -90,8 +91,14 @@ class Objective(Protocol):
     def largest_entries(self, log_scales: Floats, count: int) -> Entries:
         """Returns so many of the largest entries of each channel after a rescaling, by their logs before it; p = inf alone."""
 
-    def entries_where(self, log_scales: Floats, least: float, choose: Callable[[Entries], Mask]) -> Entries:
+    def entries_where(self, log_scales: Floats, least: Floats, choose: Callable[[Entries], Mask]) -> Entries:
         """Returns those entries above a value after a rescaling that are chosen, by their logs before it; p = inf alone."""
+
+    def remember(self, entries: Deciding) -> None:
+        """Keeps the entries that have decided, for the next who asks."""
+
+    def remembered(self) -> Deciding | None:
+        """Returns the entries that decided last; None: nobody has left any."""
 
     def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Floats) -> tuple[int, Floats, Ids, Floats] | None:
         """Contracts the bottleneck cycles of a graph in compiled code; None: there is none. See `Backend.contraction`."""

@@ -17,6 +17,7 @@ from ..kernels.reference.channel_sums import channel_sums, is_full, is_linear, i
 from ..kernels.reference.stacked import stacked
 from ..solve.jacobi import imbalance
 from ..solve.max_balance.entries import Entries, Floats, Ids, Mask, joined
+from ..solve.max_balance.source import Deciding
 from ..solve.objective import GroupUpdate, Operator
 from .shared.sums import OwnSums, Sums
 from .single_entries.reading import entries_where, largest_entries
@@ -30,10 +31,11 @@ _REMEMBERED = 4
 class _Recent:
     """Keeps the last values by log-scales: solvers ask for several things in one place, and each would be a pass.
 
-    Also what an executor has prepared for these matrices.
+    Also what an executor has prepared for these matrices, and the entries that have decided for p = inf.
     """
 
     def __init__(self) -> None:
+        self.deciding: Deciding | None = None
         self._known: list[tuple[Tensor | None, int, Tensor]] = []
         self._prepared: ObjectiveSums | None = None
 
@@ -260,16 +262,24 @@ class CurrentObjective:
         self._looks.number += 1
         return joined(self.sums.gathered(lambda: largest_entries(self.program, self.matrices, log_scales, count)))
 
-    def entries_where(self, log_scales: Floats, least: float, choose: Callable[[Entries], Mask]) -> Entries:
+    def entries_where(self, log_scales: Floats, least: Floats, choose: Callable[[Entries], Mask]) -> Entries:
         """Returns those of all entries above a value after a rescaling that are chosen; for p = inf.
 
         Args:
             log_scales: (K,) natural logarithms.
-            least: the value, a natural logarithm.
+            least: (K,) values by variable, natural logarithms: an entry is to be above the least of those of its variables.
             choose: returns (n,) which of some entries to keep.
         """
         self._looks.number += 1
         return joined(self.sums.gathered(lambda: entries_where(self.program, self.matrices, log_scales, least, choose)))
+
+    def remember(self, entries: Deciding) -> None:
+        """Keeps the entries that have decided for p = inf, also for the same with another limit."""
+        self._recent.deciding = entries
+
+    def remembered(self) -> Deciding | None:
+        """Returns the entries that decided last; None: nobody has left any."""
+        return self._recent.deciding
 
     def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Floats) -> tuple[int, Floats, Ids, Floats] | None:
         """Contracts the bottleneck cycles of a graph in compiled code; None: there is none. See `Backend.contraction`."""

@@ -111,6 +111,7 @@ TESTS: dict[str, list[str]] = {
     ],
     "kernels/*": [
         "test_kernels",
+        "test_single_entries",
         "test_executors",
         "test_compiled",
         "test_whole_steps",

@@ -200,6 +200,12 @@ def is_linear(p: float) -> bool:
 
 def _part_powers(p: float, block: Block, tensor: Tensor, factor: Tensor | None, index: Index) -> Tensor:
     """Returns |w * factor|^p of a part, its offset added to w first, summed over the kernel axes."""
+    if math.isinf(p) and block.kernel_axes and not block.offset and not tensor.is_complex():
+        # One logarithm a kernel, not one an entry: the largest product is that of the largest entry.
+        uniform = factor is None or all(factor.shape[axis] == 1 for axis in block.kernel_axes)
+        if uniform:
+            largest = tensor.detach()[index].abs().amax(block.kernel_axes, keepdim=True).to(float_dtype(tensor.device))
+            return powers_(p, largest if factor is None else largest * part_of(factor, index))
     wide = _sizes(tensor.detach()[index], block.offset)
     if factor is not None:
         wide *= part_of(factor, index)

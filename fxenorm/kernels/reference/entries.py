@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ..parts import Index
+from ..parts import Index, part_of, parts_of
 from ..program import Block, float_dtype
-from .channel_sums import expanded, shifted_parts, shifts_of
+from .channel_sums import expanded, is_narrow, shifted_parts, shifts_of
 
 __all__ = ["described", "largest", "parts_above"]
+
+_MOST_SHIFT = 500.0
+"""Natural logarithms by which factors may change a weight of up to 32 bits, 1e-45 to 3e38, within the range of float64."""
+
+_ROUNDING = 1e-9
+"""What a value is lowered by where weights are compared without logarithms, far more than rounding changes them."""
 
 
 def largest(p: float, block: Block, matrix: Tensor, log_scales: Tensor, count: int) -> Tensor:
@@ -67,9 +73,10 @@ class _Largest:
         starts = [(index[axis].start or 0) if axis < len(index) else 0 for axis in range(part.ndim)]
         strides = [math.prod(self._shape[axis + 1 :]) for axis in range(part.ndim)]
         places = torch.full_like(at, sum(start * stride for start, stride in zip(starts, strides, strict=True)))
-        for axis in reversed(self._others):
-            places += at % part.shape[axis] * strides[axis]
-            at = at // part.shape[axis]
+        wide = [axis for axis in reversed(self._others) if part.shape[axis] > 1]
+        for axis in wide:
+            places += (at if axis == wide[-1] else at % part.shape[axis]) * strides[axis]
+            at = at if axis == wide[-1] else at // part.shape[axis]
         for place, axis in enumerate(self._axes):
             along = torch.arange(part.shape[axis], dtype=torch.int64, device=part.device) * strides[axis]
             places += along.reshape(-1, *[1] * (at.ndim - place - 1))
@@ -80,20 +87,46 @@ class _Largest:
         return self._places[self._logs > -math.inf]
 
 
-def parts_above(p: float, block: Block, matrix: Tensor, log_scales: Tensor, least: float) -> Iterator[Tensor]:
+def parts_above(p: float, block: Block, matrix: Tensor, log_scales: Tensor, least: Tensor) -> Iterator[Tensor]:
     """Yields the flat positions, part by part, of the entries above a value after a rescaling; waits for the device.
 
     Args:
         p, block, matrix, log_scales: as `largest` takes them.
-        least: the value, as the logarithm of a weight.
+        least: (K,) values by variable, as logarithms of a weight: an entry is to be above the least of those of its variables.
     """
-    least = least if math.isinf(p) else p * least
+    padded = torch.nn.functional.pad(least, (0, 1), value=math.inf)
+    bounds = [padded[ids] for _, ids in block.terms]
     strides = [math.prod(matrix.shape[axis + 1 :]) for axis in range(matrix.ndim)]
-    for index, part in shifted_parts(p, matrix, shifts_of(p, block, log_scales)):
-        places = (part > least).nonzero()
+    for index, part, own_bounds in _with_bounds(p, block, matrix, log_scales, bounds):
+        above = torch.zeros_like(part, dtype=torch.bool)
+        for bound in own_bounds:
+            above |= part > part_of(bound, index)
+        places = above.nonzero()
         if len(places):
             first = sum((piece.start or 0) * stride for piece, stride in zip(index, strides, strict=False))
             yield first + (places * torch.tensor(strides, dtype=torch.int64, device=matrix.device)).sum(1)
+
+
+def _with_bounds(
+    p: float, block: Block, matrix: Tensor, log_scales: Tensor, bounds: Sequence[Tensor]
+) -> Iterator[tuple[Index, Tensor, Sequence[Tensor]]]:
+    """Yields a matrix after a rescaling, a part at a time, and by term what it is to be compared with.
+
+    Weights are compared as they are, without a logarithm, where their products with all factors surely are in range.
+    """
+    shifts, wide = shifts_of(math.inf, block, log_scales), float_dtype(matrix.device)
+    in_range = is_narrow(matrix) and wide == torch.float64
+    if in_range and sum(float(shift.abs().amax()) for shift in shifts if shift.numel()) <= _MOST_SHIFT:
+        factors, sizes = [shift.exp() for shift in shifts], [(bound - _ROUNDING).exp() for bound in bounds]
+        for index in parts_of(matrix):
+            part = matrix[index].abs().to(wide)
+            for factor in factors:
+                part *= part_of(factor, index)
+            yield index, part, sizes
+        return
+    times = 1.0 if math.isinf(p) else p
+    for index, part in shifted_parts(p, matrix, [times * shift for shift in shifts]):
+        yield index, part, [times * bound for bound in bounds]
 
 
 def described(p: float, block: Block, matrix: Tensor, positions: Tensor, num_scales: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,12 +141,20 @@ def described(p: float, block: Block, matrix: Tensor, positions: Tensor, num_sca
         (n, T) ids of variables by term, -1 for "fixed"; (T,) the terms' coefficients; (n,) log |w|, of kernels for finite p
         the log of their p-norm.
     """
-    terms = [term for _, term in block.terms]
-    if not matrix.ndim:  # a number
-        matrix, terms = matrix.reshape(1), [term.reshape(1) for term in terms]
-    places = torch.unravel_index(positions, matrix.shape)
-    logs = expanded(p, matrix[places]) / (1.0 if math.isinf(p) else p)
-    ids = [term[tuple(place.clamp(max=size - 1) for place, size in zip(places, term.shape, strict=True))] for term in terms]
+    strides = [math.prod(matrix.shape[axis + 1 :]) for axis in range(matrix.ndim)]
+    places = [positions // stride % size if size > 1 else None for stride, size in zip(strides, matrix.shape, strict=True)]
+    logs = expanded(p, matrix.take(positions)) / (1.0 if math.isinf(p) else p)
+    ids = [_at_places(term, places, positions) for _, term in block.terms]
     stacked = torch.stack(ids, -1) if ids else positions.new_zeros((len(positions), 0))
     coefficients = torch.tensor([value for value, _ in block.terms], dtype=torch.int64, device=matrix.device)
     return torch.where(stacked == num_scales, -1, stacked), coefficients, logs
+
+
+def _at_places(term: Tensor, places: Sequence[Tensor | None], positions: Tensor) -> Tensor:
+    """Returns (n,) the ids of a term, which may be broadcast, at places by axis; None: the only one."""
+    found, stride = torch.zeros_like(positions), 1
+    for place, size in zip(reversed(places), reversed(term.shape), strict=True):
+        if size > 1 and place is not None:
+            found += place * stride
+        stride *= size
+    return term.reshape(-1)[found]

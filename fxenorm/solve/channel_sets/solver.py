@@ -81,6 +81,7 @@ def look(source: EntrySource, p: float, log_scales: Floats, free: Mask, known: E
     moves, below = near.moves, _DIGITS / p
     levels = near.largest(log_scales)
     padding = np.array([np.inf])
+    least = np.where(free, _least_by_row(moves, levels.min(axis=0)), np.inf) - below
 
     def choose(entries: Entries) -> Mask:
         """Returns which of some entries matter to a side of a move, as far as its largest are known by now."""
@@ -97,7 +98,7 @@ def look(source: EntrySource, p: float, log_scales: Floats, free: Mask, known: E
         chosen[chosen] = kept
         return chosen
 
-    found = source.entries_where(log_scales, float(levels.min(initial=np.inf)) - below, choose).reduced(free, log_scales)
+    found = source.entries_where(log_scales, least, choose).reduced(free, log_scales)
     found = found.chosen(found.movable)
     sums = SetSums(p, summed(p, found), moves)
     # Every term of every tensor has a largest entry.

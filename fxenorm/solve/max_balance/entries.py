@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Entries", "Floats", "Ids", "Mask", "distinct", "joined"]
+__all__ = ["Entries", "Floats", "Ids", "Mask", "distinct", "joined", "lacking"]
+
+_MOST_KEYS = 2**62
+"""Exponents that can be told apart by one integer each."""
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -88,12 +92,6 @@ class Entries:
         """(n,) whether an entry is finite and carries a variable."""
         return np.asarray((self.ids[:, -1] >= 0) & np.isfinite(self.logs))
 
-    @property
-    def row_keys(self) -> list[bytes]:
-        """Returns a key of the exponents of each entry."""
-        rows = np.ascontiguousarray(np.concatenate([self.ids, self.coefficients], axis=1))
-        return [row.tobytes() for row in rows]
-
 
 def joined(parts: Sequence[Entries]) -> Entries:
     """Returns entries put together, as wide as the widest of them."""
@@ -113,10 +111,42 @@ def joined(parts: Sequence[Entries]) -> Entries:
 
 def distinct(entries: Entries) -> Entries:
     """Returns the largest of all entries of each exponents."""
-    if not len(entries):
+    keys = _keys(entries)
+    order = np.argsort(keys)
+    own = keys[order]
+    if bool((own[1:] == own[:-1]).any()):
+        order = np.lexsort((-entries.logs, keys))
+        own = keys[order]
+    return entries.chosen(order[np.append(True, own[1:] != own[:-1])[: len(own)]])
+
+
+def lacking(entries: Entries, known: Entries, slack: float) -> Entries:
+    """Returns the entries whose exponents are those of no known one that is as large, but for a slack.
+
+    Args:
+        entries: some entries.
+        known: others, one of each exponents.
+        slack: a difference of natural logarithms that counts as none.
+    """
+    if not len(entries) or not len(known):
         return entries
-    columns = [*entries.ids.T, *entries.coefficients.T]
-    order = np.lexsort((-entries.logs, *columns))
-    rows = np.concatenate([entries.ids, entries.coefficients], axis=1)[order]
-    first = np.append(True, (rows[1:] != rows[:-1]).any(axis=1))
-    return entries.chosen(order[first])
+    keys = _keys(joined([entries, known]))
+    own, others = keys[: len(entries)], keys[len(entries) :]
+    order = np.argsort(others)
+    places = order[np.searchsorted(others, own, sorter=order).clip(max=len(others) - 1)]
+    return entries.chosen((others[places] != own) | (entries.logs > known.logs[places] + slack))
+
+
+def _keys(entries: Entries) -> Ids:
+    """(n,) numbers that are equal where the exponents are."""
+    rows = np.concatenate([entries.ids, entries.coefficients], axis=1)
+    if not len(rows):
+        return np.zeros(0, dtype=np.int64)
+    least = rows.min(axis=0)
+    sizes = [int(size) for size in rows.max(axis=0) - least + 1]
+    if math.prod(sizes) > _MOST_KEYS:
+        return np.asarray(np.unique(rows, axis=0, return_inverse=True)[1]).reshape(-1)
+    keys = np.zeros(len(rows), dtype=np.int64)
+    for column, first, size in zip(rows.T, least, sizes, strict=True):
+        keys = keys * size + (column - first)
+    return keys

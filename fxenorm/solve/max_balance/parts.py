@@ -81,7 +81,7 @@ def _joined(source: EntrySource, log_scales: Floats, free: Mask, variables: Mask
         chosen[places[first[new]]] = True
         return chosen
 
-    ids = source.entries_where(log_scales, -np.inf, choose).reduced(free, log_scales).ids
+    ids = source.entries_where(log_scales, np.where(free, -np.inf, np.inf), choose).reduced(free, log_scales).ids
     ends = np.concatenate([np.stack([column, ids[:, -1]], axis=1)[column >= 0] for column in ids.T])
     graph = csr_array((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(len(free), len(free)))
     part = connected_components(graph, directed=False)[1]
@@ -105,5 +105,5 @@ def _touching(source: EntrySource, log_scales: Floats, free: Mask, variables: Ma
         known = distinct(joined([known, some.chosen(chosen)]))
         return chosen
 
-    found = moving(source.entries_where(log_scales, -np.inf, choose), free, log_scales)
+    found = moving(source.entries_where(log_scales, np.where(variables, -np.inf, np.inf), choose), free, log_scales)
     return None if len(found) > _MOST_ENTRIES else found

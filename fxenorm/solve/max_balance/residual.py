@@ -9,11 +9,11 @@ from torch import Tensor
 from ..channel_sets.limit import limit_of_powers
 from ..jacobi import solvable
 from ..objective import Objective
-from .entries import Floats, Mask, distinct, joined
+from .entries import Floats, Mask, distinct, joined, lacking
 from .general import meets
 from .levels import bottleneck_levels
 from .parts import GeneralPart, general_part
-from .source import EntrySource, Levelled, above_levels, moving
+from .source import EntrySource, Levelled, above_levels, first_entries, moving
 from .structure import Structure
 
 __all__ = ["residual", "residual_at"]
@@ -57,7 +57,7 @@ def residual(source: EntrySource, log_scales: Floats, free: Mask) -> float:
         The residual, or an upper bound where entries far from balance, or entries of three or more variables that meet, are too
         many; inf where an entry lies on no cycle, or nothing is known.
     """
-    known = moving(source.largest_entries(log_scales, _LARGEST), free, log_scales)
+    known = first_entries(source, log_scales, free, _LARGEST)
     found = 0.0
     excess = np.zeros(0)
     for _ in range(_MOST_ROUNDS):
@@ -73,7 +73,7 @@ def residual(source: EntrySource, log_scales: Floats, free: Mask) -> float:
         slack = _DIGITS * (1.0 + float(np.abs(known.logs).max(initial=0.0)))
         above = above_levels(source, log_scales, free, Levelled(structure, levels), slack)
         excess = above.at(log_scales).logs - structure.levels_of(above, levels)
-        if set(above.row_keys) <= set(known.row_keys):
+        if not len(lacking(above, known, slack)):
             break
         known = distinct(joined([known, above]))
     return max(found, float(excess.max(initial=0.0)))

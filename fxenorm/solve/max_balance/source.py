@@ -12,7 +12,7 @@ from .entries import Entries, Floats, Ids, Mask, distinct
 from .levels import Levels
 from .structure import Structure
 
-__all__ = ["EntrySource", "Levelled", "above_levels", "moving"]
+__all__ = ["Deciding", "EntrySource", "Levelled", "above_levels", "first_entries", "moving"]
 
 _MANY, _EACH = 4, 3
 """Entries above their level, by number of variables, of which only this many in and out of each variable join at a time: where
@@ -25,11 +25,36 @@ class EntrySource(Protocol):
     def largest_entries(self, log_scales: Floats, count: int) -> Entries:
         """Returns so many of the largest entries in and out of each variable after a rescaling, by their logs before it."""
 
-    def entries_where(self, log_scales: Floats, least: float, choose: Callable[[Entries], Mask]) -> Entries:
+    def entries_where(self, log_scales: Floats, least: Floats, choose: Callable[[Entries], Mask]) -> Entries:
         """Returns those of all entries above a value after a rescaling that are chosen, by their logs before it."""
+
+    def remember(self, entries: Deciding) -> None:
+        """Keeps the entries that have decided, for the next who asks."""
+
+    def remembered(self) -> Deciding | None:
+        """Returns the entries that decided last; None: nobody has left any."""
 
     def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Floats) -> tuple[int, Floats, Ids, Floats] | None:
         """Contracts the bottleneck cycles of a graph in compiled code, as `contracted` takes it; None: there is none."""
+
+
+@dataclass(frozen=True)
+class Deciding:
+    """The entries that have decided: a good beginning for who asks about the same variables.
+
+    Attributes:
+        entries: as `moving` returns them.
+        free: (K,) the variables that moved.
+        log_scales: (K,) where the others were.
+    """
+
+    entries: Entries
+    free: Mask
+    log_scales: Floats
+
+    def serve(self, free: Mask, log_scales: Floats) -> bool:
+        """Whether the same variables move, and the others are where they were."""
+        return np.array_equal(self.free, free) and np.array_equal(self.log_scales[~free], log_scales[~free])
 
 
 @dataclass(frozen=True)
@@ -38,6 +63,21 @@ class Levelled:
 
     structure: Structure
     levels: Levels
+
+    def least(self, free: Mask) -> Floats:
+        """(K,) by variable, a value that no entry which carries it can be above its level without being larger than.
+
+        The level of two nodes is no lower than the lower one of their levels with zero, which is fixed.
+        """
+        return np.where(free, self.structure.levels_to_zero(self.levels)[: len(free)], np.inf)
+
+
+def first_entries(source: EntrySource, log_scales: Floats, free: Mask, count: int) -> Entries:
+    """Returns entries to begin with, as `moving` returns them: those that have decided, or so many of the largest."""
+    known = source.remembered()
+    if known is not None and known.serve(free, log_scales):
+        return known.entries
+    return moving(source.largest_entries(log_scales, count), free, log_scales)
 
 
 def moving(entries: Entries, free: Mask, log_scales: Floats) -> Entries:
@@ -57,7 +97,7 @@ def above_levels(source: EntrySource, log_scales: Floats, free: Mask, known: Lev
         chosen[chosen] = some.at(log_scales).logs > known.structure.levels_of(some, known.levels) + margin
         return chosen
 
-    found = moving(source.entries_where(log_scales, known.levels.lowest + margin, choose), free, log_scales)
+    found = moving(source.entries_where(log_scales, known.least(free) + margin, choose), free, log_scales)
     if len(found) <= _MANY * len(free):
         return found
     scores = found.at(log_scales).logs - known.structure.levels_of(found, known.levels)

@@ -150,13 +150,13 @@ class Structure:
             places, tails, heads = places[~both], mirrored(heads[~both], self.count), mirrored(tails[~both], self.count)
         if len(places) or not simple.all():
             # Nodes that are mirror images of one another have the same level with zero.
-            to_zero = self._levels_to_zero(levels)
+            to_zero = self.levels_to_zero(levels)
             if len(places):
                 found[places] = np.minimum(to_zero[tails], to_zero[heads])
             found[~simple] = np.append(to_zero[: self.count], np.inf)[entries.ids[~simple]].min(axis=1)
         return found
 
-    def _levels_to_zero(self, levels: Levels) -> Floats:
+    def levels_to_zero(self, levels: Levels) -> Floats:
         """(2 K + 1,) the level of each signed variable with zero; -inf where it is no node."""
         found = np.full(2 * self.count + 1, -np.inf)
         own = levels.of(np.arange(len(self.nodes), dtype=np.int64), np.zeros(len(self.nodes), dtype=np.int64))

@@ -15,6 +15,9 @@ from ...solve.max_balance.entries import Entries, Floats, Mask, joined
 
 __all__ = ["entries_where", "largest_entries"]
 
+_AT_ONCE = 1 << 16
+"""Entries that are chosen from together: some 5 MiB with all that is worked out of them."""
+
 
 @torch.no_grad()
 def largest_entries(program: ReduceProgram, matrices: Sequence[Tensor], log_scales: Floats, count: int) -> Entries:
@@ -27,7 +30,7 @@ def largest_entries(program: ReduceProgram, matrices: Sequence[Tensor], log_scal
         count: how many of each channel.
     """
     found = []
-    for number, matrix, scales in _on_device(matrices, log_scales):
+    for number, matrix, scales, _ in _on_device(matrices, log_scales, log_scales):
         block = program.to(matrix.device).blocks[number]
         found.append(_entries(program, number, matrix, largest(program.p, block, matrix, scales, count)))
     return joined(found)
@@ -38,35 +41,45 @@ def entries_where(
     program: ReduceProgram,
     matrices: Sequence[Tensor],
     log_scales: Floats,
-    least: float,
+    least: Floats,
     choose: Callable[[Entries], Mask],
 ) -> Entries:
     """Returns those of all entries above a value after a rescaling that are chosen; looks at a part at a time.
 
     Args:
         program, matrices, log_scales: as `largest_entries` takes them.
-        least: the value, a natural logarithm.
+        least: (K,) values by variable, natural logarithms: an entry is to be above the least of those of its variables.
         choose: returns (n,) which of some entries to keep.
     """
-    found = []
-    for number, matrix, scales in _on_device(matrices, log_scales):
+    found: list[Entries] = []
+    waiting: list[Entries] = []
+
+    def look() -> None:
+        """Chooses of those that wait."""
+        some = joined(waiting)
+        found.append(some.chosen(choose(some)))
+        waiting.clear()
+
+    for number, matrix, scales, values in _on_device(matrices, log_scales, least):
         block = program.to(matrix.device).blocks[number]
         if not block.terms:
             continue
         shift = _log_weight(program, number)
-        for positions in parts_above(program.p, block, matrix, scales, least - shift):
-            some = _entries(program, number, matrix, positions)
-            found.append(some.chosen(choose(some)))
+        for positions in parts_above(program.p, block, matrix, scales, values - shift):
+            waiting.append(_entries(program, number, matrix, positions))
+            if sum(map(len, waiting)) > _AT_ONCE:
+                look()
+    look()
     return joined(found)
 
 
-def _on_device(matrices: Sequence[Tensor], log_scales: Floats) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yields the number of each matrix, the matrix, and the log-scales on its device, which take one copy a device."""
-    known: dict[torch.device, Tensor] = {}
+def _on_device(matrices: Sequence[Tensor], log_scales: Floats, least: Floats) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Yields the number of each matrix, the matrix, and two vectors on its device, which take one copy a device."""
+    known: dict[torch.device, tuple[Tensor, Tensor]] = {}
     for number, matrix in enumerate(matrices):
         if matrix.device not in known:
-            known[matrix.device] = torch.from_numpy(log_scales).to(matrix.device)
-        yield number, matrix, known[matrix.device]
+            known[matrix.device] = torch.from_numpy(log_scales).to(matrix.device), torch.from_numpy(least).to(matrix.device)
+        yield number, matrix, *known[matrix.device]
 
 
 def _entries(program: ReduceProgram, number: int, matrix: Tensor, positions: Tensor) -> Entries:
