@@ -6,6 +6,7 @@ alike, so it adds rows that say so. A user's own term is asked for its slope far
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -124,6 +125,13 @@ def _add_own(rows: ExponentRows, part: Own, groups: Sequence[Sequence[int]], lab
         direction[list(places)] = 1.0
         return recession(direction), recession(-direction)
 
+    known = part.recessions(torch.zeros_like(labels, dtype=torch.float64)).T.tolist()
+
+    def alone(place: int) -> tuple[float, float]:
+        """Returns the slopes far along one variable, up and down, which a term may tell of all at once."""
+        up, down = known[place]
+        return slopes([place]) if math.isnan(up) or math.isnan(down) else (up, down)
+
     def sides(up: float, down: float) -> list[int]:
         """Returns the signs of the exponents that entries would have."""
         return [sign for sign, there in ((1, up > 0 or down < 0), (-1, down > 0 or up < 0)) if there]
@@ -132,7 +140,7 @@ def _add_own(rows: ExponentRows, part: Own, groups: Sequence[Sequence[int]], lab
         together = sides(*slopes(places)) if len(places) > 1 else None
         tied = []
         for place in places:
-            signs = sides(*slopes([place]))
+            signs = sides(*alone(place))
             ids = np.array([place], dtype=np.int64)
             if together == [] and len(signs) == 2:
                 tied.append(place)

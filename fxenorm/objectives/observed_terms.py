@@ -15,9 +15,9 @@ from torch import Tensor
 from ..bits import Bits
 from ..errors import OptionError
 from ..observe.observations import Observations
-from .log_noise import LogNoise
+from .noise.log_noise import LogNoise
+from .noise.reference_point import reference_point
 from .quantisers import Quantised, quantisers_of
-from .reference_point import reference_point
 from .terms import Scaled, Sum, Term
 
 __all__ = ["Migration", "PredictedNoise", "following"]
@@ -159,6 +159,15 @@ class PredictedNoise(Term):
         """Returns (num_scales,) the second derivative times a (num_scales,) direction."""
         at, along = log_scales.detach().to("cpu", torch.float64), direction.detach().to("cpu", torch.float64)
         return (self._noise.curvature_times(at, along) + 2 * self.ridge * along).to(log_scales.device)
+
+    def curvature_diagonal(self, log_scales: Tensor) -> Tensor:
+        """Returns (num_scales,) the second derivative by each variable alone."""
+        at = log_scales.detach().to("cpu", torch.float64)
+        return (self._noise.curvature_diagonal(at) + 2 * self.ridge).to(log_scales.device)
+
+    def recessions(self) -> Tensor:
+        """Returns (2, num_scales) the slopes of log J far along each variable alone, up and down; see `recession`."""
+        return self._noise.recessions()
 
     def recession(self, direction: Tensor) -> float:
         """Returns the slope of log J far along a direction: the ridge bounds what falls for ever, and is no reason to move."""

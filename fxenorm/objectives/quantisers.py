@@ -16,7 +16,7 @@ from ..observe.observation import Observation, named
 from ..observe.observations import Observations
 from ..observe.observed_weight import ObservedWeight
 
-__all__ = ["Quantised", "inputs_of_layers", "quantisers_of"]
+__all__ = ["Quantised", "inputs_of_layers", "over_equal_axes", "quantisers_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +54,12 @@ class Quantised:
 
     def totals(self, values: Tensor) -> Tensor:
         """Returns (count,) the sum of some values of the tensor's shape over each range."""
-        part = _over_equal_axes(values, self.ranges, torch.sum)
+        part = over_equal_axes(values, self.ranges, torch.sum)
         return part.new_zeros(self.count).index_add_(0, self.ranges.reshape(-1), part.reshape(-1))
 
     def largest(self, values: Tensor) -> Tensor:
         """Returns (count,) the largest of some values of the tensor's shape in each range."""
-        part = _over_equal_axes(values, self.ranges, torch.amax)
+        part = over_equal_axes(values, self.ranges, torch.amax)
         empty = torch.full((self.count,), -torch.inf, dtype=part.dtype, device=part.device)
         return empty.scatter_reduce_(0, self.ranges.reshape(-1), part.reshape(-1), "amax")
 
@@ -73,7 +73,7 @@ class Quantised:
     def collect(self, values: Tensor, total: Tensor) -> None:
         """Adds to (num_scales + 1,) a total the sum of some values of the tensor's shape, times their exponents."""
         for coefficient, ids in self.terms:
-            part = _over_equal_axes(values, ids, torch.sum)
+            part = over_equal_axes(values, ids, torch.sum)
             total.index_add_(0, ids.reshape(-1), coefficient * part.reshape(-1))
 
     def noise(self) -> Tensor:
@@ -82,7 +82,7 @@ class Quantised:
         return steps.square() * self.totals(self.slopes) / 12
 
 
-def _over_equal_axes(values: Tensor, ids: Tensor, reduce: Any) -> Tensor:
+def over_equal_axes(values: Tensor, ids: Tensor, reduce: Any) -> Tensor:
     """Returns values, reduced along the axes on which ids are the same."""
     axes = [axis for axis in range(ids.ndim) if ids.shape[axis] == 1 and values.shape[axis] != 1]
     return reduce(values, axes, keepdim=True) if axes else values

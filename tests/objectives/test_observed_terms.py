@@ -207,6 +207,81 @@ DEAD: dict[str, tuple[Callable[[nn.Module], None], set[int]]] = {
 }
 
 
+def convolutions() -> tuple[nn.Module, list[Tensor]]:
+    """Kernels whose places move together, one convolution with groups among them."""
+    layers = [nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    return randomise(model, seed=4).double(), [
+        torch.randn(5, 2, 6, 6, generator=generator(seed), dtype=torch.float64) for seed in range(3)
+    ]
+
+
+def reused() -> tuple[nn.Module, list[Tensor]]:
+    """A layer that reads what it has written, so that both terms of its diagonal meet in one variable."""
+    layers = {"first": nn.Linear(4, 6), "again": nn.Linear(6, 6), "last": nn.Linear(6, 3)}
+    model = Net(lambda m, x: m.last(m.again(m.again(m.first(x).relu()).relu()).relu()), **layers)
+    return randomise(model, seed=5).double(), batches()
+
+
+def half_dead() -> tuple[nn.Module, list[Tensor]]:
+    """Channels that nothing reaches, that nothing reads, and that never fire."""
+    model = chain()
+    with torch.no_grad():
+        for change in (dead_rows, dead_columns, silent):
+            change(model)
+    return model, batches()
+
+
+TERMS_OF: dict[str, Callable[[], tuple[nn.Module, list[Tensor]]]] = {
+    "chain": lambda: (chain(), batches()),
+    "convolutions": convolutions,
+    "reused": reused,
+    "dead": half_dead,
+}
+
+
+@pytest.mark.parametrize("per", ["tensor", "channel", 3])
+@pytest.mark.parametrize("name", TERMS_OF)
+def test_what_is_told_of_each_variable_alone_is_what_it_is(name: str, per: Any) -> None:
+    model, given = TERMS_OF[name]()
+    plan = fxenorm.analyze(model, given[0])
+    term = PredictedNoise(plan.observe(given, derivatives=True), Bits(weights=4, per=per))
+    units = torch.eye(plan.num_scales, dtype=torch.float64)
+    for at in (0 * units[0], torch.randn(plan.num_scales, generator=generator(1), dtype=torch.float64)):
+        bent = torch.stack([term.curvature_times(at, unit) for unit in units])
+        torch.testing.assert_close(bent, bent.T, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(term.curvature_diagonal(at), bent.diagonal(), rtol=1e-9, atol=1e-11)
+        assert bool((term.curvature_diagonal(at) >= 2 * term.ridge).all())
+    told = term.recessions()
+    asked = torch.tensor([[term.recession(sign * unit) for unit in units] for sign in (1.0, -1.0)], dtype=torch.float64)
+    assert bool(told.isnan().any()) == (name == "reused")
+    torch.testing.assert_close(torch.where(told.isnan(), asked, told), asked, rtol=0, atol=0)
+    assert float(asked.amax()) > 0
+
+
+def test_entries_that_move_together_count_each_by_itself() -> None:
+    model, given = convolutions()
+    plan = fxenorm.analyze(model, given[0])
+    seen = plan.observe(given, derivatives=True)
+    bits = Bits(weights=4, activations=None, per="channel")
+    total = 0.0
+    for weight in seen.weights:
+        rows, slopes = weight.values.flatten(1), weight.squared_derivative.flatten(1)
+        total += float((torch.linalg.vector_norm(rows, 48, dim=1) ** 2 * slopes.sum(1)).sum()) / (12 * 7**2)
+    value, _ = PredictedNoise(seen, bits, ridge=1e-300).value_and_gradient(torch.zeros(plan.num_scales, dtype=torch.float64))
+    assert float(value) == pytest.approx(math.log(total / seen.output_square), abs=1e-4)
+
+
+def test_a_term_is_not_asked_for_one_variable_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = chain(), []
+    plan, seen = observed(model)
+    plain = PredictedNoise.recession
+    monkeypatch.setattr(PredictedNoise, "recession", lambda self, along: asked.append(along) or plain(self, along))
+    assert plan.balance(objective=PredictedNoise(seen)).converged
+    assert len(asked) <= 2 * len(plan.groups) < plan.num_scales
+    assert all(int((along != 0).sum()) > 1 for along in asked)
+
+
 @pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize("name", DEAD)
 def test_nothing_runs_away_where_channels_are_dead(name: str, per: str) -> None:

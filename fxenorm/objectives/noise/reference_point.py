@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .quantisers import Quantised
+from ..quantisers import Quantised
 
 __all__ = ["one_sided", "reference_point"]
 
