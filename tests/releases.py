@@ -27,6 +27,18 @@ if RELEASE < (2, 15):
 _DERIVATIVES = {"aten::aminmax": "torch before 2.12 has no derivative of aminmax, by which its law is measured"}
 
 
+HIGH_OF_RANDINT_LIKE_AS_TENSOR = RELEASE >= (2, 9)
+"""`randint_like` takes its upper bound as a tensor too: 2.6 does not."""
+
+_NEWER_OPERATORS = frozenset({"aten::_fused_rms_norm", "aten::_fused_rms_norm_backward", "aten::_grouped_mm"})
+
+
+def need_operator(operator: str) -> None:
+    """Skips a test of an operator that torch 2.6 does not have."""
+    if RELEASE < (2, 9) and operator in _NEWER_OPERATORS and not hasattr(torch.ops.aten, operator.partition("::")[2]):
+        pytest.skip(f"torch {RELEASE} has no {operator}")
+
+
 def need_derivative(operator: str) -> None:
     """Skips a test that takes the derivative of an operator for which this release has none."""
     if RELEASE < (2, 12) and operator in _DERIVATIVES:

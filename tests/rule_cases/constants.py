@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from tests.releases import HIGH_OF_RANDINT_LIKE_AS_TENSOR
+
 from .case import Case
 
 A = torch.ops.aten
@@ -53,7 +55,6 @@ CASES = (
         dimension=1,
         misses="the ends are held",
     ),
-    Case("aten::randint_like", lambda x, y: A.randint_like.Tensor(x, y.abs() + 9), (X, ()), "tensor", dimension=6),
     Case("aten::bernoulli_", lambda x, p: torch.ones_like(x).bernoulli_(p.clamp(0.2, 0.8)), (X, X), "tensor", dimension=6),
     Case("aten::bernoulli_", lambda p: torch.ones(2, 3).bernoulli_(p / 1000), (X,), "probabilities", positive=True, dimension=0),
     Case(
@@ -74,3 +75,6 @@ CASES = (
     Case("aten::item", lambda x: x.sum().item(), (X,), dimension=0),
     Case("aten::_local_scalar_dense", lambda x: A._local_scalar_dense(x.sum()), (X,), dimension=0),
 )
+
+if HIGH_OF_RANDINT_LIKE_AS_TENSOR:
+    CASES += (Case("aten::randint_like", lambda x, y: A.randint_like.Tensor(x, y.abs() + 9), (X, ()), "tensor", dimension=6),)
