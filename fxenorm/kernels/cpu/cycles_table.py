@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ..backend import CycleTask
 from ..layout import MatrixForm
+from .runs import Run, condensed, run_of
 from .step_table import StepTable
 from .structures import Condensed, CyclesArguments
 from .tables import TYPES, ReduceTable, reduce_signature, row_factors
@@ -31,14 +31,6 @@ _TYPES = (torch.float32, torch.bfloat16)
 """Types whose sums are taken in float32; those of float64 need more digits, and float16 has no room around ordinary weights."""
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Columns of a table that carry the same: `run` in a row (`inner`), or one in each of `run` equal parts of the row."""
-
-    run: int
-    inner: bool
-
-
 class CyclesTable:
     """Several Jacobi cycles on tensors that stay where they are.
 
@@ -52,7 +44,7 @@ class CyclesTable:
 
     def __init__(self, step: StepTable, task: CycleTask) -> None:
         forms, members = step.reduce.forms, step.reduce.members
-        runs = [_run_of(form) for form in forms]
+        runs = [run_of(form) for form in forms]
         self.refusals = _refusals(task, members) if step.covers_all else step.refusals
         if not all(map(_fits, forms, runs)):
             self.refusals = [*self.refusals, "a tensor has too many columns"]
@@ -66,7 +58,7 @@ class CyclesTable:
             for form, run in zip(forms, runs, strict=True)
         ]
         read = [weight if sums is None else sums for weight, sums in zip(self._weights, self._sums, strict=True)]
-        self._reduce = _reduce_table(task, members, read, list(map(_condensed, forms, runs)))
+        self._reduce = _reduce_table(task, members, read, list(map(condensed, forms, runs)))
         self._argue(task, runs)
 
     def run(self, library: ctypes.CDLL, factors: Sequence[Tensor | None], count: int) -> bool:
@@ -89,7 +81,7 @@ class CyclesTable:
         del alive
         return not stopped
 
-    def _argue(self, task: CycleTask, runs: Sequence[_Run]) -> None:
+    def _argue(self, task: CycleTask, runs: Sequence[Run]) -> None:
         """Sets what the kernels are given, and keeps alive what that points to."""
         reduce, count = self._reduce, task.program.num_scales
         powers, size = self._link(task.program.p, runs)
@@ -120,7 +112,7 @@ class CyclesTable:
             stage_count=len(stages["stages"]),
         )
 
-    def _link(self, p: float, runs: Sequence[_Run]) -> tuple[list[float], int]:
+    def _link(self, p: float, runs: Sequence[Run]) -> tuple[list[float], int]:
         """Sets the links from powers of variables to factors of rows and columns; returns these powers and how many factors."""
         links: list[tuple[int, ...]] = []
         ends: list[int] = []
@@ -190,7 +182,7 @@ def _refusals(task: CycleTask, members: Sequence[int]) -> list[str]:
     return found + [f"several cycles take no {kind}" for kind in kinds if kind not in _TYPES]
 
 
-def _fits(form: MatrixForm, run: _Run) -> bool:
+def _fits(form: MatrixForm, run: Run) -> bool:
     """Whether a tile of sums can be made of whole rows."""
     return run.run == 1 or form.width // run.run <= _WIDEST
 
@@ -203,45 +195,3 @@ def _reduce_table(task: CycleTask, members: list[int], read: list[Tensor], forms
     part = replace(program, blocks=tuple(program.blocks[index] for index in order), log_weights=program.log_weights[order])
     none: list[Tensor | None] = [None] * len(read)
     return ReduceTable(part, last_first, none, reduce_signature(last_first, none), forms[::-1])
-
-
-def _run_of(form: MatrixForm) -> _Run:
-    """Returns the most columns that carry the same, side by side or spread evenly."""
-    segments, width = form.segments.size - 1, form.width
-    columns = [ids.reshape(segments, width) for _, ids in form.column_terms]
-    if not columns:
-        return _Run(width, inner=True)
-    inner = math.gcd(width, *(_step_of(np.flatnonzero((ids[:, 1:] != ids[:, :-1]).any(0)) + 1) for ids in columns))
-    if inner > 1:
-        return _Run(inner, inner=True)
-    period = next((size for size in _divisors(width) if all(_repeats(ids, size) for ids in columns)), width)
-    return _Run(width // period, inner=False)
-
-
-def _step_of(places: NDArray[np.int64]) -> int:
-    """Returns the largest number of which all places are multiples; 0 for none."""
-    return int(np.gcd.reduce(places)) if places.size else 0
-
-
-def _divisors(number: int) -> list[int]:
-    """Returns all divisors but the number itself, from the smallest."""
-    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
-    return sorted({*small, *(number // size for size in small)} - {number})
-
-
-def _repeats(ids: NDArray[np.int32], period: int) -> bool:
-    """Whether every row is a repetition of its first `period` entries."""
-    return bool((ids[:, period:] == ids[:, :-period]).all())
-
-
-def _condensed(form: MatrixForm, run: _Run) -> MatrixForm:
-    """Returns the table of the sums over what carries the same, one column for each run."""
-    if run.run == 1:
-        return form
-    width, segments = form.width // run.run, form.segments.size - 1
-    terms = []
-    for coefficient, ids in form.column_terms:
-        by_segment = ids.reshape(segments, form.width)
-        chosen = by_segment[:, :: run.run] if run.inner else by_segment[:, :width]
-        terms.append((coefficient, np.ascontiguousarray(chosen).reshape(-1)))
-    return replace(form, width=width, column_terms=tuple(terms))

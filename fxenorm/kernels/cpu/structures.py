@@ -63,7 +63,7 @@ _MIRRORS: Mapping[str, type[ctypes.Structure]] = MappingProxyType(
 
 _ROWS: Mapping[str, tuple[int, str]] = MappingProxyType(
     {
-        "ReduceMatrix": (8, "data rows width dtype row_factor row_sums column_sums column_count first_tile last_tile"),
+        "ReduceMatrix": (8, "data rows width dtype row_factor row_sums column_sums column_count first_tile last_tile run"),
         "ReduceTile": (8, "matrix row rows column columns segment row_part column_part share"),
         "Link": (8, "source count slots weight"),
         "ScaleMatrix": (8, "data width dtype row_factor column_factor smallest largest"),

@@ -18,6 +18,7 @@ from ..layout import Coverage, MatrixForm, announce, cut, likeness, written
 from ..memory import has_plain_memory
 from ..program import Keep, ReduceProgram, ScaleTarget
 from ..rooms import ends_of
+from .runs import Run, condensed, run_of
 
 __all__ = ["TYPES", "ReduceTable", "ScaleTable", "reduce_signature", "row_factors"]
 
@@ -121,12 +122,13 @@ class ReduceTable:
         if isinstance(form, str):
             self.unsupported = {index: form, **self.unsupported}
             return
-        position, column_count = len(found.matrices), (form.segments.size - 1) * form.width
+        position, run = len(found.matrices), self._added_at_once(form)
+        column_count = (form.segments.size - 1) * (form.width // run.run)
         row_sums = self._reserve(form.rows) if form.row_terms else -1
         column_sums = self._reserve(column_count) if form.column_terms else -1
-        tiles = self._tiles(form, position, tensor.numel())
+        tiles = self._tiles(form, position, tensor.numel(), run.run)
         ends = found.tile_count, found.tile_count + len(tiles)
-        sums = (row_sums, column_sums, column_count, *ends)
+        sums = (row_sums, column_sums, column_count, *ends, run.run)
         found.matrices.append((tensor.data_ptr(), form.rows, form.width, TYPES[tensor.dtype], 0, *sums))
         found.tiles.append(tiles)
         found.tile_count = ends[1]
@@ -135,7 +137,7 @@ class ReduceTable:
         if factored:
             self._factored.append((position, index))
         layer_weight = math.exp(self.program.log_weights.numpy()[index])
-        for source, terms in ((row_sums, form.row_terms), (column_sums, form.column_terms)):
+        for source, terms in ((row_sums, form.row_terms), (column_sums, condensed(form, run).column_terms)):
             for coefficient, ids in terms:
                 slots = self._slots_of(ids, coefficient)
                 weight = layer_weight * (1 if math.isinf(self.program.p) else abs(coefficient))
@@ -176,15 +178,21 @@ class ReduceTable:
         self._size += count
         return self._size - count
 
-    def _tiles(self, form: MatrixForm, matrix: int, entries: int) -> NDArray[np.int64]:
+    def _added_at_once(self, form: MatrixForm) -> Run:
+        """Returns the columns side by side whose sums each tile adds up, so that fewer are kept; logarithms are not added."""
+        run, cut_by_columns = run_of(form), form.width > 1.5 * _SUMMED_COLUMNS
+        none = not form.column_terms or not run.inner or cut_by_columns or _LINEAR_UP_TO < self.program.p < math.inf
+        return Run(1, inner=True) if none else run
+
+    def _tiles(self, form: MatrixForm, matrix: int, entries: int, run: int) -> NDArray[np.int64]:
         """Returns (tiles, 9) the tiles of a table, with places in the work array for their partial sums."""
         cuts = cut(form, min(_LARGEST_TILE, max(_SMALLEST_TILE, entries // _TILES)), _SUMMED_COLUMNS)
         found = np.empty((len(cuts), 9), dtype=np.int64)
         found[:, 0], found[:, 1:6], found[:, 6:8], found[:, 8] = matrix, cuts, -1, _shares(cuts, matrix)
-        for column, size, wanted in ((6, 2, form.row_terms), (7, 4, form.column_terms)):
+        for column, sizes, wanted in ((6, found[:, 2], form.row_terms), (7, found[:, 4] // run, form.column_terms)):
             if wanted:
-                ends = np.cumsum(found[:, size])
-                found[:, column] = self._reserve(int(ends[-1])) + ends - found[:, size]
+                ends = np.cumsum(sizes)
+                found[:, column] = self._reserve(int(ends[-1])) + ends - sizes
         return found
 
     def _slots_of(self, ids: NDArray[np.int32], coefficient: int) -> NDArray[np.int32]:
@@ -209,7 +217,7 @@ class _ReduceRows:
         """Returns matrices, tiles and links as the kernels read them."""
         fields = [("source", "i8"), ("count", "i8"), ("slots", "i8"), ("weight", "f8")]
         tiles = np.concatenate(self.tiles) if self.tiles else np.zeros((0, 9), dtype=np.int64)
-        return np.array(self.matrices, dtype=np.int64).reshape(-1, 10), tiles, np.array(self.links, dtype=fields)
+        return np.array(self.matrices, dtype=np.int64).reshape(-1, 11), tiles, np.array(self.links, dtype=fields)
 
 
 class _ScaleRows:

@@ -43,11 +43,7 @@ int fxenorm_reduce(const ReduceMatrix *matrices, i64 matrix_count, const ReduceT
     {
 #pragma omp for schedule(dynamic, 1)
         for (i64 i = 0; i < tile_count; ++i) {
-            const ReduceTile &tile = tiles[i];
-            const ReduceMatrix &m = matrices[tile.matrix];
-            double *row_part = tile.row_part < 0 ? nullptr : work + tile.row_part;
-            double *column_part = tile.column_part < 0 ? nullptr : work + tile.column_part;
-            if (!reduce_accurately(m, tile, p, row_part, column_part)) {
+            if (!reduce_runs(matrices[tiles[i].matrix], tiles[i], p, work, reduce_accurately)) {
 #pragma omp atomic write
                 lost = 1;
             }
@@ -119,26 +115,26 @@ void fxenorm_products(const ProductTable *tables, i64 table_count, const Product
 // nothing is written before all factors are known.
 int fxenorm_step(const Step *given) {
     const Step &step = *given;
-    int stop = 0;
+    Progress progress;
     *step.largest = 1.0;
     for (i64 i = 0; i < step.sum_count; ++i) step.sums[i] = nothing_of(join_of(step.p));
     std::memset(step.done, 0, sizeof(i64) * step.scale_tile_count);
     std::memset(step.claimed, 0, step.scale_tile_count + step.reduce_tile_count);
 #pragma omp parallel num_threads(static_cast<int>(step.threads)) if (step.threads > 1)
     {
-        for (i64 number = 0; number < step.phase_count; ++number) run_phase(step, step.phases[number], !step.factors_first, true, &stop);
-        for (i64 number = 0; step.factors_first && number < step.phase_count; ++number)
-            run_phase(step, step.phases[number], true, false, &stop);
-        if (stop) divide_again(step);
+        for (i64 number = 0; number < step.phase_count; ++number) run_phase(step, number, !step.factors_first, true, progress);
+        for (i64 number = 0; step.factors_first && number < step.phase_count; ++number) run_phase(step, number, true, false, progress);
+        if (progress.stop) divide_again(step);
     }
-    return stop;
+    return progress.stop;
 }
 
 // Several cycles, with the same answer. All factors are known before anything is written.
 int fxenorm_cycles(const Cycles *given) {
     const Cycles &cycles = *given;
     const Step &step = *cycles.step;
-    int stop = 0;
+    Progress progress;
+    progress.begun = progress.settled = step.phase_count;
     std::memset(cycles.claimed, 0, cycles.tile_count);
     std::memset(step.done, 0, sizeof(i64) * step.scale_tile_count);
     std::memset(step.claimed, 0, step.scale_tile_count + step.reduce_tile_count);
@@ -146,14 +142,14 @@ int fxenorm_cycles(const Cycles *given) {
     for (i64 i = 0; i < cycles.power_count * (step.variable_count + 1); ++i) cycles.power_table[i] = 1.0;
 #pragma omp parallel num_threads(static_cast<int>(step.threads)) if (step.threads > 1)
     {
-        find_totals(cycles, &stop);
+        find_totals(cycles, progress);
 #pragma omp single
-        if (!stop) hand_over(cycles);
-        fill_all_factors(step, 0, step.phases[step.phase_count - 1].factor_links[1], true, step.has_float64 != 0);
-        for (i64 number = 0; number < step.phase_count; ++number) run_phase(step, step.phases[number], true, false, &stop);
-        if (stop) divide_again(step);
+        if (!progress.stop) hand_over(cycles);
+        fill_all_factors(step, true, step.has_float64 != 0);
+        for (i64 number = 0; number < step.phase_count; ++number) run_phase(step, number, true, false, progress);
+        if (progress.stop) divide_again(step);
     }
-    return stop;
+    return progress.stop;
 }
 
 // All structures and their fields, by name, and how many there are of both.

@@ -6,6 +6,8 @@
 
 namespace {
 
+constexpr i64 MOST_COLUMNS = 32768;   // of a tile, where sums of columns are added up
+
 // How partial sums become whole ones: by p.
 enum Join { ADD, TAKE_LARGEST, ADD_LOGS };
 inline Join join_of(double p) { return std::isinf(p) ? TAKE_LARGEST : adds_logs(p) ? ADD_LOGS : ADD; }
@@ -24,6 +26,27 @@ void combine(const double *part, i64 count, double *into, Join join) {
     }
 }
 
+// Columns that carry the same, side by side: their sums are added up, or the largest is taken.
+inline void add_runs(const double *column, i64 count, i64 run, double *to, bool largest) {
+#pragma omp simd
+    for (i64 i = 0; i < count; ++i) {
+        double sum = 0.0;
+        for (i64 t = 0; t < run; ++t) sum = largest ? larger(column[i * run + t], sum) : sum + column[i * run + t];
+        to[i] = sum;
+    }
+}
+
+// One tile's sums, by a function that makes those of all columns.
+template <class Reduce> bool reduce_runs(const ReduceMatrix &m, const ReduceTile &tile, double p, double *work, Reduce reduce) {
+    double *row_part = tile.row_part < 0 ? nullptr : work + tile.row_part;
+    double *column_part = tile.column_part < 0 ? nullptr : work + tile.column_part;
+    if (m.run == 1 || !column_part) return reduce(m, tile, p, row_part, column_part);
+    alignas(64) double column[MOST_COLUMNS];
+    if (!reduce(m, tile, p, row_part, column)) return false;
+    add_runs(column, tile.columns / m.run, m.run, column_part, std::isinf(p));
+    return true;
+}
+
 void combine_tiles(const ReduceMatrix &m, const ReduceTile *tiles, double *work, Join join) {
     for (i64 i = 0; m.row_sums >= 0 && i < m.rows; ++i) work[m.row_sums + i] = nothing_of(join);
     for (i64 i = 0; m.column_sums >= 0 && i < m.column_count; ++i) work[m.column_sums + i] = nothing_of(join);
@@ -31,7 +54,8 @@ void combine_tiles(const ReduceMatrix &m, const ReduceTile *tiles, double *work,
         const ReduceTile &tile = tiles[t];
         if (tile.row_part >= 0) combine(work + tile.row_part, tile.rows, work + m.row_sums + tile.row, join);
         if (tile.column_part >= 0)
-            combine(work + tile.column_part, tile.columns, work + m.column_sums + tile.segment * m.width + tile.column, join);
+            combine(work + tile.column_part, tile.columns / m.run,
+                    work + m.column_sums + (tile.segment * m.width + tile.column) / m.run, join);
     }
 }
 
@@ -46,8 +70,15 @@ inline void add_share(double &slot, double share, double weight, Join join) {
 void add_links(const Link *links, i64 begin, i64 end, const double *work, double *sums, Join join) {
     for (i64 i = begin; i < end; ++i) {
         const Link &link = links[i];
-        const double weight = join == ADD_LOGS ? std::log2(link.weight) : link.weight;
-        for (i64 j = 0; j < link.count; ++j) add_share(sums[link.slots[j]], work[link.source + j], weight, join);
+        const double weight = join == ADD_LOGS ? std::log2(link.weight) : link.weight, *share = work + link.source;
+        for (i64 j = 0; j < link.count;) {
+            const std::int32_t slot = link.slots[j];
+            double sum = sums[slot];
+            // The places of a kernel share a slot: their sum stays in a register.
+            do add_share(sum, share[j], weight, join);
+            while (++j < link.count && link.slots[j] == slot);
+            sums[slot] = sum;
+        }
     }
 }
 

@@ -165,13 +165,14 @@ bool use_tile(const Cycles &cycles, const ReduceTile &tile, bool condense) {
 }
 
 // Of the tiles `first` to `last` of a list, or of all tiles where that is null.
-void use_tiles(const Cycles &cycles, const i64 *list, i64 first, i64 last, bool condense, i64 thread, i64 threads, int *stop) {
+void use_tiles(const Cycles &cycles, const i64 *list, i64 first, i64 last, bool condense, Progress &progress) {
     const auto tile = [&](i64 i) { return list ? list[first + i] : first + i; };
-    share_out(
-        last - first, thread, threads, stop, [&](i64 i) { return cycles.tiles[tile(i)].share; },
-        [&](i64 i) -> std::uint8_t & { return cycles.claimed[tile(i)]; },
-        [&](i64 i) {
-            if (!use_tile(cycles, cycles.tiles[tile(i)], condense)) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
+    auto tiles = turns(
+        last - first, team(), [&](i64 i) { return cycles.tiles[tile(i)].share; },
+        [&](i64 i) -> std::uint8_t & { return cycles.claimed[tile(i)]; });
+    for (int pass = 0; pass < 2; ++pass)
+        take(tiles, pass, progress, [&](i64 i) {
+            if (!use_tile(cycles, cycles.tiles[tile(i)], condense)) give_up(progress);
         });
 }
 
@@ -179,7 +180,9 @@ void use_tiles(const Cycles &cycles, const i64 *list, i64 first, i64 last, bool 
 inline double settle_total(const Cycles &cycles, i64 k) {
     const Step &step = *cycles.step;
     const i64 stride = step.variable_count + 1;
-    double total = cycles.totals[k] * cycle_factor(step, k), inverse = 1.0 / total;
+    double factor;
+    cycle_factors(step, &k, 1, &factor);
+    double total = cycles.totals[k] * factor, inverse = 1.0 / total;
     if (total > step.limit || inverse > step.limit) {
         total = total > step.limit ? step.limit : 1.0 / step.limit;
         inverse = 1.0 / total;
@@ -220,14 +223,9 @@ void add_stage(const Cycles &cycles, const Stage &stage) {
 }
 
 // Called by all threads together: everything but the scaling.
-void find_totals(const Cycles &cycles, int *stop) {
-#ifdef _OPENMP
-    const i64 thread = omp_get_thread_num(), threads = omp_get_num_threads();
-#else
-    const i64 thread = 0, threads = 1;
-#endif
+void find_totals(const Cycles &cycles, Progress &progress) {
     const Step &step = *cycles.step;
-    use_tiles(cycles, nullptr, 0, cycles.tile_count, true, thread, threads, stop);
+    use_tiles(cycles, nullptr, 0, cycles.tile_count, true, progress);
 #pragma omp barrier
 #pragma omp single
     {
@@ -238,7 +236,7 @@ void find_totals(const Cycles &cycles, int *stop) {
     for (i64 i = 0; i < cycles.matrix_count; ++i) fill_matrix(cycles, i);
     for (i64 number = 0; number < cycles.count * cycles.stage_count; ++number) {
         const Stage &stage = cycles.stages[number % cycles.stage_count];
-        use_tiles(cycles, cycles.stage_tiles, stage.tiles[0], stage.tiles[1], false, thread, threads, stop);
+        use_tiles(cycles, cycles.stage_tiles, stage.tiles[0], stage.tiles[1], false, progress);
 #pragma omp barrier
 #pragma omp for schedule(dynamic, 1)
         for (i64 i = stage.matrices[0]; i < stage.matrices[1]; ++i)
@@ -251,7 +249,7 @@ void find_totals(const Cycles &cycles, int *stop) {
             const double found = settle_total(cycles, cycles.stage_variables[i]);
             size = found > size ? found : size;
         }
-        if (!(size <= step.bound)) __atomic_store_n(stop, 1, __ATOMIC_RELAXED);
+        if (!(size <= step.bound)) give_up(progress);
 #pragma omp for schedule(dynamic, 1)
         for (i64 i = stage.matrices[0]; i < stage.matrices[1]; ++i) fill_matrix(cycles, cycles.stage_matrices[i]);
     }
@@ -260,7 +258,10 @@ void find_totals(const Cycles &cycles, int *stop) {
 // The totals as the factors of a step.
 void hand_over(const Cycles &cycles) {
     const Step &step = *cycles.step;
-    for (i64 k = 0; k < step.variable_count; ++k) store_powers(step, k, cycles.totals[k], 1.0 / cycles.totals[k]);
+    for (i64 k = 0; k < step.variable_count; ++k) {
+        const double inverse = 1.0 / cycles.totals[k];
+        store_powers(step, &k, 1, cycles.totals + k, &inverse);
+    }
 }
 
 }  // namespace

@@ -11,10 +11,13 @@ void fill_factors(const FactorLink *links, i64 link, i64 end, const Power *table
         const FactorLink &one = links[k];
         const Power *power = table + one.exponent * stride;
         Number *to = factors + one.destination;
-        if (k == link)
+        if (k == link) {
+#pragma omp simd
             for (i64 j = 0; j < one.count; ++j) to[j] = static_cast<Number>(power[one.ids[j]]);
-        else
+        } else {
+#pragma omp simd
             for (i64 j = 0; j < one.count; ++j) to[j] *= static_cast<Number>(power[one.ids[j]]);
+        }
     }
 }
 

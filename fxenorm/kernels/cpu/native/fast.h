@@ -6,13 +6,13 @@
 #include <cmath>
 #include <cstring>
 
-#include "accurate.h"
+#include "combine.h"
 
 namespace {
 
 constexpr i64 ROWS_AT_A_TIME = 32, COLUMNS_AT_A_TIME = 64 * LANES;
 // Rows of up to NARROW columns are read one after the other, as they lie, NEXT numbers ahead; wider ones eight at a time.
-constexpr i64 NARROW = 4096, NEXT = 2048, MOST_COLUMNS = 32768;
+constexpr i64 NARROW = 4096, NEXT = 2048;
 constexpr double SMALLEST_TRUSTED = 1e-26, LARGEST_TRUSTED = 1e38, MOST_FAST = 4.0;   // beyond: float32 has too little range
 
 template <Power P, class V> inline V power_of(V x, double) {

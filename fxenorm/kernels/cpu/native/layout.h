@@ -17,7 +17,7 @@ struct Field {                       // a structure, or a field of one
 const Field FIELDS[] = {
     STRUCTURE(ReduceMatrix), FIELD(ReduceMatrix, data), FIELD(ReduceMatrix, rows), FIELD(ReduceMatrix, width),
     FIELD(ReduceMatrix, dtype), FIELD(ReduceMatrix, row_factor), FIELD(ReduceMatrix, row_sums), FIELD(ReduceMatrix, column_sums),
-    FIELD(ReduceMatrix, column_count), FIELD(ReduceMatrix, first_tile), FIELD(ReduceMatrix, last_tile),
+    FIELD(ReduceMatrix, column_count), FIELD(ReduceMatrix, first_tile), FIELD(ReduceMatrix, last_tile), FIELD(ReduceMatrix, run),
     STRUCTURE(ReduceTile), FIELD(ReduceTile, matrix), FIELD(ReduceTile, row), FIELD(ReduceTile, rows), FIELD(ReduceTile, column),
     FIELD(ReduceTile, columns), FIELD(ReduceTile, segment), FIELD(ReduceTile, row_part), FIELD(ReduceTile, column_part),
     FIELD(ReduceTile, share),

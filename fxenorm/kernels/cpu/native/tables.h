@@ -10,8 +10,9 @@ struct ReduceMatrix {
     i64 rows, width, dtype;
     const double *row_factor;        // (rows,) or null: 1
     i64 row_sums, column_sums;       // places in `work`; -1: not wanted
-    i64 column_count;                // segments * width
+    i64 column_count;                // segments * width / run
     i64 first_tile, last_tile;
+    i64 run;                         // columns side by side that carry the same: each tile adds their sums up
 };
 struct ReduceTile {
     i64 matrix, row, rows, column, columns, segment, row_part, column_part, share;
