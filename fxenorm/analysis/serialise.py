@@ -88,7 +88,7 @@ def _stored_symmetry(symmetry: Symmetry, arrays: _ArrayWriter) -> Json:
         "sites": [
             [
                 *(site.module, site.direction, site.axis, arrays.add(site.variables), int(site.coefficient)),
-                *(site.call, site.tensor, site.ndim, site.whole),
+                *(site.call, site.tensor, site.ndim, site.whole, *([site.part] if site.part else ())),
             ]
             for site in symmetry.sites
         ],
@@ -284,12 +284,12 @@ def known_ids(ids: NDArray[np.int64], num_scales: int, name: str) -> NDArray[np.
     return ids
 
 
-def _place(stored: Sequence[Any]) -> tuple[int, int, int, bool]:
-    """Returns a site's call, tensor, number of axes and whether it is whole; plans of older versions have none of these."""
-    call, tensor, ndim, whole = stored or (0, 0, 0, True)
-    if any(type(number) is not int or number < 0 for number in (call, tensor, ndim)) or type(whole) is not bool:
-        raise ValueError(f"the place {list(stored)!r} of a site: expected three integers >= 0, and true or false")
-    return call, tensor, ndim, whole
+def _place(stored: Sequence[Any]) -> tuple[int, int, int, bool, int]:
+    """Returns a site's call, tensor, axes, whether it is whole, and part; older plans have none of these, or all but the last."""
+    call, tensor, ndim, whole, part = ((*stored, 0) if len(stored) == 4 else stored) or (0, 0, 0, True, 0)
+    if any(type(number) is not int or number < 0 for number in (call, tensor, ndim, part)) or type(whole) is not bool:
+        raise ValueError(f"the place {list(stored)!r} of a site: expected integers >= 0, and true or false")
+    return call, tensor, ndim, whole, part
 
 
 def _flow_row(node: FlowNode) -> list[Any]:

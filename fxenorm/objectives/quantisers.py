@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -108,28 +109,51 @@ def quantisers_of(observations: Observations, bits: Bits) -> list[Quantised]:
             names.add(weight.name)
             found.append(_of_weight(weight, one, observations.num_scales))
     for seen in inputs_of_layers(observations):
-        one = bits.of(seen.module)
+        layer, call = _reader(seen, observations)
+        one = bits.of(layer)
         if one is not None and one.activations is not None and seen.squared_derivative is not None:
-            found.append(_of_input(seen, one, observations.num_scales))
+            found.append(replace(_of_input(seen, one, observations.num_scales), layer=layer, call=call))
     if not any(bool(((one.slopes > 0) & (one.sizes > 0)).any()) for one in found):
         raise OptionError(f"{bits!r} rounds nothing that reaches the outputs of this model: there is no noise to predict")
     return found
 
 
 def inputs_of_layers(observations: Observations) -> list[Observation]:
-    """Returns the activations that linear layers and convolutions read."""
+    """Returns the activations that linear layers and convolutions read, and those that functions multiply by parameters."""
     layers = set(observations.layers)
-    return [one for one in observations if one.direction == "input" and one.module in layers]
+    inputs = ((one, one.direction == "input" and one.module in layers) for one in observations)
+    return [one for one, read in inputs if read or one.direction == "operand"]
+
+
+def _reader(seen: Observation, observations: Observations) -> tuple[str, int]:
+    """Returns the layer that reads an activation and the number of the call: those of functions come after the module's own."""
+    if seen.direction != "operand":
+        return seen.module, seen.call
+    layer = next((weight.layer for weight in observations.weights if weight.name == seen.module), seen.module)
+    own = [one.call + 1 for one in observations if one.direction == "input" and one.module == layer != seen.module]
+    return layer, seen.call + (max(own, default=0) if layer in observations.layers else 0)
 
 
 def _of_weight(weight: ObservedWeight, bits: Bits, num_scales: int) -> Quantised:
     """Returns a weight that is rounded."""
-    ranges, count = bits.weight_ranges(tuple(weight.values.shape), *weight.layout)
+    ranges, count = _ranges_of(weight, bits)
     sizes = weight.values.abs()
     slopes = torch.where(sizes > 0, weight.squared_derivative, 0.0)
     number, levels = bits.weights or 0, bits.weight_levels or 1
     terms = _terms(weight.terms, num_scales)
     return Quantised(weight.layer, "weight", 0, number, levels, ranges, count, sizes, slopes, terms)
+
+
+def _ranges_of(weight: ObservedWeight, bits: Bits) -> tuple[Tensor, int]:
+    """Returns which entries of a weight share a range, and how many ranges there are; each matrix of a stack has its own."""
+    output, inputs, groups = weight.layout
+    shape = tuple(weight.values.shape)
+    if output >= 0:
+        return bits.weight_ranges(shape, output, inputs, groups)
+    ids, count = bits.weight_ranges(shape[-2:], output % 2, inputs % 2, groups)
+    stack = math.prod(shape[:-2])
+    numbers = torch.arange(stack, dtype=torch.int64, device="cpu").reshape(*shape[:-2], 1, 1)
+    return ids + count * numbers, count * stack
 
 
 def _of_input(seen: Observation, bits: Bits, num_scales: int) -> Quantised:

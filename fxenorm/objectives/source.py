@@ -196,10 +196,10 @@ class Source:
 
     def _site(self, key: Any) -> tuple[tuple[int, ...], tuple[FieldTerm, ...]]:
         """Returns the shape of an activation's masses, and their exponents."""
-        if not isinstance(key, tuple) or len(key) not in (2, 3) or key[1] not in ("input", "output"):
+        if not isinstance(key, tuple) or len(key) not in (2, 3) or key[1] not in ("input", "output", "operand"):
             raise OptionError(
-                f"the masses of {key!r} have no valid name: expected a parameter's, or (module, 'input' or 'output'), and "
-                "the axis where there are several"
+                f"the masses of {key!r} have no valid name: expected a parameter's, or (module, 'input' or 'output'), or "
+                "(parameter, 'operand'), and the axis where there are several"
             )
         sites = [site for group in self._plan.groups for site in group.sites if (site.module, site.direction) == key[:2]]
         sites = [site for site in sites if len(key) == 2 or site.axis == key[2]]

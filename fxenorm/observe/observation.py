@@ -26,9 +26,10 @@ class Observation:
     """The values that one activation took, by channel: (channels,) tensors in float64 on the CPU.
 
     Attributes:
-        module: path of the module.
-        direction: "input" or "output": whether the activation enters or leaves the module.
-        call: which call of the module in one forward pass, from 0.
+        module: path of the module; of an operand, name of the parameter.
+        direction: "input" or "output": whether the activation enters or leaves the module; "operand": it is multiplied by the
+            parameter in a function, as ``F.linear(x, layer.weight)``, and no linear layer or convolution is called for that.
+        call: which call of the module in one forward pass, from 0; of an operand, which such product of the parameter.
         tensor: which of the activations there that move in different ways, as in `Site`.
         axis: the axis of the channels.
         entries: number of entries that each channel was seen with.

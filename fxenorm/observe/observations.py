@@ -37,7 +37,8 @@ class Observations:
         batches: number of batches that the model ran on.
         level: the share of entries of a batch, from 0 to 1, that the quantile bounds.
         skipped: by place, why an activation that carries variables, or that a layer reads, was not observed.
-        layers: the paths of all linear layers and convolutions, of which a quantiser rounds weights and inputs.
+        layers: the paths of all linear layers and convolutions, of which a quantiser rounds weights and inputs, and the names of
+            other parameters that functions multiply by activations.
         weights: the weights of these layers with their derivatives; () without ``derivatives=True``.
         output_square: the mean square of the outputs' entries, against which errors are measured; None without derivatives.
         position: (num_scales,) the sum of the plan's rescalings up to these values.
@@ -76,12 +77,15 @@ class Observations:
     def __getitem__(self, place: Any) -> Observation:
         """Returns the activation at (module, "input" or "output"), with the call as a third where it is no first one.
 
+        Where a function multiplies an activation by a parameter, this is at (parameter, "operand").
+
         Raises:
             OptionError: none or several were observed there.
         """
         if not isinstance(place, tuple) or len(place) not in (2, 3):
             raise OptionError(
-                f"{place!r} names no activation: expected (module, 'input' or 'output'), and the call if not the first"
+                f"{place!r} names no activation: expected (module, 'input' or 'output') or (parameter, 'operand'), and the call "
+                "if not the first"
             )
         wanted = (*place, 0)[:3]
         found = [one for one in self.activations if (one.module, one.direction, one.call) == wanted]

@@ -53,9 +53,10 @@ def observe(analysis: Analysis, model: nn.Module, request: Request, position: Te
     """
     _check(model, request)
     symmetry, tensors = analysis.symmetry, dict(model.named_parameters(remove_duplicate=False))
-    layers = weighted_layers(model, symmetry)
+    layers: dict[str, tuple[str, Layout | None]] = {**weighted_layers(model, symmetry)}
+    wanted = [name for name, _ in layers.values()] + [site.module for site in symmetry.sites if site.direction == "operand"]
     passes = int(request.derivatives)
-    slopes = Slopes(model, [name for name, _ in layers.values()], analysis.options.outputs, passes) if passes else None
+    slopes = Slopes(model, wanted, analysis.options.outputs, passes) if passes else None
     watch, count = Watch(analysis, model, float(request.quantile), slopes is not None), 0
     with _random_state():
         for count, batch in enumerate(itertools.islice(request.loader, request.batches), start=1):
@@ -64,6 +65,7 @@ def observe(analysis: Analysis, model: nn.Module, request: Request, position: Te
         raise OptionError("the loader gave no batch: an iterator that was used up gives none, so pass what makes a new one")
     activations, skipped = watch.results(0 if slopes is None else slopes.entries)
     _warn_if_broken(activations)
+    layers.update(watch.read_layers())
     return Observations(
         activations,
         symmetry.num_scales,
@@ -71,11 +73,20 @@ def observe(analysis: Analysis, model: nn.Module, request: Request, position: Te
         float(request.quantile),
         skipped,
         tuple(layers),
-        () if slopes is None else tuple(_weight(path, *found, tensors, symmetry, slopes) for path, found in layers.items()),
+        () if slopes is None else tuple(_weights(layers, tensors, symmetry, slopes)),
         None if slopes is None else slopes.squares / max(slopes.entries, 1),
         position,
         landmarks_of(tensors, symmetry, position),
     )
+
+
+def _weights(
+    layers: Mapping[str, tuple[str, Layout | None]], tensors: Mapping[str, Tensor], symmetry: Symmetry, slopes: Slopes
+) -> Iterator[ObservedWeight]:
+    """Yields the weights of layers of which it is known which axes are those of the channels."""
+    for path, (name, layout) in layers.items():
+        if layout is not None:
+            yield _weight(path, name, layout, tensors, symmetry, slopes)
 
 
 def _weight(
@@ -139,11 +150,12 @@ def _run(model: nn.Module, watch: Watch, inputs: Inputs, number: int, slopes: Sl
     guard = RunGuard([*model.parameters(), *model.buffers(), *inputs.tensors()])
     with prepared(model, "eval"), torch.no_grad():
         try:
-            with guard, watch.hooks():
-                if slopes is None:
-                    model(*inputs.args, **inputs.kwargs)
+            with guard:
+                if slopes is not None:
+                    slopes.run(model, inputs, watch.hooks())
                 else:
-                    slopes.run(model, inputs)
+                    with watch.hooks():
+                        model(*inputs.args, **inputs.kwargs)
         except OptionError:
             raise
         except Exception as error:

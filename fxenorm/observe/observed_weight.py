@@ -17,18 +17,22 @@ from .packed import packed, unpacked, unpacked_tensor
 __all__ = ["Layout", "ObservedWeight"]
 
 Layout = tuple[int, int, int]
-"""Of a weight: the axis of the output channels, that of the input channels, and the groups that lie along the latter."""
+"""Of a weight: the axis of the output channels, that of the input channels, and the groups that lie along the latter.
+
+Where the axes are negative, the weight is a stack of matrices along the axes before, as those of experts."""
 
 
 @dataclass(frozen=True)
 class ObservedWeight:
-    """The weight of a linear layer or a convolution, and by entry the mean squared derivative of the outputs; float64, CPU.
+    """The weight of a layer, and by entry the mean squared derivative of the outputs; float64 on the CPU.
+
+    A layer is a linear one, a convolution, or a parameter that functions multiply by activations.
 
     Attributes:
-        layer: path of the module.
+        layer: path of the module; of a parameter that functions alone read, its name.
         name: of the parameter.
         layout: the axis of the output channels, that of the input channels, and the groups along the latter: (0, 1, 1), of a
-            transposed convolution (1, 0, groups).
+            transposed convolution (1, 0, groups), of a stack of matrices (-1, -2, 1) or (-2, -1, 1).
         values: the weight, of the parameter's shape.
         squared_derivative: the mean over all entries of the outputs of the squared derivative by each entry: so large is the
             mean squared error of the outputs where this entry gets an error with mean square 1. By random signs, so that single

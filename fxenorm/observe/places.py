@@ -16,11 +16,22 @@ from torch.utils._pytree import tree_leaves
 
 from ..analysis.analysis import Analysis
 from ..symmetry.symmetry import Site, Symmetry
+from ..trace.layers import is_layer
 
-__all__ = ["Boundary", "Place", "Terms", "channel_axis", "floating_tensors", "layers_of", "places_of", "weighted_layers"]
+__all__ = [
+    "Boundary",
+    "Place",
+    "Terms",
+    "channel_axis",
+    "floating_tensors",
+    "layers_of",
+    "owners_of",
+    "places_of",
+    "weighted_layers",
+]
 
 Boundary = tuple[str, str, int]
-"""(module, "input" or "output", call)."""
+"""(module, "input" or "output", call), or (parameter, "operand", which read of it)."""
 
 Terms = tuple[tuple[int, NDArray[np.int64]], ...]
 
@@ -35,6 +46,7 @@ class Place:
         channels: number of channels.
         terms: its exponents: (coefficient, (channels,) the variable of each channel, -1 = fixed).
         reason: why it cannot be carried along, "" where it can.
+        part: of an operand, the place in the parameter of the first entry that is read.
     """
 
     axis: int
@@ -42,6 +54,7 @@ class Place:
     channels: int
     terms: Terms
     reason: str = ""
+    part: int = 0
 
     def takes(self, tensor: Tensor) -> bool:
         """Whether a tensor has this place's axes and channels."""
@@ -50,10 +63,10 @@ class Place:
 
 
 def places_of(analysis: Analysis) -> dict[Boundary, list[Place]]:
-    """Returns, by boundary, the activations there that carry a variable."""
+    """Returns, by boundary, the activations there that carry a variable; of operands all."""
     found: dict[Boundary, dict[int, list[Site]]] = {}
     for site in analysis.symmetry.sites:
-        if (site.variables >= 0).any():
+        if site.direction == "operand" or (site.variables >= 0).any():
             found.setdefault((site.module, site.direction, site.call), {}).setdefault(site.tensor, []).append(site)
     return {boundary: [_place(sites) for sites in tensors.values()] for boundary, tensors in found.items()}
 
@@ -63,14 +76,14 @@ def _place(sites: Sequence[Site]) -> Place:
     spread = [site for site in sites if site.variables.size > 1 and (site.variables != site.variables[0]).any()]
     first = (spread or sites)[0]
     size = first.variables.size
-    reason = ""
+    reason, moves = "", any((site.variables >= 0).any() for site in sites)
     if not all(site.whole for site in sites) or any(site.axis != first.axis for site in spread):
         reason = "scales lie along several of its axes, so that no channel moves by one factor"
     terms = tuple(
         (site.coefficient, site.variables if site.axis == first.axis else np.full(size, site.variables[0], dtype=np.int64))
         for site in sites
     )
-    return Place(first.axis, first.ndim, size, terms if not reason else (), reason)
+    return Place(first.axis, first.ndim, size, terms if moves and not reason else (), reason, first.part)
 
 
 def layers_of(analysis: Analysis, model: nn.Module) -> dict[str, list[tuple[int, ...]]]:
@@ -93,13 +106,19 @@ def weighted_layers(model: nn.Module, symmetry: Symmetry) -> dict[str, tuple[str
     """
     found = {}
     for path, module in model.named_modules():
-        if isinstance(module, (nn.Linear, _ConvNd)):
+        if is_layer(module):
             given = f"{path}.weight" if path else "weight"
             name = symmetry.aliases.get(given, given)
             layout = (1, 0, int(module.groups)) if isinstance(module, _ConvTransposeNd) else (0, 1, 1)
             if name in symmetry.shapes:
                 found[path] = name, layout
     return found
+
+
+def owners_of(parameter: str, symmetry: Symmetry) -> set[str]:
+    """Returns the paths of the layers that a parameter belongs to, under all its names."""
+    names = [parameter, *(alias for alias, name in symmetry.aliases.items() if name == parameter)]
+    return set(map(_owner, names))
 
 
 def _owner(name: str) -> str:

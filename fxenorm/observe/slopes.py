@@ -43,8 +43,8 @@ class Slopes:
         self.entries = 0
         self.squares = 0.0
 
-    def run(self, model: nn.Module, inputs: Inputs) -> None:
-        """Runs the model on one batch, forwards and backwards.
+    def run(self, model: nn.Module, inputs: Inputs, hooks: contextlib.AbstractContextManager[None]) -> None:
+        """Runs the model on one batch, forwards within `hooks`, and backwards.
 
         Raises:
             OptionError: no output depends on the weights or on the inputs by a derivative.
@@ -62,7 +62,8 @@ class Slopes:
             args, kwargs = tree_map(entering, (inputs.args, dict(inputs.kwargs)))
             watch = OutputWatch(model)
             watch.before(args, kwargs)
-            returned = torch.func.functional_call(model, self._parameters, args, kwargs)
+            with hooks:
+                returned = torch.func.functional_call(model, self._parameters, args, kwargs)
             # Recurrent layers keep their parameters in a list too, which are others meanwhile: what is left there is no output.
             left = [leaf for leaf in watch.after(args, kwargs, returned) if leaf.returned]
             held = chosen(left, self._outputs)

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from ..analysis.analysis import Analysis
 from .observation import Observation, named
-from .places import Boundary, Place, channel_axis, floating_tensors, layers_of, places_of
+from .observed_weight import Layout
+from .operators.layer_calls import LayerCall
+from .operators.operand_calls import OperandCalls, layout_of
+from .places import Boundary, Place, channel_axis, floating_tensors, layers_of, owners_of, places_of
 from .slopes import replaced
 from .statistics import ChannelStatistics
 
@@ -24,11 +27,17 @@ _NOT_REACHED = "the module was not called with a floating-point tensor on any ba
 _MORE_CALLS = "the module is called more often than in the analysis"
 _INSIDE = "it is computed inside a function transform, as vmap, where no values are seen"
 _NO_AXIS = "its weights do not tell which axis holds the channels"
+_NOT_READ = "no function multiplied an activation by this parameter on any batch"
+_NEW_READ = (
+    "the analysis met no such product of an activation with this parameter: it is made more often here, or the plan was stored "
+    "by an older version (then analyze again)"
+)
+_OTHER_PART = "another part of the parameter is multiplied there than in the analysis"
 _CHANNELS = "the number of its channels differs from batch to batch"
 
 
 class Watch:
-    """Observes a model while it runs inside ``with watch.hooks():``.
+    """Observes a model while it runs inside ``with watch.hooks():``, at its modules and where functions read its weights.
 
     Args:
         analysis: of the plan.
@@ -40,7 +49,13 @@ class Watch:
     def __init__(self, analysis: Analysis, model: nn.Module, level: float, slopes: bool = False) -> None:
         self._model, self._level, self._slopes = model, level, slopes
         self._places = places_of(analysis)
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._operands = OperandCalls(self.reading)
+        self._layouts: dict[str, tuple[str, Layout | None]] = {}
         self._layers = layers_of(analysis, model)
+        # Of their weights it is known where they are read, whatever goes into the modules.
+        reads = {module for module, direction, _ in self._places if direction == "operand"}
+        self._read = {owner for name in reads for owner in owners_of(name, analysis.symmetry)}
         self._calls: Counter[str] = Counter()
         self._running: dict[str, list[int]] = {}
         self._found: dict[tuple[Boundary, int], tuple[Place, ChannelStatistics]] = {}
@@ -63,11 +78,32 @@ class Watch:
                 if path in modules:
                     handles.append(modules[path].register_forward_pre_hook(_before(self, path), with_kwargs=True))
                     handles.append(modules[path].register_forward_hook(_after(self, path), always_call=True))
-            yield
+            with self._operands.on(self._model) if self._read else contextlib.nullcontext():
+                yield
         finally:
             for handle in handles:
                 handle.remove()
             self._met.clear()
+
+    def reading(self, call: LayerCall, number: int) -> Tensor | None:
+        """Notes the activation that a function multiplies by a parameter; returns what stands in for it, None: itself."""
+        boundary = (call.parameter, "operand", number)
+        places = self._places.get(boundary)
+        if call.parameter not in self._layouts:
+            self._layouts[call.parameter] = call.layer, layout_of(call, self._parameters[call.parameter])
+        if places is None:
+            self._skip(boundary, _NEW_READ)
+        elif any(place.part != call.part for place in places):
+            self._seen.add(boundary)
+            self._skip(boundary, _OTHER_PART)
+        else:
+            self._note(boundary, call.activation)
+        given = self.entering((call.activation,), {})
+        return None if given is None else given[0][0]
+
+    def read_layers(self) -> dict[str, tuple[str, Layout | None]]:
+        """Returns, by name, the layers that functions alone make: the parameter that is the weight, and its layout."""
+        return {layer: (name, layout) for name, (layer, layout) in self._layouts.items() if layer == name}
 
     def enter(self, path: str, module: nn.Module, values: Any) -> None:
         """Notes a call of a module with its arguments."""
@@ -128,13 +164,13 @@ class Watch:
             return
         axis = channel_axis(module, tensors[0], self._layers[path]) if len(tensors) == 1 else None
         if known and call > max(known):
-            self._skip(boundary, _MORE_CALLS)
-        elif len(tensors) > 1:
-            self._skip(boundary, _SEVERAL)
-        elif axis is None or not 0 <= axis < tensors[0].ndim:
-            self._skip(boundary, _NO_AXIS)
+            reason = _MORE_CALLS
+        elif axis is not None and 0 <= axis < tensors[0].ndim:
+            return self._add(boundary, 0, Place(axis, 0, tensors[0].shape[axis], ()), tensors[0])
         else:
-            self._add(boundary, 0, Place(axis, 0, tensors[0].shape[axis], ()), tensors[0])
+            reason = _SEVERAL if len(tensors) > 1 else _NO_AXIS
+        if path not in self._read:
+            self._skip(boundary, reason)
 
     def _add(self, boundary: Boundary, number: int, place: Place, tensor: Tensor) -> None:
         """Adds one activation to the statistics of its place."""
@@ -172,9 +208,9 @@ class Watch:
                 self._skipped[boundary] = _NOT_REACHED
         for boundary in self._places:
             if boundary not in self._seen:
-                self._skipped.setdefault(boundary, _NOT_REACHED)
+                self._skipped.setdefault(boundary, _NOT_READ if boundary[1] == "operand" else _NOT_REACHED)
         for path in self._layers:
-            if path not in self._reached:
+            if path not in self._reached and path not in self._read:
                 self._skipped.setdefault((path, "input", 0), _NOT_REACHED)
         return tuple(found), {named(*boundary): reason for boundary, reason in self._skipped.items()}
 

@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import UnsupportedOperatorError
 from ..field import NEVER, Equations, Ids, ParameterFields, Solution, Term, solve
 from ..rules import NO_RULE, RuleOptions, is_floating
+from ..trace.layers import LayerNames
 from ..trace.outputs import check_patterns
 from ..trace.traced_model import TracedModel
 from .account import ChannelAccount
@@ -177,7 +178,8 @@ def _walk(
     buffers = {name: tuple(b.shape) for name, b in model.named_buffers() if is_floating(b)}
     movable = _running_means(traced) if options.batchnorm == "frozen" else set()
     fields = ParameterFields(equations, {**shapes, **{name: buffers[name] for name in movable if name in buffers}})
-    walk = Walk(equations, fields, options, movable=movable, held_outputs=outputs)
+    layers = LayerNames(model, _aliases(traced))
+    walk = Walk(equations, fields, options, movable=movable, held_outputs=outputs, layers=layers)
     for graph in traced:
         walk.run(graph)
         for number, path in enumerate(graph.paths, start=2):

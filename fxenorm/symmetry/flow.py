@@ -7,10 +7,10 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from ..field import Ids, Term, merge_entries
+from ..field import Ids, ScaleField, Term, merge_entries
 from .express import Expander
 from .symmetry import FlowNode, ParameterUse, Role, Site
-from .walk.events import Event
+from .walk.events import Event, WeightRead
 
 __all__ = ["channels_of", "flows_of", "sites_of"]
 
@@ -66,7 +66,10 @@ def channels_of(events: Mapping[str, Sequence[Event]], expander: Expander) -> tu
 
 
 def sites_of(events: Mapping[str, Sequence[Event]], expander: Expander) -> tuple[Site, ...]:
-    """Returns every module boundary that carries variables along one axis, in graph order, without repetitions."""
+    """Returns every module boundary that carries variables along one axis, in graph order, without repetitions.
+
+    Between them stands, by parameter, each activation that a function multiplies by it, also where it carries none.
+    """
     found = _Sites(expander)
     for calls in events.values():
         readers: list[set[tuple[str, int]]] = [set() for _ in calls]
@@ -79,6 +82,8 @@ def sites_of(events: Mapping[str, Sequence[Event]], expander: Expander) -> tuple
                 origin = calls[source].origin
                 if not _inside((origin.module, origin.call), own):
                     found.add(calls[source], own, "input")
+            for read in event.reads:
+                found.add_read(read)
             if not modules or any(not _inside(reader, own) for reader in modules):
                 found.add(event, own, "output")
     return tuple(found.sites)
@@ -104,24 +109,49 @@ class _Sites:
 
     def add(self, event: Event, place: tuple[str, int], direction: Literal["input", "output"]) -> None:
         """Notes the axes along which the event's outputs carry variables, as seen at a boundary of a call of a module."""
-        module, call = place
         for field in event.outputs:
-            terms = self._expander.terms(field.terms)
-            along = [term for term in terms if sum(size > 1 for size in term[1].shape) < 2 and term[1].ndim]
-            rows: dict[tuple[int, bytes], int] = {}
-            for coefficient, ids in along:
-                row = _axis_and_variables(ids, field.shape)
-                rows[row] = rows.get(row, 0) + int(coefficient)
-            known = self._known.setdefault((module, call, direction), {})
-            key = (frozenset(rows.items()), whole := len(along) == len(terms))
-            if not any(rows.values()) or key in known:
-                continue
-            number = known[key] = len(known)
+            rows, whole = self._rows(field)
+            number = self._number((*place, direction), rows, whole) if any(rows.values()) else None
             for (axis, content), coefficient in rows.items():
-                if not coefficient:
-                    continue
+                if number is not None and coefficient:
+                    variables = np.frombuffer(content, dtype=np.int64)
+                    self.sites.append(
+                        Site(place[0], direction, axis, variables, coefficient, place[1], number, len(field.shape), whole)
+                    )
+
+    def add_read(self, read: WeightRead) -> None:
+        """Notes the axes along which an activation that is multiplied by a parameter carries variables, or that none does."""
+        rows, whole = ({}, False) if read.field is None else self._rows(read.field)
+        number = self._number((read.parameter, read.call, "operand"), {**rows, (-1, b""): read.part}, whole)
+        if number is None:
+            return
+        place = (read.call, number, len(read.shape), whole, read.part)
+        for (axis, content), coefficient in rows.items():
+            if coefficient:
                 variables = np.frombuffer(content, dtype=np.int64)
-                self.sites.append(Site(module, direction, axis, variables, coefficient, call, number, len(field.shape), whole))
+                self.sites.append(Site(read.parameter, "operand", axis, variables, coefficient, *place))
+        if not any(rows.values()):
+            fixed = np.full(read.shape[read.axis], -1, dtype=np.int64)
+            self.sites.append(Site(read.parameter, "operand", read.axis, fixed, 1, *place))
+
+    def _rows(self, field: ScaleField) -> tuple[dict[tuple[int, bytes], int], bool]:
+        """Returns the coefficients by axis and variables along it, and whether these are all that the field moves by."""
+        terms = self._expander.terms(field.terms)
+        along = [term for term in terms if sum(size > 1 for size in term[1].shape) < 2 and term[1].ndim]
+        rows: dict[tuple[int, bytes], int] = {}
+        for coefficient, ids in along:
+            row = _axis_and_variables(ids, field.shape)
+            rows[row] = rows.get(row, 0) + int(coefficient)
+        return rows, len(along) == len(terms)
+
+    def _number(self, place: tuple[str, int, str], rows: dict[tuple[int, bytes], int], whole: bool) -> int | None:
+        """Returns which of the activations at a place one is that moves so; None: it is known."""
+        known = self._known.setdefault(place, {})
+        key = (frozenset(rows.items()), whole)
+        if key in known:
+            return None
+        known[key] = len(known)
+        return known[key]
 
 
 def _axis_and_variables(ids: Ids, shape: Sequence[int]) -> tuple[int, bytes]:

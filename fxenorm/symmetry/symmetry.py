@@ -57,20 +57,25 @@ class FlowNode:
 
 @dataclass(frozen=True)
 class Site:
-    """One axis of one activation along which scale variables lie.
+    """One axis of one activation along which scale variables lie, at the boundary of a module or at the read of a weight.
+
+    Where a function multiplies an activation by a parameter, as ``F.linear(x, layer.weight)`` or ``x @ self.weight``, and no
+    linear layer or convolution is called for it, the activation has a site under the parameter's name, also where none of its
+    channels carries a variable.
 
     Sites that differ in no more than variables and coefficient belong to one activation, whose factor is the product of theirs.
 
     Attributes:
-        module: path of the module.
-        direction: whether the activation enters or leaves the module.
+        module: path of the module; of an operand, name of the parameter.
+        direction: whether the activation enters or leaves the module, or is the operand beside the parameter.
         axis: the axis of the activation.
         variables: (size of the axis,) the variable of each position, -1 = fixed.
         coefficient: the integer by which these variables enter.
-        call: which call of the module in one forward pass, from 0.
+        call: which call of the module in one forward pass, from 0; of an operand, which such read of the parameter.
         tensor: which of the activations there that move in different ways, from 0 in graph order.
         ndim: number of axes of the activation; 0 in a plan that was stored without it.
         whole: whether sites show all that the activation moves by; False where variables lie along two axes at once.
+        part: of an operand, the place in the parameter of the first entry that is read; 0 where all of it is.
 
     Example:
         >>> import fxenorm
@@ -81,7 +86,7 @@ class Site:
     """
 
     module: str
-    direction: Literal["input", "output"]
+    direction: Literal["input", "output", "operand"]
     axis: int
     variables: NDArray[np.int64]
     coefficient: int
@@ -89,9 +94,10 @@ class Site:
     tensor: int = 0
     ndim: int = 0
     whole: bool = True
+    part: int = 0
 
     def __repr__(self) -> str:
-        """Returns one line: the module, the call if it is no first one, the axis, and how many channels carry free scales."""
+        """Returns one line: the module or parameter, the call if it is no first one, the axis, how many channels are free."""
         free, call = int((self.variables >= 0).sum()), f" of call {self.call}" if self.call else ""
         size = self.variables.size
         return f"<Site {self.module} {self.direction}{call}, axis {self.axis}: {size:,} channels, {free:,} free>"
@@ -194,7 +200,7 @@ class Symmetry:
         aliases: every further name of a tensor -> its canonical name.
         roles: by parameter name, the role that decides whether it is counted: "weight" beats "gamma" beats "bias" beats the rest.
         flows: by mode, the operators in graph order.
-        sites: every module boundary that carries variables, in graph order.
+        sites: every module boundary that carries variables, and every read of a weight by a function, in graph order.
         barriers: in graph order, only those with variables > 0 and those without a rule.
         folds: BatchNorms that can be folded.
         fixed_by_output: number of variables fixed first because a model output carries them.

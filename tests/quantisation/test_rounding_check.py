@@ -151,7 +151,7 @@ def test_attention_is_rounded_at_its_projections_and_not_at_its_products() -> No
     inputs = Inputs((torch.randn(2, 3, 8, generator=generator(6), dtype=torch.float64),) * 3)
     held = lambda leaves: [leaf for leaf in leaves if leaf.returned]  # noqa: E731
     ranges, _, layers = observed_ranges(attention, [inputs], held)
-    assert layers == ["", "out_proj"] and set(ranges) == {("", 0), ("out_proj", 0)}
+    assert layers == ["in_proj_weight", "out_proj"] and set(ranges) == {("in_proj_weight", 0), ("out_proj", 0)}
     exact = rounded_outputs(attention, inputs, held, Bits(layers={"*": None}), ranges)
     torch.testing.assert_close(exact[0], attention(*inputs.args)[0].detach(), rtol=1e-12, atol=1e-12)
 

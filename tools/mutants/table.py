@@ -135,7 +135,7 @@ TESTS: dict[str, list[str]] = {
     "analysis/mappings/*": ["test_mappings"],
     "analysis/*": MIDDLE,
     "objectives/*": ["test_terms", "test_masses", "test_observed_terms"],
-    "observe/*": ["test_observe", "test_derivatives"],
+    "observe/*": ["test_observe", "test_derivatives", "test_operands"],
     "weights/*": MIDDLE,
     "quantisation/*": ["test_rounding_check", "test_predict"],
     "rescale/measures/balance_result*": MIDDLE,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...field import ScaleField
 
-__all__ = ["Event", "Origin"]
+__all__ = ["Event", "Origin", "WeightRead"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,27 @@ class Origin:
     call: int = 0
 
 
+@dataclass(frozen=True)
+class WeightRead:
+    """The activation that a function multiplies by a parameter, where no layer is called for it.
+
+    Attributes:
+        parameter: the weight.
+        call: which such read of it in one forward pass, from 0.
+        part: the place in the parameter of the first entry that is read.
+        axis: the activation's axis that is summed.
+        shape: of the activation.
+        field: of the activation; None where slices of it are picked by the data, so that none holds for all.
+    """
+
+    parameter: str
+    call: int
+    part: int
+    axis: int
+    shape: tuple[int, ...]
+    field: ScaleField | None
+
+
 @dataclass
 class Event:
     """One operator call, as pairs and sites need it.
@@ -38,6 +59,7 @@ class Event:
         inputs: positions of the events whose outputs it reads.
         outputs: the fields of its outputs (kept as they are: ids of size 1 along constant axes).
         picked: the fields, by slice, of outputs that show slices picked by an index which depends on the data.
+        reads: the weight that the call reads, where it is no layer's own call.
         roles: by parameter name, how the call uses it.
     """
 
@@ -46,3 +68,4 @@ class Event:
     outputs: tuple[ScaleField, ...]
     roles: tuple[tuple[str, str], ...]
     picked: tuple[ScaleField, ...] = ()
+    reads: tuple[WeightRead, ...] = ()

@@ -16,6 +16,7 @@ from ...field.picked import Picked
 from ...rules import NO_RULE, Call, Rule, RuleOptions, barrier, is_floating
 from ...rules.laws import zero_field
 from ...trace.hold import HOLD
+from ...trace.layers import LayerNames
 from ...trace.outputs import Output
 from ...trace.traced_model import Placeholder, TracedModel, call_number, module_path, source_line
 from ..graph.arguments import bound_arguments, flat, nodes_in, operator_name, replaced
@@ -27,9 +28,10 @@ from ..graph.sizes import is_symbolic
 from ..graph.storage import written_arguments
 from .calls import Calls
 from .causes import Causes
-from .events import Event, Origin
+from .events import Event, Origin, WeightRead
 from .own_rules import check_roles, failure_of_own_rule
 from .picks import PickedCall, Picks
+from .weight_reads import FoundRead, WeightReads
 from .writes import Writes
 from .zero_sources import NOBODY, ZeroSources
 
@@ -66,6 +68,7 @@ class Walk:
         unsaid: by parameter name, the operator and the argument of a user's rule that does not say as what it uses it.
         causes: who made fields zero that no equation makes so, and which origins belong to which graph.
         facts: by identity of a graph, the facts about it; kept for who follows the graph once more.
+        layers: which module is called for which weight; None: calls of functions on weights are not told.
     """
 
     equations: Equations
@@ -83,6 +86,7 @@ class Walk:
     unsaid: dict[str, tuple[str, str]] = field(default_factory=dict)
     causes: Causes = field(default_factory=Causes)
     facts: dict[int, GraphFacts] = field(default_factory=dict)
+    layers: LayerNames | None = None
 
     def origin(self, origin: Origin) -> int:
         """Numbers a new origin; returns its number."""
@@ -125,6 +129,7 @@ class _GraphWalk:
         # The parameter of which a node shows entries and nothing else.
         self.part_of: dict[fx.Node, str] = {}
         self.calls = Calls(facts, walk.parameters, walk.options, self.active, self.part_of, self.writes.without_values)
+        self.reads = WeightReads(self.sizes, traced.placeholders, walk.layers)
         self.event_of: dict[fx.Node, int] = {}
         self.events = events
         self.ends = OutputEnds(traced, self.storage, walk.held_outputs)
@@ -136,6 +141,7 @@ class _GraphWalk:
         """Goes through the graph, node by node."""
         ends = self.ends
         for node in self.traced.graph.nodes:
+            self.reads.follow(node)
             if node.op in ("placeholder", "get_attr"):
                 self._start(node)
             elif node.op == "output":
@@ -579,6 +585,7 @@ class _GraphWalk:
         """Notes the call for pairs and sites."""
         for name, role in uses:
             self.walk.roles.setdefault(name, set()).add(role)
+        found_reads = list(self.reads.of(node))
         if node not in self.active:
             return
         where = _place(operator, node) if origin is None else self.walk.origins[origin]
@@ -587,7 +594,14 @@ class _GraphWalk:
         found = (value.value for value in flat(self.values.get(node)) if isinstance(value, Picked))
         picked = tuple(value for value in found if isinstance(value, ScaleField))
         self.event_of[node] = len(self.events)
-        self.events.append(Event(where, inputs, outputs, tuple(dict.fromkeys(uses)), picked))
+        reads = tuple(self._read(found) for found in found_reads)
+        self.events.append(Event(where, inputs, outputs, tuple(dict.fromkeys(uses)), picked, reads))
+
+    def _read(self, found: FoundRead) -> WeightRead:
+        """Returns a read of a weight with the field of the activation, in which zeros stay as they are."""
+        value = self._kept(found.activation)
+        shown = None if isinstance(value, Picked) else value if isinstance(value, ScaleField) else ScaleField(found.shape)
+        return WeightRead(found.parameter, found.call, found.part, found.axis, found.shape, shown)
 
 
 def _place(operator: str, node: fx.Node) -> Origin:
