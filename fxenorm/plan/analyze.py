@@ -167,6 +167,18 @@ def analyze_with(
     Raises:
         FxenormError: as `analyze`.
     """
+    with collection_paused():
+        return _analyzed(model, options, example_inputs, example_kwargs, report)
+
+
+def _analyzed(
+    model: nn.Module,
+    options: Options,
+    example_inputs: Any,
+    example_kwargs: dict[str, Any] | None,
+    report: Callable[[str], None] | None,
+) -> Plan:
+    """`analyze_with`, in which nothing but a run with real values takes room that a collection would free."""
     say = report or (lambda stage: None)
     refuse_flat_parameters(model)
     inner = unwrap(model)
@@ -177,17 +189,16 @@ def analyze_with(
             raise TraceError(f"{QUANTISED} ({error})") from error
         raise
     say("finding the scales")
-    with collection_paused():
-        symmetry = find_symmetry(
-            traced,
-            inner,
-            batchnorm=options.batchnorm,
-            biases=options.biases,
-            exclude=options.exclude,
-            approximate=options.approximate,
-            on_unknown=options.on_unknown,
-            outputs=options.outputs,
-        )
+    symmetry = find_symmetry(
+        traced,
+        inner,
+        batchnorm=options.batchnorm,
+        biases=options.biases,
+        exclude=options.exclude,
+        approximate=options.approximate,
+        on_unknown=options.on_unknown,
+        outputs=options.outputs,
+    )
     _warn(symmetry, options)
     say("building the plan")
     plan = Plan(symmetry, options, model, example=traced[0].inputs)

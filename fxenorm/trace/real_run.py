@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from ..collection import collection_paused
+from ..collection import collection_paused, collection_resumed
 from .eager_answers import eager_answers
 from .escapes import ExportWatch, RealRunWatch
 from .exported import check_dtypes, finish
@@ -43,7 +43,7 @@ def _ready(
 ) -> Iterator[tuple[Callable[..., Any], RunGuard, Notes]]:
     """Yields a forward call in `mode` on tensors to be given, its guard, which undoes writes at exit, and notes."""
     guard = RunGuard([*model.parameters(), *inputs.tensors()])
-    with prepared(model, mode) as notes, contextlib.nullcontext() if gradients else torch.no_grad():
+    with collection_resumed(), prepared(model, mode) as notes, contextlib.nullcontext() if gradients else torch.no_grad():
         try:
             with guard:
                 yield lambda tensors, args, kwargs: functional_call(model, tensors, args, kwargs), guard, notes

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from ..collection import collection_resumed
 from .escapes import ExportWatch
 from .inputs import Inputs, is_meta
 from .preserve import prepared
@@ -78,7 +79,7 @@ def _runs_as_it_is(model: nn.Module, inputs: Inputs, mode: Mode) -> bool:
     """Whether the model runs when nobody watches: then the watching failed, which is no fault of the inputs."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *inputs.tensors())}
     before = {key: tensor.detach().clone() for key, tensor in tensors.items()}
-    with prepared(model, mode), torch.no_grad():
+    with collection_resumed(), prepared(model, mode), torch.no_grad():
         try:
             model(*inputs.args, **inputs.kwargs)
         except Exception:  # the model's own error was found already

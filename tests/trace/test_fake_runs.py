@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
+import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 import fxenorm
+from fxenorm.errors import ExampleInputsError
 from fxenorm.trace import trace_model
 
 from ..releases import RELEASE
@@ -172,3 +178,41 @@ def test_grouped_products_of_any_float_type_run_without_values(dtype: torch.dtyp
     """Before 2.15 torch runs them without values in bfloat16 alone, though real tensors may be of all three types."""
     plan = fxenorm.analyze(Chosen().to(dtype), torch.randn(4, 8, dtype=dtype), scales="exact")
     assert plan.tracer == "export" and plan.num_scales == 8 + 8 and plan.verify()
+
+
+class _Asks(nn.Module):
+    """Notes whether garbage is collected while forward runs; where `by_value`, only a run with real values can follow it."""
+
+    def __init__(self, by_value: bool, fails: bool = False) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.by_value, self.fails = by_value, fails
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 3) -> (B, 2)."""
+        x = self.into(x).relu()
+        real = not isinstance(x, FakeTensor) and x.device.type != "meta"
+        os.write(1, f"{real} {gc.isenabled()}\n".encode())  # a list would be put back as it was
+        if self.fails or (self.by_value and bool(x.sum() < 0)):
+            raise ValueError("no")
+        return self.out(x)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize(("by_value", "fails"), [(False, False), (True, False), (False, True)])
+def test_garbage_waits_for_the_end_of_an_analysis_and_not_for_that_of_a_real_run(
+    enabled: bool, by_value: bool, fails: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And the switch is afterwards as it was."""
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(ExampleInputsError) if fails else contextlib.nullcontext(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fxenorm.analyze(_Asks(by_value, fails), torch.ones(2, 3))
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if was else gc.disable)()
+    seen = [line.split() for line in capfd.readouterr().out.splitlines()]
+    assert any(real == "True" for real, _ in seen) == (by_value or fails) and len(seen) > 1
+    assert all(collects == str(real == "True" and enabled) for real, collects in seen)
