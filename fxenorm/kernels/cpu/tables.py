@@ -32,9 +32,9 @@ _LINEAR_UP_TO = 8.0
 """``MOST_LINEAR`` of ``native/any_power.h``: beyond it the kernels add logarithms, which lose nothing; the 8th power of the
 smallest float32, 1e-45, is 0, that of 1e-21 is not."""
 
-_SMALLEST_TILE, _LARGEST_TILE, _TILES, _SCALED_TILE = 1 << 17, 1 << 20, 8, 1 << 17
-"""Entries of a tile that is read: 8 tiles a tensor, so that several threads share a layer, of 0.5 to 4 MiB of float32, which a
-second-level cache holds; and of a tile that is scaled. Bounds by estimate.
+_SMALLEST_TILE, _LARGEST_TILE, _TILES, _SCALED_TILE = 1 << 17, 1 << 22, 8, 1 << 17
+"""Entries of a tile that is read: 8 tiles a tensor, so that several threads share a layer, of 0.5 MiB of float32 at least; 16 MiB
+at most, since each writes sums of its own; and of a tile that is scaled. Bounds by estimate.
 """
 
 _SUMMED_COLUMNS = 20_000
