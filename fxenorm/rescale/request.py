@@ -43,9 +43,10 @@ class StepRequest:
         check_frozen(self.frozen)
         return unwrap_optimizers(self.optimizer)
 
-    def repeats(self, gate: object) -> bool:
-        """Whether the same tensors are multiplied every time, but for gradients: resets and what is gated are looked up anew."""
-        return self.state == "reexpress" and gate is None
+    @property
+    def repeats(self) -> bool:
+        """Whether the same tensors are multiplied every time, but for gradients: what a reset drops is looked up anew."""
+        return self.state == "reexpress"
 
     def words(self) -> tuple[str, ...]:
         """Returns the request in words that processes compare."""

@@ -47,7 +47,7 @@ def _step(rescaler: Rescaler, request: StepRequest, gate: Tensor | None) -> None
         if not request.rests:
             say_if_nothing_moves(rescaler, "step", request.frozen)
         rescaler.analysis.executor.count_step()
-        last = last if _may_use_last(rescaler, request, optimizers, gate) else None
+        last = last if _may_use_last(rescaler, request, optimizers) else None
         if last is not None and not (
             last.weights.flags == request.frozen and last.holds(optimizers, rescaler.tracked, request.grads)
         ):
@@ -70,14 +70,14 @@ def _step(rescaler: Rescaler, request: StepRequest, gate: Tensor | None) -> None
                 return
             gate = None
         if not request.rests:
-            _lookups(rescaler, request, optimizers, last, gate).move(rescaler, request.cycles, gate, request.looks_far)
+            _lookups(rescaler, request, optimizers, last).move(rescaler, request.cycles, gate, request.looks_far)
     except BaseException as raised:
         if replicas is not None and not getattr(raised, "carried_out", False):
             replicas.miss()
         raise
 
 
-def _may_use_last(rescaler: Rescaler, request: StepRequest, optimizers: Sequence[Optimizer], gate: Tensor | None) -> bool:
+def _may_use_last(rescaler: Rescaler, request: StepRequest, optimizers: Sequence[Optimizer]) -> bool:
     """Whether the last step's lookups may serve this one, as far as the call itself says."""
     # load_state_dict gives an optimizer another dict, and leaves the one that is known here as it was.
     known, rescaler.last_step.states = rescaler.last_step.states, [one.state for one in optimizers]
@@ -85,7 +85,7 @@ def _may_use_last(rescaler: Rescaler, request: StepRequest, optimizers: Sequence
         return False
     if any(one is not other for one, other in zip(known, rescaler.last_step.states, strict=True)):
         return False
-    return request.repeats(gate)
+    return request.repeats
 
 
 @dataclass
@@ -114,9 +114,7 @@ class _Found:
         rescaler.left_gradients.note()
 
 
-def _lookups(
-    rescaler: Rescaler, request: StepRequest, optimizers: Sequence[Optimizer], last: PreparedStep | None, gate: Tensor | None
-) -> _Found:
+def _lookups(rescaler: Rescaler, request: StepRequest, optimizers: Sequence[Optimizer], last: PreparedStep | None) -> _Found:
     """Returns what is multiplied, checked; the last step's lookups where they still hold."""
     if last is not None:
         found = _Found(Looked(last.weights, last.targets), last)
@@ -125,7 +123,7 @@ def _lookups(
         statistics = rescaler.analysis.counted.statistics
         if optimizers and rescaler.group is None and statistics and not is_alone(rescaler.model, statistics):
             rescaler.warnings.replicas_may_drift()
-        keeps = request.repeats(gate) and weights.repeatable and targets.repeatable
+        keeps = request.repeats and weights.repeatable and targets.repeatable
         prepared = PreparedStep(weights, rescaler.model, optimizers, rescaler.tracked, targets) if keeps else None
         found = _Found(Looked(weights, targets), prepared)
     rescaler.warn_of_gradients(request, optimizers, found.looked.weights)
@@ -149,7 +147,7 @@ def _step_with_others(
             replicas.late.raise_known()
             if gate is not None and request.state == "reset":
                 gate = gate.cpu()
-            found = _lookups(rescaler, request, optimizers, last, gate)
+            found = _lookups(rescaler, request, optimizers, last)
             statement = _statement(rescaler, request, optimizers, found)
         except BaseException as raised:  # whatever it is, the others wait
             statement = Statement(error=raised)

@@ -176,3 +176,26 @@ def test_a_step_needs_no_memory_of_the_size_of_the_weights() -> None:
     largest = max(parameter.numel() * 4 for parameter in model.parameters())
     allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
     assert allocated + numpy_peak < largest / 2
+
+
+def test_steps_that_a_gradient_scaler_may_skip_take_the_same_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    run = StepTable.run
+    monkeypatch.setattr(StepTable, "run", lambda self, *given: calls.append(run(self, *given)) or calls[-1])
+    found = blocks()
+    (model, optimizer, plan), (_, theirs, reference) = found
+    for one in (optimizer, theirs):
+        one.param_groups[0]["fused"] = True  # such optimizers skip a step themselves
+    handles = [plan.attach(optimizer), reference.attach(theirs)]
+    for skipped in (0.0, 0.0, 1.0, 0.0, 1.0):
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        calls.clear()
+        for one in (optimizer, theirs):
+            one.found_inf = torch.tensor([skipped])  # type: ignore[attr-defined]
+            one.zero_grad()  # no gradient: the step itself changes nothing
+            one.step()
+        same = [torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
+        assert calls == ([] if skipped else [True]) and all(same) == bool(skipped)
+        assert_same_blocks(found, rtol=1e-5)
+    for handle in handles:
+        handle.remove()
