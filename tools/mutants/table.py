@@ -202,6 +202,7 @@ NOT_FOR_MUTANTS: dict[str, str] = {
     "test_package": "builds and installs the package",
     "test_coming_from_enorm": "runs the README, not one folder",
     "test_quantise_command": "tests a tool that trains",
+    "test_quantisers": "tests a tool that trains",
     "test_reproduce": "tests a tool that trains",
     "test_study_data": "tests a tool that trains",
     "test_study_objectives": "tests a tool that trains",

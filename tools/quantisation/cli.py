@@ -12,7 +12,9 @@ from pathlib import Path
 from fxenorm import FxenormError
 
 from .measuring import PREDICTED, SETTINGS, Kept, finish, runs_of
+from .methods import METHODS
 from .networks import NETS, SEEDS
+from .quantisers import QUANTISERS, quantiser
 from .tables import Results, report
 
 ALL = (*SETTINGS, *PREDICTED)
@@ -30,6 +32,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--networks", type=Path, default=Path("build/quantise"), help="keeps trained nets")
     parser.add_argument("--epochs", type=int, help="of training (default: 15 of the depthwise net, 40 of the transformer)")
     parser.add_argument("--settings", nargs="+", choices=list(ALL), default=list(ALL), help="bits to measure at")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="ways to rescale (default: all)")
+    parser.add_argument(
+        "--quantiser",
+        choices=list(QUANTISERS),
+        default="own",
+        help="who rounds: fxenorm itself, or torchao where it is installed: pt2e (exported), torchao (quantize_, linear layers)",
+    )
     return parser
 
 
@@ -44,12 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=UserWarning)
     kept, began = Kept(options.results), time.perf_counter()
     try:
+        quantiser(options.quantiser)
         for net in options.nets or list(NETS):
             seeds = SEEDS[net] if options.seeds is None else tuple(range(options.seeds))
-            for run in finish(runs_of(net, seeds, options.settings), kept, options.networks, options.epochs):
+            runs = runs_of(net, seeds, options.settings, options.quantiser, options.methods)
+            for run in finish(runs, kept, options.networks, options.epochs):
                 now = time.perf_counter() - began
                 print(f"{now:6.0f} s  {run.net} {run.start} {run.seed}: {run.method}, {run.setting}", file=sys.stderr)
-            report(Results(net, seeds, kept), print)
+            report(Results(net, seeds, kept, options.quantiser), print)
     except FxenormError as error:
         print(f"tools/quantise.py: {error}", file=sys.stderr)
         return 1

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from fxenorm import Bits
 from fxenorm.objectives.quantisers import quantisers_of
-from fxenorm.quantisation.rounded_outputs import observed_ranges, relative_error, rounded_outputs
-from fxenorm.trace.inputs import Inputs
+from fxenorm.quantisation.rounded_outputs import relative_error
 
-from .digits import Digits, digits
+from .digits import CALIBRATION, Digits, digits
 from .methods import STARTS, Case, Method, methods_of
+from .quantisers import QUANTISERS, quantiser
 from .training import trained
 
 VERSION = 1
@@ -41,18 +41,20 @@ PREDICTED = {"W8A8 tensor, predicted": "W8A8 tensor"}
 
 @dataclass(frozen=True)
 class Run:
-    """One net, start, seed, method and setting."""
+    """One net, start, seed, method, setting and quantiser."""
 
     net: str
     start: str
     seed: int
     method: str
     setting: str
+    quantiser: str = "own"
 
     @property
     def key(self) -> str:
         """A text by which the result is found again."""
-        return json.dumps([VERSION, self.net, self.start, self.seed, self.method, self.setting])
+        others = [] if self.quantiser == "own" else [self.quantiser]
+        return json.dumps([VERSION, self.net, self.start, self.seed, self.method, self.setting, *others])
 
 
 class Kept:
@@ -83,24 +85,31 @@ class Kept:
                 file.write(json.dumps({"key": run.key, "result": result}) + "\n")
 
 
-def runs_of(net: str, seeds: Sequence[int], settings: Sequence[str] = (*SETTINGS, *PREDICTED)) -> list[Run]:
-    """All runs of a net."""
+def runs_of(
+    net: str,
+    seeds: Sequence[int],
+    settings: Sequence[str] = (*SETTINGS, *PREDICTED),
+    quantiser: str = "own",
+    methods: Sequence[str] | None = None,
+) -> list[Run]:
+    """All runs of a net with a quantiser, in settings that it expresses; None: with all methods."""
+    expressed = [
+        setting
+        for setting in settings
+        if (quantiser == "own" if setting in PREDICTED else QUANTISERS[quantiser].expresses(net, SETTINGS[setting]))
+    ]
     return [
-        Run(net, start, seed, method, setting)
+        Run(net, start, seed, method, setting, quantiser)
         for seed in seeds
         for start in STARTS[net]
         for method in methods_of(net)
-        for setting in settings
+        if methods is None or method in methods
+        for setting in expressed
     ]
 
 
-def _held(leaves: Sequence[Any]) -> list[Any]:
-    """The returned tensors."""
-    return [leaf for leaf in leaves if leaf.returned]
-
-
 class Measured:
-    """A rescaled net in float32, with the ranges of its activations on training images.
+    """A rescaled net in float32, to be rounded by one quantiser or another.
 
     Args:
         case: the net in float64.
@@ -112,22 +121,24 @@ class Measured:
     def __init__(self, case: Case, log_scales: Tensor, data: Digits, expected: Tensor) -> None:
         self.model, self.data, self.expected = copy.deepcopy(case.model).float(), data, expected
         self._case, self._log_scales = case, log_scales
-        self.ranges, _, _ = observed_ranges(self.model, [Inputs((case.calibration.float(),))], _held)
+        self._roundings: dict[str, Any] = {}
 
-    def result(self, setting: str) -> dict[str, float]:
-        """What is kept of one setting."""
-        if setting in PREDICTED:
-            return {"error": self.predicted(SETTINGS[PREDICTED[setting]])}
-        return self.at(SETTINGS[setting])
+    def result(self, run: Run) -> dict[str, float]:
+        """What is kept of one run."""
+        if run.setting in PREDICTED:
+            return {"error": self.predicted(SETTINGS[PREDICTED[run.setting]])}
+        return self.at(SETTINGS[run.setting], run.quantiser)
 
     def predicted(self, bits: Bits) -> float:
         """The relative error of the logits that is predicted, in per cent."""
         seen = self._case.observations(derivatives=True).rescaled(self._log_scales)
         return 100 * float(sum(float(one.noise().sum()) for one in quantisers_of(seen, bits)) / seen.output_square) ** 0.5
 
-    def at(self, bits: Bits) -> dict[str, float]:
+    def at(self, bits: Bits, name: str = "own") -> dict[str, float]:
         """The relative error of the logits and the accuracy, in per cent."""
-        (logits,) = rounded_outputs(self.model, Inputs((self.data.test,)), _held, bits, self.ranges)
+        if name not in self._roundings:
+            self._roundings[name] = quantiser(name)(self.model, self.data.train[:CALIBRATION])
+        logits = self._roundings[name].logits(bits, self.data.test)
         right = logits.argmax(1) == self.data.test_classes
         return {"error": 100 * relative_error([logits], [self.expected]), "accuracy": 100 * float(right.double().mean())}
 
@@ -154,7 +165,7 @@ def finish(runs: Sequence[Run], kept: Kept, folder: Path, epochs: int | None = N
         for name, method in methods_of(net).items():
             wanted = [run for run in missing if run.method == name]
             for run, case in _rescaled(first, method, wanted, data, expected):
-                kept.add(run, case.result(run.setting))
+                kept.add(run, case.result(run))
                 yield run
 
 

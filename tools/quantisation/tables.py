@@ -22,15 +22,18 @@ class Results:
         net: its name.
         seeds: that were run.
         kept: the runs.
+        quantiser: who rounded.
     """
 
     net: str
     seeds: Sequence[int]
     kept: Kept
+    quantiser: str = "own"
 
     def by_seed(self, what: str, start: str, method: str, setting: str) -> list[float]:
         """The errors, or accuracies, of all seeds; empty where one is missing."""
-        runs = [Run(self.net, start, seed, method, setting) for seed in self.seeds]
+        quantiser = "own" if setting in PREDICTED else self.quantiser
+        runs = [Run(self.net, start, seed, method, setting, quantiser) for seed in self.seeds]
         return [self.kept[run][what] for run in runs] if all(run in self.kept for run in runs) else []
 
     def mean(self, what: str, start: str, method: str, setting: str) -> float:
@@ -56,6 +59,23 @@ def table(results: Results, what: str) -> list[str]:
         for method in methods_of(results.net):
             cells = [spread(results.by_seed(what, start, method, setting)) for setting in settings]
             lines.append(f"| {start} | {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def beside_own(results: Results) -> list[str]:
+    """By setting, how far the errors of another quantiser are from those of the own rounding, run by run."""
+    own, lines = Results(results.net, results.seeds, results.kept), []
+    for setting in SETTINGS:
+        ratios = [
+            found / one
+            for start in STARTS[results.net]
+            for method in methods_of(results.net)
+            for found, one in zip(
+                results.by_seed("error", start, method, setting), own.by_seed("error", start, method, setting), strict=False
+            )
+        ]
+        if ratios:
+            lines.append(f"{setting:20} {spread(ratios)}, from {min(ratios):.4f} to {max(ratios):.4f} ({len(ratios)} runs)")
     return lines
 
 
@@ -177,7 +197,8 @@ def _of_predictions(results: Results) -> list[Claim]:
 def report(results: Results, show: Callable[[str], None]) -> None:
     """Shows the tables of a net and its claims."""
     seeds = ", ".join(map(str, results.seeds))
-    show(f"\n## {results.net}, seeds {seeds}: relative error of the logits in %, mean ± standard deviation\n")
+    by = "" if results.quantiser == "own" else f", rounded by {results.quantiser}"
+    show(f"\n## {results.net}, seeds {seeds}{by}: relative error of the logits in %, mean ± standard deviation\n")
     for line in table(results, "error"):
         show(line)
     show(f"\n## {results.net}: test accuracy in %\n")
@@ -186,6 +207,10 @@ def report(results: Results, show: Callable[[str], None]) -> None:
     show("\nAccuracy less that of nothing, from the trained start, seed by seed, in points:\n")
     for line in differences(results, ("W4 tensor", "W4 channel", "W8A8 tensor")):
         show(line)
+    if results.quantiser != "own":
+        show(f"\nError by {results.quantiser} over that of the own rounding, of one run, by setting:\n")
+        for line in beside_own(results):
+            show(line)
     show("")
     for claim in claims(results):
         show(str(claim))
