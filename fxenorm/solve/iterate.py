@@ -146,26 +146,29 @@ def move(problem: Objective, total: Tensor, step: Tensor, powers_of_two: Tensor 
     of two may lie beyond it. It is taken if the objective agrees, else the one towards 0, else that of half the cycle.
     """
 
-    def within(change: Tensor) -> Tensor:
-        """`total` and a change of it, cut at the limit."""
-        return clamped(total + change, problem.limit)
-
     if powers_of_two is None or problem.is_empty:
-        return within(step)
+        return clamped(total + step, problem.limit)
+    mask = powers_of_two
+
+    def within(change: Tensor) -> Tensor:
+        """`total` and a change of it, cut at the limit; sums of whole octaves in natural logarithms drift by rounding errors."""
+        return round_to_powers_of_two(clamped(total + change, problem.limit), mask)
+
     finite = not math.isinf(problem.p)
-    candidates = [
-        within(truncate_to_powers_of_two(torch.where(powers_of_two, step / 2, step), powers_of_two)),
-        within(truncate_to_powers_of_two(step, powers_of_two)),
-        within(round_to_powers_of_two(step if finite else step * (1 - _TIE), powers_of_two)),
+    candidates: list[Callable[[], Tensor]] = [
+        lambda: within(round_to_powers_of_two(step if finite else step * (1 - _TIE), mask)),
+        lambda: within(truncate_to_powers_of_two(step, mask)),
+        lambda: within(truncate_to_powers_of_two(torch.where(mask, step / 2, step), mask)),
     ]
-    before, *reached = problem.log_objectives([total, *candidates])
+    before = problem.log_objective(total)
     # The largest entry alone says little about p = inf: there it only must not rise.
     allowed = before - 1e-12 * before.abs() if finite else before
-    chosen = within(truncate_to_powers_of_two(torch.where(powers_of_two & finite, 0.0, step), powers_of_two))
-    for ahead, objective in zip(candidates, reached, strict=True):
-        chosen = torch.where(objective <= allowed, ahead, chosen)
-    # Sums of whole octaves in natural logarithms drift by rounding errors.
-    return round_to_powers_of_two(chosen, powers_of_two)
+    for candidate in candidates:
+        # Each is a pass over all entries, and the first will most often do.
+        ahead = candidate()
+        if bool(problem.log_objective(ahead) <= allowed):
+            return ahead
+    return within(truncate_to_powers_of_two(torch.where(mask & finite, 0.0, step), mask))
 
 
 def rounded_if_better(problem: Objective, log_scales: Tensor, powers_of_two: Tensor) -> Tensor:

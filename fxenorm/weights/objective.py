@@ -26,6 +26,7 @@ __all__ = ["CurrentObjective"]
 
 
 _REMEMBERED = 4
+"""Log-scales whose sums are kept: a cycle asks again for those it starts from, and those it has tried."""
 
 
 class _Recent:
@@ -46,15 +47,29 @@ class _Recent:
         return self._prepared
 
     def get(self, log_scales: Tensor | None, make: Callable[[Tensor | None], Tensor]) -> Tensor:
-        """Returns the value for these very log-scales; makes and keeps it if there is none."""
-        # An inference tensor has no version; nothing here changes log-scales in place.
-        version = 0 if log_scales is None or log_scales.is_inference() else log_scales._version
+        """Returns the value for these log-scales; makes and keeps it if there is none."""
+        version = _version(log_scales)
         for place, at, value in self._known:
-            if place is log_scales and at == version:
+            if at == _version(place) and (place is log_scales or _are_equal(place, log_scales)):
                 return value
         value = make(log_scales)
-        self._known = [(log_scales, version, value), *self._known[: _REMEMBERED - 1]]
+        # Those of the weights as they are: reports compare with them at the end.
+        first = [one for one in self._known[_REMEMBERED - 1 :] if one[0] is None]
+        self._known = [(log_scales, version, value), *self._known[: _REMEMBERED - 1], *first]
         return value
+
+
+def _version(log_scales: Tensor | None) -> int:
+    """Returns how often log-scales have been changed in place; an inference tensor does not know, and none is changed here."""
+    return 0 if log_scales is None or log_scales.is_inference() else log_scales._version
+
+
+def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two log-scales are known to be the same numbers; None is 0. On other devices the answer would be waited for."""
+    if one is None or other is None:
+        given = one if other is None else other
+        return given is None or (given.device.type == "cpu" and not bool(given.any()))
+    return one.device.type == other.device.type == "cpu" and one.dtype == other.dtype and torch.equal(one, other)
 
 
 class _Looks:
