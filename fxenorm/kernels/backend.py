@@ -177,6 +177,9 @@ class Backend(Protocol):
     def matrices(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> list[Tensor]:
         """Reads the weights once: everything that `sums` and `energies` need for any number of log-scales."""
 
+    def has_zeros(self, p: float, matrix: Tensor) -> bool:
+        """Returns whether an entry of what `matrices` returns stands for a weight of zero; waits for the device."""
+
     def sums(self, program: ReduceProgram, matrices: Iterable[Tensor], log_scales: Tensor | None = None) -> ChannelSums:
         """Returns N and P of the weights as they would be after a rescaling by `log_scales`."""
 

@@ -326,7 +326,7 @@ class Weights:
         """Returns the exponents of the counted entries that are not zero, of all processes."""
         program = objective.program.to(torch.device("cpu"))
         if self.ranks is None:
-            return exponent_rows(program, objective.matrices)
+            return exponent_rows(program, objective.matrices, objective.backend.has_zeros)
         parts = self.ranks.gather_made(lambda: exponent_rows(program, objective.matrices))
         return parts[0].extended(parts[1:])
 

@@ -15,6 +15,7 @@ from fxenorm.kernels.backend import ObjectiveSums, get_backend
 from fxenorm.kernels.program import ReduceProgram, ScaleTarget
 from fxenorm.kernels.reference.executor import EagerBackend
 from fxenorm.kernels.rooms import least_and_largest
+from fxenorm.weights.weights import Weights
 
 from ..executor_cases import in_order
 from ..random_plans import Case, cases
@@ -158,3 +159,85 @@ def test_ends_of_compiled_passes_are_those_of_the_reference(dtype: torch.dtype) 
         assert compiled.least_and_largest(target) == least_and_largest(target)
         tensor[0] = math.nan
         assert math.isnan(compiled.least_and_largest(target)[1]) and math.isnan(least_and_largest(target)[1])
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", [2.0, 3.7, 6.0])
+def test_lines_of_large_tensors_are_summed_as_by_the_reference(name: str, dtype: torch.dtype, p: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(310, 320), nn.ReLU(), nn.Linear(320, 300), nn.GELU(), nn.Conv2d(1, 70, 33), nn.ReLU())
+    model.append(nn.Conv2d(70, 2, 33))
+    layers = [[model[0], model[2]], [model[4], model[6]]]
+    for chain in layers:
+        weights = _weights_of(nn.Sequential(chain[0], nn.ReLU(), chain[1]).to(dtype), p, 2 + 2 * isinstance(chain[0], nn.Conv2d))
+        tensors, factors = weights.gather()
+        expected = EAGER.matrices(weights.program, tensors, factors)
+        found = EXECUTORS[name].matrices(weights.program, tensors, factors)
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == other.dtype
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(3)
+            again = EXECUTORS[name].matrices(weights.program, tensors, factors)
+        finally:
+            torch.set_num_threads(before)
+        assert all(map(torch.equal, again, found))
+
+
+def _weights_of(model: nn.Module, p: float, ndim: int) -> Weights:
+    """Returns the weights of a chain."""
+    dtype = next(model.parameters()).dtype
+    shape = (2, 310) if ndim == 2 else (1, 1, 80, 80)
+    plan = fxenorm.analyze(model, torch.empty(shape, dtype=dtype), p=p)
+    return Weights(plan.rescaler.analysis, model)
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zeros_are_found_wherever_they_are(name: str, dtype: torch.dtype) -> None:
+    tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the least number there is
+    for size in (1, 31, 64, 1000, 300_001):
+        tensor = torch.full((size,), tiny, dtype=dtype)
+        tensor[size // 3] = math.nan
+        assert not EXECUTORS[name].has_zeros(2.0, tensor) and not EXECUTORS[name].has_zeros(2.0, -tensor)
+        for place in {0, size // 2, size - 1}:
+            for zero in (0.0, -0.0):
+                held = tensor.clone()
+                held[place] = zero
+                assert EXECUTORS[name].has_zeros(2.0, held)
+    logs = torch.zeros(70_000, dtype=torch.float64)
+    assert not EXECUTORS[name].has_zeros(8.0, logs)
+    logs[-1] = -math.inf
+    assert EXECUTORS[name].has_zeros(8.0, logs) and not EXECUTORS[name].has_zeros(8.0, logs[:-1])
+
+
+def test_sums_are_remembered_by_the_numbers_and_not_by_the_place() -> None:
+    torch.manual_seed(0)
+    objective = _weights_of(nn.Sequential(nn.Linear(310, 20), nn.ReLU(), nn.Linear(20, 3)), 2.0, 2).objective()
+    made = []
+    real = objective.backend.objective_sums
+
+    class Counted:
+        """Sums that note at which log-scales they are asked for."""
+
+        def __init__(self) -> None:
+            self._real = real(objective.program, objective.matrices)
+
+        def contributions(self, log_scales: Tensor | None = None) -> Tensor:
+            made.append(log_scales)
+            return self._real.contributions(log_scales)
+
+    objective._recent.prepared(Counted)
+    scales = torch.randn(20, dtype=torch.float64)
+    first = objective.log_sums(scales)
+    assert torch.equal(first[0], objective.log_sums(scales.clone())[0]) and len(made) == 1
+    for number in range(2, 8):
+        objective.log_sums(scales + number)
+    assert torch.equal(first[0], objective.log_sums(scales.clone())[0]) and len(made) == 8  # forgotten, and made anew
+    scales += 1.0
+    assert not torch.equal(objective.log_sums(scales)[0], first[0])
+    start = objective.log_sums()
+    count = len(made)
+    assert torch.equal(start[0], objective.log_sums(torch.zeros(20, dtype=torch.float64))[0]) and len(made) == count

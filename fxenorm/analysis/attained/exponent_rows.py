@@ -7,7 +7,7 @@ lies between all out_i and all in_j: one more column, a hub, takes the place of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...kernels.program import Block, ReduceProgram
-from ...kernels.reference.channel_sums import is_zero
+from ...kernels.reference.channel_sums import has_zeros, is_zero
 from ..held import Mask
 
 __all__ = ["ExponentRows", "exponent_rows", "term_sides"]
@@ -107,22 +107,25 @@ def distinct_rows(matrix: Any) -> Any:
     return matrix[np.sort(order[np.append(True, ~same)])]
 
 
-def exponent_rows(program: ReduceProgram, matrices: Sequence[Tensor] | None = None) -> ExponentRows:
+def exponent_rows(
+    program: ReduceProgram,
+    matrices: Sequence[Tensor] | None = None,
+    any_zero: Callable[[float, Tensor], bool] = has_zeros,
+) -> ExponentRows:
     """Returns the rows of all counted entries; of those that are not zero, where matrices are given.
 
     Args:
         program: the objective, on the CPU.
         matrices: as `Backend.matrices` returns them; None: every entry counts.
+        any_zero: as `Backend.has_zeros`.
     """
     found = ExponentRows(program.num_scales, program.num_scales)
     for number, block in enumerate(program.blocks):
         if not block.terms:
             continue
         present = None
-        if matrices is not None:
-            zero = is_zero(program.p, matrices[number])
-            if bool(zero.any()):
-                present, found.lacking = ~zero.cpu().numpy(), True
+        if matrices is not None and any_zero(program.p, matrices[number]):
+            present, found.lacking = ~is_zero(program.p, matrices[number]).cpu().numpy(), True
         _add_block(found, block, program.num_scales, present)
     return found
 

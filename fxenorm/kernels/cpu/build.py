@@ -287,6 +287,7 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.fxenorm_products.argtypes = [*(pointer, integer, pointer, integer, ctypes.c_double), *[pointer] * 3, ctypes.c_int]
     found.fxenorm_ends.argtypes = [pointer, integer, integer, pointer, ctypes.c_int]
     found.fxenorm_products.restype = found.fxenorm_ends.restype = None
+    found.fxenorm_zeros.argtypes, found.fxenorm_zeros.restype = [pointer, integer, integer, ctypes.c_int], ctypes.c_int
     found.fxenorm_contract.argtypes = [integer, integer, *[pointer] * 6]
     found.fxenorm_contract.restype = integer
     for one_call in (found.fxenorm_step, found.fxenorm_cycles):

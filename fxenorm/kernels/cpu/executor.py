@@ -14,12 +14,14 @@ from ...errors import OptionError
 from ..backend import CycleRunner, CycleTask, Ids, ObjectiveSums, Values, register_backend
 from ..memory import has_plain_memory
 from ..program import ChannelSums, ReduceProgram, ScaleTarget
+from ..reference.channel_sums import is_linear, is_narrow, power_matrix
 from ..reference.executor import EagerBackend, by_device
 from ..rooms import least_and_largest, leaving, rounded
 from ..writes import Write, carry_out
 from .build import BuildError, library
 from .cycle_runner import CompiledCycles
 from .step_table import StepTable
+from .sums.line_sums import line_sums
 from .sums.objective_sums import CompiledSums
 from .tables import TYPES, ReduceTable, ScaleTable, reduce_signature
 
@@ -63,6 +65,23 @@ class CompiledBackend(EagerBackend):
             join = torch.maximum if math.isinf(program.p) else torch.logaddexp
             negative, positive = join(negative, sums.log_negative), join(positive, sums.log_positive)
         return ChannelSums(negative, positive)
+
+    @torch.no_grad()
+    def matrices(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> list[Tensor]:
+        """Returns by block |w|^p summed over the kernel axes; large tensors of which only lines are summed, in compiled code."""
+        found: list[Tensor] = []
+        for block, tensor, factor in zip(program.blocks, tensors, factors, strict=True):
+            lines = line_sums(self.library, program.p, block, tensor) if factor is None else None
+            found.append(power_matrix(program.p, block, tensor, factor) if lines is None else lines)
+        return found
+
+    @torch.no_grad()
+    def has_zeros(self, p: float, matrix: Tensor) -> bool:
+        """Returns whether any entry stands for a weight of zero, from one compiled pass."""
+        plain = matrix.device.type == "cpu" and has_plain_memory(matrix) and matrix.is_contiguous() and matrix.dtype in TYPES
+        if not plain or not (is_linear(p) or is_narrow(matrix)):
+            return super().has_zeros(p, matrix)
+        return bool(self.library.fxenorm_zeros(matrix.data_ptr(), matrix.numel(), matrix.itemsize, _threads_for(matrix)))
 
     @torch.no_grad()
     def objective_sums(self, program: ReduceProgram, matrices: Sequence[Tensor]) -> ObjectiveSums:
@@ -145,8 +164,7 @@ class CompiledBackend(EagerBackend):
         if not plain or target.offset:
             return least_and_largest(target)
         found = (ctypes.c_double * 2)()
-        threads = 1 if tensor.numel() <= _ALONE_UP_TO else torch.get_num_threads()
-        self.library.fxenorm_ends(tensor.data_ptr(), tensor.numel(), TYPES[tensor.dtype], found, threads)
+        self.library.fxenorm_ends(tensor.data_ptr(), tensor.numel(), TYPES[tensor.dtype], found, _threads_for(tensor))
         return found[0], found[1]
 
     def _reduce_table(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> ReduceTable:
@@ -167,6 +185,11 @@ class CompiledBackend(EagerBackend):
         table = ScaleTable(targets, counted)
         self._scale = [table, *self._scale[: _KEPT - 1]]
         return table
+
+
+def _threads_for(tensor: Tensor) -> int:
+    """Returns how many threads read a tensor."""
+    return 1 if tensor.numel() <= _ALONE_UP_TO else torch.get_num_threads()
 
 
 class _NoRoom(Exception):

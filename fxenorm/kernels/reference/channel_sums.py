@@ -25,6 +25,7 @@ __all__ = [
     "energy",
     "expanded",
     "has_two_sides",
+    "has_zeros",
     "is_full",
     "is_linear",
     "is_narrow",
@@ -103,6 +104,13 @@ def powers_of_maxima(p: float, block: Block, logs: Tensor, times: float = 1.0) -
 def is_zero(p: float, matrix: Tensor) -> Tensor:
     """Returns which entries of a matrix stand for a weight of zero."""
     return matrix == (0 if is_linear(p) or is_narrow(matrix) else -math.inf)
+
+
+def has_zeros(p: float, matrix: Tensor) -> bool:
+    """Whether any entry of a matrix stands for a weight of zero; looks a part at a time, and waits for the device."""
+    if is_linear(p) or is_narrow(matrix):
+        return not all(bool(matrix[index].all()) for index in parts_of(matrix))
+    return any(bool(is_zero(p, matrix[index]).any()) for index in parts_of(matrix))
 
 
 def expanded(p: float, matrix: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ..parts import Index, part_of, parts_of
 from ..program import ChannelSums, ReduceProgram, ScaleTarget, as_float, float_dtype
 from ..rooms import leaving, rooms, rounded
 from ..writes import Write, carry_out
-from .channel_sums import channel_sums, contributions, energy, power_matrix, streamed_contributions
+from .channel_sums import channel_sums, contributions, energy, has_zeros, power_matrix, streamed_contributions
 from .curvature import Curvature, aggregate
 
 __all__ = ["EagerBackend", "by_device"]
@@ -51,6 +51,11 @@ class EagerBackend:
         """Returns by block |w|^p summed over the kernel axes; see `power_matrix`."""
         members = zip(program.blocks, tensors, factors, strict=True)
         return [power_matrix(program.p, block, tensor, factor) for block, tensor, factor in members]
+
+    @torch.no_grad()
+    def has_zeros(self, p: float, matrix: Tensor) -> bool:
+        """Returns whether any entry stands for a weight of zero."""
+        return has_zeros(p, matrix)
 
     @torch.no_grad()
     def reduce(self, program: ReduceProgram, tensors: Sequence[Tensor], factors: Sequence[Tensor | None]) -> ChannelSums:

@@ -15,6 +15,7 @@
 #include "products.h"
 #include "scale.h"
 #include "step.h"
+#include "zeros.h"
 
 extern "C" {
 
@@ -95,6 +96,15 @@ void fxenorm_ends(const void *data, i64 count, i64 dtype, double *out, int threa
     case 1: return find_ends<F64, std::uint64_t>(data, count, out, threads);
     case 2: return find_ends<BF16, std::uint16_t>(data, count, out, threads);
     default: return find_ends<F16, std::uint16_t>(data, count, out, threads);
+    }
+}
+
+// Whether a number is 0.
+int fxenorm_zeros(const void *data, i64 count, i64 size, int threads) {
+    switch (size) {
+    case 2: return find_zeros<std::uint16_t>(data, count, threads);
+    case 4: return find_zeros<std::uint32_t>(data, count, threads);
+    default: return find_zeros<std::uint64_t>(data, count, threads);
     }
 }
 
