@@ -142,9 +142,9 @@ class CountedTensors:
         return self.renamed(basis.terms, num_scales, p)
 
     def renamed(self, rename: Callable[[Sequence[Term]], tuple[Term, ...]], num_scales: int, p: float) -> CountedTensors:
-        """Returns the same over other variables, without tensors that do not move; `rename` gives the terms in these."""
-        moved = [replace(item, terms=rename(item.terms)) for item in self.tensors]
-        return _assembled([item for item in moved if item.terms], num_scales, p)
+        """Returns the same over other variables, without tensors that do not move; `rename` gives the terms in these, or none."""
+        renamed = ((item, rename(item.terms)) for item in self.tensors)
+        return _assembled([replace(item, terms=terms) for item, terms in renamed if terms], num_scales, p)
 
     def without(self, left_out: Sequence[CountedTensor], num_scales: int, p: float) -> CountedTensors:
         """Returns the same without some of the tensors."""

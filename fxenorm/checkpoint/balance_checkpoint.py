@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from itertools import zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from .check import changed_modules, modules_around
 from .components import components, names_in, restricted
 from .files.tensor_files import TensorFiles, open_files
 from .files.workplace import Workplace
+from .in_turn import in_turn
 from .journal import ComponentReport, ProgressJournal
 from .meta_model import meta_model
 from .part import Part, balance_part
@@ -94,7 +94,8 @@ def balance_checkpoint(
     place = Workplace(open_files(source), Path(target))
     placed = sharing.first(lambda: place.ready(overwrite))
     model = meta_model(model_or_config, source)
-    analysis = analyze(model, **options).rescaler.analysis
+    plan = analyze(model, **options)
+    analysis = plan.rescaler.analysis
     stored = stored_names(analysis, place.source)
     variables = components(analysis)
     key = _key(analysis, place.source, tol)
@@ -108,11 +109,10 @@ def balance_checkpoint(
         """Checks the new files and puts them in place."""
         checked = None
         if check != "none":
-            inputs = (options.get("example_inputs"), options.get("example_kwargs"))
             around = modules_around(model, analysis, parts, every=check == "all")
             # A copy on the meta device has tensors of their own in the place of tied ones.
             files = place.source.with_aliases(analysis.symmetry.aliases)
-            checked = changed_modules(model, *inputs, around, files, place.folder)
+            checked = changed_modules(model, plan.example, around, files, place.folder)
             checked.refuse(place.folder)
         result = result_of(place.target, analysis, variables, reports, checked)
         kept = {"fxenorm": __version__, "fingerprint": analysis.fingerprint, "log_scales": result.log_scales.tolist()}
@@ -145,7 +145,7 @@ def _balance_all(
 
     Of several processes each takes some, and keeps a journal of its own.
     """
-    sizes = [sum(part.source.bytes_of(names[0]) for names in part.stored.values()) for part in parts]
+    sizes = [sum(place.source.bytes_of(names[0]) for names in part.stored.values()) for part in parts]
     known = sharing.first(lambda: _prepared(place, moved, key))
     left = [part for part in parts if part.index not in known]
     own = [left[piece] for piece in sharing.own([sizes[part.index] for part in left])]
@@ -198,10 +198,7 @@ def _taken(place: Workplace, key: str) -> dict[int, ComponentReport]:
 def _balanced(parts: list[Part], jobs: int) -> Iterator[ComponentReport]:
     """Balances the components, one after the other or on several processes; yields each report once its bytes are written."""
     if jobs == 1 or len(parts) < 2:
-        for part, following in zip_longest(parts, parts[1:]):
-            if following is not None:
-                following.source.expect(names[0] for names in following.stored.values())
-            yield balance_part(part)
+        yield from in_turn(parts, balance_part)
         return
     threads = max(1, torch.get_num_threads() // jobs)
     # Forked children of a process with threads may hang.

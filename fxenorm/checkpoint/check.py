@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,8 +82,7 @@ def modules_around(model: nn.Module, analysis: Analysis, parts: Sequence[Part], 
 
 def changed_modules(
     model: nn.Module,
-    example: Any,
-    kwargs: dict[str, Any] | None,
+    example: Inputs | None,
     places: Sequence[str],
     source: TensorFiles,
     folder: Path,
@@ -91,7 +91,7 @@ def changed_modules(
 
     Args:
         model: the module; it is left as it was.
-        example, kwargs: inputs of the model; None: guessed.
+        example: inputs on which the model runs; None: guessed.
         places: what `modules_around` gave.
         source: the old files.
         folder: where the new ones lie.
@@ -106,7 +106,7 @@ def changed_modules(
         if source.holds(name):
             tensor.data = tensor.data.to(source.dtype_of(name))
     try:
-        calls = _calls(meta, resolve_inputs(meta, example, kwargs), paths)
+        calls = _calls(meta, _as_stored(meta, example), paths)
     except Exception as error:  # whatever the model says of tensors without values
         return Checked((), {}, (*unchecked, f"the model does not run without values ({type(error).__name__}: {error})"))
     changed: dict[str, float] = {}
@@ -128,6 +128,20 @@ def _common(names: Sequence[str]) -> str:
     return ".".join(paths[0][:length])
 
 
+def _as_stored(model: nn.Module, example: Inputs | None) -> Inputs:
+    """Returns inputs for a model whose weights have the types of the files: what was guessed takes the type of the first."""
+    if example is None:
+        return resolve_inputs(model)
+    floating = next((tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()), None)
+    if not example.guessed or floating is None:
+        return example
+    return example.map(lambda tensor: tensor.to(floating) if tensor.is_floating_point() else tensor)
+
+
+class _AllCalled(BaseException):
+    """Ends a run; models catch exceptions of other kinds."""
+
+
 def _calls(model: nn.Module, inputs: Inputs, paths: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     """Returns the arguments of the first call of some modules, of a run with fake values."""
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -136,11 +150,18 @@ def _calls(model: nn.Module, inputs: Inputs, paths: Sequence[str]) -> dict[str, 
 
     def noting(path: str) -> Any:
         """Returns the hook of one module."""
-        return lambda module, args, kwargs: calls.setdefault(path, (args, kwargs)) and None
+
+        def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+            """Notes the first call, and ends the run where it was the last one that is asked for."""
+            calls.setdefault(path, (args, kwargs))
+            if len(calls) == len(paths):
+                raise _AllCalled
+
+        return note
 
     # Some models ask meta tensors for values, and know that they must not ask fake ones.
     fake = copy.deepcopy(model)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), contextlib.suppress(_AllCalled):
         fake.to_empty(device="cpu")
         for path in paths:
             fake.get_submodule(path).register_forward_pre_hook(noting(path), with_kwargs=True)

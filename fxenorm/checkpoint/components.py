@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,10 +53,10 @@ def names_in(analysis: Analysis, variables: NDArray[np.int64]) -> tuple[str, ...
         analysis: the plan without its module.
         variables: one of its `components`.
     """
-    mask = _mask(analysis, variables)
-    found = dict.fromkeys(name for name, ids in analysis.variables_of.items() if mask[ids].any())
-    for item in analysis.counted.tensors:
-        if item.fold is not None and mask[_variables(item.terms)].any():
+    mask, firsts = _mask(analysis, variables), _firsts(analysis)
+    found = dict.fromkeys(name for name, first in zip(analysis.variables_of, firsts.tensors, strict=True) if mask[first])
+    for item, first in zip(analysis.counted.tensors, firsts.counted, strict=True):
+        if item.fold is not None and mask[first]:
             fold = item.fold
             found.update(dict.fromkeys(filter(None, (fold.weight, fold.bias, fold.gamma, fold.beta, fold.mean, fold.variance))))
     return tuple(found)
@@ -71,7 +72,7 @@ def restricted(analysis: Analysis, variables: NDArray[np.int64]) -> Analysis:
     Returns:
         A plan whose variable k is ``variables[k]``.
     """
-    symmetry, mask = analysis.symmetry, _mask(analysis, variables)
+    symmetry, mask, firsts = analysis.symmetry, _mask(analysis, variables), _firsts(analysis)
     names = names_in(analysis, variables)
     places = np.full(symmetry.num_scales + 1, -1, dtype=np.int64)  # the last one is that of -1
     places[variables] = np.arange(variables.size)
@@ -84,7 +85,7 @@ def restricted(analysis: Analysis, variables: NDArray[np.int64]) -> Analysis:
         shapes={name: symmetry.shapes[name] for name in names if name in symmetry.shapes},
         aliases={},
         offsets={name: offset for name, offset in symmetry.offsets.items() if name in exponents},
-        channels=tuple(_moved(terms, places) for terms in symmetry.channels if mask[_variables(terms)].any()),
+        channels=tuple(_moved(symmetry.channels[place], places) for place in np.flatnonzero(mask[firsts.channels])),
         flows={},
         sites=(),
         account=None,
@@ -92,8 +93,45 @@ def restricted(analysis: Analysis, variables: NDArray[np.int64]) -> Analysis:
     )
     found = Analysis(part, analysis.options, _groups(analysis.groups, mask), ())
     found.executor = analysis.executor
-    found.__dict__["counted"] = analysis.counted.renamed(lambda terms: _moved(terms, places), part.num_scales, analysis.options.p)
+    own = {id(analysis.counted.tensors[place].terms) for place in np.flatnonzero(mask[firsts.counted])}
+
+    def renamed(terms: Sequence[Term]) -> tuple[Term, ...]:
+        """Returns terms in the component's variables, without a look at those of others."""
+        return _moved(terms, places) if id(terms) in own else ()
+
+    found.__dict__["counted"] = analysis.counted.renamed(renamed, part.num_scales, analysis.options.p)
     found.__dict__["feeding_last"] = analysis.feeding_last[variables]
+    return found
+
+
+@dataclass(frozen=True)
+class _Firsts:
+    """The first variable of each thing that carries some, -1 where it carries none: all others are in the same component.
+
+    Attributes:
+        tensors: in the order of `Analysis.variables_of`.
+        counted: of the counted tensors.
+        channels: of the channels' fields.
+    """
+
+    tensors: NDArray[np.int64]
+    counted: NDArray[np.int64]
+    channels: NDArray[np.int64]
+
+
+def _firsts(analysis: Analysis) -> _Firsts:
+    """Returns them, worked out once for a plan."""
+
+    def of(blocks: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+        """Returns the first of each block of ascending variables."""
+        return np.array([ids[0] if ids.size else -1 for ids in blocks], dtype=np.int64)
+
+    def make() -> _Firsts:
+        """Works them out."""
+        counted = (_variables(item.terms) for item in analysis.counted.tensors)
+        return _Firsts(of(analysis.variables_of.values()), of(counted), of(map(_variables, analysis.symmetry.channels)))
+
+    found: _Firsts = analysis.remembered(("first variables",), make)
     return found
 
 

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from ..analysis.analysis import Analysis
 from ..errors import FxenormWarning
 from ..plan.plan import Plan
-from .files.tensor_files import TensorFiles
 from .journal import ComponentReport
 
-__all__ = ["Part", "balance_part", "module_of"]
+__all__ = ["Files", "Part", "balance_part", "module_of"]
+
+
+class Files(Protocol):
+    """The place that a component is read from and written to."""
+
+    def read(self, name: str) -> Tensor:
+        """Returns one tensor, in memory of its own."""
+
+    def write(self, name: str, tensor: Tensor, folder: Path) -> None:
+        """Writes a tensor to its place in the file of the same name in another folder; nobody changes it afterwards."""
+
+    def flush(self, names: Iterable[str], folder: Path) -> None:
+        """Waits until the disk has what was written of these tensors: only then a journal may say so."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +39,7 @@ class Part:
         index: its place among the components.
         analysis: the plan of its tensors alone.
         stored: by name of a tensor, the names under which the files hold it: several where tied tensors are stored twice.
-        source: the files that are read.
+        source: what is read.
         folder: where those that are written lie.
         tol: as in `fxenorm.Plan.balance`.
     """
@@ -34,7 +47,7 @@ class Part:
     index: int
     analysis: Analysis
     stored: Mapping[str, tuple[str, ...]]
-    source: TensorFiles
+    source: Files
     folder: Path
     tol: float
 
@@ -59,6 +72,7 @@ def balance_part(part: Part) -> ComponentReport:
     for name in symmetry.exponents:
         for stored in part.stored[name]:
             part.source.write(stored, tensors[name], part.folder)
+    part.source.flush([stored for name in symmetry.exponents for stored in part.stored[name]], part.folder)
     # What refers to the module in a circle would keep the weights until the collector comes.
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.new_empty(0)

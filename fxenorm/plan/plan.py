@@ -948,6 +948,18 @@ class Plan:
         with self.rescaler.lock:
             return predict(self.rescaler, self.follow(observations), Bits() if bits is None else bits)
 
+    @property
+    def example(self) -> Inputs | None:
+        """The inputs on which the analysis ran, given or guessed; None for a plan that was read from a file.
+
+        Example:
+            >>> import fxenorm, torch
+            >>> plan = fxenorm.analyze(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)))
+            >>> plan.example.guessed, plan.example.args[0].shape
+            (True, torch.Size([2, 4]))
+        """
+        return self._example
+
     def verify(self, inputs: Any = None, *, seed: int = 0) -> Verification:
         """Checks on the model itself that rescaling leaves its outputs as they are; the model is left as it was.
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import CheckpointError
+from .blocks import BLOCK, read_at, write_at
+from .memory import Memory
 from .tensor_files import open_files, write_values
 
 __all__ = ["copy_but", "write_again"]
@@ -50,22 +53,20 @@ def copy_but(source: Path, target: Path, left: list[tuple[int, int]]) -> None:
         source, target: the files.
         left: begin and end of each part, in their order; what lies in one before is passed over.
     """
-    size = source.stat().st_size
-    with source.open("rb") as read, target.open("wb") as written:
+    size, room = source.stat().st_size, Memory().take(_CHUNK + BLOCK)
+    with target.open("wb") as written:
         written.truncate(size)
-        place = 0
-        for begin, end in [*left, (size, size)]:
-            _copy(read, written, place, begin)
-            place = end
+    place = 0
+    for begin, end in [*left, (size, size)]:
+        _copy(source, target, place, begin, room)
+        place = end
 
 
-def _copy(read: BinaryIO, written: BinaryIO, begin: int, end: int) -> None:
+def _copy(source: Path, target: Path, begin: int, end: int, room: NDArray[np.uint8]) -> None:
     """Copies some bytes of a file to the same place in another."""
-    read.seek(begin)
-    written.seek(begin)
     while begin < end:
-        data = read.read(min(_CHUNK, end - begin))
-        if not data:
-            raise CheckpointError(f"{read.name} has become shorter while it was read")
-        written.write(data)
-        begin += len(data)
+        values = read_at(source, begin, min(_CHUNK - begin % BLOCK, end - begin), room)
+        if not values.size:
+            raise CheckpointError(f"{source} has become shorter while it was read")
+        write_at(target, begin, values)
+        begin += values.size

@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .blocks import flush
+
 __all__ = ["finish_placing", "place"]
 
 _BEFORE = ".before-writing"
@@ -128,5 +130,4 @@ def _to_disk(path: Path) -> None:
     """Waits until the disk has a file, or all files of a folder."""
     for one in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if one.is_file():
-            with one.open("rb") as file:
-                os.fsync(file.fileno())
+            flush(one)

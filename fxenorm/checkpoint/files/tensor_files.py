@@ -7,23 +7,22 @@ Format: https://github.com/huggingface/safetensors (eight bytes of length, a JSO
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import mmap
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from .blocks import BLOCK, flush, read_at, room_for, write_at
+from .memory import Memory
 
 __all__ = ["StoredTensor", "TensorFiles", "open_files", "write_values"]
 
@@ -72,6 +71,7 @@ class TensorFiles:
         tensors: by name.
         others: further files of the folder that belong to the model, as its index and its config.
         single: whether the checkpoint is one file rather than a folder.
+        memory: where tensors are read to.
     """
 
     folder: Path
@@ -79,6 +79,7 @@ class TensorFiles:
     tensors: Mapping[str, StoredTensor]
     others: tuple[str, ...]
     single: bool
+    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
 
     def with_aliases(self, aliases: Mapping[str, str]) -> TensorFiles:
         """Returns the same files, where a tensor of several names is found under each of them.
@@ -127,33 +128,24 @@ class TensorFiles:
         count = stored.end - stored.begin
         if not count:
             return torch.empty(stored.shape, dtype=_DTYPES[stored.dtype], device="cpu")
-        # Pages of their own go back to the system at once; freed pieces of a heap may stay.
-        pages = mmap.mmap(-1, count)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a system without large pages takes small ones
-                pages.madvise(mmap.MADV_HUGEPAGE)
-        values, view = torch.from_numpy(np.frombuffer(pages, dtype=np.uint8)), memoryview(pages)
-        with (self.folder / stored.file).open("rb", buffering=0) as file:
-            file.seek(stored.begin)
-            done = 0
-            while done < count:
-                got = file.readinto(view[done:])
-                if not got:
-                    raise CheckpointError(f"{self.folder / stored.file} ends before the values of {name!r} do: fetch it again")
-                done += got
-        return values.view(_DTYPES[stored.dtype]).reshape(stored.shape)
-
-    def expect(self, names: Iterable[str]) -> None:
-        """Asks the system to read tensors ahead into its page cache, which is no memory of this process."""
-        if hasattr(os, "posix_fadvise"):
-            for stored in map(self._stored, names):
-                with (self.folder / stored.file).open("rb", buffering=0) as file:
-                    os.posix_fadvise(file.fileno(), stored.begin, stored.end - stored.begin, os.POSIX_FADV_WILLNEED)
+        dtype, path = _DTYPES[stored.dtype], self.folder / stored.file
+        room = self.memory.take(room_for(stored.begin, count))
+        values = torch.from_numpy(read_at(path, stored.begin, count, room))
+        if values.numel() < count:
+            raise CheckpointError(f"{path} ends before the values of {name!r} do: fetch it again")
+        if stored.begin % BLOCK % dtype.itemsize:  # a header of odd length: numbers in memory lie at whole ones
+            values = values.clone()
+        return values.view(dtype).reshape(stored.shape)
 
     def write(self, name: str, tensor: Tensor, folder: Path) -> None:
         """Writes a tensor to its place in the file of the same name in another folder."""
         stored = self._stored(name)
         write_values(folder / stored.file, stored, tensor)
+
+    def flush(self, names: Iterable[str], folder: Path) -> None:
+        """Waits until the disk has what was written of some tensors to the files in another folder."""
+        for file in sorted({self._stored(name).file for name in names}):
+            flush(folder / file)
 
     def _stored(self, name: str) -> StoredTensor:
         """Returns where a tensor lies; raises where it cannot be rescaled."""
@@ -176,14 +168,7 @@ def write_values(path: Path, stored: StoredTensor, tensor: Tensor) -> None:
         stored: where its bytes lie.
         tensor: of that type and shape.
     """
-    values: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    view, done = memoryview(values), 0
-    with path.open("r+b", buffering=0) as file:
-        file.seek(stored.begin)
-        while done < len(view):
-            done += file.write(view[done:]) or 0
-        if hasattr(os, "posix_fadvise"):  # the disk begins at once, not all at the end
-            os.posix_fadvise(file.fileno(), stored.begin, len(view), os.POSIX_FADV_DONTNEED)
+    write_at(path, stored.begin, tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def open_files(source: str | os.PathLike[str]) -> TensorFiles:
