@@ -5,8 +5,9 @@
 
 The checkpoint is made from a configuration of Transformers, bfloat16, random weights whose rows have norms of many sizes. Before
 each part the files are dropped from the page cache, as far as the system does so when it is asked: times are those of the disk
-and of the processor. Copying goes file by file, each copy is on the disk before its time is taken, and removed then. All that
-was made is removed at the end.
+and of the processor. Copying goes file by file, each copy is on the disk before its time is taken, and removed then; it is done
+before the balance and after it, and the mean counts. The balance ends when its files are on the disk. All that was made is
+removed at the end.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ def configuration(gigabytes: float) -> Any:
     import transformers
 
     width, inner = (4096, 14336) if gigabytes >= 6 else (2048, 8192) if gigabytes >= 0.8 else (1024, 4096)
-    words = 32_000
+    width, inner, words = (width, inner, 32_000) if gigabytes >= 0.1 else (256, 1024, 1000)
     layer = 2 * (2 * width * width + 2 * width * width // 4 + 3 * width * inner + 2 * width)
     depth = max(1, round((gigabytes * 1e9 - 4 * width * words) / layer))
     return transformers.LlamaConfig(
@@ -41,7 +43,7 @@ def configuration(gigabytes: float) -> Any:
         intermediate_size=inner,
         num_hidden_layers=depth,
         num_attention_heads=width // 128,
-        num_key_value_heads=width // 512,
+        num_key_value_heads=max(1, width // 512),
         vocab_size=words,
         use_cache=False,
         architectures=["LlamaForCausalLM"],
@@ -110,16 +112,16 @@ def balanced(folder: Path, target: Path, limit: int, jobs: int) -> dict[str, Any
     """
     dropped(folder)
     command = [sys.executable, __file__, "--child", str(folder), str(target), str(jobs)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    while process.poll() is None:
-        if resident(process.pid) > limit:
-            process.kill()
-            raise SystemExit(f"it has passed {limit / 1e9:g} GB of resident memory")
-        time.sleep(0.02)
-    if process.returncode:
-        raise SystemExit(f"it ended with exit status {process.returncode}")
-    assert process.stdout is not None
-    found: dict[str, Any] = json.loads(process.stdout.read())
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            if resident(process.pid) > limit:
+                process.kill()
+                raise SystemExit(f"it has passed {limit / 1e9:g} GB of resident memory")
+            time.sleep(0.02)
+        if process.returncode:
+            raise SystemExit(f"it ended with exit status {process.returncode}")
+        assert process.stdout is not None
+        found: dict[str, Any] = json.loads(process.stdout.read())
     return found
 
 
@@ -138,22 +140,25 @@ def peak() -> int:
 
 
 def child(folder: str, target: str, jobs: int) -> None:
-    """Balances, and prints its seconds, those of the analysis, its processor time, and its peak of memory."""
+    """Balances, and prints its seconds, those of model and analysis, its processor time, and its peak of memory."""
     import fxenorm
     from fxenorm.checkpoint import balance_checkpoint as entry
 
     analysis = analysing = 0.0
-    real = entry.analyze
 
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        """Analyses, and adds up the time."""
-        nonlocal analysis, analysing
-        start, busy = time.perf_counter(), time.process_time()
-        found = real(*args, **kwargs)
-        analysis, analysing = analysis + time.perf_counter() - start, analysing + time.process_time() - busy
-        return found
+    def timed(real: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a function that adds up its time."""
 
-    entry.analyze = timed  # type: ignore[assignment]
+        def function(*args: Any, **kwargs: Any) -> Any:
+            nonlocal analysis, analysing
+            start, busy = time.perf_counter(), time.process_time()
+            found = real(*args, **kwargs)
+            analysis, analysing = analysis + time.perf_counter() - start, analysing + time.process_time() - busy
+            return found
+
+        return function
+
+    entry.meta_model, entry.analyze = timed(entry.meta_model), timed(entry.analyze)  # type: ignore[assignment]
     start, processor = time.perf_counter(), time.process_time()
     result = fxenorm.balance_checkpoint(folder, target, jobs=jobs)
     seconds = time.perf_counter() - start
@@ -186,17 +191,33 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=given.folder) as made:
         folder = Path(made)
         size = make(configuration(given.gigabytes), folder / "source")
-        copying, busy = copied(folder / "source", folder / "copy")
+        before, busy = copied(folder / "source", folder / "copy")
         found = balanced(folder / "source", folder / "target", int(given.limit * 1e9), given.jobs)
-    working = found["seconds"] - found["analysis"]
-    print(f"{size / 1e9:.2f} GB: copied in {copying:.1f} s ({size / copying / 1e6:.0f} MB/s), {busy:.1f} s of the processor")
-    print(f"balanced in {working:.1f} s ({size / working / 1e6:.0f} MB/s) and {found['analysis']:.1f} s of analysis before")
-    print(f"speed of balancing / speed of copying: {copying / working:.2f}")
+        after, busy_after = copied(folder / "source", folder / "copy")
+    report(size, (before, after), (busy + busy_after) / 2, found)
+    return 0
+
+
+def report(size: int, copies: tuple[float, float], busy: float, found: dict[str, Any]) -> None:
+    """Prints the seconds, the ratio and the memory.
+
+    Args:
+        size: of the checkpoint, bytes.
+        copies: seconds of copying before and after.
+        busy: of the processor, for a copy.
+        found: as `balanced` returns it.
+    """
+    copying, working = sum(copies) / 2, found["seconds"] - found["analysis"]
     print(
-        f"{found['processor']:.1f} s of the processor without the analysis, peak of resident memory {found['peak'] / 1e9:.2f} GB"
+        f"{size / 1e9:.3f} GB: copied in {copies[0]:.2f} s before and {copies[1]:.2f} s after ({size / copying / 1e6:.0f} MB/s), "
+        f"{busy:.2f} s of the processor"
+    )
+    print(f"balanced in {working:.2f} s ({size / working / 1e6:.0f} MB/s) and {found['analysis']:.2f} s of analysis before")
+    print(f"speed of balancing / speed of copying: {copying / working:.2f}; with the analysis {copying / found['seconds']:.2f}")
+    print(
+        f"{found['processor']:.2f} s of the processor without the analysis, peak of resident memory {found['peak'] / 1e9:.2f} GB"
     )
     print(f"norm {found['norm'][0]:.6g} -> {found['norm'][1]:.6g}, converged: {found['converged']}")
-    return 0
 
 
 if __name__ == "__main__":
