@@ -287,3 +287,33 @@ def test_a_term_of_a_large_power_is_the_norm_of_that_power(p: float) -> None:
     moved = [(row, value) for row, value in zip(rows, logs, strict=True) if row]
     assert turned.converged and turned.objective_after < turned.objective_before
     assert off_by_definition([row for row, _ in moved], np.array([value for _, value in moved]), p) <= 1e-6
+
+
+class Stream(nn.Module):
+    """Layers that read and write one stream."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, width, bias=False), nn.Linear(width, 8, bias=False)
+        self.inner = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 8) -> (B, 8)."""
+        x = self.first(x).relu()
+        for layer in self.inner:
+            x = x + layer(x).relu()
+        return self.last(x)
+
+
+@pytest.mark.parametrize("p", [40.0, 90.0])
+def test_rounding_of_the_norm_does_not_keep_newton_between_two_points(p: float) -> None:
+    """Rows that differ by some e^10: their 40th powers are nothing beside the largest, by which steps are judged."""
+    torch.manual_seed(0)
+    model = Stream(128).double()
+    plan = fxenorm.analyze(model, torch.randn(2, 8, dtype=torch.float64), p=p)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_((4 * torch.randn(weight.shape[0], 1, generator=generator, dtype=torch.float64)).exp())
+    result = plan.balance(max_iterations=40)
+    assert result.converged and result.imbalance_after <= 1e-6 and not result.held

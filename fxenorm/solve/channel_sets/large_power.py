@@ -23,6 +23,10 @@ _SUMS_ALONE = 4.0
 _FROM_LIMIT = 100.0
 """Above this p the answer of p = inf is the start: some 3 / p away, and Newton's method on sums by channel creeps."""
 
+_STALLED, _LOWER = 5, 0.9
+"""Iterations in a row that do not lower the imbalance by a tenth, after which sets of channels are balanced: where N and P are
+within a factor of e, Newton's method squares it, or rounding is in the way."""
+
 _ROUNDING = 1e-13
 """What rounding leaves unknown of a channel's N - P, relative to N + P."""
 
@@ -38,6 +42,7 @@ class LargePower:
     def __init__(self, objective: Objective, start: Callable[[Tensor], Tensor]) -> None:
         self._objective, self._start, self._begun = objective, start, False
         self._known: tuple[Tensor, float] | None = None
+        self._least_gap, self._stalled = 1.0, 0
 
     @staticmethod
     def applies(p: float) -> bool:
@@ -45,9 +50,19 @@ class LargePower:
         return _SUMS_ALONE < p < np.inf
 
     @property
-    def leads(self) -> bool:
+    def _is_large(self) -> bool:
         """Whether Newton's method on sums by channel would creep, so that it is not asked at all."""
         return self._objective.p > _FROM_LIMIT
+
+    def leads(self, imbalance: float) -> bool:
+        """Notes the imbalance of one more iteration; whether Newton's method on sums by channel gets no further.
+
+        Rounding of the objective may send it to and fro between two points.
+        """
+        gap = self._objective.p * imbalance
+        self._stalled = self._stalled + 1 if _LOWER * self._least_gap <= gap <= 1.0 else 0
+        self._least_gap = min(self._least_gap, gap)
+        return self._is_large or self._stalled >= _STALLED
 
     def imbalance(self, log_scales: Tensor, stopped: Tensor, tol: float) -> float:
         """Returns the largest |log(N / P)| / p over sets of channels, or a bound on it that is at most `tol`.
@@ -82,7 +97,7 @@ class LargePower:
     def __call__(self, log_scales: Tensor, tol: float) -> Tensor:
         """Returns the (K,) log-scales at which sets of channels are balanced too; those given where they are no better."""
         objective, p = self._objective, self._objective.p
-        first, self._begun = self.leads and not self._begun, True
+        first, self._begun = self._is_large and not self._begun, True
         log_negative, log_positive = objective.log_sums(log_scales)
         free = _mask(solvable(log_negative, log_positive, objective.held))
         start = _numbers(log_scales)
