@@ -36,7 +36,8 @@ class Observations:
         num_scales: number of variables of the plan.
         batches: number of batches that the model ran on.
         level: the share of entries of a batch, from 0 to 1, that the quantile bounds.
-        skipped: by place, why an activation that carries variables, or that a layer reads, was not observed.
+        skipped: by place, why an activation that carries variables, or that a layer reads, or the weight of a product was not
+            observed.
         layers: the paths of all linear layers and convolutions, of which a quantiser rounds weights and inputs, and the names of
             other parameters that functions multiply by activations.
         weights: the weights of these layers with their derivatives; () without ``derivatives=True``.

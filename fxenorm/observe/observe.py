@@ -27,6 +27,8 @@ from .watch import Watch
 
 __all__ = ["Request", "observe"]
 
+_NO_LAYOUT = "its output channels or its input channels lie along several of its axes, and it has no ranges by channel"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -66,6 +68,8 @@ def observe(analysis: Analysis, model: nn.Module, request: Request, position: Te
     activations, skipped = watch.results(0 if slopes is None else slopes.entries)
     _warn_if_broken(activations)
     layers.update(watch.read_layers())
+    if slopes is not None:
+        skipped.update({f"{name} weight": _NO_LAYOUT for name, layout in layers.values() if layout is None})
     return Observations(
         activations,
         symmetry.num_scales,

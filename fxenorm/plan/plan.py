@@ -132,6 +132,21 @@ class Plan:
 
     # ---------------------------------------------------------------- findings
 
+    def example_inputs(self, inputs: Any = None) -> Inputs:
+        """Returns inputs on which the model runs, for tests and tools of this package.
+
+        Args:
+            inputs: as `fxenorm.analyze` takes them; None: those of the analysis, or guessed ones where the plan has none, as a
+                plan that was stored.
+
+        Raises:
+            ExampleInputsError: no inputs were given and none can be guessed.
+        """
+        example = self._example if inputs is None else None
+        if example is None or any(tensor.is_meta for tensor in example.tensors()):
+            return resolve_inputs(self.model, inputs)
+        return example
+
     @property
     def rescaler(self) -> Rescaler:
         """This plan at work on its model; for tests and tools of this package."""
@@ -848,9 +863,11 @@ class Plan:
         """Runs the model on data and returns the ranges of its activations by channel, for those who quantise.
 
         At every site of every group, and at every input of a layer with weights that has none: the smallest and the largest
-        value, the mean square, and a high quantile of the absolute value. The quantile is that of each batch, by nearest rank,
-        and the largest of all batches is kept: it is at least that of all data together. One calibration serves all later
-        choices: what takes observations first brings them to the current weights by known factors, as `follow` does.
+        value, the mean square, and a high quantile of the absolute value. An activation that a function multiplies by a
+        parameter, as ``F.linear(x, layer.weight)`` or ``x @ self.weight``, is such an input too, under (parameter, "operand").
+        The quantile is that of each batch, by nearest rank, and the largest of all batches is kept: it is at least that of all
+        data together. One calibration serves all later choices: what takes observations first brings them to the current
+        weights by known factors, as `follow` does.
 
         The model runs in eval mode, one batch at a time, and no activation is kept. Its modes, buffers, hooks and gradients, and
         all random numbers, are as before afterwards, also where forward raises. Meanwhile nothing else may use it.
@@ -986,9 +1003,7 @@ class Plan:
             >>> bool(plan.verify())
             True
         """
-        example = self._example if inputs is None else None
-        if example is None or any(tensor.is_meta for tensor in example.tensors()):
-            example = resolve_inputs(self.model, inputs)
+        example = self.example_inputs(inputs)
         with self.rescaler.lock:
             self.repair()
             return verify(self._subject(), example, seed=seed)

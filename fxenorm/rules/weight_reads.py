@@ -17,7 +17,7 @@ class Operands(NamedTuple):
 
     Attributes:
         activation, weight: their places among the operator's `factors`.
-        axis: the activation's axis that is summed, counted from the end.
+        axis: the activation's axis that is summed, counted from the end; the last of several.
         output, input: the weight's axes of the output channels and of the input channels; None where these are several.
         is_layer: whether the weight is one whatever it was made from; else only where it is a parameter.
     """
@@ -127,18 +127,17 @@ def _of_tensordot(arguments: Sequence[Any]) -> Sequence[Operands]:
 
 
 def _of_einsum(arguments: Sequence[Any]) -> Sequence[Operands]:
-    """Returns the places in an einsum of two tensors that sums one axis of both."""
+    """Returns the places in an einsum of two tensors that sums an axis of both."""
     given = factors(TAKEN_APART, arguments)
     if len(given) != 2 or not all(isinstance(one, Tensor) for one in given) or not isinstance(arguments[0], str):
         return ()
     letters, out = read_equation(arguments[0], [one.ndim for one in given])
     summed = [letter for letter in dict.fromkeys(letters[0]) if letter in letters[1] and letter not in out]
-    if len(summed) != 1:
-        return ()
     found = []
-    for one, other in ((0, 1), (1, 0)):
+    for one, other in ((0, 1), (1, 0)) if summed else ():
         written = [letter for letter in letters[other] if letter in out and letter not in letters[one]]
         output = letters[other].index(written[0]) if len(written) == 1 else None
-        axis = letters[one].index(summed[0]) - len(letters[one])
-        found.append(Operands(one, other, axis, output, letters[other].index(summed[0]), False))
+        inputs = letters[other].index(summed[0]) if len(summed) == 1 else None
+        axis = max(map(letters[one].index, summed)) - len(letters[one])
+        found.append(Operands(one, other, axis, output, inputs, False))
     return found

@@ -182,6 +182,24 @@ def test_bits_predict_the_noise_of_rounding(ask: Ask) -> None:
     assert {one["kind"] for one in wider["ranges"]} == {"weight"} and wider["now"] < found["now"]
 
 
+def test_bits_run_the_model_on_the_inputs_of_the_analysis(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans, observed, kept = [], [], fxenorm.Plan.observe
+
+    def observe(plan: fxenorm.Plan, loader: Any, **options: Any) -> Any:
+        plans.append(plan)
+        observed.extend(loader)
+        return kept(plan, loader, **options)
+
+    def again(*given: Any) -> Any:
+        raise AssertionError(f"inputs are looked for again: {given}")
+
+    monkeypatch.setattr(fxenorm.Plan, "observe", observe)
+    monkeypatch.setattr("fxenorm.plan.plan.resolve_inputs", again)
+    assert ask("--bits 8/8")[0] == 0 and ask("--bits 8/8 --input 7x4")[0] == 0
+    assert [tuple(batch[0].shape) for batch in observed] == [(2, 4), (7, 4)]
+    assert all(batch[0] is plan.example_inputs().args[0] for batch, plan in zip(observed, plans, strict=True))
+
+
 @pytest.mark.parametrize("bits", ["8", "8/8/8/8", "1/8", "25/8", "-/-", "8/8/0", "8/8/rows", "x/8"])
 def test_bits_that_no_quantiser_has_are_an_error(ask: Ask, bits: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -334,6 +334,20 @@ def test_a_plan_that_was_stored_without_operands_claims_nothing_about_them() -> 
     assert not any(one.direction == "operand" for one in old)
 
 
+def test_products_over_several_axes_are_told() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = torch.einsum("bnd,dhk->bnhk", m.a(x).relu(), m.w).relu()
+        return torch.einsum("bnhk,hkd->bnd", h, m.v)
+
+    model = randomise(Made(forward, weights={"w": (5, 2, 3), "v": (2, 3, 4)}, a=nn.Linear(4, 5)).double(), seed=0)
+    plan = fxenorm.analyze(model, torch.randn(2, 3, 4, dtype=torch.float64))
+    seen = plan.observe([torch.randn(2, 3, 4, generator=generator(0), dtype=torch.float64)], derivatives=True)
+    assert seen["w", "operand"].terms and {"w", "v"} <= set(seen.layers)
+    assert seen.skipped.keys() == {"v operand", "v weight", "w weight"}
+    assert "several of its axes" in seen.skipped["v operand"] and "several of its axes" in seen.skipped["w weight"]
+    assert {one.name for one in seen.weights} == {"a.weight"}
+
+
 # ---------------------------------------------------------------- the model is left alone
 
 

@@ -72,7 +72,7 @@ def answer(arguments: argparse.Namespace, subject: Subject, say: Callable[[str],
     prediction = None
     if arguments.bits:
         say("predicting the noise of rounding")
-        prediction = predicted(plan, subject.loaded, arguments.bits)
+        prediction = predicted(plan, arguments.bits)
         content["prediction"], lines["prediction"] = prediction_content(prediction)
     if arguments.html:
         say("writing the report")

@@ -8,22 +8,20 @@ from typing import Any
 from ...bits import Bits
 from ...plan.plan import Plan
 from ...quantisation.prediction import Prediction
-from ...trace import resolve_inputs
 from ..arguments.readers import BitWidths
-from ..targets.load import Loaded
 
 __all__ = ["predicted", "prediction_content"]
 
 Json = dict[str, Any]
 
 
-def predicted(plan: Plan, loaded: Loaded, widths: BitWidths) -> Prediction:
-    """Returns the noise that some bits are predicted to make on the example inputs, or on guessed ones.
+def predicted(plan: Plan, widths: BitWidths) -> Prediction:
+    """Returns the noise that some bits are predicted to make on the inputs of the analysis.
 
     Raises:
         FxenormError: the model does not run on them, or its outputs have no derivatives.
     """
-    inputs = resolve_inputs(plan.model, loaded.example_inputs, loaded.example_kwargs)
+    inputs = plan.example_inputs()
     batch: Any = inputs.args
     if inputs.kwargs:
         batch = dict(signature(plan.model.forward).bind(*inputs.args, **inputs.kwargs).arguments)
