@@ -67,6 +67,24 @@ def test_smooth_quant_moves_ranges_by_its_formula_at_every_site(alpha: float) ->
     assert len(moved) == 5 and len(plan.groups) == 6
 
 
+@pytest.mark.parametrize("net", STARTS)
+def test_smooth_quant_from_the_last_site_on_ends_alike_from_every_start(net: str) -> None:
+    """A sweep in the order of the graph does not; sweeps until nothing moves end where that one sweep does."""
+
+    def sizes_after(start: str, sweeps: int, last_first: bool) -> torch.Tensor:
+        case = case_of(net)
+        STARTS[net][start](case, 3)
+        for _ in range(sweeps):
+            smoothed(Case(case.model, case.calibration, case.plans), 0.5, last_first=last_first)
+        return torch.cat([value.detach().abs().reshape(-1) for value in case.model.parameters()])
+
+    trained, other = STARTS[net]
+    wanted = sizes_after(trained, 1, last_first=True)
+    torch.testing.assert_close(sizes_after(other, 1, last_first=True), wanted, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(sizes_after(other, 6, last_first=False), wanted, rtol=1e-9, atol=1e-12)
+    assert float((sizes_after(other, 1, last_first=False) / wanted - 1).abs().max()) > 0.1
+
+
 def test_outliers_are_channels_of_inputs_and_nothing_else_moves() -> None:
     case = case_of("transformer")
     before = {name: value.clone() for name, value in case.model.state_dict().items()}

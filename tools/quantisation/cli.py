@@ -24,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(
         prog="tools/quantise.py",
-        description="Trains two small nets, rescales them in nine ways, rounds them, prints tables with the spread over seeds.",
+        description="Trains two small nets, rescales them in ten ways, rounds them, prints tables with the spread over seeds.",
     )
     parser.add_argument("nets", nargs="*", metavar="net", help=f"{', '.join(NETS)}; none: both")
     parser.add_argument("--seeds", type=int, help="how many seeds (default: 4 depthwise nets, 3 transformers)")

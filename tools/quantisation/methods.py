@@ -91,12 +91,16 @@ def largest_by_variable(plan: Plan, values: Tensor, ids: Tensor) -> Tensor:
     return found.scatter_reduce_(0, torch.where(flat < 0, plan.num_scales, flat), values.double().reshape(-1), "amax")[:-1]
 
 
-def smoothed(case: Case, alpha: float, norms_only: bool = False) -> Tensor:
-    """SmoothQuant's closed form, max|x|^alpha / max|w|^(1 - alpha), at one site after another."""
+def smoothed(case: Case, alpha: float, norms_only: bool = False, last_first: bool = False) -> Tensor:
+    """SmoothQuant's closed form, max|x|^alpha / max|w|^(1 - alpha), at one site after another, as tools go through layers.
+
+    One sweep in the order of the graph depends on the start: a site reads its consumers' rows before their own site moves them.
+    From the last site on, all that a site reads stays as it is, so the end is that of sweeps which go on until nothing moves.
+    """
     plan = case.plan()
     observations, total = case.observations(), torch.zeros(plan.num_scales, dtype=torch.float64)
     tensors = dict(case.model.named_parameters())
-    for group in plan.groups:
+    for group in reversed(plan.groups) if last_first else plan.groups:
         sites = sites_of(plan, observations, group)
         if not sites or (norms_only and any(tensors[port.parameter].ndim > 1 for port in group.producers)):
             continue
@@ -140,6 +144,7 @@ METHODS: dict[str, Method] = {
     "nothing": Method(lambda case, bits: torch.zeros(case.plan().num_scales, dtype=torch.float64)),
     "SmoothQuant 0.5, norms only": Method(lambda case, bits: smoothed(case, 0.5, norms_only=True)),
     "SmoothQuant 0.5, all sites": Method(lambda case, bits: smoothed(case, 0.5)),
+    "SmoothQuant 0.5, last site first": Method(lambda case, bits: smoothed(case, 0.5, last_first=True)),
     "p = 2": balanced(2.0),
     "p = 8": balanced(8.0),
     "p = inf": balanced(math.inf),
