@@ -18,6 +18,7 @@ from ..kernels.program import ReduceProgram, as_float, build_program
 from ..kernels.terms import normalise, split_repeats
 from ..symmetry.symmetry import NormFold, Symmetry, Term
 from .attained.basis import Basis
+from .folded.factors import FoldBatch, RepeatedFactors
 from .groups import layer_of
 from .options import Options
 
@@ -100,9 +101,12 @@ class CountedTensors:
         viewed = [_viewed(value, block.shape) for value, block in zip(values, self.program.blocks, strict=True)]
         return viewed, self._split(factors)
 
-    def factors(self, tensors: Mapping[str, Tensor]) -> list[Tensor | None]:
-        """Returns the factors of `gather` alone."""
-        return self._split(self._factors_whole(tensors))
+    @torch.no_grad()
+    def repeated_factors(self, tensors: Mapping[str, Tensor]) -> RepeatedFactors:
+        """Returns the factors of `gather` alone, to be worked out at each step from tensors of these names and devices."""
+        batches = [(positions, batch, batch.values(tensors)) for positions, batch in self._fold_batches(tensors)]
+        found = self._by_position([(positions, batch.by_weight(values)) for positions, batch, values in batches])
+        return RepeatedFactors([(batch, values) for _, batch, values in batches], self._split(found))
 
     def _split(self, factors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Returns factors with their axes split as those of the blocks."""
@@ -123,19 +127,29 @@ class CountedTensors:
     @torch.no_grad()
     def _factors_whole(self, tensors: Mapping[str, Tensor]) -> list[Tensor | None]:
         """Returns by counted tensor the factor of a folded weight, which broadcasts to its shape; None: there is none."""
+        batches = self._fold_batches(tensors)
+        return self._by_position([(positions, batch.by_weight(batch.values(tensors))) for positions, batch in batches])
+
+    def _by_position(self, parts: Sequence[tuple[Sequence[int], Sequence[Tensor]]]) -> list[Tensor | None]:
+        """Returns factors at the positions of their tensors."""
         found: list[Tensor | None] = [None] * len(self.tensors)
+        for positions, factors in parts:
+            for position, factor in zip(positions, factors, strict=True):
+                found[position] = factor
+        return found
+
+    def _fold_batches(self, tensors: Mapping[str, Tensor]) -> list[tuple[tuple[int, ...], FoldBatch]]:
+        """Returns by device the positions of the folded weights, and what their factors are made with; made once."""
         by_device: dict[torch.device, list[int]] = {}
         for position, item in enumerate(self.tensors):
             if item.fold is not None and item.channels is not None:
                 by_device.setdefault(tensors[item.fold.variance].device, []).append(position)
         for device, positions in by_device.items():
-            key = (tuple(positions), device)
-            batch = self._batches.get(key)
-            if batch is None:
-                batch = self._batches.setdefault(key, _FoldBatch([self.tensors[position] for position in positions], device))
-            for position, factor in zip(positions, batch.factors(tensors), strict=True):
-                found[position] = factor
-        return found
+            items = [self.tensors[position] for position in positions]
+            folds = [item.fold for item in items if item.fold is not None]
+            channels = [item.channels for item in items if item.channels is not None]
+            self._batches.setdefault((tuple(positions), device), FoldBatch(folds, channels, device))
+        return [(tuple(positions), self._batches[tuple(positions), device]) for device, positions in by_device.items()]
 
     def in_basis(self, basis: Basis, num_scales: int, p: float) -> CountedTensors:
         """Returns the same over the places of a basis, without tensors that do not move."""
@@ -151,49 +165,9 @@ class CountedTensors:
         return _assembled([item for item in self.tensors if not any(item is other for other in left_out)], num_scales, p)
 
     @cached_property
-    def _batches(self) -> dict[tuple[tuple[int, ...], torch.device], _FoldBatch]:
+    def _batches(self) -> dict[tuple[tuple[int, ...], torch.device], FoldBatch]:
         """By positions and device, what the factors of folded weights are made with."""
         return {}
-
-
-class _FoldBatch:
-    """The BatchNorms that are folded on one device, whose factors are worked out all at once.
-
-    What does not change is copied to the device here: a copy at each step would have the host wait for it.
-
-    Args:
-        items: the folded weights.
-        device: where their norms are.
-    """
-
-    def __init__(self, items: Sequence[CountedTensor], device: torch.device) -> None:
-        self._folds = [item.fold for item in items if item.fold is not None]
-        self._device = device
-        self._channels = [item.channels for item in items if item.channels is not None]
-        self._index: Tensor | None = None
-        self._eps: Tensor | None = None
-
-    def factors(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        """Returns the factors now, broadcastable to the weights.
-
-        Args:
-            tensors: the model's parameters and buffers by name.
-        """
-        variances = [tensors[fold.variance] for fold in self._folds]
-        sizes = [variance.numel() for variance in variances]
-        wide = as_float(torch.cat(variances), self._device)
-        if self._index is None or self._eps is None:
-            starts = np.cumsum([0, *sizes[:-1]]).tolist()
-            places = [one.reshape(-1) + start for one, start in zip(self._channels, starts, strict=True)]
-            self._index = torch.cat(places).to(self._device)
-            eps = np.repeat([fold.eps for fold in self._folds], sizes)
-            self._eps = as_float(torch.from_numpy(eps.astype(np.float64)), self._device)
-        signed = (wide + self._eps).rsqrt()
-        if any(fold.gamma for fold in self._folds):
-            both = zip(self._folds, variances, strict=True)
-            signed = signed * torch.cat([tensors[fold.gamma] if fold.gamma else torch.ones_like(one) for fold, one in both])
-        parts = torch.split(signed.abs()[self._index], [one.numel() for one in self._channels])
-        return [part.view(one.shape) for part, one in zip(parts, self._channels, strict=True)]
 
 
 def count_tensors(symmetry: Symmetry, options: Options, depths: Mapping[str, int]) -> CountedTensors:

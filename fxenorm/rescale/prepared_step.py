@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..analysis.folded.factors import RepeatedFactors
 from ..distributed.agreement import Statement
 from ..kernels.backend import Backend, CycleRunner, CycleTask
 from ..kernels.memory import has_plain_memory
@@ -61,6 +62,7 @@ class PreparedStep:
         self._kind = CycleKind.of(weights, 1)
         self._task: CycleTask | None = None
         self._prepared: tuple[Backend, CycleRunner | None] | None = None
+        self._factors: RepeatedFactors | None = None
         self._seen = Seen(weights, model, optimizers, tracked, [target.tensor for target in targets.tensors])
         self.serves_next = self._seen.notices_changes and targets.repeatable
         owners = targets.followers.owners
@@ -117,10 +119,18 @@ class PreparedStep:
         """Runs whole cycles, or one in two calls; False where the executor has no way for that, and then nothing changes."""
         backend, task, runner = self.weights.backend, self._the_task(), self._the_runner()
         if runner is not None:
-            counted = self.weights.analysis.counted
-            factors = counted.factors(self.weights.tensors_for(counted)) if counted.folds else task.factors
-            return runner.run(factors, cycles, gate)
+            return runner.run(self._factors_now(task), cycles, gate)
         return cycles == 1 and gate is None and not self._kind.takes_groups and self._run_in_two(backend, task)
+
+    def _factors_now(self, task: CycleTask) -> Sequence[Tensor | None]:
+        """Returns the factors of the counted tensors: those of folded norms change from step to step."""
+        counted = self.weights.analysis.counted
+        if not counted.folds:
+            return task.factors
+        tensors = self.weights.tensors_for(counted)
+        if self._factors is None:
+            self._factors = counted.repeated_factors(tensors)
+        return self._factors.now(tensors)
 
     def path(self, cycles: int = 1, looks_far: bool = False) -> Path:
         """Returns which code carries out such a step while all entries have room; for people, not for speed.
