@@ -3,7 +3,9 @@
     python tools/bench.py                                               # the whole table, about ten minutes on two cores
     python tools/bench.py --models conv resnet18 --rows fused cycles    # part of it
     python tools/bench.py --models resnet18 --rows ways                 # every way of training, and which code runs it
+    python tools/bench.py --models llama --rows ways                    # those of a small Llama, which needs transformers
     python tools/bench.py --models --rows ways_growth                   # how each grows with layers, width and groups
+    python tools/bench.py --models --rows ways_growth --ways "p = 3"    # of one of them
     python tools/bench.py --quick                                       # whether everything runs; its times say little
     python tools/bench.py --json bench.json --markdown bench.md
 
@@ -23,7 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,9 @@ WAYS: dict[str, Way] = {
 }
 """By name. Where nothing moves, which powers of two and a dead band bring about, a step should read and not write."""
 
+OF_LLAMA = ("float32", "bfloat16", "bfloat16, AdamW", "pow2", "pow2, AdamW")
+"""Ways in which the small Llama is trained; the others say nothing new of it."""
+
 GROWN = tuple(name for name, way in WAYS.items() if way.build is None)
 """Ways whose growth is measured."""
 
@@ -215,11 +220,13 @@ class Effort:
         pairs: at most, for each row.
         seconds: for each row, after which no further pair begins.
         depth: of the deepest chain.
+        ways: the ways of training that are looked at.
     """
 
     pairs: int
     seconds: float
     depth: int
+    ways: Sequence[str] = tuple(WAYS)
 
     def compare(self, row: str, model: str, what: str, work: Work, against: str, other: Work, target: float | None = None) -> Row:
         """Runs two things in turn; the first pair warms up."""
@@ -257,8 +264,19 @@ def released_conv() -> tuple[nn.Module, Tensor]:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10)), torch.randn(2, 3, 32, 32)
 
 
+def small_llama() -> tuple[nn.Module, Tensor]:
+    """A Llama of 30 million parameters, with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 8000, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 7}
+    config = LlamaConfig(**sizes, num_attention_heads=8, num_key_value_heads=8, use_cache=False)
+    return LlamaForCausalLM(config), torch.randint(0, 8000, (2, 8))
+
+
 def build(name: str) -> tuple[nn.Module, Tensor]:
     """A model by name with an example input."""
+    if name == "llama":
+        return small_llama()
     if name == "fc":
         return released_fc()
     if name == "conv":
@@ -414,7 +432,8 @@ def analyze(case: Case, effort: Effort) -> Iterable[Row]:
 
 def at_work(way: Way, made: tuple[nn.Module, Tensor], backend: str) -> tuple[nn.Module, torch.optim.Optimizer, fxenorm.Plan]:
     """A model that is trained in some way, its optimizer after a step, and its plan."""
-    model, example = made[0].to(way.dtype) if way.dtype != torch.float32 else made[0], made[1].to(way.dtype)
+    model, example = made[0].to(way.dtype) if way.dtype != torch.float32 else made[0], made[1]
+    example = example.to(way.dtype) if example.is_floating_point() else example
     options: Any = {"backend": backend, **way.options}
     plan = fxenorm.analyze(model, example, **options)
     optimizer = optimizer_of(model, adam=way.adam, fused=way.build is None)
@@ -434,6 +453,8 @@ def ways(case: Case, effort: Effort) -> Iterable[Row]:
     source, target = torch.ones(1 << 25), torch.empty(1 << 25)
     copying = min(_seconds(lambda: target.copy_(source)) for _ in range(5)) / (8 << 25)
     for name, way in WAYS.items():
+        if name not in effort.ways or (case.name == "llama" and name not in OF_LLAMA):
+            continue
         model, optimizer, plan = at_work(
             way, (copy.deepcopy(case.model), case.example) if way.build is None else way.build(), "compiled"
         )
@@ -482,8 +503,8 @@ def growth(effort: Effort) -> Iterable[Row]:
 
 def ways_growth(effort: Effort) -> Iterable[Row]:
     """Chains of more layers, more width and more groups, in each way of training."""
-    few = Effort(effort.pairs, min(1.0, effort.seconds), effort.depth)
-    for name in GROWN:
+    few = replace(effort, seconds=min(1.0, effort.seconds))
+    for name in filter(effort.ways.__contains__, GROWN):
         made = {shape: _chain_at_work(WAYS[name], *shape) for shape in {shape for both in GROWTH.values() for shape in both}}
         for kind, (before, after) in GROWTH.items():
             more = made[after][1] / made[before][1]
@@ -529,18 +550,22 @@ def markdown(rows: Sequence[Row], title: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=[*RELEASED, *VISION], help="of: %(default)s, or any name of torchvision")
+    parser.add_argument(
+        "--models", nargs="*", default=[*RELEASED, *VISION], help="of: %(default)s, llama, or any name of torchvision"
+    )
     parser.add_argument("--rows", nargs="*", default=[*ROWS, *GROWING], choices=[*ROWS, *GROWING], help="all without")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=40, help="pairs of runs for each row at most")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each row, after which no further pair begins")
+    parser.add_argument("--ways", nargs="*", default=[*WAYS], choices=[*WAYS], metavar="WAY", help="of training: %(choices)s")
     parser.add_argument("--quick", action="store_true", help="two pairs for each row, short chains")
     parser.add_argument("--json", type=Path, help="a file for the rows")
     parser.add_argument("--markdown", type=Path, help="a file for the table")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    effort = Effort(2, 1.0, 64) if given.quick else Effort(given.pairs, given.seconds, max(DEPTHS))
+    effort = Effort(given.pairs, given.seconds, max(DEPTHS), given.ways)
+    effort = replace(effort, pairs=2, seconds=1.0, depth=64) if given.quick else effort
     rows: list[Row] = []
     begun = time.perf_counter()
 
