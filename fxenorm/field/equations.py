@@ -122,12 +122,15 @@ def _rows(terms: Sequence[Term]) -> Ids:
 
 
 def _distinct(rows: Ids) -> Ids:
-    """Returns the columns without repetition. A hash brings equal ones together; only truly equal neighbours are dropped."""
+    """Returns the columns without repetition, in their order: so equations of layers that are alike are alike.
+
+    A hash brings equal ones together; only truly equal neighbours are dropped.
+    """
     if rows.shape[1] <= 1:
         return rows
     random: Ids = np.random.default_rng(0).integers(1, 2**62, size=(rows.shape[0], 1), dtype=np.int64)
     key = (rows * random).sum(axis=0)
     order = np.argsort(key, kind="stable")
-    rows = rows[:, order]
-    different = np.append(True, (rows[:, 1:] != rows[:, :-1]).any(axis=0))
-    return rows[:, different]
+    together = rows[:, order]
+    different = np.append(True, (together[:, 1:] != together[:, :-1]).any(axis=0))
+    return rows[:, np.sort(order[different])]

@@ -54,8 +54,8 @@ def lost(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Losses:
 
     Of variables that come to depend on one another the last one is lost, so that the first of each set stays.
 
-    Equations are taken apart into connected components. Of components that look alike (all channels of a layer do) one is worked
-    out.
+    Equations are taken apart into connected components. Of components that look alike (all channels of a layer do, and those of
+    the same place in other layers) one is worked out.
 
     Args:
         rows: the equations.
@@ -74,16 +74,72 @@ def lost(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Losses:
         ([5, 5, 7], [1, 3, 2], [0, 2, 0])
     """
     origin, variable, on = ([np.zeros(0, dtype=np.int64)] for _ in range(3))
+    known: dict[bytes, list[Loss]] = {}
     for shifts, part in _kinds(rows, variables, marked):
-        ties = all(len(row) == 1 or (len(row) == 2 and sum(row.values()) == 0) for _, row in part)
-        for who, what, leader in _by_classes(part, marked) if ties else _by_elimination(part, marked):
+        for who, what, leader in _losses(part, marked, known):
             origin.append(np.full(len(shifts), who, dtype=np.int64))
             variable.append(what + shifts)
             on.append(leader + shifts if leader >= 0 else np.full(len(shifts), -1, dtype=np.int64))
     return Losses(np.concatenate(origin), np.concatenate(variable), np.concatenate(on))
 
 
-def _kinds(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Iterable[tuple[Ids, list[tuple[int, Row]]]]:
+@dataclass(frozen=True)
+class _Component:
+    """The entries of connected equations, sorted by origin, then by equation, then by variable.
+
+    Attributes:
+        origin: (entries,) who imposed the equation of each.
+        row: (entries,) its equation.
+        variable, value: (entries,) what stands in it.
+    """
+
+    origin: Ids
+    row: Ids
+    variable: Ids
+    value: Ids
+
+    def rows(self) -> list[tuple[int, Row]]:
+        """Returns (origin, {variable: coefficient}) of every equation."""
+        found: list[tuple[int, Row]] = []
+        last = -1
+        entries_of = (self.origin.tolist(), self.row.tolist(), self.variable.tolist(), self.value.tolist())
+        for who, r, v, c in zip(*entries_of, strict=True):
+            if r != last:
+                found.append((who, {}))
+                last = r
+            entries = found[-1][1]
+            entries[v] = entries.get(v, 0) + c
+            if not entries[v]:
+                del entries[v]
+        return found
+
+
+def _losses(part: _Component, marked: NDArray[np.bool_], known: dict[bytes, list[Loss]]) -> list[Loss]:
+    """Returns the losses of one component, by those of another that differs in names alone where there is one.
+
+    Only the order of origins and of variables matters, so that one layer of many that are alike says what happens in all.
+
+    Args:
+        part: the component.
+        marked: the variables whose rank is meant.
+        known: what was worked out before, by the places of origins and variables in their order.
+    """
+    origins, from_origin = np.unique(part.origin, return_inverse=True)
+    variables, in_order = np.unique(part.variable, return_inverse=True)
+    starts = np.append(True, part.row[1:] != part.row[:-1])
+    shape = (from_origin.reshape(-1), starts, in_order.reshape(-1), part.value, marked[part.variable])
+    key = b"".join(np.ascontiguousarray(one, dtype=np.int64).tobytes() for one in shape)
+    if key not in known:
+        rows = part.rows()
+        ties = all(len(row) == 1 or (len(row) == 2 and sum(row.values()) == 0) for _, row in rows)
+        found = _by_classes(rows, marked) if ties else _by_elimination(rows, marked)
+        places = {-1: -1, **{variable: place for place, variable in enumerate(variables.tolist())}}
+        known[key] = [(int(np.searchsorted(origins, who)), places[what], places[leader]) for who, what, leader in found]
+    names = [*variables.tolist(), -1]
+    return [(int(origins[who]), names[what], names[leader]) for who, what, leader in known[key]]
+
+
+def _kinds(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Iterable[tuple[Ids, _Component]]:
     """(by how much the variables of each lie higher than here, equations by origin) for each kind of connected component that
     has a marked variable.
     """
@@ -112,7 +168,10 @@ def _kinds(rows: Rows, variables: int, marked: NDArray[np.bool_]) -> Iterable[tu
     for number in np.argsort(example).tolist():
         place = example[number]
         part = slice(begins[place], ends[place])
-        yield lowest[members[number]] - lowest[place], _as_rows(row[part], variable[part], value[part], rows.origin)
+        own = rows.origin[row[part]]
+        sequence = np.lexsort((variable[part], row[part], own))
+        entries = (one[sequence] for one in (own, row[part], variable[part], value[part]))
+        yield lowest[members[number]] - lowest[place], _Component(*entries)
 
 
 def _signatures(origin: Ids, row: Ids, variable: Ids, value: Ids, begins: Ids, marked: NDArray[np.bool_]) -> NDArray[np.uint64]:
@@ -136,22 +195,6 @@ def _scramble(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
     return mixed
-
-
-def _as_rows(row: Ids, variable: Ids, value: Ids, origin: Ids) -> list[tuple[int, Row]]:
-    """(origin, {variable: coefficient}) of every equation."""
-    found: list[tuple[int, Row]] = []
-    last = -1
-    order = np.lexsort((variable, row, origin[row]))
-    for r, v, c in zip(row[order].tolist(), variable[order].tolist(), value[order].tolist(), strict=True):
-        if r != last:
-            found.append((int(origin[r]), {}))
-            last = r
-        entries = found[-1][1]
-        entries[v] = entries.get(v, 0) + c
-        if not entries[v]:
-            del entries[v]
-    return found
 
 
 def _by_classes(part: Sequence[tuple[int, Row]], marked: NDArray[np.bool_]) -> list[Loss]:

@@ -18,7 +18,7 @@ Equation = tuple[int, dict[int, int]]
 
 @st.composite
 def systems(draw: Any) -> tuple[list[Equation], int, np.ndarray]:
-    """Equations of a few variables, once or for each of several channels, of which one may differ a little."""
+    """Equations of a few variables, once or for each of several channels and layers, of which one may differ a little."""
     count, channels = draw(st.integers(1, 5)), draw(st.sampled_from([2, 1, 3]))
     values = st.sampled_from([-2, -1, -1, 1, 1, 3])
     one = [
@@ -30,15 +30,24 @@ def systems(draw: Any) -> tuple[list[Equation], int, np.ndarray]:
         for channel in range(channels)
         for origin, row in one
     ]
+    layers = draw(st.sampled_from([1, 3]))
+    # Those of layers have other origins in the same order, and variables with other ones between.
+    stride, every_layer = count * channels + 1, every
+    every = [
+        (origin * (layer + 1) + 2 * layer, {variable + layer * stride: value for variable, value in row.items()})
+        for layer in range(layers)
+        for origin, row in every_layer
+    ]
     marked = np.repeat(np.array([draw(st.booleans()) for _ in range(count)]), channels)
+    marked = np.tile(np.append(marked, draw(st.booleans())), layers)
     change = draw(st.sampled_from(["origin", "value", "mark", "nothing"]))
     if change == "mark":
-        marked[-1] = not marked[-1]
+        marked[-2] = not marked[-2]
     elif every and change != "nothing":
         origin, row = every[-1]
         first = next(iter(row))
         every[-1] = (origin + 1, row) if change == "origin" else (origin, {**row, first: -row[first]})
-    return draw(st.permutations(every)), count * channels, marked
+    return draw(st.permutations(every)), layers * stride, marked
 
 
 @settings(max_examples=400)
