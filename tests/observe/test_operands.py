@@ -280,6 +280,39 @@ def test_each_matrix_of_a_stack_has_ranges_of_its_own(per: Any) -> None:
     assert found == pytest.approx(math.sqrt(total / float(seen.output_square or 0)), rel=1e-9)
 
 
+WAYS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, tuple[int, int], Callable[[Tensor, Tensor], Tensor]]] = {
+    # shapes of the activation and of the weight, the activation's channels, the weight's outputs and inputs
+    "linear": ((3, 4), (6, 4), 1, (0, 1), F.linear),
+    "weight on the right": ((2, 3, 4), (4, 6), 2, (1, 0), lambda x, w: x @ w),
+    "weight on the left": ((2, 4, 3), (6, 4), 1, (0, 1), lambda x, w: w @ x),
+    "one vector": ((4,), (6, 4), 0, (0, 1), lambda x, w: torch.mv(w, x)),
+    "stacked": ((2, 3, 4), (2, 4, 6), 2, (-1, -2), torch.bmm),
+    "addmm": ((3, 4), (4, 6), 1, (1, 0), lambda x, w: torch.addmm(x.new_ones(6), x, w)),
+    "inner": ((3, 4), (6, 4), 1, (0, 1), torch.inner),
+    "tensordot": ((3, 4, 2), (6, 4), 1, (0, 1), lambda x, w: torch.tensordot(x, w, dims=([1], [1]))),
+    "einsum": ((3, 4, 2), (4, 6), 1, (1, 0), lambda x, w: torch.einsum("bit,io->bot", x, w)),
+    "convolution": ((2, 4, 5), (6, 4, 3), 1, (0, 1), F.conv1d),
+    "transposed convolution": ((2, 4, 5), (4, 6, 3), 1, (1, 0), F.conv_transpose1d),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_channels_are_those_that_the_product_sums(way: str) -> None:
+    shape, weight, axis, layout, call = WAYS[way]
+    model = randomise(Made(lambda m, x: call(x, m.w), weights={"w": weight}).double(), seed=0)
+    x = torch.randn(shape, generator=generator(0), dtype=torch.float64)
+    plan = fxenorm.analyze(model, x)
+    assert [(site.module, site.direction, site.call) for site in plan.symmetry.sites] == [("w", "operand", 0)]
+    seen = plan.observe([x], derivatives=True)
+    one = seen["w", "operand"]
+    rows = x.movedim(axis, 0).reshape(4, -1)
+    assert (
+        one.axis == axis and not one.terms and torch.equal(one.maximum, rows.amax(1)) and torch.equal(one.minimum, rows.amin(1))
+    )
+    (found,) = seen.weights
+    assert (found.name, found.layout[:2], seen.layers) == ("w", layout, ("w",))
+
+
 def test_a_layer_that_runs_in_a_narrow_type_is_seen_once() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
