@@ -126,6 +126,20 @@ def test_the_largest_entries_of_each_channel(p: float) -> None:
                 assert value == -np.inf or any(abs(value - other) < 1e-12 for other in found[exponents])
 
 
+@pytest.mark.parametrize("size", [1.0, 400.0])
+def test_the_largest_weight_of_each_channel(size: float) -> None:
+    """By sizes or by logarithms, the same as of the entries one at a time; a row of zeros has none."""
+    case = case_of(math.inf)
+    log_scales = size * np.random.default_rng(1).normal(size=case.num_scales)
+    expected = np.full((2, case.num_scales), -np.inf)
+    for exponents, values in by_definition(case, log_scales, np.full(case.num_scales, -np.inf)).items():
+        moved = max(values) + sum(c * log_scales[k] for k, c in exponents)
+        for k, c in exponents:
+            expected[int(c > 0), k] = max(expected[int(c > 0), k], moved)
+    for found, wanted in zip(problem_of(case).log_sums(torch.from_numpy(log_scales)), expected, strict=True):
+        np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_kernels_of_folded_norms_are_taken_by_their_largest_entry() -> None:
     """By factors that differ along the kernel too, and by one a row."""
     case = case_of(math.inf)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..parts import Index, part_of, parts_of, rows_of
 from ..program import LINEAR_UP_TO, Block, ChannelSums, ReduceProgram, float_dtype
+from .sizes import are_in_range, log_maxima
 
 __all__ = [
     "channel_sums",
@@ -130,8 +131,10 @@ def contributions(p: float, block: Block, matrix: Tensor, log_scales: Tensor | N
     shifts = [] if log_scales is None else shifts_of(p, block, log_scales)
     if is_linear(p) and has_two_sides(block) and (shifts or is_narrow(matrix)):
         yield from _two_sides(p, block, matrix, shifts)
-        return
-    yield from _accumulated(p, block, matrix.shape, matrix.device, shifted_parts(p, matrix, shifts))
+    elif math.isinf(p) and block.collided is None and are_in_range(matrix, shifts):
+        yield from log_maxima(block, matrix, shifts)
+    else:
+        yield from _accumulated(p, block, matrix.shape, matrix.device, shifted_parts(p, matrix, shifts))
 
 
 def shifted_parts(p: float, matrix: Tensor, shifts: Sequence[Tensor]) -> Iterator[tuple[Index, Tensor]]:

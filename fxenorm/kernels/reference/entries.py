@@ -8,14 +8,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..parts import Index, part_of, parts_of
+from ..parts import Index, part_of
 from ..program import Block, float_dtype
-from .channel_sums import expanded, is_narrow, shifted_parts, shifts_of
+from .channel_sums import expanded, shifted_parts, shifts_of
+from .sizes import are_in_range, sizes_of
 
 __all__ = ["described", "largest", "parts_above"]
-
-_MOST_SHIFT = 500.0
-"""Natural logarithms by which factors may change a weight of up to 32 bits, 1e-45 to 3e38, within the range of float64."""
 
 _ROUNDING = 1e-9
 """What a value is lowered by where weights are compared without logarithms, far more than rounding changes them."""
@@ -35,8 +33,10 @@ def largest(p: float, block: Block, matrix: Tensor, log_scales: Tensor, count: i
         (n,) int64 flat positions in the matrix, in rising order.
     """
     sides = [[axis for axis, size in enumerate(ids.shape) if size > 1] for _, ids in block.terms]
-    kept = [_Largest(matrix, own, count) for own in sides]
-    for index, part in shifted_parts(p, matrix, shifts_of(p, block, log_scales)):
+    shifts = shifts_of(math.inf, block, log_scales)
+    by_size = are_in_range(matrix, shifts)
+    kept = [_Largest(matrix, own, count, 0.0 if by_size else -math.inf) for own in sides]
+    for index, part in sizes_of(matrix, shifts) if by_size else shifted_parts(p, matrix, shifts_of(p, block, log_scales)):
         for one in kept:
             one.add(index, part)
     nothing = torch.zeros(0, dtype=torch.int64, device=matrix.device)
@@ -45,28 +45,29 @@ def largest(p: float, block: Block, matrix: Tensor, log_scales: Tensor, count: i
 
 
 class _Largest:
-    """The largest entries of each position along some axes, of a tensor that comes a part at a time."""
+    """The largest entries of each position along some axes, of a tensor that comes a part at a time; none that are `nothing`."""
 
-    def __init__(self, matrix: Tensor, axes: list[int], count: int) -> None:
+    def __init__(self, matrix: Tensor, axes: list[int], count: int, nothing: float) -> None:
+        self._nothing = nothing
         self._shape, self._axes = matrix.shape, axes
         self._others = [axis for axis in range(matrix.ndim) if axis not in axes]
         self._count = min(count, math.prod(matrix.shape[axis] for axis in self._others))
         shape = [*(matrix.shape[axis] for axis in axes), self._count]
-        self._logs = torch.full(shape, -math.inf, dtype=float_dtype(matrix.device), device=matrix.device)
+        self._sizes = torch.full(shape, nothing, dtype=float_dtype(matrix.device), device=matrix.device)
         self._places = torch.full(shape, -1, dtype=torch.int64, device=matrix.device)
 
     def add(self, index: Index, part: Tensor) -> None:
         """Looks at a part."""
         own = tuple(index[axis] if axis < len(index) else slice(None) for axis in self._axes)
         line = part.permute([*self._axes, *self._others]).reshape(*(part.shape[axis] for axis in self._axes), -1)
-        logs, at = line.topk(min(self._count, line.shape[-1]))
+        sizes, at = line.topk(min(self._count, line.shape[-1]))
         places = self._flat(index, part, at)
-        if logs.shape[-1] == self._count and line.shape[-1] == math.prod(self._shape[axis] for axis in self._others):
-            self._logs[own], self._places[own] = logs, places
+        if sizes.shape[-1] == self._count and line.shape[-1] == math.prod(self._shape[axis] for axis in self._others):
+            self._sizes[own], self._places[own] = sizes, places
             return
-        logs, places = torch.cat([self._logs[own], logs], -1), torch.cat([self._places[own], places], -1)
-        logs, at = logs.topk(self._count)
-        self._logs[own], self._places[own] = logs, places.gather(-1, at)
+        sizes, places = torch.cat([self._sizes[own], sizes], -1), torch.cat([self._places[own], places], -1)
+        sizes, at = sizes.topk(self._count)
+        self._sizes[own], self._places[own] = sizes, places.gather(-1, at)
 
     def _flat(self, index: Index, part: Tensor, at: Tensor) -> Tensor:
         """Returns positions in the whole of those in the lines of a part."""
@@ -84,7 +85,7 @@ class _Largest:
 
     def places(self) -> Tensor:
         """Returns the (n,) positions that were found."""
-        return self._places[self._logs > -math.inf]
+        return self._places[self._sizes > self._nothing]
 
 
 def parts_above(p: float, block: Block, matrix: Tensor, log_scales: Tensor, least: Tensor) -> Iterator[Tensor]:
@@ -114,14 +115,10 @@ def _with_bounds(
 
     Weights are compared as they are, without a logarithm, where their products with all factors surely are in range.
     """
-    shifts, wide = shifts_of(math.inf, block, log_scales), float_dtype(matrix.device)
-    in_range = is_narrow(matrix) and wide == torch.float64
-    if in_range and sum(float(shift.abs().amax()) for shift in shifts if shift.numel()) <= _MOST_SHIFT:
-        factors, sizes = [shift.exp() for shift in shifts], [(bound - _ROUNDING).exp() for bound in bounds]
-        for index in parts_of(matrix):
-            part = matrix[index].abs().to(wide)
-            for factor in factors:
-                part *= part_of(factor, index)
+    shifts = shifts_of(math.inf, block, log_scales)
+    if are_in_range(matrix, shifts):
+        sizes = [(bound - _ROUNDING).exp() for bound in bounds]
+        for index, part in sizes_of(matrix, shifts):
             yield index, part, sizes
         return
     times = 1.0 if math.isinf(p) else p
