@@ -138,6 +138,19 @@ def test_the_command_prints_its_tables_and_does_nothing_twice(tmp_path: Path, ca
     assert cli.main(["resnet"]) == 2 and "resnet" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("small")
+def test_a_prediction_is_the_same_whichever_methods_ran_before(tmp_path: Path) -> None:
+    given = ["depthwise", "--seeds", "1", "--epochs", "1", "--settings", "W8A8 tensor, predicted", "--networks", str(tmp_path)]
+    paths = [tmp_path / "alone.jsonl", tmp_path / "all.jsonl"]
+    assert cli.main([*given, "--results", str(paths[0]), "--methods", "p = 2"]) == 0
+    assert cli.main([*given, "--results", str(paths[1])]) == 0
+    alone, among_all = (Kept(path) for path in paths)
+    runs = runs_of("depthwise", [0], ["W8A8 tensor, predicted"], methods=["p = 2"])
+    assert len(runs) == 2
+    for run in runs:
+        assert math.isclose(alone[run]["error"], among_all[run]["error"], rel_tol=1e-9)
+
+
 def test_claims_are_met_not_met_or_not_measured() -> None:
     assert str(Claim("a", 0.5, 0.9)).startswith("met: a") and str(Claim("a", 1.5, 0.9)).startswith("NOT MET: a")
     assert str(Claim("a", math.nan, 0.9)).startswith("not measured: a")

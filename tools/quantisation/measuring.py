@@ -174,6 +174,8 @@ def _rescaled(first: Case, method: Method, runs: Sequence[Run], data: Digits, ex
     for number, run in enumerate(runs):
         if number == 0 or method.by_bits:
             case = first.copy()
+            if any(one.setting in PREDICTED for one in runs):
+                case.observations(derivatives=True)  # at the start: predictions follow from there
             log_scales = method.run(case, SETTINGS[PREDICTED.get(run.setting, run.setting)])
             measured = Measured(case, log_scales, data, expected)
         yield run, measured
