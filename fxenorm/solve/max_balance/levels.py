@@ -27,11 +27,12 @@ class Levels:
     @staticmethod
     def from_chain(first: int, following: list[int], gaps: list[float]) -> Levels:
         """Returns levels from a linked list of all nodes and the level between each and its follower."""
-        places, values, node = np.zeros(len(following), dtype=np.int64), np.zeros(len(following)), first
-        for place in range(len(following)):
-            places[node], values[place] = place, gaps[node]
-            node = following[node]
-        return Levels.from_gaps(places, values[:-1])
+        line = [first]
+        for _ in range(len(following) - 1):
+            line.append(following[line[-1]])
+        order, places = np.array(line, dtype=np.int64), np.zeros(len(line), dtype=np.int64)
+        places[order] = np.arange(len(line), dtype=np.int64)
+        return Levels.from_gaps(places, np.asarray(gaps, dtype=np.float64)[order[:-1]])
 
     @staticmethod
     def from_gaps(places: Ids, gaps: Floats) -> Levels:
@@ -119,19 +120,19 @@ def _chained(count: int, merged: tuple[Ids, Ids, Ids], values: Floats) -> Levels
     parents, first, last = list(range(count)), list(range(count)), list(range(count))
     following, gaps = [-1] * count, [-np.inf] * count
 
-    def root(node: int) -> int:
-        """Returns the node that stands for all that have been merged with this one."""
+    order = np.argsort(merged[2], kind="stable")
+    levels = values[merged[2][order]].tolist()
+    for node, other, level in zip(*(part[order].tolist() for part in merged[:2]), levels, strict=True):
+        # Each goes over to the node that stands for all that have been merged with it.
         while parents[node] != node:
             parents[node] = node = parents[parents[node]]
-        return node
-
-    order = np.argsort(merged[2], kind="stable")
-    for node, other, rank in zip(*(part[order].tolist() for part in merged), strict=True):
-        node, other = root(node), root(other)
+        while parents[other] != other:
+            parents[other] = other = parents[parents[other]]
         if node != other:
-            following[last[other]], gaps[last[other]], last[other] = first[node], float(values[rank]), last[node]
+            end = last[other]
+            following[end], gaps[end], last[other] = first[node], level, last[node]
             parents[node] = other
-    chains = [node for node in range(count) if parents[node] == node]
+    chains = [node for node, parent in enumerate(parents) if parent == node]
     for one, other in pairwise(chains):
         following[last[one]] = first[other]
     return Levels.from_chain(first[chains[0]], following, gaps)
