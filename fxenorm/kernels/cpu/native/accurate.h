@@ -16,7 +16,7 @@ template <Power P> inline double powered(double x) {
     if (P == FOUR) return (x * x) * (x * x);
     return std::fabs(x);
 }
-inline double larger(double a, double b) { return (a > b || a != a) ? a : b; }   // keeps NaN in b
+inline double larger(double a, double b) { return ((a > b) | (a != a)) ? a : b; }   // keeps NaN in b
 
 // Asks for entries that a loop will come to: one stream of addresses alone does not keep the memory busy.
 constexpr i64 AHEAD = 4096, READ_STEP = 64, WRITE_STEP = 64;

@@ -28,11 +28,14 @@ void combine(const double *part, i64 count, double *into, Join join) {
 
 // Columns that carry the same, side by side: their sums are added up, or the largest is taken.
 inline void add_runs(const double *column, i64 count, i64 run, double *to, bool largest) {
+    for (i64 i = 0; i < count; ++i) to[i] = 0.0;
+    for (i64 t = 0; t < run; ++t) {
+        if (largest)
 #pragma omp simd
-    for (i64 i = 0; i < count; ++i) {
-        double sum = 0.0;
-        for (i64 t = 0; t < run; ++t) sum = largest ? larger(column[i * run + t], sum) : sum + column[i * run + t];
-        to[i] = sum;
+            for (i64 i = 0; i < count; ++i) to[i] = larger(column[i * run + t], to[i]);
+        else
+#pragma omp simd
+            for (i64 i = 0; i < count; ++i) to[i] += column[i * run + t];
     }
 }
 

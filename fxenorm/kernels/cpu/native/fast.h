@@ -110,19 +110,17 @@ template <Power P, int R> struct Rows {
     }
 };
 
-template <Power P> inline void take_columns(const float *column, i64 count, bool first, double *column_part) {
-    for (i64 j = 0; j < count; ++j) {
-        if (first) column_part[j] = column[j];
-        else column_part[j] = P == LARGEST ? larger(static_cast<double>(column[j]), column_part[j]) : column_part[j] + column[j];
-    }
+inline void take_columns(const float *column, i64 count, bool first, double *column_part) {
+    for (i64 j = 0; j < count; ++j) column_part[j] = first ? column[j] : column_part[j] + column[j];
 }
 
 template <Power P, int R>
 void add_tile(const ReduceMatrix &m, const ReduceTile &tile, double p, double *row_part, double *column_part) {
     alignas(64) float column[R == 1 ? NARROW : MOST_COLUMNS];
     float *const columns = column_part ? column : nullptr;
-    for (i64 first = 0; first < tile.rows; first += R * ROWS_AT_A_TIME) {
-        const i64 last = first + R * ROWS_AT_A_TIME < tile.rows ? first + R * ROWS_AT_A_TIME : tile.rows;
+    const i64 at_a_time = P == LARGEST ? tile.rows : R * ROWS_AT_A_TIME;   // the largest is exact, however many there are
+    for (i64 first = 0; first < tile.rows; first += at_a_time) {
+        const i64 last = first + at_a_time < tile.rows ? first + at_a_time : tile.rows;
         if (columns) std::memset(column, 0, sizeof(float) * tile.columns);
         for (i64 r = first; r < last;) {
             double totals[R] = {};
@@ -132,7 +130,7 @@ void add_tile(const ReduceMatrix &m, const ReduceTile &tile, double p, double *r
             if (row_part) std::memcpy(row_part + r, totals, sizeof(double) * some);
             r += some;
         }
-        if (columns) take_columns<P>(column, tile.columns, first == 0, column_part);
+        if (columns) take_columns(column, tile.columns, first == 0, column_part);
     }
 }
 
