@@ -199,3 +199,21 @@ def test_steps_that_a_gradient_scaler_may_skip_take_the_same_call(monkeypatch: p
         assert_same_blocks(found, rtol=1e-5)
     for handle in handles:
         handle.remove()
+
+
+def test_entries_at_the_end_of_their_range_are_not_tried_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+    prepared = StepTable.prepared
+    monkeypatch.setattr(StepTable, "prepared", lambda self: tries.append(None) or prepared(self))
+    found = []
+    for backend in ("compiled", "eager"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 2, bias=False)).to(torch.float16)
+        with torch.no_grad():
+            model[0].weight.mul_(2.0**8)
+            model[0].weight[:, 0] = 2.0**-24  # the smallest number: it has no room to go down
+        plan = fxenorm.analyze(model, torch.randn(2, 4, dtype=torch.float16), backend=backend)
+        for _ in range(40):
+            plan.step()
+        found.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert all(map(torch.equal, *found)) and 1 <= len(tries) <= 8

@@ -30,6 +30,9 @@ _DEEPEST_ROOT = 6
 _MOST_LIMIT = 700.0
 """A limit beyond this natural logarithm is none: exp(709) is the largest float64."""
 
+_MOST_WAITS = 6
+"""After cycles that failed one after the other, up to 2^6 - 2 are left to others before the kernels are tried again."""
+
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.complex128)
 """Types of any factors. float16 has too little room around ordinary weights: what has been written would often have to be undone,
 and would keep a rounding; only factors that are powers of two, which most steps have none of, are undone without one.
@@ -57,6 +60,7 @@ class StepTable:
         self.refusals = _refusals(self.reduce, self._scale, task)
         self.covers_all = not self.refusals
         self._announced, self._stopped = task.announced, False
+        self._failures, self._waits = 0, 0
         if self.covers_all:
             self._order(task.program, task.tensors)
             self._arrays = {**self._given(task), **self._buffers(task.program.num_scales)}
@@ -69,12 +73,18 @@ class StepTable:
             library: the compiled kernels.
             factors: by what the counted tensors are multiplied before their norm is taken.
         """
+        if self._waits:
+            # An entry without room stays where it is: trying each time would cost as much as what then has to be done.
+            self._waits -= 1
+            return False
         alive = self.reduce.take_factors(factors)
         arguments = self.prepared()
         # Where the last cycle went far or failed, this one writes nothing before all factors are known. The bits are the same.
         arguments.factors_first = int(self._stopped or self._arrays["largest"][0] > math.sqrt(arguments.bound))
         self._stopped = bool(library.fxenorm_step(ctypes.addressof(arguments)))
         del alive
+        self._failures = min(self._failures + 1, _MOST_WAITS) if self._stopped else 0
+        self._waits = max(0, 2**self._failures - 2)
         return not self._stopped
 
     def exchange(self, pairs: Sequence[tuple[ScaleTarget, ScaleTarget]], task: CycleTask) -> None:
