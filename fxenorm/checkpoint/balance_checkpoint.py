@@ -50,7 +50,8 @@ def balance_checkpoint(
     """Balances a checkpoint on disk that need not fit into memory; the new one has the same tensors, sharding and metadata.
 
     The plan comes from the model without its weights. Its objective falls apart into components (a Llama layer has two); each
-    is read, balanced and written, and nothing else is in memory. A killed run goes on where it was when it is called again.
+    is read, balanced and written. The next one is read and the last one written meanwhile, so no more than two are in memory at
+    once. A killed run goes on where it was when it is called again.
 
     Args:
         source: a ``.safetensors`` file, or a folder with one or with several and their index.
@@ -59,7 +60,7 @@ def balance_checkpoint(
         model_or_config: the module, also on the meta device; a configuration of Transformers, or a folder that holds one; None:
             that of `source`.
         tol: as in `fxenorm.Plan.balance`.
-        jobs: processes that share the components; each holds one at a time.
+        jobs: processes that share the components; where there are several, each holds one at a time.
         overwrite: whether a target that is there may be replaced.
         check: which modules are run on random inputs with the old and the new weights before the target is put in place:
             "sample": one of each structure; "all"; "none".
