@@ -35,6 +35,8 @@ Boundary = tuple[str, str, int]
 
 Terms = tuple[tuple[int, NDArray[np.int64]], ...]
 
+_BY_DATA = "scales lie along several of its axes, or which of them the parameter meets depends on the data"
+
 
 @dataclass(frozen=True)
 class Place:
@@ -78,7 +80,7 @@ def _place(sites: Sequence[Site]) -> Place:
     size = first.variables.size
     reason, moves = "", any((site.variables >= 0).any() for site in sites)
     if not all(site.whole for site in sites) or any(site.axis != first.axis for site in spread):
-        reason = "scales lie along several of its axes, so that no channel moves by one factor"
+        reason = "scales lie along several of its axes, so that no channel moves by one factor" if moves else _BY_DATA
     terms = tuple(
         (site.coefficient, site.variables if site.axis == first.axis else np.full(size, site.variables[0], dtype=np.int64))
         for site in sites

@@ -93,7 +93,7 @@ class Watch:
             self._layouts[call.parameter] = call.layer, layout_of(call, self._parameters[call.parameter])
         if places is None:
             self._skip(boundary, _NEW_READ)
-        elif any(place.part != call.part for place in places):
+        elif any(place.part != call.part and not place.reason for place in places):
             self._seen.add(boundary)
             self._skip(boundary, _OTHER_PART)
         else:

@@ -354,6 +354,18 @@ def test_other_reads_than_those_of_the_analysis_are_no_claims() -> None:
     assert "no function multiplied" in fewer.skipped["up operand of call 1"]
 
 
+@pytest.mark.parametrize("by_data", [False, True])
+def test_a_part_that_a_tensor_chooses_is_told_and_not_claimed(by_data: bool) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.a(x).relu()
+        return F.linear(h, torch.narrow(m.w, 0, h.sum(0).argmax() % 3 if by_data else torch.tensor(1), 2))
+
+    plan = fxenorm.analyze(randomise(Made(forward, weights={"w": (5, 6)}, a=nn.Linear(4, 6)), seed=0), torch.ones(2, 4))
+    assert plan.tracer == ("make_fx" if by_data else "export")
+    seen = plan.observe([torch.ones(2, 4)])
+    assert seen.skipped.keys() == {"w operand"} and "depends on the data" in seen.skipped["w operand"]
+
+
 def test_a_plan_that_was_stored_without_operands_claims_nothing_about_them() -> None:
     plan, batches = planned("plain parameters")
     stored = json.loads(json.dumps(plan.to_dict()))

@@ -600,8 +600,10 @@ class _GraphWalk:
     def _read(self, found: FoundRead) -> WeightRead:
         """Returns a read of a weight with the field of the activation, in which zeros stay as they are."""
         value = self._kept(found.activation)
-        shown = None if isinstance(value, Picked) else value if isinstance(value, ScaleField) else ScaleField(found.shape)
-        return WeightRead(found.parameter, found.call, found.part, found.axis, found.shape, shown)
+        shown: ScaleField | None = value if isinstance(value, ScaleField) else ScaleField(found.shape)
+        if found.part is None or isinstance(value, Picked):
+            shown = None
+        return WeightRead(found.parameter, found.call, found.part or 0, found.axis, found.shape, shown)
 
 
 def _place(operator: str, node: fx.Node) -> Origin:

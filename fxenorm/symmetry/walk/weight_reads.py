@@ -27,11 +27,15 @@ _CASTS = frozenset({"to", "type_as"})
 
 @dataclass(frozen=True)
 class FoundRead:
-    """One read of a weight: the parameter, which read of it, and where the activation stands; see `WeightRead`."""
+    """One read of a weight: the parameter, which read of it, and where the activation stands; see `WeightRead`.
+
+    Attributes:
+        part: where in the parameter the part begins that is read; None where that depends on the data.
+    """
 
     parameter: str
     call: int
-    part: int
+    part: int | None
     activation: fx.Node
     axis: int
     shape: tuple[int, ...]
@@ -80,8 +84,11 @@ class WeightReads:
         number = self._calls[parameter]
         self._calls[parameter] += 1
         shape = tuple(int(size) for size in self._sizes.of(source).shape)
-        shown, before = self._without_values(weight)
-        part = before + int(shown.storage_offset())
+        try:
+            shown, before = self._without_values(weight)
+            part = before + int(shown.storage_offset())
+        except Exception:  # whatever a view needs that it has not without values, as a number from a tensor
+            part = None
         return FoundRead(parameter, number, part, source, len(shape) + operands.axis, shape)
 
     def _without_values(self, node: fx.Node) -> tuple[torch.Tensor, int]:
