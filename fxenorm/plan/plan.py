@@ -51,7 +51,7 @@ from ..text.describe import describe, plural
 from ..text.html import plan_html
 from ..text.numbers import LayerNorms
 from ..text.why import Why, why
-from ..trace import Inputs, resolve_inputs, unwrap
+from ..trace import Inputs, known_inputs, resolve_inputs, unwrap
 from ..trace.inputs import is_meta
 from ..trace.unwrap import replica_group
 from ..verify.subject import Subject
@@ -131,21 +131,6 @@ class Plan:
         self._example = example
 
     # ---------------------------------------------------------------- findings
-
-    def example_inputs(self, inputs: Any = None) -> Inputs:
-        """Returns inputs on which the model runs, for tests and tools of this package.
-
-        Args:
-            inputs: as `fxenorm.analyze` takes them; None: those of the analysis, or guessed ones where the plan has none, as a
-                plan that was stored.
-
-        Raises:
-            ExampleInputsError: no inputs were given and none can be guessed.
-        """
-        example = self._example if inputs is None else None
-        if example is None or any(tensor.is_meta for tensor in example.tensors()):
-            return resolve_inputs(self.model, inputs)
-        return example
 
     @property
     def rescaler(self) -> Rescaler:
@@ -1003,7 +988,7 @@ class Plan:
             >>> bool(plan.verify())
             True
         """
-        example = self.example_inputs(inputs)
+        example = known_inputs(self.model, self._example, inputs)
         with self.rescaler.lock:
             self.repair()
             return verify(self._subject(), example, seed=seed)

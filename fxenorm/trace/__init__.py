@@ -15,7 +15,7 @@ For users: an older PyTorch can do less.
 
 from __future__ import annotations
 
-from .guess import resolve_inputs
+from .guess import known_inputs, resolve_inputs
 from .inputs import Inputs
 from .traced_model import Mode, Placeholder, TracedModel, module_path, source_line
 from .tracer import trace_model
@@ -26,6 +26,7 @@ __all__ = [
     "Mode",
     "Placeholder",
     "TracedModel",
+    "known_inputs",
     "module_path",
     "resolve_inputs",
     "source_line",

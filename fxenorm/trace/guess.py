@@ -20,7 +20,7 @@ from .reached_layers import reached
 from .reasons import needs_values, reason, runs_on
 from .traced_model import Mode
 
-__all__ = ["candidates", "choose", "further", "resolve_inputs"]
+__all__ = ["candidates", "choose", "further", "known_inputs", "resolve_inputs"]
 
 _WITHOUT_PARAMETERS = ((2, 3, 224, 224), (2, 3, 32, 32), (2, 16), (2, 3, 64), (2, 16, 32), (2, 3, 16, 32, 32), (2,))
 """Shapes for a model without a known first layer, the commonest first: images of ImageNet's and CIFAR's size, vectors,
@@ -127,6 +127,17 @@ def resolve_inputs(model: nn.Module, example_inputs: Any = None, example_kwargs:
     """
     given = given_inputs(example_inputs, example_kwargs)
     return choose(model, candidates(model, example_kwargs or {}), mode) if given is None else given
+
+
+def known_inputs(model: nn.Module, known: Inputs | None, example_inputs: Any = None) -> Inputs:
+    """Returns the given inputs; where none are given those that are known, or guessed ones where these have no values.
+
+    Raises:
+        ExampleInputsError: as `resolve_inputs`.
+    """
+    if known is None or example_inputs is not None or any(tensor.is_meta for tensor in known.tensors()):
+        return resolve_inputs(model, example_inputs)
+    return known
 
 
 def _arrange(required: list[inspect.Parameter], arguments: list[Any], kwargs: Mapping[str, Any]) -> Inputs:

@@ -194,10 +194,10 @@ def test_bits_run_the_model_on_the_inputs_of_the_analysis(ask: Ask, monkeypatch:
         raise AssertionError(f"inputs are looked for again: {given}")
 
     monkeypatch.setattr(fxenorm.Plan, "observe", observe)
-    monkeypatch.setattr("fxenorm.plan.plan.resolve_inputs", again)
+    monkeypatch.setattr("fxenorm.trace.guess.resolve_inputs", again)
     assert ask("--bits 8/8")[0] == 0 and ask("--bits 8/8 --input 7x4")[0] == 0
     assert [tuple(batch[0].shape) for batch in observed] == [(2, 4), (7, 4)]
-    assert all(batch[0] is plan.example_inputs().args[0] for batch, plan in zip(observed, plans, strict=True))
+    assert all(batch[0] is plan.example.args[0] for batch, plan in zip(observed, plans, strict=True))
 
 
 @pytest.mark.parametrize("bits", ["8", "8/8/8/8", "1/8", "25/8", "-/-", "8/8/0", "8/8/rows", "x/8"])

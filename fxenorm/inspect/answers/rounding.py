@@ -8,6 +8,7 @@ from typing import Any
 from ...bits import Bits
 from ...plan.plan import Plan
 from ...quantisation.prediction import Prediction
+from ...trace import known_inputs
 from ..arguments.readers import BitWidths
 
 __all__ = ["predicted", "prediction_content"]
@@ -21,7 +22,7 @@ def predicted(plan: Plan, widths: BitWidths) -> Prediction:
     Raises:
         FxenormError: the model does not run on them, or its outputs have no derivatives.
     """
-    inputs = plan.example_inputs()
+    inputs = known_inputs(plan.model, plan.example)
     batch: Any = inputs.args
     if inputs.kwargs:
         batch = dict(signature(plan.model.forward).bind(*inputs.args, **inputs.kwargs).arguments)
