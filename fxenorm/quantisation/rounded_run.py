@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections import Counter
-from collections.abc import Iterator
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..bits import Bits
 from ..observe.operators.layer_calls import LayerCall, LayerCalls
@@ -37,20 +33,11 @@ class RoundedRun(LayerCalls):  # type: ignore[no-untyped-call]
         self.ranges: Ranges = {} if ranges is None else ranges
         self.layers: dict[str, None] = {}
         self._bits = bits
-        self._calls: Counter[str] = Counter()
-
-    @contextlib.contextmanager
-    def on(self, model: nn.Module) -> Iterator[None]:
-        """Sees one forward pass; hooks and mode are off afterwards, whatever happens."""
-        self._calls.clear()
-        with super().on(model):
-            yield
 
     def met(self, call: LayerCall) -> tuple[Tensor, Tensor] | None:
         """Returns the operands of a layer, rounded where there are bits for it."""
         self.layers[call.layer] = None
-        place = (call.layer, self._calls[call.layer])
-        self._calls[call.layer] += 1
+        place = (call.layer, self._number(call.layer))
         if self._bits is None:
             found = ActivationRange.of(call.activation)
             self.ranges[place].add(found) if place in self.ranges else self.ranges.update({place: found})
@@ -58,8 +45,8 @@ class RoundedRun(LayerCalls):  # type: ignore[no-untyped-call]
         bits = self._bits.of(call.layer)
         if bits is None:
             return None
-        entered = self.ranges.get(place, ActivationRange.of(call.activation)).rounded(call.activation, bits)
-        return entered, _rounded_matrices(call, bits)
+        known = self.ranges.get(place) or ActivationRange.of(call.activation)
+        return known.rounded(call.activation, bits), _rounded_matrices(call, bits)
 
 
 def _rounded_matrices(call: LayerCall, bits: Bits) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,7 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._whole = whole
         self._running: list[str] = []
+        self._calls: Counter[str] = Counter()
         # By memory: the first entry of a parameter or of a copy, the one after its last, its name, and its place in it.
         self._shown: dict[int, list[tuple[int, float, str, int]]] = {}
         self._aliases: dict[str, str] = {}
@@ -92,6 +94,7 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def on(self, model: nn.Module) -> Iterator[None]:
         """Sees one forward pass; hooks and mode are off afterwards, whatever happens."""
         self._running.clear()
+        self._calls.clear()
         self._aliases = tied_names(model)
         self._names = LayerNames(model, self._aliases)
         handles: list[Any] = []
@@ -109,6 +112,12 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for handle in handles:
                 handle.remove()
             self._shown.clear()
+
+    def _number(self, name: str) -> int:
+        """Returns how many calls of this name there were before in this pass, and counts one more."""
+        number = self._calls[name]
+        self._calls[name] += 1
+        return number
 
     def _entering(self, path: str) -> Callable[..., None]:
         """Returns the hook that notes which module runs, and at the first which parameters it has meanwhile."""

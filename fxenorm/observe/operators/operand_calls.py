@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..observed_weight import Layout
 from .layer_calls import LayerCall, LayerCalls
@@ -24,22 +22,12 @@ class OperandCalls(LayerCalls):  # type: ignore[no-untyped-call]
     def __init__(self, note: Callable[[LayerCall, int], Tensor | None]) -> None:
         super().__init__(whole=True)
         self._note = note
-        self._numbers: Counter[str] = Counter()
-
-    @contextlib.contextmanager
-    def on(self, model: nn.Module) -> Iterator[None]:
-        """Sees one forward pass; hooks and mode are off afterwards, whatever happens."""
-        self._numbers.clear()
-        with super().on(model):
-            yield
 
     def met(self, call: LayerCall) -> tuple[Tensor, Tensor] | None:
         """Hands on a call, unless it is a layer's own or its weight is computed."""
         if call.called or not call.parameter:
             return None
-        number = self._numbers[call.parameter]
-        self._numbers[call.parameter] += 1
-        other = self._note(call, number)
+        other = self._note(call, self._number(call.parameter))
         return None if other is None else (other, call.weight)
 
 
