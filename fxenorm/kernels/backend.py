@@ -225,7 +225,7 @@ class Backend(Protocol):
     def rounded(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> int:
         """Returns how many entries of targets with `Keep.DIGITS` lose digits; waits for the device."""
 
-    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Values) -> tuple[int, Values, Ids, Values] | None:
+    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Values) -> tuple[Values, Ids, Values] | None:
         """Contracts the bottleneck cycles of a strongly connected graph; None where this executor has nothing faster than Python.
 
         Args:
@@ -233,8 +233,7 @@ class Backend(Protocol):
             tails, heads, lengths: (m,) of the arcs.
 
         Returns:
-            The first node of a line of all nodes; (n,) minus their potentials, their followers in the line, and the levels
-            between each and its follower.
+            (n,) minus the potentials of the nodes; (n,) the nodes in a line; (n - 1,) the levels between neighbours in it.
         """
 
     def overflowing(self, targets: Sequence[ScaleTarget], log_scales: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class Objective(Protocol):
     def remembered(self) -> Deciding | None:
         """Returns the entries that decided last; None: nobody has left any."""
 
-    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Floats) -> tuple[int, Floats, Ids, Floats] | None:
+    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Floats) -> tuple[Floats, Ids, Floats] | None:
         """Contracts the bottleneck cycles of a graph in compiled code; None: there is none. See `Backend.contraction`."""
 
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -296,7 +296,7 @@ class CurrentObjective:
         """Returns the entries that decided last; None: nobody has left any."""
         return self._recent.deciding
 
-    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Floats) -> tuple[int, Floats, Ids, Floats] | None:
+    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Floats) -> tuple[Floats, Ids, Floats] | None:
         """Contracts the bottleneck cycles of a graph in compiled code; None: there is none. See `Backend.contraction`."""
         return self.backend.contraction(count, tails, heads, lengths)
 

@@ -288,3 +288,49 @@ def test_levels_and_contraction_on_random_graphs(seed: int) -> None:
     expected = by_definition(moved.round(9), np.ones(len(tails), dtype=bool))
     assert found.potential[0] == 0 and (moved <= expected[tails, heads] + 1e-8).all()
     np.testing.assert_allclose(found.levels.of(one, other).reshape(count, count), expected, rtol=0, atol=1e-8)
+
+
+def test_arcs_meet_levels_where_the_strong_components_say_so() -> None:
+    """All arcs of an answer meet its levels; some of them do where, and only where, their own levels are no lower."""
+    answers = []
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        count = int(random.integers(2, 14))
+        ring, more = random.permutation(count), int(random.integers(0, 4 * count))
+        tails = np.concatenate([random.integers(0, count, more), ring])
+        heads = np.concatenate([random.integers(0, count, more), np.roll(ring, 1)])
+        lengths = 3 * random.normal(size=len(tails))
+        lengths = lengths.round() if seed % 2 else lengths
+        found = contracted(count, tails, heads, lengths)
+        values = lengths + found.potential[heads] - found.potential[tails]
+        assert found.levels.are_met((tails, heads, values), 1e-9)
+        one, other = (places[~np.eye(count, dtype=bool)] for places in np.mgrid[:count, :count])
+        for share in (0.7, 0.9, 0.95):
+            kept = random.random(len(values)) < share
+            kept[int(values.argmin())] = True  # what is below all arcs says nothing of them
+            arcs = tails[kept], heads[kept], values[kept]
+            no_lower = bottleneck_levels(count, *arcs).of(one, other) >= found.levels.of(one, other) - 1e-9
+            answers.append(bool(no_lower.all()))
+            assert found.levels.are_met(arcs, 1e-9) == answers[-1]
+    assert 20 < sum(answers) < len(answers) - 20
+
+
+def test_at_the_answer_the_residual_takes_no_look_at_all_entries() -> None:
+    """The look that ended the rounds says it, with the strong components; elsewhere, and without it, all is looked at."""
+    problem = chain(12, 24, "dense", p=math.inf)
+    scales, free = answer(problem), free_of(problem)
+    looks = problem.looks
+    assert residual(problem, scales, free) == 0.0 and problem.looks == looks
+    again = problem.without_memory()
+    assert residual(again, scales, free) <= 1e-12 and again.looks > looks
+    decided = problem.remembered()
+    assert decided is not None and decided.values is not None and decided.levelled is not None
+    worst = int(decided.values.argmax())
+    values = np.where(np.arange(len(decided.values)) == worst, decided.values - 1.0, decided.values)
+    problem.remember(dataclasses.replace(decided, values=values))
+    assert residual(problem, scales, free) <= 1e-12 and problem.looks > looks, "arcs that do not meet their levels show nothing"
+    for kept in (scales + 1e-3 * free, scales):
+        problem.remember(decided)
+        looks = problem.looks
+        residual(problem, kept, free)
+        assert (problem.looks > looks) == (kept is not scales)

@@ -289,7 +289,7 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.fxenorm_products.restype = found.fxenorm_ends.restype = None
     found.fxenorm_zeros.argtypes, found.fxenorm_zeros.restype = [pointer, integer, integer, ctypes.c_int], ctypes.c_int
     found.fxenorm_contract.argtypes = [integer, integer, *[pointer] * 6]
-    found.fxenorm_contract.restype = integer
+    found.fxenorm_contract.restype = ctypes.c_int
     for one_call in (found.fxenorm_step, found.fxenorm_cycles):
         one_call.argtypes, one_call.restype = [pointer], ctypes.c_int
     return found

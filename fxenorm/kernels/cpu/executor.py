@@ -110,13 +110,13 @@ class CompiledBackend(EagerBackend):
             return [f"the model is on {task.held.device}"]
         return StepTable(task).refusals
 
-    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Values) -> tuple[int, Values, Ids, Values] | None:
+    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Values) -> tuple[Values, Ids, Values] | None:
         """Contracts the bottleneck cycles of a graph in one call; None where memory does not suffice."""
         arcs = [np.array(part, dtype=kind) for part, kind in ((tails, np.int64), (heads, np.int64), (lengths, np.float64))]
-        offsets, following, gaps = np.empty(count), np.empty(count, dtype=np.int64), np.empty(count)
-        places = [part.ctypes.data for part in (*arcs, offsets, following, gaps)]
-        first = self.library.fxenorm_contract(count, len(arcs[0]), *places)
-        return None if first < 0 else (first, offsets, following, gaps)
+        offsets, line, gaps = np.empty(count), np.empty(count, dtype=np.int64), np.empty(count)
+        places = [part.ctypes.data for part in (*arcs, offsets, line, gaps)]
+        done = self.library.fxenorm_contract(count, len(arcs[0]), *places)
+        return (offsets, line, gaps[:-1]) if done else None
 
     def applies_within(self, device: torch.device) -> bool:
         """Returns whether the targets are on the CPU, where kernels look at what they write."""

@@ -34,7 +34,7 @@ class EagerBackend:
         """Returns that plain PyTorch prepares nothing."""
         return ["plain PyTorch takes one tensor after the other"]
 
-    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Values) -> tuple[int, Values, Ids, Values] | None:
+    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Values) -> tuple[Values, Ids, Values] | None:
         """Returns None: Python contracts as it does."""
         return None
 

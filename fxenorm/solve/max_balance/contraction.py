@@ -35,8 +35,8 @@ class Contracted:
     levels: Levels
 
 
-Faster = Callable[[int, Ids, Ids, Floats], tuple[int, Floats, Ids, Floats] | None]
-"""Does the same in compiled code: the first node of the line, minus the potentials, followers and levels; None: it cannot."""
+Faster = Callable[[int, Ids, Ids, Floats], tuple[Floats, Ids, Floats] | None]
+"""Does the same in compiled code: minus the potentials, the nodes in their line, and the levels there; None: it cannot."""
 
 
 def contracted(count: int, tails: Ids, heads: Ids, lengths: Floats, faster: Faster | None = None) -> Contracted:
@@ -55,8 +55,8 @@ def contracted(count: int, tails: Ids, heads: Ids, lengths: Floats, faster: Fast
     """
     known = None if faster is None else faster(count, tails, heads, lengths)
     if known is not None:
-        first, offsets, following, levels = known
-        return Contracted(offsets[0] - offsets, Levels.from_chain(first, following.tolist(), levels.tolist()))
+        offsets, line, gaps = known
+        return Contracted(offsets[0] - offsets, Levels.from_line(line, gaps))
     work = _Contraction(count, tails.tolist(), heads.tolist(), lengths.tolist())
     work.plant()
     work.run()

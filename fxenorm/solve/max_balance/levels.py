@@ -25,14 +25,20 @@ class Levels:
     least: Floats
 
     @staticmethod
+    def from_line(line: Ids, gaps: Floats) -> Levels:
+        """Returns levels from all nodes in their order and the (n - 1,) levels between neighbours."""
+        places = np.empty(len(line), dtype=np.int64)
+        places[line] = np.arange(len(line), dtype=np.int64)
+        return Levels.from_gaps(places, gaps)
+
+    @staticmethod
     def from_chain(first: int, following: list[int], gaps: list[float]) -> Levels:
         """Returns levels from a linked list of all nodes and the level between each and its follower."""
         line = [first]
         for _ in range(len(following) - 1):
             line.append(following[line[-1]])
-        order, places = np.array(line, dtype=np.int64), np.zeros(len(line), dtype=np.int64)
-        places[order] = np.arange(len(line), dtype=np.int64)
-        return Levels.from_gaps(places, np.asarray(gaps, dtype=np.float64)[order[:-1]])
+        order = np.array(line, dtype=np.int64)
+        return Levels.from_line(order, np.asarray(gaps, dtype=np.float64)[order[:-1]])
 
     @staticmethod
     def from_gaps(places: Ids, gaps: Floats) -> Levels:
@@ -60,6 +66,58 @@ class Levels:
         low, high, gaps = low[some], high[some], gaps[some]
         row = np.frexp(gaps.astype(np.float64))[1].astype(np.int64) - 1
         found[some] = np.minimum(self.least[row, low], self.least[row, high - (1 << row)])
+        return found
+
+    def are_met(self, arcs: tuple[Ids, Ids, Floats], slack: float) -> bool:
+        """Whether a graph's nodes are at least as connected as these levels say: each two by arcs no smaller than their level.
+
+        Nodes that one level joins are the children of one node of a tree, and an arc that is as large as the level of its ends
+        joins two of them. All nodes are connected as the levels say if each node's children are strongly connected by such arcs.
+
+        Args:
+            arcs: tails, heads and values, each (m,), of which none is larger than the level of its ends but for the slack.
+            slack: a difference of values that counts as none.
+        """
+        from scipy.sparse import csr_array
+        from scipy.sparse.csgraph import connected_components
+
+        tails, heads, values = arcs
+        gaps = self.least[0]
+        if not len(values) or not len(gaps):
+            return not len(gaps)
+        levels = self.of(tails, heads)
+        some = (tails != heads) & (values >= levels - slack)
+        levels = levels[some]
+        # The gap in front of a child stands for it; the first child of a node has no gap of the node's level there.
+        firsts = self._first_gaps()
+        here, there = (self._gap_before(self.places[nodes[some]], levels) for nodes in (tails, heads))
+        ends = []
+        for own, other in ((here, there), (there, here)):
+            is_first = (own < 0) | (gaps[own] < levels)
+            ends.append(np.where(is_first, len(gaps) + firsts[np.where(is_first, other, 0)], own))
+        ones, size = np.ones(len(levels), dtype=np.int8), 2 * len(gaps)
+        graph = csr_array((ones, (ends[0], ends[1])), shape=(size, size))
+        parts = connected_components(graph, directed=True, connection="strong", return_labels=False)
+        # Levels below all values are no levels of these arcs: what they join is not connected.
+        return bool(parts == size - int((gaps >= values.min() - slack).sum()))
+
+    def _gap_before(self, places: Ids, levels: Floats) -> Ids:
+        """Returns the last gap before each place that is no larger than its level; -1 where there is none."""
+        found = places.copy()
+        for row in range(len(self.least) - 1, -1, -1):
+            width = 1 << row
+            before = found - width
+            found = np.where((before >= 0) & (self.least[row, np.maximum(before, 0)] > levels), before, found)
+        return np.asarray(found - 1)
+
+    def _first_gaps(self) -> Ids:
+        """Returns for each gap the first of those that join children of the same node."""
+        gaps = self.least[0]
+        before = self._gap_before(np.arange(len(gaps), dtype=np.int64), gaps)
+        own = np.arange(len(gaps), dtype=np.int64)
+        found = np.where((before >= 0) & (gaps[before] == gaps), before, own)
+        while not np.array_equal(found, found[found]):
+            found = found[found]
         return found
 
 

@@ -57,6 +57,9 @@ def residual(source: EntrySource, log_scales: Floats, free: Mask) -> float:
         The residual, or an upper bound where entries far from balance, or entries of three or more variables that meet, are too
         many; inf where an entry lies on no cycle, or nothing is known.
     """
+    decided = source.remembered()
+    if decided is not None and decided.show_balance(free, log_scales):
+        return 0.0
     known = first_entries(source, log_scales, free, _LARGEST)
     found = 0.0
     excess = np.zeros(0)

@@ -53,7 +53,7 @@ def max_balanced(source: EntrySource, start: Floats, free: Mask) -> MaxBalanced:
         start: (K,) log-scales to start from: near the answer fewer entries are needed.
         free: (K,) the variables that move.
     """
-    log_scales, left = start.copy(), np.zeros_like(free)
+    log_scales, left, slack = start.copy(), np.zeros_like(free), 0.0
     known = moving(source.largest_entries(log_scales, _LARGEST), free, log_scales)
     for number in range(_MOST_ROUNDS):
         structure = Structure(known.at(log_scales), len(free))
@@ -67,16 +67,21 @@ def max_balanced(source: EntrySource, start: Floats, free: Mask) -> MaxBalanced:
             known = moving(known, free, log_scales)
             structure = Structure(known.at(log_scales), len(free))
         levels, change = _contracted(structure, source)
-        log_scales = np.where(free, log_scales + change, log_scales)
+        change = np.where(free, change, 0.0)
+        log_scales = log_scales + change
         slack = _DIGITS * (1.0 + float(np.abs(known.logs).max(initial=0.0)))
         margin = -_MARGIN if number == 0 else slack
-        found = lacking(above_levels(source, log_scales, free, Levelled(structure, levels), margin), known, slack)
+        levelled = Levelled(structure, levels)
+        found = lacking(above_levels(source, log_scales, free, levelled, margin), known, slack)
         if not (found.at(log_scales).logs > structure.levels_of(found, levels) + slack).any():
+            values = structure.values_after(change)
+            source.remember(Deciding(known, free, log_scales, levelled, values, slack))
             break
         if number == 0:
             known = known.chosen(known.at(log_scales).logs > structure.levels_of(known, levels) - _DROPPED)
         known = distinct(joined([known, found]))
-    source.remember(Deciding(known, free, log_scales))
+    else:
+        source.remember(Deciding(known, free, log_scales))
     return MaxBalanced(log_scales, left)
 
 

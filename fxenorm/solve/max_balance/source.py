@@ -34,27 +34,8 @@ class EntrySource(Protocol):
     def remembered(self) -> Deciding | None:
         """Returns the entries that decided last; None: nobody has left any."""
 
-    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Floats) -> tuple[int, Floats, Ids, Floats] | None:
+    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Floats) -> tuple[Floats, Ids, Floats] | None:
         """Contracts the bottleneck cycles of a graph in compiled code, as `contracted` takes it; None: there is none."""
-
-
-@dataclass(frozen=True)
-class Deciding:
-    """The entries that have decided: a good beginning for who asks about the same variables.
-
-    Attributes:
-        entries: as `moving` returns them.
-        free: (K,) the variables that moved.
-        log_scales: (K,) where the others were.
-    """
-
-    entries: Entries
-    free: Mask
-    log_scales: Floats
-
-    def serve(self, free: Mask, log_scales: Floats) -> bool:
-        """Whether the same variables move, and the others are where they were."""
-        return np.array_equal(self.free, free) and np.array_equal(self.log_scales[~free], log_scales[~free])
 
 
 @dataclass(frozen=True)
@@ -70,6 +51,43 @@ class Levelled:
         The level of two nodes is no lower than the lower one of their levels with zero, which is fixed.
         """
         return np.where(free, self.structure.levels_to_zero(self.levels)[: len(free)], np.inf)
+
+
+@dataclass(frozen=True)
+class Deciding:
+    """The entries that have decided: a good beginning for who asks about the same variables.
+
+    Attributes:
+        entries: as `moving` returns them.
+        free: (K,) the variables that moved.
+        log_scales: (K,) where they ended, and where the others were.
+        levelled: parts and levels of which a look at all entries has shown that none is above, there; None: no look has.
+        values: (arcs,) the logarithms of the arcs of these parts, there.
+        slack: a difference of logarithms that counted as none.
+    """
+
+    entries: Entries
+    free: Mask
+    log_scales: Floats
+    levelled: Levelled | None = None
+    values: Floats | None = None
+    slack: float = 0.0
+
+    def serve(self, free: Mask, log_scales: Floats) -> bool:
+        """Whether the same variables move, and the others are where they were."""
+        return np.array_equal(self.free, free) and np.array_equal(self.log_scales[~free], log_scales[~free])
+
+    def show_balance(self, free: Mask, log_scales: Floats) -> bool:
+        """Whether these entries, with the look that was taken, show that no entry is above its level at some log-scales.
+
+        No entry was above the levels, and these are no higher than they are if the entries connect all nodes as the levels say.
+        """
+        if self.levelled is None or self.values is None:
+            return False
+        if not (np.array_equal(self.free, free) and np.array_equal(self.log_scales, log_scales)):
+            return False
+        arcs = self.levelled.structure.arcs
+        return self.levelled.levels.are_met((arcs.tails, arcs.heads, self.values), 2.0 * self.slack)
 
 
 def first_entries(source: EntrySource, log_scales: Floats, free: Mask, count: int) -> Entries:

@@ -64,6 +64,7 @@ class Structure:
         nodes: (nodes,) the signed variable of each of these numbers; zero has the number 0.
         general: the other entries.
         general_variables: (K,) bool: variables of these.
+        values: (arcs,) the logarithms of the arcs.
     """
 
     def __init__(self, entries: Entries, count: int) -> None:
@@ -115,6 +116,11 @@ class Structure:
         # An arc from a variable to its own negative is its own image.
         kept[len(entries) :] &= (found.tails != mirrored(found.heads, self.count)) | (found.tails == 2 * self.count)
         return Arcs(self._numbers[tails[kept]], self._numbers[heads[kept]]), np.concatenate([entries.logs, entries.logs])[kept]
+
+    def values_after(self, change: Floats) -> Floats:
+        """(arcs,) the logarithms of the arcs after a rescaling by (K,) log-scales."""
+        moved = np.concatenate([change, -change, np.zeros(1)])[self.nodes]
+        return np.asarray(self.values + moved[self.arcs.heads] - moved[self.arcs.tails])
 
     @property
     def images(self) -> Ids:

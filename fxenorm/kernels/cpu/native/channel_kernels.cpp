@@ -20,18 +20,24 @@
 extern "C" {
 
 // Max-balanced potentials of a strongly connected graph whose root is node 0. The arcs are worked on in place. Out: for each node
-// the offset, its follower in the line of nodes, and the level between them; the answer is the first of that line, or -1.
-i64 fxenorm_contract(i64 count, i64 arcs, i64 *tails, i64 *heads, double *lengths, double *offsets, i64 *following, double *gaps) {
+// the offset; the nodes in a line, and the levels between neighbours there. The answer is 0 where there is none.
+int fxenorm_contract(i64 count, i64 arcs, i64 *tails, i64 *heads, double *lengths, double *offsets, i64 *line, double *gaps) {
     try {
-        Contraction work(count, arcs, tails, heads, lengths, following, gaps);
+        Contraction work(count, arcs, tails, heads, lengths);
         work.plant();
-        if (!work.run()) return -1;
+        if (!work.run()) return 0;
         for (i64 node = 0; node < count; ++node) offsets[node] = 0.0;
         for (i64 at = (i64)work.merged.size() - 1; at >= 0; --at)
             offsets[work.merged[at]] = offsets[work.merged_into[at]] + work.merged_offset[at];
-        return work.first[work.root];
+        i64 node = work.first[work.root];
+        for (i64 at = 0; at < count; ++at) {
+            line[at] = node;
+            gaps[at] = work.gaps[node];
+            node = work.following[node];
+        }
+        return 1;
     } catch (...) {  // there is no more memory
-        return -1;
+        return 0;
     }
 }
 

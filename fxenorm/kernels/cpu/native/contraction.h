@@ -25,25 +25,19 @@ struct Contraction {
     std::vector<i64> hops, parents, first_child, next_child, previous_child, children;
     std::vector<double> sums, keys;
     std::vector<std::pair<double, i64>> heap;  // the least is -key of the largest key
-    std::vector<i64> merged, merged_into, first, last, stack, moved, path, risen;
-    std::vector<double> merged_offset;
-    i64 *following;
-    double *gaps;
+    std::vector<i64> merged, merged_into, first, last, following, stack, moved, path, risen;
+    std::vector<double> merged_offset, gaps;  // of each node, the level between it and its follower
 
-    Contraction(i64 nodes, i64 arcs, i64 *tail_of, i64 *head_of, double *length_of, i64 *follower_of, double *gap_after)
+    Contraction(i64 nodes, i64 arcs, i64 *tail_of, i64 *head_of, double *length_of)
         : count(nodes), left(nodes), tails(tail_of), heads(head_of), lengths(length_of), outward(nodes), inward(nodes),
           hops(nodes, -1), parents(nodes, -1), first_child(nodes, -1), next_child(nodes, -1), previous_child(nodes, -1),
           children(nodes, 0), sums(nodes, 0.0), keys(arcs, -std::numeric_limits<double>::infinity()), first(nodes), last(nodes),
-          following(follower_of), gaps(gap_after) {
+          following(nodes, -1), gaps(nodes, 0.0) {
         for (i64 arc = 0; arc < arcs; ++arc) {
             outward[tails[arc]].push_back(arc);
             inward[heads[arc]].push_back(arc);
         }
-        for (i64 node = 0; node < nodes; ++node) {
-            first[node] = last[node] = node;
-            following[node] = -1;
-            gaps[node] = 0.0;
-        }
+        for (i64 node = 0; node < nodes; ++node) first[node] = last[node] = node;
     }
 
     void add_child(i64 parent, i64 child) {
