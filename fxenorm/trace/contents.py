@@ -28,6 +28,8 @@ def content_of(container: Any) -> Any:
 
     A subclass may answer a look-up with something else than what it holds, so it is not asked.
     """
+    if type(container) is dict:  # mostly
+        return container.copy()
     if isinstance(container, dict):
         return dict(_dict_type(container).items(container))
     return set(container) if isinstance(container, set) else list(container)
@@ -48,6 +50,8 @@ def in_context(variable: contextvars.ContextVar[Any]) -> Any:
 
 def put_back(container: Any, before: Any) -> None:
     """Gives a container its former content; compares by identity, as == on tensors is no truth value."""
+    if type(container) is dict and not container and not before:  # mostly
+        return
     if isinstance(container, dict):
         same = len(container) == len(before) and all(
             key is old_key and value is old_value

@@ -24,8 +24,10 @@ ATTRIBUTES, ARGUMENTS, READ = "self", "inputs", "(read by Python)"
 
 _NUMBERS = frozenset({bool, int, float, complex})
 _NOTHING = object()
-# Attributes of every module, among them hooks; the hooks of forward are looked into, since they may keep what they see.
-_OF_ALL_MODULES = frozenset(vars(nn.Module())) - {"_forward_hooks", "_forward_pre_hooks"}
+_OF_ALL_MODULES = frozenset(vars(nn.Module()))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+"""The attributes of every module that are looked into: hooks may keep what they see."""
+
 _NOT_ENTERED = ("lightning", "pytorch_lightning", "lightning_fabric", "accelerate", "logging", "fxenorm")
 _NOT_ENTERED_OF_TORCH = ("utils", "optim", "distributed", "fx", "jit", "export", "_dynamo", "_subclasses")
 
@@ -166,6 +168,10 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yields the attributes of a module and of its classes, without those of every module."""
     if isinstance(module, torch.jit.ScriptModule):
         return
+    for name in _HOOKS:
+        hooks = vars(module)[name]
+        if any(_entered(hook) for hook in list(hooks.values())):
+            yield name, hooks
     yield from ((name, value) for name, value in list(vars(module).items()) if name not in _OF_ALL_MODULES)
     for kind in type(module).__mro__:
         if kind.__module__.split(".")[0] not in ("torch", "builtins"):

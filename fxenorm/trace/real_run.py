@@ -91,7 +91,25 @@ def trace_by_fake_run(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | 
     Args:
         seed: of Python's, numpy's and torch's random numbers on the way; None: as they are.
     """
-    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    try:
+        graph, outputs, notes = _fake_run(model, inputs, mode, seed, plain=True)
+    except Exception:  # `NotPlain`, or an error of the model's own, which comes again
+        graph, outputs, notes = _fake_run(model, inputs, mode, seed, plain=False)
+    check_dtypes(graph, inputs)
+    _refuse_lost_values(graph, lambda tensor: isinstance(tensor, FakeTensor))
+    _take_apart(graph)
+    _refuse_lost_values(graph, lambda tensor: isinstance(tensor, FakeTensor))
+    traced = finish(model, graph, mode, "export", _placeholders(model, graph, inputs), tied_names(model), tuple(notes), outputs)
+    return with_state(dataclasses.replace(traced, drew=notes.drew), notes.state)
+
+
+def _fake_run(
+    model: nn.Module, inputs: Inputs, mode: Mode, seed: int | None, plain: bool
+) -> tuple[fx.Graph, tuple[Output, ...], Notes]:
+    """Returns the graph of a run with fake values, its outputs and notes; `plain`: for models of plain operators alone."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
     with collection_paused(), prepared(model, mode) as notes, FakeTensorMode(allow_non_fake_inputs=True) as fake:
         notes.generators.begin(seed)
@@ -99,14 +117,10 @@ def trace_by_fake_run(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | 
         named = itertools.chain(model.named_parameters(), model.named_buffers())
         tensors: dict[str, torch.Tensor] = {name: fake.from_tensor(tensor) for name, tensor in named}
         arguments = inputs.map(fake.from_tensor)
-        graph, outputs = _recorded(model, functools.partial(functional_call, model), tensors, arguments, ExportWatch())
-    check_dtypes(graph, inputs)
+        forward = functools.partial(functional_call, model)
+        graph, outputs = _recorded(model, forward, tensors, arguments, ExportWatch(), plain=plain)
     _rewrite_fake_values(graph, fake)
-    _refuse_lost_values(graph, lambda tensor: isinstance(tensor, FakeTensor))
-    _take_apart(graph)
-    _refuse_lost_values(graph, lambda tensor: isinstance(tensor, FakeTensor))
-    traced = finish(model, graph, mode, "export", _placeholders(model, graph, inputs), tied_names(model), tuple(notes), outputs)
-    return with_state(dataclasses.replace(traced, drew=notes.drew), notes.state)
+    return graph, outputs, notes
 
 
 def _recorded(
@@ -116,9 +130,12 @@ def _recorded(
     inputs: Inputs,
     escapes: RealRunWatch | ExportWatch,
     below: bool = False,
+    plain: bool = False,
 ) -> tuple[fx.Graph, tuple[Output, ...]]:
     """Returns the graph and the outputs of one forward call; `below`: recorded below autograd and vmap."""
     from torch.fx.experimental.proxy_tensor import make_fx
+
+    from .recorder import recorded_plainly
 
     real = isinstance(escapes, RealRunWatch)
     watch = OutputWatch(model, raises=not real)
@@ -139,8 +156,11 @@ def _recorded(
         return left
 
     _record_module_paths(model)
-    record = make_fx(run, pre_dispatch=not below, _error_on_data_dependent_ops=not real)
-    graph: fx.Graph = record(list(tensors.values()), inputs.tensors()).graph
+    if plain:
+        graph = recorded_plainly(run, list(tensors.values()), inputs.tensors())
+    else:
+        record = make_fx(run, pre_dispatch=not below, _error_on_data_dependent_ops=not real)
+        graph = record(list(tensors.values()), inputs.tensors()).graph
     nodes = (node for node in graph.nodes if node.op == "placeholder")
     for node, tensor in zip(nodes, [*tensors.values(), *inputs.tensors()], strict=True):
         node.meta["sparse"] = tensor if tensor.layout is torch.sparse_coo else None
@@ -166,7 +186,7 @@ def _placeholders(model: nn.Module, graph: fx.Graph, inputs: Inputs) -> dict[str
 def _take_apart(graph: fx.Graph) -> None:
     """Writes branches, loops and hidden axes as plain operators, in place."""
     module = graph.owning_module
-    if module is not None:
+    if isinstance(module, fx.GraphModule):
         flatten(module)
         lower_regions(module)
 

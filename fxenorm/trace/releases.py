@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .contents import put_back
@@ -74,11 +75,12 @@ def run_grouped_product(func: Callable[..., Any], args: Sequence[Any], kwargs: M
 @functools.cache
 def _takes_float32_without_values(product: Callable[..., Any]) -> bool:
     """Whether a grouped product runs in float32 on tensors without values; before 2.15 it does not."""
-    tokens, experts = (torch.empty(shape, dtype=torch.float32, device="meta") for shape in ((8, 8), (1, 8, 8)))
-    try:
-        product(tokens, experts, offs=torch.empty(1, dtype=torch.int32, device="meta"))
-    except RuntimeError:
-        return False
+    with _disable_current_modes():  # the question is no part of a graph that is being recorded
+        tokens, experts = (torch.empty(shape, dtype=torch.float32, device="meta") for shape in ((8, 8), (1, 8, 8)))
+        try:
+            product(tokens, experts, offs=torch.empty(1, dtype=torch.int32, device="meta"))
+        except RuntimeError:
+            return False
     return True
 
 

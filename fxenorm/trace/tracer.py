@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._ops import HigherOrderOperator
 from torch.nn.parameter import is_lazy
 
@@ -184,7 +184,7 @@ def _trace_again(model: nn.Module, traced: TracedModel, inputs: Inputs, seed: in
 def _calls_regions(traced: TracedModel) -> bool:
     """Whether the model has branches, loops or hidden axes: graphs inside its graph."""
     module = traced.graph.owning_module
-    taken_apart = module is not None and module.meta.get("taken_apart", False)
+    taken_apart = isinstance(module, fx.GraphModule) and module.meta.get("taken_apart", False)
     return taken_apart or any(isinstance(node.target, HigherOrderOperator) for node in traced.graph.nodes)
 
 

@@ -172,6 +172,7 @@ TESTS: dict[str, list[str]] = {
         "test_wrapped_models",
         "test_memory",
         "test_fake_runs",
+        "test_recorder",
     ],
     "distributed/*": ["test_agreement", "test_distributed"],
     "inspect/html/*": ["test_report_page"],
