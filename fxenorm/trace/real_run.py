@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +18,7 @@ from ..collection import collection_paused, collection_resumed
 from .eager_answers import eager_answers
 from .escapes import ExportWatch, RealRunWatch
 from .exported import check_dtypes, finish
+from .fake_weights import fake_weights
 from .higher_order import flatten
 from .inputs import Inputs
 from .lowering import lower_regions
@@ -79,7 +79,8 @@ def trace_by_real_run(
     _take_apart(graph)
     _refuse_lost_values(graph, guard.made)
     notes = (ONE_PATH.format(mode=mode, reason=reason), *drawn)
-    traced = finish(model, graph, mode, "make_fx", _placeholders(model, graph, inputs), tied_names(model), notes, outputs)
+    aliases = tied_names(model)
+    traced = finish(model, graph, mode, "make_fx", _placeholders(model, graph, inputs, aliases), aliases, notes, outputs)
     return with_state(dataclasses.replace(traced, drew=drawn.drew), drawn.state)
 
 
@@ -101,7 +102,8 @@ def trace_by_fake_run(model: nn.Module, inputs: Inputs, mode: Mode, seed: int | 
     _refuse_lost_values(graph, lambda tensor: isinstance(tensor, FakeTensor))
     _take_apart(graph)
     _refuse_lost_values(graph, lambda tensor: isinstance(tensor, FakeTensor))
-    traced = finish(model, graph, mode, "export", _placeholders(model, graph, inputs), tied_names(model), tuple(notes), outputs)
+    aliases = tied_names(model)
+    traced = finish(model, graph, mode, "export", _placeholders(model, graph, inputs, aliases), aliases, tuple(notes), outputs)
     return with_state(dataclasses.replace(traced, drew=notes.drew), notes.state)
 
 
@@ -109,16 +111,15 @@ def _fake_run(
     model: nn.Module, inputs: Inputs, mode: Mode, seed: int | None, plain: bool
 ) -> tuple[fx.Graph, tuple[Output, ...], Notes]:
     """Returns the graph of a run with fake values, its outputs and notes; `plain`: for models of plain operators alone."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with collection_paused(), prepared(model, mode) as notes, FakeTensorMode(allow_non_fake_inputs=True) as fake:
+    inputs = inputs.map(_unflagged)  # a mode that is shared knows tensors again, which a run may have changed
+    with collection_paused(), prepared(model, mode) as notes:
         notes.generators.begin(seed)
         hold_what_is_kept(model, notes.state)
-        named = itertools.chain(model.named_parameters(), model.named_buffers())
-        tensors: dict[str, torch.Tensor] = {name: fake.from_tensor(tensor) for name, tensor in named}
+        fake, tensors = fake_weights(model)
         arguments = inputs.map(fake.from_tensor)
         forward = functools.partial(functional_call, model)
-        graph, outputs = _recorded(model, forward, tensors, arguments, ExportWatch(), plain=plain)
+        with fake:
+            graph, outputs = _recorded(model, forward, tensors, arguments, ExportWatch(), plain=plain)
     _rewrite_fake_values(graph, fake)
     return graph, outputs, notes
 
@@ -167,12 +168,11 @@ def _recorded(
     return graph, tuple(_unseen(output, graph, watch) for output in outputs)
 
 
-def _placeholders(model: nn.Module, graph: fx.Graph, inputs: Inputs) -> dict[str, Placeholder]:
+def _placeholders(model: nn.Module, graph: fx.Graph, inputs: Inputs, aliases: dict[str, str]) -> dict[str, Placeholder]:
     """Returns, by node name, the tensor that each placeholder stands for: parameters first, then buffers, then inputs.
 
     Gives the nodes the names that `torch.export` gives them, as far as these are free.
     """
-    aliases = tied_names(model)
     known = [Placeholder("parameter", aliases.get(name, name)) for name, _ in model.named_parameters()]
     known += [Placeholder("buffer", aliases.get(name, name), buffer) for name, buffer in model.named_buffers()]
     nodes = [node for node in graph.nodes if node.op == "placeholder"]

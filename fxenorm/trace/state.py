@@ -284,6 +284,8 @@ class ReachableState:
         """Returns the tensors that forward has put in a place that it can reach again, each with its former content."""
         found = []
         for container, before in self._start or self._containers:
+            if type(container) is dict and not container:  # mostly
+                continue
             if isinstance(container, dict):
                 for key, value in content_of(container).items():
                     if isinstance(value, torch.Tensor) and value is not before.get(key):

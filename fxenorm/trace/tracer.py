@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import ExampleInputsError, OptionError, TraceError, warn_user
 from .exported import trace_by_export
+from .fake_weights import fake_weights_shared
 from .guess import candidates, choose, further
 from .inputs import Inputs, given_inputs, is_meta
 from .modes import depends_on_mode
@@ -83,7 +84,13 @@ def trace_model(
             "the model is a TorchScript module, whose operators no tracer sees: analyse the module that it was made of, and move "
             "the plan over with plan.bind(scripted)"
         )
-    with torch.inference_mode(False), _ordinary_device(inner), without_offloading(inner), whole_tensors(inner):
+    with (
+        torch.inference_mode(False),
+        _ordinary_device(inner),
+        without_offloading(inner),
+        whole_tensors(inner),
+        fake_weights_shared(),
+    ):
         traced = _trace_modes(inner, example_inputs, example_kwargs, modes, _each_once(report or (lambda stage: None)))
     inexact = dict.fromkeys(reason for graph in traced for reason in graph.inexact)
     if inexact:

@@ -216,3 +216,44 @@ def test_garbage_waits_for_the_end_of_an_analysis_and_not_for_that_of_a_real_run
     seen = [line.split() for line in capfd.readouterr().out.splitlines()]
     assert any(real == "True" for real, _ in seen) == (by_value or fails) and len(seen) > 1
     assert all(collects == str(real == "True" and enabled) for real, collects in seen)
+
+
+def written_in_place(m: Any, x: Tensor) -> Any:
+    m.count.add_(1)
+    return m.b(m.a(x).relu() * m.count)
+
+
+def flagged(m: Any, x: Tensor) -> Any:
+    m.a.weight.requires_grad_(False)
+    return m.b(m.a(x).relu()) * (2.0 if m.b.weight.requires_grad else 3.0)
+
+
+def marked(m: Any, x: Tensor) -> Any:
+    seen = getattr(m.a.weight, "seen", 0)
+    m.a.weight.seen = seen + 1
+    return m.b(m.a(x).relu()) * float(seen)
+
+
+def exchanged(m: Any, x: Tensor) -> Any:
+    m.a.weight.data = m.a.weight.data * 2
+    return m.b(m.a(x).relu())
+
+
+def accumulated(m: Any, x: Tensor) -> Any:
+    x.add_(1)
+    return m.b(m.a(x).relu())
+
+
+@pytest.mark.parametrize("forward", [plain, written_in_place, flagged, marked, exchanged, accumulated])
+def test_each_run_of_an_analysis_begins_with_the_model_as_it_is(forward: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs share the tensors without values, as long as none of them changes one."""
+    model = Net(forward, **parts(count=nn.Buffer(torch.zeros(6, dtype=torch.float32))))
+    inputs = torch.zeros(2, 4, dtype=torch.float32)
+
+    def written() -> list[str]:
+        graphs = [graph for one in trace_model(model, inputs) for graph in (one, one.second) if graph is not None]
+        return [str(one.graph) for one in graphs]
+
+    shared = written()
+    monkeypatch.setattr("fxenorm.trace.tracer.fake_weights_shared", contextlib.nullcontext)
+    assert written() == shared
