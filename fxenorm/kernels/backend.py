@@ -9,8 +9,8 @@ table, so a new one is tested without a test of its own.
 The order of calls of a step is `cycles`, once while the tensors stay where they are, and `CycleRunner.run` at each step. Where
 there is no runner, one cycle is `reduce`, and `apply_within` with the log-scales that follow; where that cannot be or answers
 False it is `matrices`, `sums` by cycle, `rooms` and `apply`. `balance` asks for `matrices` and `objective_sums`, then these,
-`sums` and `energies` by iteration, then `rooms`, `rounded`, `leaving` and `writes`. `rescale` asks for `overflowing` and
-`writes`.
+`sums` and `energies` by iteration, where p is large for the single entries of `ObjectiveSums`, then `rooms`, `rounded`, `leaving`
+and `writes`. `rescale` asks for `overflowing` and `writes`.
 
 What all executors promise:
 - Weights, sums and log-scales are those of the reference executor, but for the last digits. The same input gives the same bits.
@@ -22,7 +22,7 @@ What all executors promise:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -41,6 +41,7 @@ __all__ = [
     "BackendName",
     "CycleRunner",
     "CycleTask",
+    "FoundEntries",
     "ObjectiveSums",
     "get_backend",
     "reference_backend",
@@ -49,6 +50,10 @@ __all__ = [
 
 Ids = NDArray[np.int64]
 Values = NDArray[np.float64]
+
+FoundEntries = tuple[Ids, Ids, Values]
+"""Single entries: (n, T) ids of variables by term, -1 for "fixed"; (n, T) the terms' coefficients; (n,) log |w| with the layer's
+weight as a factor, of kernels for finite p the log of their p-norm. Two terms of an entry may be of one variable."""
 
 BackendName = Literal["auto", "compiled", "eager", "triton"]
 """What `analyze(backend=...)` offers: "auto" and the names of the executors."""
@@ -156,6 +161,22 @@ class ObjectiveSums(Protocol):
             log_scales: (K,) where the scalars are 0.
             labels: (K,) int64 in 0 ... count; `count` is fixed.
             count: number of labels.
+        """
+
+    def entries_above(self, log_scales: Tensor, least: Tensor) -> Iterator[FoundEntries]:
+        """Yields, some at a time, the single entries above a value after a rescaling; for p above 4; waits for the device.
+
+        Args:
+            log_scales: (K,) natural logarithms, on the CPU.
+            least: (K,) values by variable, natural logarithms: an entry is to be above the least of those of its variables.
+        """
+
+    def largest_entries(self, log_scales: Tensor, count: int) -> Iterator[FoundEntries]:
+        """Yields, some at a time, so many of the largest entries of each channel of each tensor; for p above 4.
+
+        Args:
+            log_scales: (K,) natural logarithms of a rescaling, on the CPU.
+            count: how many of each position of each term.
         """
 
 

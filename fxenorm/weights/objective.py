@@ -275,7 +275,7 @@ class CurrentObjective:
             count: how many of each channel.
         """
         self._looks.number += 1
-        return joined(self.sums.gathered(lambda: largest_entries(self.program, self.matrices, log_scales, count)))
+        return joined(self.sums.gathered(lambda: largest_entries(self._prepared, log_scales, count)))
 
     def entries_where(self, log_scales: Floats, least: Floats, choose: Callable[[Entries], Mask]) -> Entries:
         """Returns those of all entries above a value after a rescaling that are chosen; for p = inf.
@@ -286,7 +286,7 @@ class CurrentObjective:
             choose: returns (n,) which of some entries to keep.
         """
         self._looks.number += 1
-        return joined(self.sums.gathered(lambda: entries_where(self.program, self.matrices, log_scales, least, choose)))
+        return joined(self.sums.gathered(lambda: entries_where(self._prepared, log_scales, least, choose)))
 
     def remember(self, entries: Deciding) -> None:
         """Keeps the entries that have decided for p = inf, also for the same with another limit."""

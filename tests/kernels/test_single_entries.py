@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from fxenorm.kernels.backend import get_backend
 from fxenorm.solve.max_balance.entries import Entries, lacking
+from fxenorm.weights.objective import CurrentObjective
 
 from ..random_plans import Case
 from ..solver_problems import BACKEND, problem_of
@@ -42,6 +44,13 @@ def case_of(p: float) -> Case:
     ]
     tensors[0][5] = 0.0
     return Case(ROWS + COLUMNS, p, list(shapes), list(terms), [0.0] * len(shapes), tensors)
+
+
+def on(backend: str, case: Case) -> CurrentObjective:
+    """The objective of a case with an executor."""
+    executor, program = get_backend(backend), case.program()
+    matrices = executor.matrices(program, case.tensors, [None] * len(case.tensors))
+    return dataclasses.replace(problem_of(case), backend=executor, matrices=matrices)
 
 
 def by_definition(case: Case, log_scales: np.ndarray, least: np.ndarray) -> Listed:
@@ -86,9 +95,10 @@ def assert_same(found: Listed, expected: Listed) -> None:
         np.testing.assert_allclose(sorted(found[exponents]), sorted(values), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
 @pytest.mark.parametrize("size", [1.0, 400.0])
 @pytest.mark.parametrize("p", [math.inf, 8.0])
-def test_entries_above_values_by_variable(p: float, size: float) -> None:
+def test_entries_above_values_by_variable(p: float, size: float, backend: str) -> None:
     """Also where factors leave float64, and where the value of a variable is infinite, of either sign."""
     case = case_of(p)
     random = np.random.default_rng(1)
@@ -96,7 +106,7 @@ def test_entries_above_values_by_variable(p: float, size: float) -> None:
     least = 2.0 * random.normal(size=case.num_scales) + 1.0
     least[random.random(case.num_scales) < 0.5] = np.inf
     least[9] = -np.inf
-    found = problem_of(case).entries_where(log_scales, least, lambda some: np.ones(len(some), dtype=bool))
+    found = on(backend, case).entries_where(log_scales, least, lambda some: np.ones(len(some), dtype=bool))
     expected = by_definition(case, log_scales, least)
     assert 100 < sum(map(len, expected.values())) < 12_000
     finite = found.chosen(np.isfinite(found.logs))
@@ -105,12 +115,14 @@ def test_entries_above_values_by_variable(p: float, size: float) -> None:
     )
 
 
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
 @pytest.mark.parametrize("p", [math.inf, 8.0])
-def test_the_largest_entries_of_each_channel(p: float) -> None:
+def test_the_largest_entries_of_each_channel(p: float, backend: str) -> None:
     """Of each tensor, in each position of each term."""
     case = case_of(p)
     log_scales = np.random.default_rng(1).normal(size=case.num_scales)
-    found = listed(problem_of(case).largest_entries(log_scales, 2))
+    found = listed(on(backend, case).largest_entries(log_scales, 2))
+    assert sum(map(len, found.values())) < 1000
     nothing = np.full(case.num_scales, -np.inf)
     for number in (0, 2):
         one = dataclasses.replace(
@@ -124,6 +136,40 @@ def test_the_largest_entries_of_each_channel(p: float) -> None:
         for own in sides.values():
             for _, exponents, value in sorted(own, reverse=True)[:2]:
                 assert value == -np.inf or any(abs(value - other) < 1e-12 for other in found[exponents])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_compiled_looks_find_what_the_reference_finds(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tables of many tiles, in any order of memory, in several calls; with zeros, infinities and ties; for all threads."""
+    monkeypatch.setattr("fxenorm.kernels.cpu.sums.product_tables._MOST_IN_A_LOOK", 3000)
+    random = np.random.default_rng(3)
+    rows, columns = np.arange(ROWS), np.arange(ROWS, ROWS + COLUMNS)
+    terms = [[(1, rows[:, None]), (-1, columns[None, :])]] * 3 + [[(1, columns[None, :]), (2, rows[:, None])], [(-1, rows)]]
+    tensors = [torch.from_numpy(random.normal(size=(ROWS, COLUMNS))).to(dtype) for _ in range(4)]
+    tensors[0][4], tensors[0][:, 5], tensors[0][7, 7] = 0.0, 0.0, math.inf
+    tensors[1], tensors[2] = tensors[1].T.contiguous().T, tensors[2].round()
+    tensors.append(torch.from_numpy(random.normal(size=ROWS)).to(dtype))
+    case = Case(ROWS + COLUMNS, math.inf, [tuple(tensor.shape) for tensor in tensors], terms, [0.0] * 5, tensors)
+    log_scales, least = random.normal(size=(2, case.num_scales))
+    least[11] = np.inf
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            by_size = []
+            for backend in ("eager", "compiled"):
+                problem = on(backend, case)
+                above = problem.entries_where(log_scales, least + 1.5, lambda some: np.isfinite(some.logs))
+                best = problem.largest_entries(log_scales, 2)
+                moved = best.at(log_scales)
+                lines = [np.sort(moved.logs[(moved.ids == k).any(axis=1)])[::-1][:2] for k in range(case.num_scales)]
+                by_size.append((listed(above), lines))
+                assert 300 < len(above) < len(tensors) * ROWS * COLUMNS / 2
+            assert_same(by_size[1][0], by_size[0][0])
+            for own, other in zip(by_size[1][1], by_size[0][1], strict=True):
+                np.testing.assert_allclose(own, other, rtol=0, atol=1e-12)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("size", [1.0, 400.0])

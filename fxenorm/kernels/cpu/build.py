@@ -288,6 +288,9 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.fxenorm_ends.argtypes = [pointer, integer, integer, pointer, ctypes.c_int]
     found.fxenorm_products.restype = found.fxenorm_ends.restype = None
     found.fxenorm_zeros.argtypes, found.fxenorm_zeros.restype = [pointer, integer, integer, ctypes.c_int], ctypes.c_int
+    found.fxenorm_above.argtypes = [pointer, pointer, integer, *[pointer] * 7, ctypes.c_int]
+    found.fxenorm_largest.argtypes = [pointer, integer, pointer, integer, *[pointer] * 5, ctypes.c_int]
+    found.fxenorm_above.restype = found.fxenorm_largest.restype = integer
     found.fxenorm_contract.argtypes = [integer, integer, *[pointer] * 6]
     found.fxenorm_contract.restype = ctypes.c_int
     for one_call in (found.fxenorm_step, found.fxenorm_cycles):

@@ -1,25 +1,61 @@
-"""Single entries of a tensor for a large p: the largest of each channel, and those above some value."""
+"""Single entries of tensors for a large p: the largest of each channel, and those above some value."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..backend import FoundEntries
 from ..parts import Index, part_of
-from ..program import Block, float_dtype
+from ..program import Block, ReduceProgram, float_dtype
 from .channel_sums import expanded, shifted_parts, shifts_of
 from .sizes import are_in_range, sizes_of
 
-__all__ = ["described", "largest", "parts_above"]
+__all__ = ["ROUNDING", "entries_above", "largest_entries"]
 
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 """What a value is lowered by where weights are compared without logarithms, far more than rounding changes them."""
 
 
-def largest(p: float, block: Block, matrix: Tensor, log_scales: Tensor, count: int) -> Tensor:
+@torch.no_grad()
+def entries_above(
+    program: ReduceProgram, matrices: Sequence[Tensor], log_scales: Tensor, least: Tensor
+) -> Iterator[FoundEntries]:
+    """Yields the entries above a value after a rescaling, a part at a time; see `ObjectiveSums.entries_above`."""
+    for number, matrix, scales, values in _on_device(matrices, log_scales, least):
+        block = program.to(matrix.device).blocks[number]
+        if block.terms:
+            for positions in _parts_above(program.p, block, matrix, scales, values - _log_weight(program, number)):
+                yield _described(program, number, matrix, positions)
+
+
+@torch.no_grad()
+def largest_entries(program: ReduceProgram, matrices: Sequence[Tensor], log_scales: Tensor, count: int) -> Iterator[FoundEntries]:
+    """Yields so many of the largest entries of each channel of each tensor; see `ObjectiveSums.largest_entries`."""
+    for number, matrix, scales, _ in _on_device(matrices, log_scales, log_scales):
+        block = program.to(matrix.device).blocks[number]
+        yield _described(program, number, matrix, _largest(program.p, block, matrix, scales, count))
+
+
+def _on_device(matrices: Sequence[Tensor], log_scales: Tensor, least: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Yields the number of each matrix, the matrix, and two vectors on its device, which take one copy a device."""
+    known: dict[torch.device, tuple[Tensor, Tensor]] = {}
+    for number, matrix in enumerate(matrices):
+        if matrix.device not in known:
+            known[matrix.device] = log_scales.to(matrix.device), least.to(matrix.device)
+        yield number, matrix, *known[matrix.device]
+
+
+def _log_weight(program: ReduceProgram, number: int) -> float:
+    """Returns the log of a tensor's layer weight, as a factor of its entries; 0 for p = inf, which has none."""
+    return 0.0 if math.isinf(program.p) else float(program.log_weights[number]) / program.p
+
+
+def _largest(p: float, block: Block, matrix: Tensor, log_scales: Tensor, count: int) -> Tensor:
     """Returns the positions of the `count` largest entries of each channel after a rescaling.
 
     Args:
@@ -88,11 +124,11 @@ class _Largest:
         return self._places[self._sizes > self._nothing]
 
 
-def parts_above(p: float, block: Block, matrix: Tensor, log_scales: Tensor, least: Tensor) -> Iterator[Tensor]:
+def _parts_above(p: float, block: Block, matrix: Tensor, log_scales: Tensor, least: Tensor) -> Iterator[Tensor]:
     """Yields the flat positions, part by part, of the entries above a value after a rescaling; waits for the device.
 
     Args:
-        p, block, matrix, log_scales: as `largest` takes them.
+        p, block, matrix, log_scales: as `_largest` takes them.
         least: (K,) values by variable, as logarithms of a weight: an entry is to be above the least of those of its variables.
     """
     padded = torch.nn.functional.pad(least, (0, 1), value=math.inf)
@@ -117,7 +153,7 @@ def _with_bounds(
     """
     shifts = shifts_of(math.inf, block, log_scales)
     if are_in_range(matrix, shifts):
-        sizes = [(bound - _ROUNDING).exp() for bound in bounds]
+        sizes = [(bound - ROUNDING).exp() for bound in bounds]
         for index, part in sizes_of(matrix, shifts):
             yield index, part, sizes
         return
@@ -126,25 +162,24 @@ def _with_bounds(
         yield index, part, [times * bound for bound in bounds]
 
 
-def described(p: float, block: Block, matrix: Tensor, positions: Tensor, num_scales: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the exponents and the logarithms of some entries.
+def _described(program: ReduceProgram, number: int, matrix: Tensor, positions: Tensor) -> FoundEntries:
+    """Returns the exponents and the logarithms of some entries of one tensor, of kernels for finite p the log of their p-norm.
 
     Args:
-        p, block, matrix: as `largest` takes them.
+        program: the objective.
+        number: of the tensor.
+        matrix: its own.
         positions: (n,) flat positions in it.
-        num_scales: number of variables.
-
-    Returns:
-        (n, T) ids of variables by term, -1 for "fixed"; (T,) the terms' coefficients; (n,) log |w|, of kernels for finite p
-        the log of their p-norm.
     """
+    p, block = program.p, program.to(matrix.device).blocks[number]
     strides = [math.prod(matrix.shape[axis + 1 :]) for axis in range(matrix.ndim)]
     places = [positions // stride % size if size > 1 else None for stride, size in zip(strides, matrix.shape, strict=True)]
     logs = expanded(p, matrix.take(positions)) / (1.0 if math.isinf(p) else p)
     ids = [_at_places(term, places, positions) for _, term in block.terms]
     stacked = torch.stack(ids, -1) if ids else positions.new_zeros((len(positions), 0))
-    coefficients = torch.tensor([value for value, _ in block.terms], dtype=torch.int64, device=matrix.device)
-    return torch.where(stacked == num_scales, -1, stacked), coefficients, logs
+    known = torch.where(stacked == program.num_scales, -1, stacked).cpu().numpy()
+    coefficients = np.array([value for value, _ in block.terms], dtype=np.int64)
+    return known, np.broadcast_to(coefficients, known.shape), logs.double().cpu().numpy() + _log_weight(program, number)
 
 
 def _at_places(term: Tensor, places: Sequence[Tensor | None], positions: Tensor) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from ..backend import CycleRunner, CycleTask, Ids, ObjectiveSums, Values, register_backend
+from ..backend import CycleRunner, CycleTask, FoundEntries, Ids, ObjectiveSums, Values, register_backend
 from ..factors import beyond_factors, exact_exp2, log2_factors
 from ..parts import Index, part_of, parts_of
 from ..program import ChannelSums, ReduceProgram, ScaleTarget, as_float, float_dtype
@@ -17,6 +17,7 @@ from ..rooms import leaving, rooms, rounded
 from ..writes import Write, carry_out
 from .channel_sums import channel_sums, contributions, energy, has_zeros, power_matrix, streamed_contributions
 from .curvature import Curvature, aggregate
+from .entries import entries_above, largest_entries
 
 __all__ = ["EagerBackend", "by_device"]
 
@@ -186,6 +187,14 @@ class _EagerSums:
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Returns the objective as a function of one scalar a label; see `aggregate`."""
         return aggregate(self._program, self._matrices, log_scales, labels, count)
+
+    def entries_above(self, log_scales: Tensor, least: Tensor) -> Iterator[FoundEntries]:
+        """Yields the single entries above a value after a rescaling."""
+        return entries_above(self._program, self._matrices, log_scales, least)
+
+    def largest_entries(self, log_scales: Tensor, count: int) -> Iterator[FoundEntries]:
+        """Yields the largest entries of each channel of each tensor."""
+        return largest_entries(self._program, self._matrices, log_scales, count)
 
 
 class _PartWrite(Write):

@@ -10,9 +10,9 @@ from torch import Tensor
 from ..parts import Index, part_of, parts_of
 from ..program import Block
 
-__all__ = ["are_in_range", "log_maxima", "sizes_of"]
+__all__ = ["MOST_SHIFT", "are_in_range", "log_maxima", "sizes_of"]
 
-_MOST_SHIFT = 500.0
+MOST_SHIFT = 500.0
 """Natural logarithms by which factors may change a weight of up to 32 bits, 1e-45 to 3e38, within the range of float64."""
 
 
@@ -25,7 +25,7 @@ def are_in_range(matrix: Tensor, shifts: Sequence[Tensor]) -> bool:
     """
     if matrix.device.type != "cpu" or matrix.dtype == torch.float64:
         return False
-    return sum(float(shift.abs().amax()) for shift in shifts if shift.numel()) <= _MOST_SHIFT
+    return sum(float(shift.abs().amax()) for shift in shifts if shift.numel()) <= MOST_SHIFT
 
 
 def sizes_of(matrix: Tensor, shifts: Sequence[Tensor]) -> Iterator[tuple[Index, Tensor]]:

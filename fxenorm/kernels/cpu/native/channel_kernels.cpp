@@ -12,6 +12,7 @@
 #include "cycles.h"
 #include "factors.h"
 #include "layout.h"
+#include "looks.h"
 #include "products.h"
 #include "scale.h"
 #include "step.h"
@@ -124,6 +125,37 @@ void fxenorm_products(const ProductTable *tables, i64 table_count, const Product
 #pragma omp for schedule(dynamic, 1)
         for (i64 i = 0; i < table_count; ++i) add_parts(tables[i], tiles, work, sums);
     }
+}
+
+// The numbers of some tiles that are above a bound after a rescaling. What tile i finds comes to starts[i] and after, where there is
+// room for all of it, and is closed up then; the answer is how many there are. `moves` are factors, of logarithms what is added.
+i64 fxenorm_above(const ProductTable *tables, const ProductTile *tiles, i64 tile_count, const double *moves, const double *bounds,
+                  const i64 *starts, i64 *counts, i64 *rows, i64 *columns, double *logs, int threads) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+    for (i64 i = 0; i < tile_count; ++i) {
+        Found found{rows + starts[i], columns + starts[i], logs + starts[i]};
+        look_above(tables[tiles[i].table], tiles[i], moves, bounds, found);
+        counts[i] = found.count;
+    }
+    return close_up(starts, counts, tile_count, rows, columns, logs);
+}
+
+// The largest numbers, so many each, of each row and column of some tables after a rescaling, in the same way; -1: there is no memory.
+i64 fxenorm_largest(const ProductTable *tables, i64 table_count, const double *moves, i64 most, const i64 *starts, i64 *counts,
+                    i64 *rows, i64 *columns, double *logs, int threads) {
+    int failed = 0;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+    for (i64 i = 0; i < table_count; ++i) {
+        Found found{rows + starts[i], columns + starts[i], logs + starts[i]};
+        try {
+            look_for_largest(tables[i], moves, most, found);
+        } catch (...) {
+#pragma omp atomic write
+            failed = 1;
+        }
+        counts[i] = found.count;
+    }
+    return failed ? -1 : close_up(starts, counts, table_count, rows, columns, logs);
 }
 
 // One cycle; see Phase. Where a factor is too large, sums are lost or a product would leave its room, the answer is 1 and nothing

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...backend import FoundEntries
 from ...program import Block, ReduceProgram
 from ...reference.channel_sums import contributions, is_linear
 from ...reference.curvature import LARGEST_EXPONENT, Curvature, aggregate
 from ...reference.joint_tables import Shares
 from .label_totals import SideLabels
+from .looks import CompiledLooks
 from .product_tables import ProductTables, Sides, sides_in_memory
 
 __all__ = ["CompiledSums"]
@@ -78,6 +81,19 @@ class CompiledSums:
     def aggregate(self, log_scales: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Returns the objective as a function of one scalar a label; see `aggregate`."""
         return aggregate(self._program, self._matrices, log_scales, labels, count, joint=self if self._sides else None)
+
+    def entries_above(self, log_scales: Tensor, least: Tensor) -> Iterator[FoundEntries]:
+        """Yields the single entries above a value after a rescaling."""
+        return self._looks.above(log_scales, least)
+
+    def largest_entries(self, log_scales: Tensor, count: int) -> Iterator[FoundEntries]:
+        """Yields the largest entries of each channel of each tensor."""
+        return self._looks.largest(log_scales, count)
+
+    @cached_property
+    def _looks(self) -> CompiledLooks:
+        """What looks at all entries, which sums do not need."""
+        return CompiledLooks(self._library, self._program, self._matrices)
 
     @property
     def members(self) -> frozenset[int]:

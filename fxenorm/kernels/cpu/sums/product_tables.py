@@ -1,9 +1,9 @@
-"""Tables of addresses for the compiled products of |w|^p with two vectors, one call for all tensors of rows by columns."""
+"""Tables of addresses for compiled products of |w|^p with two vectors, and for looks at all entries: one call for many."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +16,17 @@ from ...program import Block
 from ...reference.channel_sums import has_two_sides, is_narrow, sides_of
 from ..tables import TYPES
 
-__all__ = ["ProductTables", "Sides", "sides_in_memory"]
+__all__ = ["InLines", "ProductTables", "Sides", "sides_in_memory"]
+
+InLines = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+"""Some numbers of the tables: the places of their rows and of their columns in the vector of all lines, and their logarithms."""
 
 _FEWEST_ROWS, _MOST_TILES = 32, 16
 """Rows of a tile at least and tiles of a table at most: the sums of a tile's columns, in float64, stay small beside its entries,
 and several threads share a table all the same. Bounds by estimate."""
+
+_MOST_IN_A_LOOK = 1 << 20
+"""Entries of the tiles that one call looks at, and of which it may find all: a bound on room, 24 MiB."""
 
 _SINGLE_THREAD_UP_TO = 1 << 17
 """Entries that one thread multiplies faster than several would be woken: some ten microseconds; a bound by estimate."""
@@ -78,13 +84,14 @@ class ProductTables:
 
     Args:
         tables: rows by columns, the entries of each row side by side.
+        for_looks: whether tiles are so small that of each all can be found.
 
     Attributes:
         lengths: (2 tables,) of the sides.
         size: of the vector.
     """
 
-    def __init__(self, tables: Sequence[Tensor]) -> None:
+    def __init__(self, tables: Sequence[Tensor], *, for_looks: bool = False) -> None:
         self.lengths = np.array([size for table in tables for size in table.shape], dtype=np.int64)
         self.size = int(self.lengths.sum())
         self._kept = list(tables)
@@ -93,13 +100,13 @@ class ProductTables:
         tiles: list[NDArray[np.int64]] = []
         count = room = 0
         for number, table in enumerate(tables):
-            cuts = _tiles(number, table.shape[0], table.shape[1], room)
+            cuts = _tiles(number, table.shape[0], table.shape[1], room, for_looks)
             stride = table.stride(0) if table.shape[0] > 1 else table.shape[1]
             ends = count, count + len(cuts)
             power = int(not is_narrow(table))
             rows.append((table.data_ptr(), *table.shape, stride, TYPES[table.dtype], power, int(places[2 * number]), *ends))
             tiles.append(cuts)
-            count, room = ends[1], room + len(cuts) * table.shape[1]
+            count, room = ends[1], 0 if for_looks else room + len(cuts) * table.shape[1]
         self._tables = np.array(rows, dtype=np.int64).reshape(-1, 9)
         self._tiles = np.concatenate(tiles) if tiles else np.zeros((0, 4), dtype=np.int64)
         self._work = np.empty(room, dtype=np.float64)
@@ -121,10 +128,54 @@ class ProductTables:
         )
         return sums
 
+    def above(self, library: ctypes.CDLL, moves: Tensor, bounds: Tensor) -> Iterator[InLines]:
+        """Yields, some at a time, the numbers above the lesser bound of their row and column after a rescaling.
 
-def _tiles(number: int, rows: int, width: int, room: int) -> NDArray[np.int64]:
+        Args:
+            library: the compiled kernels.
+            moves: (size,) float64 factors; of tables of logarithms, what is added.
+            bounds: (size,) float64, in the same way.
+        """
+        sizes = self._tiles[:, 2] * self._tables[self._tiles[:, 0], 2]
+        ends = np.cumsum(sizes)
+        first = 0
+        while first < len(sizes):
+            before = ends[first] - sizes[first]
+            last = max(first + 1, int(np.searchsorted(ends, before + _MOST_IN_A_LOOK, side="right")))
+            starts = ends[first:last] - sizes[first:last] - before
+            yield self._found(
+                *(library.fxenorm_above, self._tiles[first:last].ctypes.data, last - first, moves.data_ptr(), bounds.data_ptr()),
+                starts=starts,
+                room=int(ends[last - 1] - before),
+            )
+            first = last
+
+    def largest(self, library: ctypes.CDLL, moves: Tensor, count: int) -> InLines:
+        """Returns so many of the largest numbers of each row and column after a rescaling.
+
+        Args:
+            library: the compiled kernels.
+            moves: as `above` takes them.
+            count: how many of each line.
+        """
+        sizes = count * self.lengths.reshape(-1, 2).sum(1)
+        given = (library.fxenorm_largest, len(self._tables), moves.data_ptr(), count)
+        return self._found(*given, starts=np.cumsum(sizes) - sizes, room=int(sizes.sum()))
+
+    def _found(self, call: Callable[..., int], *given: int, starts: NDArray[np.int64], room: int) -> InLines:
+        """Returns what a call finds, each part of which has its own place in some room."""
+        rows, columns = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int64)
+        logs, counts = np.empty(room, dtype=np.float64), np.empty(len(starts), dtype=np.int64)
+        places = [part.ctypes.data for part in (starts, counts, rows, columns, logs)]
+        count = call(self._tables.ctypes.data, *given, *places, 1 if self._single_thread else torch.get_num_threads())
+        if count < 0:
+            raise MemoryError("the largest entries of each channel need more memory than there is")
+        return rows[:count].copy(), columns[:count].copy(), logs[:count].copy()
+
+
+def _tiles(number: int, rows: int, width: int, room: int, for_looks: bool) -> NDArray[np.int64]:
     """Returns (tiles, 4) the tiles of a table: its number, their rows, and the places of their columns' sums from `room` on."""
-    step = max(_FEWEST_ROWS, -(-rows // _MOST_TILES))
+    step = max(1, _MOST_IN_A_LOOK // (_MOST_TILES * width)) if for_looks else max(_FEWEST_ROWS, -(-rows // _MOST_TILES))
     starts = np.arange(0, rows, step, dtype=np.int64)
     found = np.empty((len(starts), 4), dtype=np.int64)
     found[:, 0], found[:, 1], found[:, 2] = number, starts, np.minimum(step, rows - starts)
