@@ -55,9 +55,10 @@ class AnyField:
 def compress(ids: Ids, axes: Iterable[int] | None = None) -> Ids:
     """Reduces to size 1 every one of `axes` (default: all) along which `ids` is constant."""
     for axis in range(ids.ndim) if axes is None else axes:
-        if ids.shape[axis] > 1:
+        size = ids.shape[axis]
+        # Nearly always the last place tells that they vary.
+        if size > 1 and not (size == ids.size and ids.item(0) != ids.item(-1)):
             first = ids.take([0], axis=axis)
-            # Nearly always the last place tells that they vary.
             if (ids.take([-1], axis=axis) == first).all() and (ids == first).all():
                 ids = first
     return ids
@@ -67,7 +68,7 @@ def simplify(terms: Iterable[Term]) -> tuple[Term, ...]:
     """Merges terms with the same ids, drop those that cancel or hold no variable."""
     kept: list[tuple[int, Ids]] = []
     for coefficient, ids in terms:
-        if ids.size == 1 and ids.item() == FIXED:
+        if _all_fixed(ids):
             continue
         for position, (other_coefficient, other) in enumerate(kept):
             if other is ids or _equal(other, ids):
@@ -75,7 +76,7 @@ def simplify(terms: Iterable[Term]) -> tuple[Term, ...]:
                 break
         else:
             kept.append((coefficient, ids))
-    return tuple((coefficient, ids) for coefficient, ids in kept if coefficient != 0 and not _all_fixed(ids))
+    return tuple(term for term in kept if term[0])
 
 
 def _equal(one: Ids, other: Ids) -> bool:
@@ -92,7 +93,7 @@ def align(field: ScaleField, shape: tuple[int, ...]) -> ScaleField:
     """Returns the field of the same tensor broadcast to `shape` (size-1 axes are added in front)."""
     missing = len(shape) - len(field.shape)
     if missing == 0:
-        return ScaleField(shape, field.terms)
+        return field if field.shape == shape else ScaleField(shape, field.terms)
     return ScaleField(shape, tuple((c, ids.reshape((1,) * missing + ids.shape)) for c, ids in field.terms))
 
 

@@ -15,6 +15,10 @@ from .scale_field import FIXED, Ids, ScaleField, Term, align, compress, simplify
 __all__ = ["broadcast", "concatenate", "flip", "index", "permute", "repeat", "reshape", "roll", "select_positions", "take_slice"]
 
 
+Sizes = tuple[int, ...]
+"""A shape."""
+
+
 def _map_terms(field: ScaleField, shape: Sequence[int], move: Callable[[Ids], Ids]) -> ScaleField:
     """Applies `move` to the ids of every term; the result has `shape`."""
     return ScaleField(tuple(shape), simplify((c, move(ids)) for c, ids in field.terms))
@@ -49,6 +53,36 @@ def _reshape_blocks(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[tuple[t
     return tuple(blocks)
 
 
+@lru_cache(maxsize=4096)
+def _reshape_sizes(ids: Sizes, old: Sizes, new: Sizes) -> tuple[Sizes, Sizes, tuple[int, ...]]:
+    """Returns how ids go along when a tensor is reshaped.
+
+    Args:
+        ids: the shape of the ids.
+        old, new: the shapes of the tensor.
+
+    Returns:
+        (the shape to which the ids are broadcast, that to which they are then reshaped, the axes along which they may be
+        constant).
+    """
+    expanded, target = list(ids), [1] * len(new)
+    check: list[int] = []
+    for old_axes, new_axes in _reshape_blocks(old, new):
+        if all(ids[axis] == 1 for axis in old_axes):
+            continue
+        for axis in old_axes:
+            expanded[axis] = old[axis]
+        for axis in new_axes:
+            target[axis] = new[axis]
+        check += new_axes if len(new_axes) > 1 else ()
+    return tuple(expanded), tuple(target), tuple(check)
+
+
+def _wide(ids: Ids, shape: Sizes) -> Ids:
+    """Returns ids broadcast to a shape, which nearly always they have."""
+    return ids if ids.shape == shape else np.broadcast_to(ids, shape)
+
+
 def reshape(field: ScaleField, shape: Sequence[int]) -> ScaleField:
     """view, reshape, flatten, unflatten, squeeze, unsqueeze.
 
@@ -61,20 +95,10 @@ def reshape(field: ScaleField, shape: Sequence[int]) -> ScaleField:
     shape = tuple(shape)
     if field.is_zero or field.shape == shape or 0 in shape:
         return ScaleField(shape, field.terms if field.shape == shape else ())
-    blocks = _reshape_blocks(field.shape, shape)
 
     def move(ids: Ids) -> Ids:
-        expanded, target = list(ids.shape), [1] * len(shape)
-        check: list[int] = []
-        for old_axes, new_axes in blocks:
-            if all(ids.shape[axis] == 1 for axis in old_axes):
-                continue
-            for axis in old_axes:
-                expanded[axis] = field.shape[axis]
-            for axis in new_axes:
-                target[axis] = shape[axis]
-            check += new_axes if len(new_axes) > 1 else ()
-        return compress(np.broadcast_to(ids, expanded).reshape(target), check)
+        expanded, target, check = _reshape_sizes(ids.shape, field.shape, shape)
+        return compress(_wide(ids, expanded).reshape(target), check)
 
     return _map_terms(field, shape, move)
 
@@ -178,7 +202,7 @@ def concatenate(fields: Sequence[ScaleField], axis: int) -> ScaleField:
             for block, size in zip(blocks, sizes, strict=True):
                 target = list(common)
                 target[axis] = size
-                parts.append(np.broadcast_to(block, target))
+                parts.append(_wide(block, tuple(target)))
             terms.append((coefficient, np.concatenate(parts, axis=axis)))
     return ScaleField(tuple(shape), simplify(terms))
 

@@ -28,6 +28,7 @@ class Expander:
         self._simple[one] = self._column[self._start[one]]
         self._coefficient[one] = self._value[self._start[one]]
         self._many = np.append(self._length > 1, False)
+        self._plain = bool((self._length <= 1).all()) and bool((self._value == 1).all())
         self._cache: dict[int, tuple[Ids, list[Term]]] = {}
         self._divisor = None if divisor is None or not (divisor > 1).any() else np.append(divisor, 1)
 
@@ -65,6 +66,8 @@ class Expander:
 
     def _expand_entries(self, ids: Ids) -> list[Term]:
         """Returns the terms of every entry by itself."""
+        if self._plain:
+            return [(1, compress(self._simple[ids]))]
         found: list[Term] = []
         coefficients = self._coefficient[ids]
         # Nearly always all are 1; looking at the ends is cheaper than sorting.

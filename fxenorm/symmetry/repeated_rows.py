@@ -103,7 +103,8 @@ class ShortField:
         """Requires that no entry of the parameter moves."""
         short = self
         # The last axes first: an input term that also varies along axis 0 (grouped) is reduced before it meets the output's.
-        for axis in range(len(self.shape))[::-1]:
+        axes = {axis for _, ids in self.terms for axis, size in enumerate(ids.shape) if size > 1}
+        for axis in sorted(axes, reverse=True):
             short = short._with(equations.require_constant(ScaleField(self.shape, short.terms), [axis], 0).terms)
         equations.require_zero(ScaleField(self.shape, short.terms), 0)
 

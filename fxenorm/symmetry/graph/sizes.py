@@ -40,19 +40,28 @@ class Sizes:
         self._open: set[Any] = set()
         self._primes = _primes()
         self._fakes: dict[fx.Node, Any] = {}
+        self._symbolic: dict[fx.Node, bool] = {}
 
     def of(self, node: fx.Node) -> Any:
         """Returns the fake value of a node with integers for all sizes."""
         if node not in self._fakes:
             value = node.meta.get("val")
-            if is_symbolic(value):
+            if self.is_open(node):
                 self._learn(node, value)
                 value = self._closed(value)
             self._fakes[node] = value
         return self._fakes[node]
 
+    def is_open(self, node: fx.Node) -> bool:
+        """Whether the trace left a size or the value of the node open."""
+        if node not in self._symbolic:
+            self._symbolic[node] = is_symbolic(node.meta.get("val"))
+        return self._symbolic[node]
+
     def unknown(self, node: fx.Node) -> bool:
         """Whether the node is a number that depends on the data."""
+        if not self.is_open(node):
+            return False
         value = node.meta.get("val")
         return isinstance(value, torch.SymInt) and self._depends(value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import fx
@@ -28,21 +29,40 @@ def may_return_input(node: fx.Node) -> bool:
 
 def written_arguments(node: fx.Node) -> list[tuple[fx.Node, int | None]]:
     """(argument, position of the output that holds its new value or None) for each argument that the call writes to."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return []
-    schema = node.target._schema
-    # detach_ is marked as a write, but changes no value.
-    if not schema.is_mutable or schema.name == "aten::detach_":
+    written = _written(node.target) if isinstance(node.target, torch._ops.OpOverload) else ()
+    if not written:
         return []
     values = bound_arguments(node)
+    return [(argument, output) for name, output in written for argument in nodes_in(values[name])]
+
+
+@cache
+def _written(operator: torch._ops.OpOverload) -> tuple[tuple[str, int | None], ...]:
+    """(name of the argument, position of the output that holds its new value or None) for each that the operator writes to."""
+    schema = operator._schema
+    # detach_ is marked as a write, but changes no value.
+    if not schema.is_mutable or schema.name == "aten::detach_":
+        return ()
     found = []
     for argument in schema.arguments:
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
         before = argument.alias_info.before_set
         outputs = [k for k, r in enumerate(schema.returns) if r.alias_info is not None and r.alias_info.before_set & before]
-        found += [(written, outputs[0] if outputs else None) for written in nodes_in(values[argument.name])]
-    return found
+        found.append((argument.name, outputs[0] if outputs else None))
+    return tuple(found)
+
+
+@cache
+def _shared(operator: torch._ops.OpOverload) -> tuple[str, ...]:
+    """The names of the arguments whose memory an output of the operator may share."""
+    schema = operator._schema
+    shared = [r.alias_info.before_set for r in schema.returns if r.alias_info is not None]
+    if not shared:
+        return ()
+    infos = [(argument.name, argument.alias_info) for argument in schema.arguments if argument.alias_info is not None]
+    # The parts of a list of views (chunk, split, unbind) are marked by a wildcard instead of the argument's own letter.
+    return tuple(name for name, info in infos if "*" in info.after_set or any(info.before_set & other for other in shared))
 
 
 class Storage:
@@ -66,19 +86,13 @@ class Storage:
         if not isinstance(node.target, torch._ops.OpOverload):
             yield from nodes_in(node.args)
             return
-        schema = node.target._schema
-        if schema.name in _MAY_RETURN_INPUT:
+        if may_return_input(node):
             yield from nodes_in(node.args)
             return
-        shared = [r.alias_info.before_set for r in schema.returns if r.alias_info is not None]
-        if not shared:
-            return
-        values = bound_arguments(node)
-        for argument in schema.arguments:
-            info = argument.alias_info
-            # The parts of a list of views (chunk, split, unbind) are marked by a wildcard instead of the argument's own letter.
-            if info is not None and ("*" in info.after_set or any(info.before_set & other for other in shared)):
-                yield from nodes_in(values[argument.name])
+        shared = _shared(node.target)
+        values = bound_arguments(node) if shared else {}
+        for name in shared:
+            yield from nodes_in(values[name])
 
     def _root(self, node: fx.Node) -> fx.Node:
         while self._parent.get(node, node) is not node:

@@ -11,7 +11,7 @@ from torch import fx
 from ...field import Equations, ParameterFields, ParameterView, ScaleField
 from ...rules import Call, Rule, RuleOptions, find_rule
 from ...rules.call import Made
-from ..graph.arguments import bound_arguments, flat, nodes_in, replaced
+from ..graph.arguments import BoundCall, flat, nodes_in, replaced
 from ..graph.facts import GraphFacts
 
 __all__ = ["Calls"]
@@ -42,7 +42,7 @@ class Calls:
         part_of: Mapping[fx.Node, str] | None = None,
         without_values: Callable[[fx.Node], bool] = _has_values,
     ) -> None:
-        self._known, self._sizes = facts.known, facts.sizes
+        self._known, self._sizes, self._calls = facts.known, facts.sizes, facts.calls
         self._parameters, self._options = parameters, options
         self._active, self._part_of, self._without_values = active, {} if part_of is None else part_of, without_values
 
@@ -55,9 +55,9 @@ class Calls:
             equations: where the rule may add equations.
             origin: the number of the node in them.
         """
-        name, overload = node.target._schema.name, node.target._overloadname  # type: ignore[union-attr]
-        bound = bound_arguments(node)
-        rule = find_rule(name, overload or "default")
+        known = self._calls.of(node)
+        bound, nodes = known.arguments, known.nodes
+        rule = find_rule(known.operator, known.overload)
 
         def constants(argument: str, position: int | None) -> torch.Tensor | None:
             source = bound[argument] if position is None else bound[argument][position]
@@ -68,27 +68,29 @@ class Calls:
             return self._known.number(source) if isinstance(source, fx.Node) else None
 
         return rule, Call(
-            operator=name if rule is None else rule.operator.split(".")[0],
+            operator=known.operator if rule is None else rule.operator.split(".")[0],
             arguments=arguments,
-            fakes={key: replaced(value, self._sizes.of) for key, value in bound.items()},
+            fakes={key: replaced(value, self._sizes.of) if key in nodes else value for key, value in bound.items()},
             output=self._sizes.of(node),
             equations=equations,
             parameters=self._parameters,
             origin=origin,
             options=self._options,
             constants=constants,
-            active={key: any(source in self._active for source in nodes_in(value)) for key, value in bound.items()},
-            unknown=frozenset(key for key, value in bound.items() if any(map(self._sizes.unknown, nodes_in(value)))),
+            active={key: key in nodes and not self._active.isdisjoint(nodes[key]) for key in bound},
+            unknown=frozenset(key for key, sources in nodes.items() if any(map(self._sizes.unknown, sources))),
             numbers=numbers,
             own=rule is not None and rule.own,
             unwritten=lambda argument: any(map(self._without_values, nodes_in(bound[argument]))),
-            weights=dict(self._parts(bound, arguments)),
+            weights=dict(self._parts(known, arguments)),
         )
 
-    def _parts(self, bound: Mapping[str, Any], arguments: Mapping[str, Any]) -> Iterator[tuple[int, Made]]:
+    def _parts(self, call: BoundCall, arguments: Mapping[str, Any]) -> Iterator[tuple[int, Made]]:
         """Gives, by identity, the fields of a call that belong to a parameter or to a part of one."""
-        for key, value in arguments.items():
-            for source, item in zip(flat(bound[key]), flat(value), strict=False):
+        for key, nodes in call.nodes.items():
+            if key not in arguments or self._part_of.keys().isdisjoint(nodes):
+                continue
+            for source, item in zip(flat(call.arguments[key]), flat(arguments[key]), strict=False):
                 name = self._part_of.get(source) if isinstance(source, fx.Node) else None
                 if name is not None and isinstance(item, (ScaleField, ParameterView)):
                     yield id(item), Made(item, name, source in self._active)

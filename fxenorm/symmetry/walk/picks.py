@@ -22,7 +22,7 @@ from ...rules.outside_operators import grouped_by_expert
 from ...rules.position_axes import MOVING, axes_of_call
 from ..graph.arguments import bound_arguments, flat, nodes_in, operator_name
 from ..graph.known_values import KnownValues
-from ..graph.sizes import Sizes, is_symbolic
+from ..graph.sizes import Sizes
 from ..graph.storage import Storage, written_arguments
 from .index_names import IndexNames
 from .written_memory import is_in_turn, written_pieces
@@ -99,24 +99,23 @@ class Picks:
         return self._in_turn.get(node) in self._carrying
 
     def call(
-        self, node: fx.Node, raw: Callable[[fx.Node], Any], read: Callable[[fx.Node], Any], origin: int
+        self, node: fx.Node, values: Mapping[fx.Node, Any], read: Callable[[fx.Node], Any], origin: int
     ) -> PickedCall | None:
         """Returns how a call is followed slice by slice; None where it is not. Imposes nothing.
 
         Args:
             node: the call.
-            raw: gives a value as it is kept.
+            values: by argument, its value as it is kept.
             read: gives the value of an argument that is not picked.
             origin: of the call.
         """
         if not self.possible or (node in self._written and node not in self._in_turn):
             return None
-        name, sources = _name(node), node.all_input_nodes
-        values = {source: raw(source) for source in sources}
+        name = _name(node)
         picked = {source: value for source, value in values.items() if isinstance(value, Picked)}
         if not picked and name not in _PICKING | _GROUPED:
             return None
-        if is_symbolic([node.meta.get("val"), *(source.meta.get("val") for source in sources)]):
+        if any(map(self._sizes.is_open, (node, *values))):
             return None
         if name in _GROUPED:
             return self._grouped(node, values, picked, origin)

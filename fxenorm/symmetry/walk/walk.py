@@ -19,12 +19,11 @@ from ...trace.hold import HOLD
 from ...trace.layers import LayerNames
 from ...trace.outputs import Output
 from ...trace.traced_model import Placeholder, TracedModel, call_number, module_path, source_line
-from ..graph.arguments import bound_arguments, flat, nodes_in, operator_name, replaced
+from ..graph.arguments import flat, nodes_in, operator_name, replaced
 from ..graph.facts import GraphFacts
 from ..graph.known_values import known_zeros
 from ..graph.memory import Memory
 from ..graph.output_ends import OutputEnds
-from ..graph.sizes import is_symbolic
 from ..graph.storage import written_arguments
 from .calls import Calls
 from .causes import Causes
@@ -113,7 +112,7 @@ class _GraphWalk:
         self.walk = walk
         self.traced = traced
         facts = walk.facts_of(traced)
-        self.storage, self.known, self.sizes = facts.storage, facts.known, facts.sizes
+        self.storage, self.known, self.sizes, self.bound = facts.storage, facts.known, facts.sizes, facts.calls
         # Their memory may be written without an operator.
         self.handed_out: set[fx.Node] = set()
         self.memory = Memory(traced.graph, self.storage, self.sizes)
@@ -224,18 +223,26 @@ class _GraphWalk:
         value = None if self.writes.written(node) else self.values.get(node)
         return value.looked(self.walk.parameters) if isinstance(value, Picked) else self._current(node)
 
-    def _reader(self, node: fx.Node) -> Callable[[fx.Node], Any]:
-        """Returns how the call reads its arguments: constants beside activations show that their zeros carry any field."""
-        values = [self._kept(source) for source in node.all_input_nodes]
-        values = [value.value if isinstance(value, Picked) else value for value in values]
-        # A parameter times a mask stays a parameter, which takes its form from its next use.
-        if node not in self.active or any(isinstance(value, ParameterView) for value in flat(values)):
-            return self._current
-        return self._with_zeros
+    def _reader(self, node: fx.Node, kept: Mapping[fx.Node, Any]) -> Callable[[fx.Node], Any]:
+        """Returns how the call reads its arguments: constants beside activations show that their zeros carry any field.
 
-    def _with_zeros(self, node: fx.Node) -> Any:
+        Args:
+            node: the call.
+            kept: by argument, its value as it is kept.
+        """
+        values = [value.value if isinstance(value, Picked) else value for value in kept.values()]
+        # A parameter times a mask stays a parameter, which takes its form from its next use.
+        as_it_is = node not in self.active or any(isinstance(value, ParameterView) for value in flat(values))
+
+        def read(source: fx.Node) -> Any:
+            value = kept[source]
+            value = self._looked(value) if isinstance(value, Picked) else value
+            return value if as_it_is else self._with_zeros(source, value)
+
+        return read
+
+    def _with_zeros(self, node: fx.Node, value: Any) -> Any:
         """Returns the node's value; that of a constant carries any field where it is known to be 0 or infinite."""
-        value = self._current(node)
         constant = node not in self.active and not self.made_of.get(node) and isinstance(value, ScaleField) and value.is_zero
         if not constant:
             return value
@@ -299,7 +306,7 @@ class _GraphWalk:
         viewed = self.memory.source(node)
         arguments = {
             key: replaced(value, lambda other: source if other is viewed else self._current(other))
-            for key, value in bound_arguments(node).items()
+            for key, value in self.bound.of(node).arguments.items()
         }
         rule, call = self.calls.of(node, arguments, equations, self.origin_of[node])
         if rule is None:
@@ -321,7 +328,7 @@ class _GraphWalk:
 
     def _is_open(self, node: fx.Node) -> bool:
         """Whether a shape of the call depends on the data."""
-        return is_symbolic([node.meta.get("val"), *(source.meta.get("val") for source in node.all_input_nodes)])
+        return any(map(self.sizes.is_open, (node, *node.all_input_nodes)))
 
     def _call(self, node: fx.Node) -> Any:
         """Returns the value of an ATen call: bind its arguments, ask its rule, write where it writes, record it."""
@@ -329,32 +336,34 @@ class _GraphWalk:
         rule, call, picked = self._bind(node, origin)
         result = self._ask(node, rule, call)
         self._note_reasons(node, rule, call)
+        read = call.tensors()
         if rule is None or rule.family != "constant":
-            _note_uses(call, result)
+            _note_uses(call, read, result)
         if picked is not None:
             result = picked.wrap(result)
             self.picks.follow(node, result)
         result = self._written(node, result, origin)
         self.values[node] = result
         self._note_part(node, rule)
-        self._follow_zeros(node, origin, any(map(_may_move, (value for _, value in call.tensors()))))
+        self._follow_zeros(node, origin, any(_may_move(value) for _, value in read))
         self._record(node, self.walk.origins[origin].operator, tuple(self._uses(node, call)), origin)
         return result
 
     def _numbered(self, node: fx.Node) -> int:
         """Numbers the call as an origin of equations."""
-        name, overload = node.target._schema.name, node.target._overloadname  # type: ignore[union-attr]
-        origin = self.walk.origin(_place(f"{name.split('::')[-1]}.{overload}", node))
+        call = self.bound.of(node)
+        origin = self.walk.origin(_place(f"{call.operator.split('::')[-1]}.{call.overload}", node))
         self.origin_of[node] = origin
         return origin
 
     def _bind(self, node: fx.Node, origin: int) -> tuple[Rule | None, Call, PickedCall | None]:
         """Returns the rule, the call with the fields of its arguments, and how it is followed slice by slice, if it is."""
-        read = self._reader(node)
-        picked = None if self.writes.written(node) else self.picks.call(node, self._kept, read, origin)
+        kept = {source: self._kept(source) for source in node.all_input_nodes}
+        read = self._reader(node, kept)
+        picked = None if self.writes.written(node) else self.picks.call(node, kept, read, origin)
         if picked is None:
-            bound = bound_arguments(node)
-            arguments = {key: replaced(value, read) for key, value in bound.items() if key not in _unread(node)}
+            unread, bound = _unread(node), self.bound.of(node).arguments
+            arguments = {key: replaced(value, read) for key, value in bound.items() if key not in unread}
         else:
             arguments = picked.arguments
         rule, call = self.calls.of(node, arguments, self.walk.equations, origin)
@@ -366,7 +375,7 @@ class _GraphWalk:
         """Returns the fields of the call's outputs: by its rule, or as a barrier."""
         if operator_name(node) == HOLD:
             self.handed_out.add(node)
-            return barrier(call, bound_arguments(node)["reason"])
+            return barrier(call, self.bound.of(node).arguments["reason"])
         if rule is not None:
             return self._apply_open(rule, call, node) if self._is_open(node) else self._apply(rule, call)
         if all(isinstance(value, ScaleField) and value.is_zero for _, value in call.tensors()):
@@ -427,8 +436,8 @@ class _GraphWalk:
 
     def _uses(self, node: fx.Node, call: Call) -> Iterator[tuple[str, str]]:
         """Gives (parameter name, role) for every parameter that the call reads."""
-        for key, value in bound_arguments(node).items():
-            for position, source in enumerate(nodes_in(value)):
+        for key, sources in self.bound.of(node).nodes.items():
+            for position, source in enumerate(sources):
                 # Weights and biases may stand in one list: a rule names their roles one by one.
                 said = call.roles.get(f"{key}[{position}]", call.roles.get(key))
                 role = said or "other"
@@ -466,7 +475,7 @@ class _GraphWalk:
             value = self._current(source)
             return self.zeros.as_field(source, value.shape) if isinstance(value, ScaleField) else value
 
-        arguments = {key: replaced(value, shown) for key, value in bound_arguments(node).items()}
+        arguments = {key: replaced(value, shown) for key, value in self.bound.of(node).arguments.items()}
         rule, call = self.calls.of(node, arguments, Equations(NOBODY + 1), origin)
         if rule is None or rule.own or rule.family not in ("structural", "reduction", "homogeneous") or self._is_open(node):
             return None
@@ -616,12 +625,13 @@ def _may_move(value: Any) -> bool:
     return isinstance(value, ParameterView) or (isinstance(value, ScaleField) and not value.is_zero)
 
 
-def _note_uses(call: Call, result: Any) -> None:
+def _note_uses(call: Call, read: Sequence[tuple[str, Any]], result: Any) -> None:
     """Parameters of which the result is no view any more: their values, offset included, matter from here on."""
-    passed = {value.name for value in flat(result) if isinstance(value, ParameterView)}
-    for _, value in call.tensors():
-        if isinstance(value, ParameterView) and value.name not in passed:
-            call.uses(value)
+    views = [value for _, value in read if isinstance(value, ParameterView)]
+    passed = {value.name for value in flat(result) if isinstance(value, ParameterView)} if views else set()
+    for view in views:
+        if view.name not in passed:
+            call.uses(view)
 
 
 def _unread(node: fx.Node) -> tuple[str, ...]:
