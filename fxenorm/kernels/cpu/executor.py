@@ -112,7 +112,7 @@ class CompiledBackend(EagerBackend):
 
     def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Values) -> tuple[Values, Ids, Values] | None:
         """Contracts the bottleneck cycles of a graph in one call; None where memory does not suffice."""
-        arcs = [np.array(part, dtype=kind) for part, kind in ((tails, np.int64), (heads, np.int64), (lengths, np.float64))]
+        arcs = [np.ascontiguousarray(part, dtype) for part, dtype in zip((tails, heads, lengths), "qqd", strict=True)]
         offsets, line, gaps = np.empty(count), np.empty(count, dtype=np.int64), np.empty(count)
         places = [part.ctypes.data for part in (*arcs, offsets, line, gaps)]
         done = self.library.fxenorm_contract(count, len(arcs[0]), *places)

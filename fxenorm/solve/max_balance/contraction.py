@@ -57,7 +57,9 @@ def contracted(count: int, tails: Ids, heads: Ids, lengths: Floats, faster: Fast
     if known is not None:
         offsets, line, gaps = known
         return Contracted(offsets[0] - offsets, Levels.from_line(line, gaps))
-    work = _Contraction(count, tails.tolist(), heads.tolist(), lengths.tolist())
+    # Of equal keys the arc with the lower number comes first; numbers are in the order of the tails, as in compiled code.
+    order = np.argsort(tails, kind="stable")
+    work = _Contraction(count, tails[order].tolist(), heads[order].tolist(), lengths[order].tolist())
     work.plant()
     work.run()
     total = [0.0] * count

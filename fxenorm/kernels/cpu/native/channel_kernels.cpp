@@ -20,10 +20,11 @@
 
 extern "C" {
 
-// Max-balanced potentials of a strongly connected graph whose root is node 0. The arcs are worked on in place. Out: for each node
-// the offset; the nodes in a line, and the levels between neighbours there. The answer is 0 where there is none.
-int fxenorm_contract(i64 count, i64 arcs, i64 *tails, i64 *heads, double *lengths, double *offsets, i64 *line, double *gaps) {
+// Max-balanced potentials of a strongly connected graph whose root is node 0. Out: for each node the offset; the
+// nodes in a line, and the levels between neighbours there. The answer is 0 where there is none.
+int fxenorm_contract(i64 count, i64 arcs, const i64 *tails, const i64 *heads, const double *lengths, double *offsets, i64 *line, double *gaps) {
     try {
+        if (std::max(count, arcs) > std::numeric_limits<Contraction::Id>::max()) return 0;
         Contraction work(count, arcs, tails, heads, lengths);
         work.plant();
         if (!work.run()) return 0;
