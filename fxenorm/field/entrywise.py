@@ -22,7 +22,7 @@ def merge_entries(terms: Iterable[Term]) -> tuple[Term, ...]:
         ()
     """
     found = simplify(terms)
-    while True:
+    while len(found) > 1:
         by_shape: dict[tuple[int, ...], list[Term]] = {}
         for coefficient, ids in found:
             by_shape.setdefault(ids.shape, []).append((coefficient, ids))
@@ -32,6 +32,7 @@ def merge_entries(terms: Iterable[Term]) -> tuple[Term, ...]:
         for shape in meeting:
             by_shape[shape] = _merged(shape, by_shape[shape])
         found = simplify(term for members in by_shape.values() for term in members)
+    return found
 
 
 def _meet(members: Sequence[Term]) -> bool:

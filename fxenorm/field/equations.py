@@ -110,7 +110,7 @@ def _independent(terms: tuple[Term, ...]) -> list[tuple[Term, ...]]:
 def _rows(terms: Sequence[Term]) -> Ids:
     """Returns the ids of all terms broadcast against each other, (terms, entries), without entries that only repeat others."""
     arrays = [ids for _, ids in terms]
-    for axis in range(arrays[0].ndim):
+    for axis in range(arrays[0].ndim) if max(ids.size for ids in arrays) > _LARGE else ():
         varying = [ids for ids in arrays if ids.shape[axis] > 1]
         # Blocks of equal slices side by side (the outputs of one group of a grouped convolution) say the same.
         if varying and max(ids.size for ids in varying) > _LARGE:
@@ -118,7 +118,11 @@ def _rows(terms: Sequence[Term]) -> Ids:
             new = [(np.diff(ids, axis=axis) != 0).any(axis=others) for ids in varying]
             kept = np.flatnonzero(np.append(True, np.logical_or.reduce(new)))
             arrays = [ids.take(kept, axis=axis) if ids.shape[axis] > 1 else ids for ids in arrays]
-    return np.stack([ids.ravel() for ids in np.broadcast_arrays(*arrays)])
+    shape = [max(sizes) if min(sizes) else 0 for sizes in zip(*(ids.shape for ids in arrays), strict=True)]
+    rows: Ids = np.empty((len(arrays), *shape), dtype=np.int64)
+    for row, ids in zip(rows, arrays, strict=True):
+        row[...] = ids
+    return rows.reshape(len(arrays), -1)
 
 
 def _distinct(rows: Ids) -> Ids:

@@ -76,7 +76,7 @@ def simplify(terms: Iterable[Term]) -> tuple[Term, ...]:
                 break
         else:
             kept.append((coefficient, ids))
-    return tuple(term for term in kept if term[0])
+    return tuple([term for term in kept if term[0]])
 
 
 def _equal(one: Ids, other: Ids) -> bool:
@@ -85,8 +85,8 @@ def _equal(one: Ids, other: Ids) -> bool:
 
 
 def _all_fixed(ids: Ids) -> bool:
-    """Returns whether no entry is a variable; mostly the first is one."""
-    return not ids.size or (ids.item(0) == FIXED and bool((ids == FIXED).all()))
+    """Returns whether no entry is a variable; mostly the first or the last is one."""
+    return not ids.size or (ids.item(0) == FIXED and ids.item(-1) == FIXED and (ids.size == 1 or bool((ids == FIXED).all())))
 
 
 def align(field: ScaleField, shape: tuple[int, ...]) -> ScaleField:

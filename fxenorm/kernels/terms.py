@@ -41,11 +41,13 @@ def normalise(terms: Sequence[tuple[int, Ids]], ndim: int) -> Terms:
         ids = np.asarray(array, dtype=np.int64)
         ids = ids.reshape((1,) * (ndim - ids.ndim) + ids.shape)
         for axis in range(ndim):
-            first = ids.take([0], axis) if ids.shape[axis] > 1 else ids
+            size: int = ids.shape[axis]
             # Nearly always the last place tells that they vary.
-            if ids.shape[axis] > 1 and bool((ids.take([-1], axis) == first).all()) and bool((ids == first).all()):
-                ids = first
-        if not ids.size or bool((ids < 0).all()):
+            if size > 1 and not (size == ids.size and ids.item(0) != ids.item(-1)):
+                first = ids.take([0], axis)
+                if bool((ids.take([-1], axis) == first).all()) and bool((ids == first).all()):
+                    ids = first
+        if not ids.size or (ids.item(0) < 0 and bool((ids < 0).all())):
             continue
         key = (ids.shape, ids.tobytes())
         merged[key] = (merged.get(key, (0, ids))[0] + int(coefficient), ids)
@@ -111,14 +113,17 @@ def split_repeats(shape: Sequence[int], terms: Sequence[tuple[int, Ids]]) -> tup
         sizes += parts
         for found, (_, ids) in zip(split, normal, strict=True):
             found += [1] * len(parts) if ids.shape[axis] == 1 else parts
+    if sizes == list(shape):
+        return tuple(sizes), normal
     finer = tuple((coefficient, ids.reshape(axes)) for (coefficient, ids), axes in zip(normal, split, strict=True))
     return tuple(sizes), normalise(finer, len(sizes))
 
 
 def _run(ids: Ids, axis: int) -> int:
     """Returns the largest length of runs of equal ids that an axis is made of."""
-    lines = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)
-    return int(np.gcd.reduce([ids.shape[axis], *(np.flatnonzero((lines[1:] != lines[:-1]).any(axis=1)) + 1)]))
+    lines = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1) if ids.size > ids.shape[axis] else ids.reshape(-1, 1)
+    begins = np.flatnonzero((lines[1:] != lines[:-1]).any(axis=1)) + 1
+    return int(np.gcd.reduce(begins, initial=ids.shape[axis]))
 
 
 def degrees(terms: Terms, ndim: int, met: Collisions | None, into: NDArray[np.int64]) -> None:

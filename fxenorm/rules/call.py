@@ -151,7 +151,7 @@ class Call:
             if name == "out":
                 continue
             for item, fake in _pairs(value, self.fakes.get(name)):
-                if is_floating(fake) and isinstance(item, (ScaleField, AnyField, ParameterView)):
+                if isinstance(item, (ScaleField, AnyField, ParameterView)) and is_floating(fake):
                     found.append((name, item))
         return found
 

@@ -202,10 +202,16 @@ def _common_group(walk: Walk, traced: Sequence[TracedModel], held: set[str], sho
     for graph in seconds:
         walk.run(graph, events="")
     common = solve(walk.equations)
-    if len(walk.parameters.fields) == fields and _rank(walk, common, short) == first.num_scales:
+    unchanged = _same(common.matrix, solution.matrix) or _rank(walk, common, short) == first.num_scales
+    if len(walk.parameters.fields) == fields and unchanged:
         return first
     barriers = _barriers(walk.origins, common, solution.labels, origins)
     return _Found(*_final_exponents(walk, common, held, short), *barriers, common, len(walk.origins), origins)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two sparse matrices are equal."""
+    return one.shape == other.shape and not (one != other).nnz
 
 
 def _rank(walk: Walk, solution: Solution, short: ShortFields) -> int:

@@ -21,15 +21,18 @@ def flows_of(events: Sequence[Event], expander: Expander, starts: Ids) -> tuple[
     # By variable; the last entry is for fixed positions, whose id is -1.
     group_of = np.append(np.repeat(np.arange(len(starts) - 1), np.diff(starts)), len(starts) - 1)
 
+    def carried(terms: tuple[Term, ...]) -> frozenset[int]:
+        present = np.zeros(len(starts), dtype=bool)
+        for _, expanded in terms:
+            present[group_of[expanded]] = True
+        return frozenset(np.flatnonzero(present[:-1]).tolist()) if terms else frozenset()
+
     def groups(terms: tuple[Term, ...]) -> frozenset[int]:
         found: frozenset[int] = frozenset()
         for _, ids in terms:
             key = id(ids)
             if key not in cache:
-                present = np.zeros(len(starts), dtype=bool)
-                for _, expanded in expander.terms([(1, ids)]):
-                    present[group_of[expanded]] = True
-                cache[key] = frozenset(np.flatnonzero(present[:-1]).tolist())
+                cache[key] = carried(expander.terms([(1, ids)]))
             found |= cache[key]
         return found
 
@@ -95,6 +98,9 @@ def _inside(place: tuple[str, int], other: tuple[str, int]) -> bool:
     return place == other or within == "" or module.startswith(within + ".")
 
 
+_Rows = tuple[dict[tuple[int, bytes], int], bool]
+
+
 class _Sites:
     """Collects sites, each once.
 
@@ -106,6 +112,8 @@ class _Sites:
         self.sites: list[Site] = []
         self._expander = expander
         self._known: dict[tuple[str, int, Any], dict[Any, int]] = {}
+        # By identity, as most activations are read at several boundaries.
+        self._rows_of: dict[int, _Rows] = {}
 
     def add(self, event: Event, place: tuple[str, int], direction: Literal["input", "output"]) -> None:
         """Notes the axes along which the event's outputs carry variables, as seen at a boundary of a call of a module."""
@@ -134,8 +142,14 @@ class _Sites:
             fixed = np.full(read.shape[read.axis], -1, dtype=np.int64)
             self.sites.append(Site(read.parameter, "operand", read.axis, fixed, 1, *place))
 
-    def _rows(self, field: ScaleField) -> tuple[dict[tuple[int, bytes], int], bool]:
+    def _rows(self, field: ScaleField) -> _Rows:
         """Returns the coefficients by axis and variables along it, and whether these are all that the field moves by."""
+        if id(field) not in self._rows_of:
+            self._rows_of[id(field)] = self._new_rows(field)
+        return self._rows_of[id(field)]
+
+    def _new_rows(self, field: ScaleField) -> _Rows:
+        """Works out the answer of `_rows`."""
         terms = self._expander.terms(field.terms)
         along = [term for term in terms if sum(size > 1 for size in term[1].shape) < 2 and term[1].ndim]
         rows: dict[tuple[int, bytes], int] = {}

@@ -69,15 +69,18 @@ class BoundCalls:
         """Returns the call that a node is."""
         if node not in self._known:
             arguments = bound_arguments(node)
-            nodes = {name: found for name, value in arguments.items() if (found := tuple(nodes_in(value)))}
+            holders = ((name, value) for name, value in arguments.items() if isinstance(value, (fx.Node, list, tuple)))
+            nodes = {name: found for name, value in holders if (found := tuple(nodes_in(value)))}
             overload = node.target._overloadname or "default"  # type: ignore[union-attr]
             self._known[node] = BoundCall(operator_name(node), overload, arguments, nodes)
         return self._known[node]
 
 
 def nodes_in(value: Any) -> Iterator[fx.Node]:
-    """Yields the nodes in an argument that is a node or a (nested) list."""
-    return (item for item in flat(value) if isinstance(item, fx.Node))
+    """Returns the nodes in an argument that is a node or a (nested) list."""
+    if isinstance(value, (list, tuple)):
+        return (item for item in flat(value) if isinstance(item, fx.Node))
+    return iter((value,) if isinstance(value, fx.Node) else ())
 
 
 def replaced(value: Any, function: Callable[[fx.Node], Any]) -> Any:

@@ -19,11 +19,13 @@ FIRST = 1009
 likely to have, and no product of two of them is another."""
 
 
+_WHOLE = frozenset({int})
+
+
 def is_symbolic(value: Any) -> bool:
     """Whether a tensor, a number, or one in a list, has a size or value that is known at run time only."""
     return any(
-        isinstance(item, torch.SymInt)
-        or (isinstance(item, torch.Tensor) and any(not isinstance(size, int) for size in item.shape))
+        isinstance(item, torch.SymInt) or (isinstance(item, torch.Tensor) and not _WHOLE.issuperset(map(type, item.shape)))
         for item in flat(value)
     )
 

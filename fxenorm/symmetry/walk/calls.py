@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Set
+from functools import cache
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ class Calls:
         part_of: Mapping[fx.Node, str] | None = None,
         without_values: Callable[[fx.Node], bool] = _has_values,
     ) -> None:
+        # Each operator is looked up once.
+        self._rule = cache(find_rule)
         self._known, self._sizes, self._calls = facts.known, facts.sizes, facts.calls
         self._parameters, self._options = parameters, options
         self._active, self._part_of, self._without_values = active, {} if part_of is None else part_of, without_values
@@ -57,7 +60,7 @@ class Calls:
         """
         known = self._calls.of(node)
         bound, nodes = known.arguments, known.nodes
-        rule = find_rule(known.operator, known.overload)
+        rule = self._rule(known.operator, known.overload)
 
         def constants(argument: str, position: int | None) -> torch.Tensor | None:
             source = bound[argument] if position is None else bound[argument][position]

@@ -211,17 +211,19 @@ class _GraphWalk:
 
     def _current(self, node: fx.Node) -> Any:
         """Returns the node's value as of now: parameters that got a field meanwhile show it."""
-        if self.writes.written(node):
-            return self._looked(self.writes.current(node))
-        value = self.values.get(node)
-        if value is None and isinstance(self.sizes.of(node), int):
-            return self.sizes.of(node)
-        return self._looked(value)
+        value = self._kept(node)
+        return self._looked(value) if isinstance(value, Picked) else value
 
     def _kept(self, node: fx.Node) -> Any:
         """Returns the node's value as of now, that of slices which an unknown index picked by slice."""
-        value = None if self.writes.written(node) else self.values.get(node)
-        return value.looked(self.walk.parameters) if isinstance(value, Picked) else self._current(node)
+        if self.writes.written(node):
+            return self._looked(self.writes.current(node))
+        value = self.values.get(node)
+        if isinstance(value, Picked):
+            return value.looked(self.walk.parameters)
+        if value is None and isinstance(self.sizes.of(node), int):
+            return self.sizes.of(node)
+        return self._looked(value)
 
     def _reader(self, node: fx.Node, kept: Mapping[fx.Node, Any]) -> Callable[[fx.Node], Any]:
         """Returns how the call reads its arguments: constants beside activations show that their zeros carry any field.
@@ -253,6 +255,8 @@ class _GraphWalk:
 
     def _looked(self, value: Any) -> Any:
         """Returns the value, where parameters that have a field show it and slices that an index picked carry the same."""
+        if isinstance(value, ScaleField):
+            return value
         if isinstance(value, (list, tuple)):
             return [self._looked(item) for item in value]
         if isinstance(value, Picked):
@@ -395,8 +399,10 @@ class _GraphWalk:
 
     def _note_part(self, node: fx.Node, rule: Rule | None) -> None:
         """Notes the parameter of which the result shows entries and nothing else."""
+        if rule is None or rule.family != "structural":
+            return
         parts = {self.part_of.get(source) for source in node.all_input_nodes if is_floating(self.sizes.of(source))}
-        if rule is not None and rule.family == "structural" and len(parts) == 1 and None not in parts:
+        if len(parts) == 1 and None not in parts:
             self.part_of[node] = parts.pop()  # type: ignore[assignment]
 
     def _apply(self, rule: Rule, call: Call) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ...rules.weight_reads import COPIES, READERS, Operands, factors, operands_o
 from ...trace.layers import LayerNames
 from ...trace.names import storage_id
 from ...trace.traced_model import Placeholder, module_path
-from ..graph.arguments import is_item, replaced
+from ..graph.arguments import is_item, operator_name, replaced
 from ..graph.sizes import Sizes
 
 __all__ = ["FoundRead", "WeightReads"]
@@ -121,7 +122,7 @@ class WeightReads:
 
 def _packet(node: fx.Node) -> str:
     """Returns the name of the operator that a node calls, as "linear"; "" where it is none of ATen's."""
-    return getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+    return operator_name(node).partition("::")[2]
 
 
 def _shows(node: fx.Node) -> bool:
@@ -130,8 +131,12 @@ def _shows(node: fx.Node) -> bool:
         return True
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    schema = node.target._schema
-    if _packet(node) in COPIES:
-        return True
+    return _packet(node) in COPIES or _views_first(node.target)
+
+
+@cache
+def _views_first(operator: torch._ops.OpOverload) -> bool:
+    """Whether the operator's result is a view of its first argument."""
+    schema = operator._schema
     given = schema.arguments[0].alias_info
     return given is not None and not given.is_write and any(one.alias_info is not None for one in schema.returns)

@@ -130,4 +130,4 @@ def _tells(shown: Any, value: Any) -> bool:
 
 def _somewhere_zero(value: Any) -> bool:
     """Whether a part of the field is zero for certain."""
-    return isinstance(value, ScaleField) and (value.is_zero or any(bool((ids == FIXED).any()) for _, ids in value.terms))
+    return isinstance(value, ScaleField) and (value.is_zero or any(FIXED in ids for _, ids in value.terms))
