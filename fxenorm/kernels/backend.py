@@ -164,7 +164,7 @@ class ObjectiveSums(Protocol):
         """
 
     def entries_above(self, log_scales: Tensor, least: Tensor) -> Iterator[FoundEntries]:
-        """Yields, some at a time, the single entries above a value after a rescaling; for p above 4; waits for the device.
+        """Yields, some at a time, the single entries above a value after a rescaling; waits for the device.
 
         Args:
             log_scales: (K,) natural logarithms, on the CPU.
@@ -172,7 +172,7 @@ class ObjectiveSums(Protocol):
         """
 
     def largest_entries(self, log_scales: Tensor, count: int) -> Iterator[FoundEntries]:
-        """Yields, some at a time, so many of the largest entries of each channel of each tensor; for p above 4.
+        """Yields, some at a time, so many of the largest entries of each channel of each tensor.
 
         Args:
             log_scales: (K,) natural logarithms of a rescaling, on the CPU.

@@ -97,6 +97,11 @@ class Function:
         negative = torch.logaddexp(negative, total.clamp(min=0.0).log())
         return _Point(value, negative, torch.logaddexp(positive, (-total).clamp(min=0.0).log()), total)
 
+    def log_sides(self, log_scales: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns (K,) log N and log P, of which the derivative is P - N, the linear part in them."""
+        at = self._at(self.centred(log_scales))
+        return at.log_negative, at.log_positive
+
     def log_sizes(self, log_scales: Tensor) -> Tensor:
         """Returns (K,) logs of second derivatives by variable, or estimates; see `fxenorm.solve.convex.Convex`."""
         at = self.centred(log_scales)

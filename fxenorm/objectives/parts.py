@@ -234,26 +234,26 @@ class Normal:
         """Returns the same, multiplied by exp(log_weight)."""
         return Normal(self.sums, self.log_weight + log_weight)
 
-    def _log_value(self, log_scales: Tensor) -> Tensor:
-        """Returns the 0-d log F."""
+    def log_sum(self, log_scales: Tensor) -> Tensor:
+        """Returns the 0-d log F at some log-scales."""
         return torch.stack([one.log_value(log_scales) for one in self.sums]).logsumexp(0)
 
     def _shift(self, log_scales: Tensor) -> Tensor:
         """Returns the 0-d log of the weight times n / F, by which derivatives of F are multiplied."""
-        return self.log_weight + math.log(self.count) - self._log_value(log_scales)
+        return self.log_weight + math.log(self.count) - self.log_sum(log_scales)
 
     def sides(self, log_scales: Tensor) -> Sides:
         """Returns the value and the sides of the derivative."""
         weight, shift = math.exp(self.log_weight), self._shift(log_scales)
         parts = [one.sides(log_scales) for one in self.sums]
-        value = self.count * self._log_value(log_scales) - self.log_product - (self.linear * log_scales).sum()
+        value = self.count * self.log_sum(log_scales) - self.log_product - (self.linear * log_scales).sum()
         negative = torch.stack([one.log_negative for one in parts]).logsumexp(0) + shift
         positive = torch.stack([one.log_positive for one in parts]).logsumexp(0) + shift
         return Sides(value * weight, negative, positive, self.linear * weight)
 
     def times(self, log_scales: Tensor, direction: Tensor) -> Tensor:
         """Returns (K,) the second derivative times a direction: n (F'' / F - F' F'^T / F^2)."""
-        inverse = (-self._log_value(log_scales)).exp()
+        inverse = (-self.log_sum(log_scales)).exp()
         slopes = [one.sides(log_scales) for one in self.sums]
         slope = torch.stack([one.log_positive.exp() - one.log_negative.exp() for one in slopes]).sum(0) * inverse
         bent = torch.stack([one.times(log_scales, direction) for one in self.sums]).sum(0) * inverse

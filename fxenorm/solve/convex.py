@@ -13,7 +13,7 @@ from .iterate import Solution
 from .jacobi import at_limit, clamped
 from .newton import conjugate_gradients
 
-__all__ = ["Convex", "climb", "minimise"]
+__all__ = ["Convex", "Sets", "climb", "minimise"]
 
 _FAR, _MOST_CYCLES = 1.0, 6
 """Where the imbalance is larger, cycles come first, and at most so many: as in `fxenorm.solve.newton`."""
@@ -69,6 +69,19 @@ class Convex(Protocol):
         """Returns a solver for the second derivative in one scalar a label, in units of exp(log_unit); None: there is none."""
 
 
+class Sets(Protocol):
+    """Looks at sets of variables, of which derivatives by single variables say nothing in float64."""
+
+    def leads(self, imbalance: float) -> bool:
+        """Notes the imbalance of one more iteration; whether Newton's method by variables gets no further."""
+
+    def imbalance(self, log_scales: Tensor, stopped: Tensor, tol: float) -> float:
+        """Returns the largest imbalance of sets, or a bound on it that is at most `tol`; `stopped` are at a limit."""
+
+    def __call__(self, log_scales: Tensor, tol: float) -> Tensor:
+        """Returns the (K,) log-scales at which sets are balanced too, or as near as was reached."""
+
+
 def minimise(
     function: Convex,
     held: Tensor,
@@ -78,6 +91,7 @@ def minimise(
     max_iterations: int,
     start: Tensor | None = None,
     report: Callable[[int, float], None] | None = None,
+    sets: Sets | None = None,
 ) -> Solution:
     """Minimises by Newton steps on the variables that are not at their limits; no iteration raises the function.
 
@@ -89,6 +103,7 @@ def minimise(
         max_iterations: Newton steps at most.
         start: (K,) within the limit; None: 0.
         report: called before each iteration with its number and the imbalance.
+        sets: balances sets of variables; None: derivatives by variables say all.
 
     Returns:
         The minimum, or the best that was reached; ``converged`` speaks of the variables that no limit stops.
@@ -99,6 +114,8 @@ def minimise(
         off = torch.where(held, 0.0, function.imbalances(at))
         stopped = ~held & at_limit(at, function.relative_step(at), limit)
         worst, inside = torch.stack([_largest(off), _largest(torch.where(stopped, 0.0, off))]).tolist()
+        of_sets = sets.imbalance(at, stopped, tol) if sets is not None and inside <= tol else 0.0
+        worst, inside = max(worst, of_sets), max(inside, of_sets)
         least, since = (inside, 0) if inside < least else (least, since + 1)
         if iteration == max_iterations or since > _PATIENCE:
             break
@@ -108,8 +125,10 @@ def minimise(
             squares = False
         if report is not None:
             report(iteration, inside)
-        ahead = None
-        if cycles < _MOST_CYCLES and (cycles == 0 or inside > _FAR):
+        ahead: Tensor | None = None
+        if sets is not None and (sets.leads(inside) or of_sets > tol):
+            ahead = _lower(function, at, clamped(sets(at, tol), limit))
+        elif cycles < _MOST_CYCLES and (cycles == 0 or inside > _FAR):
             cycles += 1
             ahead = _cycled(function, at, held, limit)
         if ahead is None or torch.equal(ahead, at):
@@ -118,6 +137,12 @@ def minimise(
             break
         at = ahead
     return Solution(at, iteration, inside <= tol, worst, stopped)
+
+
+def _lower(function: Convex, at: Tensor, ahead: Tensor) -> Tensor:
+    """Returns the point ahead, or the start where the function is larger there by more than rounding."""
+    before, after = (function.value_and_gradient(one)[0] for one in (at, ahead))
+    return ahead if bool(after <= before + 1e-13 * (1e-3 + before.abs())) else at
 
 
 def _largest(values: Tensor) -> Tensor:

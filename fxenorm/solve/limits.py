@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .jacobi import clamped
 from .max_balance.entries import Floats, Mask
-from .objective import Objective
 
-__all__ = ["within_limits"]
+__all__ = ["Limited", "within_limits"]
 
 _MOST_LIMITS = 10
 """How often variables are put to their limits, or taken away from them, before the rest is left as it is."""
 
 
-def within_limits(objective: Objective, start: Floats, free: Mask, answer: Callable[[Floats, Mask], Floats]) -> Floats:
+class Limited(Protocol):
+    """A function of log-scales that may go so far."""
+
+    @property
+    def limit(self) -> Tensor:
+        """(2, K) how far log-scales may go up and down; or (K,) for both."""
+
+    @property
+    def degree(self) -> Tensor:
+        """(K,) any numbers, in the type and on the device of log-scales."""
+
+    def log_sums(self, log_scales: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Returns (K,) log N and log P, the sides of the derivative."""
+
+
+def within_limits(objective: Limited, start: Floats, free: Mask, answer: Callable[[Floats, Mask], Floats]) -> Floats:
     """Returns the (K,) log-scales of an answer of which those that would pass their limit stop there.
 
     Args:

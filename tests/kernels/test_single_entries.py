@@ -97,7 +97,7 @@ def assert_same(found: Listed, expected: Listed) -> None:
 
 @pytest.mark.parametrize("backend", ["eager", "compiled"])
 @pytest.mark.parametrize("size", [1.0, 400.0])
-@pytest.mark.parametrize("p", [math.inf, 8.0])
+@pytest.mark.parametrize("p", [math.inf, 8.0, 1.5])
 def test_entries_above_values_by_variable(p: float, size: float, backend: str) -> None:
     """Also where factors leave float64, and where the value of a variable is infinite, of either sign."""
     case = case_of(p)
@@ -116,7 +116,7 @@ def test_entries_above_values_by_variable(p: float, size: float, backend: str) -
 
 
 @pytest.mark.parametrize("backend", ["eager", "compiled"])
-@pytest.mark.parametrize("p", [math.inf, 8.0])
+@pytest.mark.parametrize("p", [math.inf, 8.0, 1.5])
 def test_the_largest_entries_of_each_channel(p: float, backend: str) -> None:
     """Of each tensor, in each position of each term."""
     case = case_of(p)

@@ -100,11 +100,11 @@ def made(name: str) -> nn.Module:
     return randomise(model.double(), (IMAGE,), seed=3).eval()
 
 
-def entries_of_plan(plan: fxenorm.Plan) -> tuple[Rows, np.ndarray]:
+def entries_of_plan(plan: fxenorm.Plan, p: float | None = None) -> tuple[Rows, np.ndarray]:
     """The counted entries as they are now, of kernels their p-norms, by the plan's exponents; BatchNorms are folded."""
     rows: Rows = []
     logs: list[float] = []
-    model, p = plan.model, plan.options.p
+    model, p = plan.model, plan.options.p if p is None else p
     modules = dict(model.named_modules())
     pairs = {"into.0": "into.1", **{f"blocks.{k}.{i}": f"blocks.{k}.{i + 1}" for k in range(2) for i in (0, 3)}}
     for name, parameter in model.named_parameters():

@@ -137,6 +137,8 @@ TESTS: dict[str, list[str]] = {
     "plan/*": MIDDLE,
     "analysis/mappings/*": ["test_mappings"],
     "analysis/*": MIDDLE,
+    "objectives/large_terms*": ["test_large_terms"],
+    "solve/channel_sets/*term*": ["test_large_terms"],
     "objectives/*": ["test_terms", "test_masses", "test_observed_terms"],
     "observe/*": ["test_observe", "test_derivatives", "test_operands"],
     "weights/*": MIDDLE,

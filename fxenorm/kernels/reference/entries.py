@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..backend import FoundEntries
-from ..parts import Index, part_of
+from ..parts import Index, part_of, parts_of
 from ..program import Block, ReduceProgram, float_dtype
-from .channel_sums import expanded, shifted_parts, shifts_of
+from .channel_sums import expanded, is_linear, shifts_of
 from .sizes import are_in_range, sizes_of
 
 __all__ = ["ROUNDING", "entries_above", "largest_entries"]
@@ -59,9 +59,9 @@ def _largest(p: float, block: Block, matrix: Tensor, log_scales: Tensor, count: 
     """Returns the positions of the `count` largest entries of each channel after a rescaling.
 
     Args:
-        p: the norm's exponent, above `LINEAR_UP_TO`.
+        p: the norm's exponent.
         block: the tensor's terms.
-        matrix: its logarithms, as `power_matrix` returns them.
+        matrix: as `power_matrix` returns it.
         log_scales: (K,) natural logarithms, on the matrix's device.
         count: how many of each position of each term.
 
@@ -72,12 +72,27 @@ def _largest(p: float, block: Block, matrix: Tensor, log_scales: Tensor, count: 
     shifts = shifts_of(math.inf, block, log_scales)
     by_size = are_in_range(matrix, shifts)
     kept = [_Largest(matrix, own, count, 0.0 if by_size else -math.inf) for own in sides]
-    for index, part in sizes_of(matrix, shifts) if by_size else shifted_parts(p, matrix, shifts_of(p, block, log_scales)):
+    for index, part in sizes_of(matrix, shifts) if by_size else _shifted(p, matrix, shifts_of(p, block, log_scales)):
         for one in kept:
             one.add(index, part)
     nothing = torch.zeros(0, dtype=torch.int64, device=matrix.device)
     found: Tensor = torch.unique(torch.cat([nothing, *(one.places() for one in kept)]))
     return found
+
+
+def _logarithms(p: float, matrix: Tensor) -> Tensor:
+    """Returns a matrix, or a part of it, as logarithms of |w|^p, whatever it holds; for p = inf of |w|."""
+    found = expanded(p, matrix)
+    return found.log() if is_linear(p) else found
+
+
+def _shifted(p: float, matrix: Tensor, shifts: Sequence[Tensor]) -> Iterator[tuple[Index, Tensor]]:
+    """Yields these logarithms after a rescaling, a part at a time; `shifts` are those of |w|^p by term."""
+    for index in parts_of(matrix):
+        part = _logarithms(p, matrix[index])
+        for shift in shifts:
+            part = part + part_of(shift, index)
+        yield index, part
 
 
 class _Largest:
@@ -158,7 +173,7 @@ def _with_bounds(
             yield index, part, sizes
         return
     times = 1.0 if math.isinf(p) else p
-    for index, part in shifted_parts(p, matrix, [times * shift for shift in shifts]):
+    for index, part in _shifted(p, matrix, [times * shift for shift in shifts]):
         yield index, part, [times * bound for bound in bounds]
 
 
@@ -174,7 +189,7 @@ def _described(program: ReduceProgram, number: int, matrix: Tensor, positions: T
     p, block = program.p, program.to(matrix.device).blocks[number]
     strides = [math.prod(matrix.shape[axis + 1 :]) for axis in range(matrix.ndim)]
     places = [positions // stride % size if size > 1 else None for stride, size in zip(strides, matrix.shape, strict=True)]
-    logs = expanded(p, matrix.take(positions)) / (1.0 if math.isinf(p) else p)
+    logs = _logarithms(p, matrix.take(positions)) / (1.0 if math.isinf(p) else p)
     ids = [_at_places(term, places, positions) for _, term in block.terms]
     stacked = torch.stack(ids, -1) if ids else positions.new_zeros((len(positions), 0))
     known = torch.where(stacked == program.num_scales, -1, stacked).cpu().numpy()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...analysis.held import FrozenChoice, Mask, held_by_group
 from ...objectives.function import Function
+from ...objectives.large_terms import sets_of
 from ...objectives.parts import Exponentials
 from ...objectives.problem import Problem, function_of, is_of_largest, opened_for_largest, problem_of
 from ...objectives.terms import as_term, in_words
@@ -166,7 +167,7 @@ def _solved(run: _Run) -> Solved[BalanceResult]:
     powers_of_two = problem.weights.powers_of_two()
     solution, confined, passes = _within_rooms(run, function, powers_of_two)
     if not _keeps_promise(function, solution.log_scales, run.request.maximise):
-        solution = replace(solution, log_scales=torch.zeros_like(solution.log_scales), converged=False)
+        solution = replace(solution, log_scales=torch.zeros_like(solution.log_scales), converged=False, imbalance=0.0)
     at_limit = AT_CAP if run.box is None else AT_LIMIT
     stopped = [((solution.at_limit & confined).cpu().numpy(), AT_ROOM), ((solution.at_limit & ~confined).cpu().numpy(), at_limit)]
     result = _report(run, function, solution, stopped)
@@ -184,6 +185,11 @@ def _report(run: _Run, function: Function, solution: Solution, stopped: list[tup
     same = problem.weights.analysis is analysis and problem.function.means is None
     measured = problem.function if same else function_of(run.request.objective, analysis, run.whole)
     norms, zero = run.whole.objective(), torch.zeros_like(in_plan)
+
+    def _imbalance(at: Tensor) -> float:
+        """Returns the largest imbalance of the channels that move."""
+        return _largest(torch.where(problem.held, 0.0, function.imbalances(at)))
+
     return BalanceResult(
         solver="vertices" if run.request.maximise else "newton",
         converged=solution.converged and not _is_cut(stopped, run.box),
@@ -192,8 +198,8 @@ def _report(run: _Run, function: Function, solution: Solution, stopped: list[tup
         log_scales=in_plan.to("cpu", torch.float64, copy=True),
         norm_before=float(norms.norm()),
         norm_after=float(norms.norm(in_plan)),
-        imbalance_before=_largest(torch.where(problem.held, 0.0, function.imbalances(zero))),
-        imbalance_after=_largest(torch.where(problem.held, 0.0, function.imbalances(solution.log_scales))),
+        imbalance_before=_imbalance(torch.zeros_like(solution.log_scales)),
+        imbalance_after=max(_imbalance(solution.log_scales), solution.imbalance),
         layer_norms_before=floats(run.whole.layer_norms(norms)),
         layer_norms_after=floats(run.whole.layer_norms(norms, in_plan)),
         held=held,
@@ -250,16 +256,19 @@ def _solution(request: Request, function: Function, held: Tensor, limit: Tensor,
     with progress(request.tol) as report:
         steep = _steep(function, held, limit)
         if steep is None:
-            found = minimise(function, held, limit, report=report, **given)
+            found = minimise(function, held, limit, report=report, sets=sets_of(function, held, limit), **given)
         else:
             found = solve(steep, solver="newton", report=report, **given)
     exact = replace(found, log_scales=function.centred(found.log_scales))
     if powers_of_two is None or not bool(powers_of_two.any()):
         return exact
+    # The imbalance of what is rounded is that of its channels.
+    exact = replace(exact, imbalance=0.0)
     rounded = _rounded(replace(function, means=None), exact.log_scales, held, limit, powers_of_two)
     if function.means is not None or bool(powers_of_two.all()):
         return replace(exact, log_scales=rounded)
-    rest = minimise(function, held | powers_of_two, limit, start=rounded, **given)
+    left = held | powers_of_two
+    rest = minimise(function, left, limit, start=rounded, sets=sets_of(function, left, limit), **given)
     return replace(exact, log_scales=rest.log_scales)
 
 

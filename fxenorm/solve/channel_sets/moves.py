@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..max_balance.entries import Entries, Floats
+from ..max_balance.entries import Entries, Floats, Ids
 
 __all__ = ["moves_of", "sparse_exponents"]
 
@@ -24,7 +25,7 @@ def sparse_exponents(entries: Entries, count: int) -> Any:
     return csr_array((entries.coefficients[some].astype(np.float64), (rows, entries.ids[some])), shape=shape)
 
 
-def moves_of(entries: Entries, log_scales: Floats, variables: Any) -> Any:
+def moves_of(entries: Entries, log_scales: Floats, variables: Any, sums: Sequence[Ids] = ()) -> Any:
     """Returns (K, variables) a basis of all moves of some variables, a sparse array by rows.
 
     The entries come from the largest down. Each that the moves left so far change uses one of them up, the one of the fewest
@@ -32,13 +33,17 @@ def moves_of(entries: Entries, log_scales: Floats, variables: Any) -> Any:
     two variables, moves are sets of channels that grow together, as trees do in Kruskal's algorithm.
 
     Args:
-        entries: that carry no other variables, by their logs before any rescaling.
+        entries: by their logs before any rescaling; other variables than those below stay where they are.
         log_scales: (K,) after which their order counts.
         variables: (V,) int64.
+        sums: variables whose sum no move changes, by set: the basis has so many moves less.
     """
     from scipy.sparse import csr_array
 
     work = _Moves(variables.tolist())
+    for ids in sums:
+        work.fix([(k, 1) for k in ids.tolist()])
+    work.used.clear()
     order = np.argsort(-entries.at(log_scales).logs, kind="stable")
     for ids, coefficients in zip(entries.ids[order].tolist(), entries.coefficients[order].tolist(), strict=True):
         if not work.left:
@@ -63,11 +68,11 @@ class _Moves:
         self.used: list[dict[int, float]] = []
         self._moves_with: dict[int, set[int]] = {k: {k} for k in variables}
 
-    def fix(self, entry: list[tuple[int, int]]) -> None:
+    def fix(self, entry: list[tuple[int, float]]) -> None:
         """Lets the moves that are left leave an entry alone, given by its variables and exponents."""
         changes: dict[int, float] = {}
         for k, value in entry:
-            for number in self._moves_with[k]:
+            for number in self._moves_with.get(k, ()):
                 changes[number] = changes.get(number, 0.0) + value * self.left[number][k]
         changes = {number: change for number, change in changes.items() if abs(change) > _ZERO}
         if not changes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from ..max_balance.source import EntrySource
 from .moves import moves_of, sparse_exponents
 from .sums import SetSums, summed
 
-__all__ = ["Looked", "look", "near_sums", "solved", "stepped"]
+__all__ = ["Kind", "Looked", "look", "near_sums", "solved", "stepped"]
 
 _LARGEST = 3
 """Entries in and out of each variable by which the moves are found."""
@@ -52,7 +53,22 @@ class Looked:
     widest: float
 
 
-def near_sums(source: EntrySource, p: float, log_scales: Floats, free: Mask) -> SetSums:
+class Kind:
+    """How entries become sums of moves: those of one norm."""
+
+    def moves(self, entries: Entries, log_scales: Floats, free: Mask) -> Any:
+        """Returns a basis of the moves of the free variables that suits some entries; see `moves_of`."""
+        return moves_of(entries, log_scales, np.flatnonzero(free))
+
+    def sums(self, p: float, entries: Entries, moves: Any) -> SetSums:
+        """Returns the sums of these moves over entries, one of each exponents."""
+        return SetSums(p, entries, moves)
+
+
+_NORM = Kind()
+
+
+def near_sums(source: EntrySource, p: float, log_scales: Floats, free: Mask, kind: Kind = _NORM) -> SetSums:
     """Returns sums over the largest entries alone, with moves that suit them.
 
     Args:
@@ -60,24 +76,30 @@ def near_sums(source: EntrySource, p: float, log_scales: Floats, free: Mask) -> 
         p: the norm's exponent.
         log_scales: (K,) natural logarithms.
         free: (K,) the variables that move.
+        kind: how entries become sums.
     """
     found = source.largest_entries(log_scales, _LARGEST).reduced(free, log_scales)
-    return _by_strongest(p, found.chosen(found.movable), log_scales, free)
+    return _by_strongest(p, found.chosen(found.movable), log_scales, free, kind)
 
 
-def _by_strongest(p: float, entries: Entries, log_scales: Floats, free: Mask) -> SetSums:
+def _by_strongest(p: float, entries: Entries, log_scales: Floats, free: Mask, kind: Kind) -> SetSums:
     """Returns sums over some entries, with moves that suit them."""
     known = summed(p, entries)
-    return SetSums(p, known, moves_of(known, log_scales, np.flatnonzero(free)))
+    return kind.sums(p, known, kind.moves(known, log_scales, free))
 
 
-def look(source: EntrySource, p: float, log_scales: Floats, free: Mask, known: Entries | None = None) -> Looked:
+def look(
+    source: EntrySource, p: float, log_scales: Floats, free: Mask, known: Entries | None = None, kind: Kind = _NORM
+) -> Looked:
     """Returns what all entries say: sums over those that matter; arguments as `near_sums` takes them.
 
     `known` are those that mattered at log-scales nearby, which spares a look at the largest ones.
     """
     few = known is not None and 0 < len(known) <= _FEW
-    near = _by_strongest(p, known, log_scales, free) if known is not None and few else near_sums(source, p, log_scales, free)
+    strongest = known if known is not None and few else None
+    near = (
+        near_sums(source, p, log_scales, free, kind) if strongest is None else _by_strongest(p, strongest, log_scales, free, kind)
+    )
     moves, below = near.moves, _DIGITS / p
     levels = near.largest(log_scales)
     padding = np.array([np.inf])
@@ -100,7 +122,7 @@ def look(source: EntrySource, p: float, log_scales: Floats, free: Mask, known: E
 
     found = source.entries_where(log_scales, least, choose).reduced(free, log_scales)
     found = found.chosen(found.movable)
-    sums = SetSums(p, summed(p, found), moves)
+    sums = kind.sums(p, summed(p, found), moves)
     # Every term of every tensor has a largest entry.
     widest = float(np.abs(near.entries.coefficients).sum(axis=1).max(initial=1))
     return Looked(found, sums, sums.imbalance(log_scales), widest)
@@ -152,7 +174,8 @@ def stepped(sums: SetSums, start: Floats, enough: float) -> Floats:
         best, least, since = (at, imbalance, 0) if imbalance < least else (best, least, since + 1)
         if imbalance <= max(enough, _ROUNDING * size) or since > _PATIENCE:
             break
-        at = at + sums.step(at)
-        if not np.isfinite(at).all():
+        ahead = at + sums.step(at)
+        if np.array_equal(ahead, at) or not np.isfinite(ahead).all():
             break
+        at = ahead
     return best

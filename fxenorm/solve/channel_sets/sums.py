@@ -88,6 +88,17 @@ class SetSums:
         """(2, J) the logarithms of the largest entries that shrink and that grow with each move, after a rescaling; or -inf."""
         return self._at(log_scales).largest / self.p
 
+    def log_curvatures(self, log_scales: Floats) -> Floats:
+        """(J,) logs of the second derivatives by each move alone, by an exponent of 1; -inf where it changes no entry."""
+        at = self._at(log_scales)
+        squares = np.bincount(self._columns, self._changes.data * at.shares, minlength=self._changes.shape[1])
+        with np.errstate(divide="ignore"):
+            return np.asarray(at.largest.max(axis=0) + np.log(squares))
+
+    def log_sums(self, log_scales: Floats) -> Floats:
+        """(2, J) log N and log P of the moves, after a rescaling."""
+        return self._at(log_scales).log_sums
+
     def imbalance(self, log_scales: Floats) -> float:
         """Returns the largest |log(N / P)| / p over all moves that change an entry; inf where one has one side alone."""
         negative, positive = self._at(log_scales).log_sums

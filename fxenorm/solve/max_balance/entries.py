@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,12 @@ class Entries:
 
     Attributes:
         ids: (n, T) variables, each once an entry, in rising order behind the places that hold none, which are -1.
-        coefficients: (n, T) their exponents, 0 where there is no variable.
+        coefficients: (n, T) their exponents, 0 where there is no variable; in a sum of several powers times these.
         logs: (n,) log |w| before any rescaling, natural.
     """
 
     ids: Ids
-    coefficients: Ids
+    coefficients: Ids | Floats
     logs: Floats
 
     def __len__(self) -> int:
@@ -43,7 +44,7 @@ class Entries:
         return Entries(np.zeros((0, 1), dtype=np.int64), np.zeros((0, 1), dtype=np.int64), np.zeros(0))
 
     @staticmethod
-    def of_terms(ids: Ids, coefficients: Ids, logs: Floats) -> Entries:
+    def of_terms(ids: Ids, coefficients: NDArray[Any], logs: Floats) -> Entries:
         """Returns entries from terms, of which several may be of one variable: their coefficients are added up.
 
         Args:
@@ -58,7 +59,8 @@ class Entries:
             return Entries(np.where(swapped, ids[:, ::-1], ids), np.where(swapped, coefficients[:, ::-1], coefficients), logs)
         for _ in range(2):  # the second time puts the places that a sum of 0 has left in front
             order = np.argsort(ids, axis=1, kind="stable")
-            ids, coefficients = np.take_along_axis(ids, order, 1), np.take_along_axis(coefficients, order, 1)
+            ids = np.take_along_axis(ids, order, 1)
+            coefficients = np.take_along_axis(coefficients, order, 1)
             for column in range(1, ids.shape[1]):
                 same = (ids[:, column] == ids[:, column - 1]) & (ids[:, column] >= 0)
                 coefficients[:, column] += np.where(same, coefficients[:, column - 1], 0)
@@ -97,7 +99,7 @@ def joined(parts: Sequence[Entries]) -> Entries:
     """Returns entries put together, as wide as the widest of them."""
     width = max((part.ids.shape[1] for part in parts), default=1)
 
-    def wide(rows: Ids, value: int) -> Ids:
+    def wide(rows: NDArray[Any], value: int) -> NDArray[Any]:
         """Returns rows with places in front that hold nothing."""
         return np.pad(rows, ((0, 0), (width - rows.shape[1], 0)), constant_values=value)
 

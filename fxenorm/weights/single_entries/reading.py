@@ -19,7 +19,7 @@ def largest_entries(sums: ObjectiveSums, log_scales: Floats, count: int) -> Entr
     """Returns so many of the largest entries of each channel of each tensor after a rescaling.
 
     Args:
-        sums: of the counted tensors, with p = inf or above 4.
+        sums: of the counted tensors.
         log_scales: (K,) natural logarithms.
         count: how many of each channel.
     """
