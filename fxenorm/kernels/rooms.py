@@ -203,10 +203,15 @@ def _near_ends(
     sizes: Callable[[ScaleTarget], tuple[float, float]] | None,
 ) -> Iterator[ScaleTarget]:
     """Yields the targets of which two numbers do not say already that every entry stays in its room."""
+    known: dict[torch.device, tuple[Tensor, bool]] = {}
     for target in targets:
         if target.terms and target.tensor.numel():
-            log_scales = log2_scales(target.tensor.device) * math.log(2.0)
-            if not bool((log_scales.abs() < MOST_GROWTH).all()) or not _is_far(target, log_scales, sizes or least_and_largest):
+            device = target.tensor.device
+            if device not in known:
+                log_scales = log2_scales(device) * math.log(2.0)
+                known[device] = log_scales, bool((log_scales.abs() < MOST_GROWTH).all())
+            log_scales, are_small = known[device]
+            if not are_small or not _is_far(target, log_scales, sizes or least_and_largest):
                 yield target
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..analysis.analysis import Analysis
-from ..analysis.attained.exponent_rows import ExponentRows, exponent_rows
+from ..analysis.attained.exponent_rows import ExponentRows, any_lacking, exponent_rows
 from ..analysis.attained.movable import Movable, free, movable, with_minimum
 from ..analysis.counted import CountedTensors
 from ..analysis.held import FrozenChoice, Mask
@@ -311,24 +311,24 @@ class Weights:
         unfrozen = self.unfrozen()
         first = self.within(unfrozen)
         objective = first.objective()
-        rows = first.exponent_rows(objective)
         negative, positive = (logs.cpu().numpy() for logs in objective.log_sums())
-        if not rows.lacking and (negative < np.inf).all() and (positive < np.inf).all():
-            left = self.movable()
-        else:
-            left = with_minimum(self.analysis, unfrozen, rows, (negative, positive))
+        rows = first.exponent_rows(objective, bool((negative < np.inf).all() and (positive < np.inf).all()))
+        left = self.movable() if rows is None else with_minimum(self.analysis, unfrozen, rows, (negative, positive))
         found = first if left.analysis is first.analysis else self.within(left)
         found._held = left.held
         objective = objective if found is first else found.objective()
         return found, replace(objective, held=torch.from_numpy(left.held).to(self.device)), left
 
-    def exponent_rows(self, objective: CurrentObjective) -> ExponentRows:
-        """Returns the exponents of the counted entries that are not zero, of all processes."""
+    def exponent_rows(self, objective: CurrentObjective, finite: bool) -> ExponentRows | None:
+        """Returns the exponents of all counted entries that are not zero; None where all are not, and all sums are finite."""
         program = objective.program.to(torch.device("cpu"))
         if self.ranks is None:
+            if finite and not any_lacking(program, objective.matrices, objective.backend.has_zeros):
+                return None
             return exponent_rows(program, objective.matrices, objective.backend.has_zeros)
         parts = self.ranks.gather_made(lambda: exponent_rows(program, objective.matrices))
-        return parts[0].extended(parts[1:])
+        rows = parts[0].extended(parts[1:])
+        return rows if rows.lacking or not finite else None
 
     def objective(self, held: Tensor | None = None) -> CurrentObjective:
         """Reads this process's matrices once; returns the objective."""

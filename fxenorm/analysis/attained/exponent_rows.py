@@ -19,7 +19,7 @@ from ...kernels.program import Block, ReduceProgram
 from ...kernels.reference.channel_sums import has_zeros, is_zero
 from ..held import Mask
 
-__all__ = ["ExponentRows", "exponent_rows", "term_sides"]
+__all__ = ["ExponentRows", "any_lacking", "exponent_rows", "term_sides"]
 
 Ids = NDArray[np.int64]
 
@@ -105,6 +105,12 @@ def distinct_rows(matrix: Any) -> Any:
     order = np.lexsort(keys)
     same = (keys[0][order][1:] == keys[0][order][:-1]) & (keys[1][order][1:] == keys[1][order][:-1])
     return matrix[np.sort(order[np.append(True, ~same)])]
+
+
+def any_lacking(program: ReduceProgram, matrices: Sequence[Tensor], any_zero: Callable[[float, Tensor], bool]) -> bool:
+    """Returns whether the rows of `exponent_rows` lack those of any entry, with less work than these."""
+    pairs = zip(program.blocks, matrices, strict=True)
+    return any(bool(block.terms) and any_zero(program.p, matrix) for block, matrix in pairs)
 
 
 def exponent_rows(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..parts import Index, part_of, parts_of, rows_of
 from ..program import LINEAR_UP_TO, Block, ChannelSums, ReduceProgram, float_dtype
-from .sizes import are_in_range, log_maxima
+from .sizes import are_in_range, log_maxima, narrow_product
 
 __all__ = [
     "channel_sums",
@@ -52,8 +52,7 @@ _LITTLE = 1 << 16
 def power_matrix(p: float, block: Block, tensor: Tensor, factor: Tensor | None) -> Tensor:
     """Returns |w * factor|^p summed over the kernel axes, size 1 there; logarithms where p > 4; or the weight, see `expanded`."""
     if _is_kept_narrow(block, tensor):
-        # In place a float32 tensor takes the product in the factor's type and rounds it once.
-        return tensor.detach() if factor is None else tensor.detach().to(torch.float32, copy=True).mul_(factor)
+        return tensor.detach() if factor is None else narrow_product(tensor.detach(), factor)
     shape = torch.Size(1 if axis in block.kernel_axes else size for axis, size in enumerate(tensor.shape))
     matrix = neutral(p, shape, tensor.device)
     for index in parts_of(tensor):

@@ -1,4 +1,4 @@
-"""Sizes of weights after a rescaling, for what asks which are larger: without a logarithm of each."""
+"""Weights times factors, and their sizes after a rescaling for what asks which are larger: without a logarithm of each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..parts import Index, part_of, parts_of
 from ..program import Block
 
-__all__ = ["MOST_SHIFT", "are_in_range", "log_maxima", "sizes_of"]
+__all__ = ["MOST_SHIFT", "are_in_range", "log_maxima", "narrow_product", "sizes_of"]
 
 MOST_SHIFT = 500.0
 """Natural logarithms by which factors may change a weight of up to 32 bits, 1e-45 to 3e38, within the range of float64."""
@@ -46,3 +46,11 @@ def log_maxima(block: Block, matrix: Tensor, shifts: Sequence[Tensor]) -> Iterat
             own = part_of(total, index)
             torch.maximum(own, sizes.amax(axes, keepdim=True) if axes else sizes, out=own)
     yield from (total.log().reshape(-1) for total in totals)
+
+
+def narrow_product(tensor: Tensor, factor: Tensor) -> Tensor:
+    """Returns a tensor times a factor in float32, the product in the factor's type and rounded once; a part at a time."""
+    found = torch.empty_like(tensor, dtype=torch.float32)
+    for index in parts_of(tensor):
+        found[index] = tensor[index].to(factor.dtype, copy=True).mul_(part_of(factor, index))
+    return found
