@@ -4,6 +4,7 @@ python tools/bench_balance.py                       # all cases, a Markdown tabl
 python tools/bench_balance.py chain16 llama --json  # some of them, JSON
 python tools/bench_balance.py --brevitas            # p = inf beside Brevitas, which has to be installed
 python tools/bench_balance.py --check               # in float64: the gradient there, L-BFGS beside it, and the same from 5 starts
+python tools/bench_balance.py --check -p inf        # in float64 and float32: the same weights from 5 starts, residual and passes
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import fxenorm
+from fxenorm.solve.max_balance.residual import residual_at
 from fxenorm.weights.objective import CurrentObjective
 
 Made = tuple[nn.Module, Any]
@@ -135,8 +137,12 @@ NORMALISED = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "den
 VISION = ("resnet18", "resnet50", "densenet121", "mobilenet_v3_large", "vgg16")
 """The models that are compared with Brevitas."""
 
+ONE_ANSWER = ("chain4x512", "chain64", "chain256x16", "densenet121", "resnet18", "unet", "llama")
+"""The models on which p = inf is shown to have one answer from every start."""
+
 CASES: dict[str, Callable[[], Made]] = {
     **{f"chain{depth}": lambda depth=depth: chain(depth) for depth in (4, 16, 64, 256)},
+    **{f"chain{depth}x{width}": lambda depth=depth, width=width: chain(depth, width) for depth, width in ((4, 512), (256, 16))},
     "chain16-heavy": lambda: chain(16, kind="heavy"),
     "chain64-heavy": lambda: chain(64, kind="heavy"),
     "chain16-sparse": lambda: chain(16, 256, kind="sparse"),
@@ -231,6 +237,39 @@ def check(name: str, batchnorm: str = "affine", p: float = 2.0) -> list[dict[str
     ]
 
 
+def one_answer(name: str, batchnorm: str = "affine", p: float = math.inf) -> list[dict[str, Any]]:
+    """Two rows, one a type: how far the weights of p = inf are apart that are reached from 5 rescalings of the start."""
+    rows = []
+    for dtype in (torch.float64, torch.float32):
+        torch.manual_seed(0)
+        model, inputs = CASES[name]()
+        plan = fxenorm.analyze(model, inputs, p=p, batchnorm=batchnorm)
+        model.to(dtype)
+        results = [plan.balance()]
+        problem, held = problem_of(plan)
+        written = residual_at(problem, torch.zeros_like(problem.degree), held)
+        del problem
+        expected = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        apart = 0.0
+        for seed in range(5):
+            random_rescaling(plan, 1.0, seed)
+            results.append(plan.balance())
+            apart = max(apart, largest_difference(model, expected))
+        rows.append(
+            {
+                "model": name,
+                "batchnorm": batchnorm,
+                "dtype": str(dtype).removeprefix("torch."),
+                "converged": all(result.converged for result in results),
+                "weights from 5 starts apart": f"{apart:.1e}",
+                "residual": f"{max(result.residual for result in results if result.residual is not None):.1e}",
+                "of the weights as written": f"{written:.1e}",
+                "passes": max(result.passes for result in results),
+            }
+        )
+    return rows
+
+
 def measure(name: str, batchnorm: str = "affine", p: float = 2.0) -> list[dict[str, Any]]:
     """Two rows: from the weights as they are, and after every channel was multiplied by lognormal(3)."""
     torch.manual_seed(0)
@@ -294,10 +333,12 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown models: {', '.join(unknown)}; there are {', '.join(CASES)}")
     header = False
-    given.models = given.models or (list(VISION) if given.brevitas else list(CASES))
+    starts = given.check and math.isinf(given.p)
+    given.models = given.models or list(VISION if given.brevitas else ONE_ANSWER if starts else CASES)
     for name in given.models:
-        kinds = [given.batchnorm] if given.batchnorm else ["affine", "folded"] if name in NORMALISED else ["affine"]
-        found = ((check if given.check else measure)(name, kind, given.p) for kind in kinds)
+        both = ["folded"] if starts else ["affine", "folded"]
+        kinds = [given.batchnorm] if given.batchnorm else both if name in NORMALISED else ["affine"]
+        found = ((one_answer if starts else check if given.check else measure)(name, kind, given.p) for kind in kinds)
         for row in itertools.chain.from_iterable([beside_brevitas(name)] if given.brevitas else found):
             if given.json:
                 print(json.dumps(row), flush=True)

@@ -202,6 +202,7 @@ QUOTAS = {"symmetry": 0.21, "field": 0.21}
 NOT_FOR_MUTANTS: dict[str, str] = {
     "test_collection": "runs pytest on a module of its own",
     "test_bench": "runs a measuring program",
+    "test_bench_balance": "runs a measuring program",
     "test_bench_checkpoint": "runs a measuring program",
     "test_house": "reads the sources, runs none of them",
     "test_demo": "runs a measuring program",
