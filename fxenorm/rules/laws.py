@@ -86,7 +86,10 @@ def _where_all_vary(total: ScaleField, others: Sequence[ScaleField]) -> ScaleFie
     """`total`, which equals the others, with size-1 ids along every axis along which one of them is constant."""
     if not all(field.terms for field in (total, *others)):
         return total
-    axes = [axis for axis in range(len(total.shape)) if not all(other.varies_along(axis) for other in others)]
+    varying = [axis for axis in range(len(total.shape)) if total.varies_along(axis)]
+    axes = [axis for axis in varying if not all(other.varies_along(axis) for other in others)]
+    if not axes:
+        return total
 
     def first(ids: Ids) -> Ids:
         for axis in axes:

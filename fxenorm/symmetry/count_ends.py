@@ -10,8 +10,7 @@ import numpy as np
 
 from ..field import FIXED, NEVER, End, Equations, Ids, ScaleField, Solution, Term, solve
 from .account import AccountRow, ChannelAccount, EndShare, Kind, WeightSide
-from .express import Expander
-from .repeated_rows import ShortFields
+from .express import FreeFields
 from .replay import Rows, lost
 from .walk import Walk
 
@@ -30,28 +29,27 @@ TOGETHER = "in and out together"
 
 def count_ends(
     walk: Walk,
-    solution: Solution,
+    fields: FreeFields,
     exponents: Mapping[str, tuple[Term, ...]],
     num_scales: int,
     roles: Mapping[str, str],
     seen: int,
     second: int | None,
-    short: ShortFields,
 ) -> ChannelAccount:
     """Counts every channel end of every counted weight: free, fixed or tied away.
 
     Args:
         walk: the walk, with its equations and the ends that it noted.
-        solution: of these equations.
+        fields: those of parameters, by the solution of these equations.
         exponents: by parameter, the final exponents.
         num_scales: number of scales.
         roles: by parameter, its role; "weight" and "gamma" are counted.
         seen: number of origins that the solution knows of.
         second: the first origin of the second size, None without one.
-        short: the fields of parameters with repeated rows once.
     """
     counted = [name for name, role in roles.items() if role in ("weight", "gamma") and name in walk.parameters.fields]
     ends = _ends(walk, counted, exponents, seen)
+    solution = fields.solution
     given = _until(walk.equations, solution.matrix.shape[0], seen)
     forms = _Forms(ends, given.count)
     final = forms.matrix @ solution.matrix
@@ -63,7 +61,7 @@ def count_ends(
     row = np.full(forms.size, FREE, dtype=np.int64)
     account.enter(row, fixed, None)
     account.enter(row, tied, "tied")
-    unmoved = _unmoved(walk, counted, solution, short)
+    unmoved = _unmoved(walk, counted, fields)
     free = solution.matrix.shape[1] - unmoved.shape[1]
     cancels = final @ unmoved
     together = _rank(cancels)
@@ -311,12 +309,11 @@ def _with_ends(rows: Rows, part: Any, origin: Ids, zero: Any, solution: Solution
     )
 
 
-def _unmoved(walk: Walk, counted: Sequence[str], solution: Solution, short: ShortFields) -> Any:
+def _unmoved(walk: Walk, counted: Sequence[str], fields: FreeFields) -> Any:
     """Returns (free variables, dimension) a basis of the rescalings that move no counted weight."""
-    expander = Expander(solution.matrix)
-    equations = Equations(solution.matrix.shape[1])
-    for field in short.of({name: walk.parameters.fields[name] for name in counted}).values():
-        field.over(expander).require_zero(equations)
+    equations = Equations(fields.solution.matrix.shape[1])
+    for field in fields.of({name: walk.parameters.fields[name] for name in counted}).values():
+        field.require_zero(equations)
     return solve(equations).matrix
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..field import Equations, Ids, Term, compress, simplify, solve
-from .repeated_rows import RepeatedRows, ShortField
+from ..field import Equations, Ids, ScaleField, Solution, Term, compress, simplify, solve
+from .repeated_rows import RepeatedRows, ShortField, ShortFields
 
-__all__ = ["Expander", "coprime_signs", "group_order", "redundant_variables"]
+__all__ = ["Expander", "FreeFields", "coprime_signs", "group_order", "redundant_variables"]
 
 
 class Expander:
@@ -93,6 +93,26 @@ class Expander:
                 seen[int(value)] = rank + 1
                 slots.setdefault((int(value), rank), np.full(len(flat), -1, dtype=np.int64))[place] = column
         return [(value, slots[value, rank].reshape(ids.shape)) for value, rank in sorted(slots, reverse=True)]
+
+
+class FreeFields:
+    """The fields of parameters in the free variables of a solution, each worked out once.
+
+    Attributes:
+        solution: the solution.
+    """
+
+    def __init__(self, solution: Solution, short: ShortFields) -> None:
+        self.solution = solution
+        self._short = short
+        self._expander = Expander(solution.matrix)
+        self._known: dict[str, ShortField] = {}
+
+    def of(self, fields: Mapping[str, ScaleField]) -> dict[str, ShortField]:
+        """Returns each field in free variables, by name."""
+        new = self._short.of({name: field for name, field in fields.items() if name not in self._known})
+        self._known |= {name: field.over(self._expander) for name, field in new.items()}
+        return {name: self._known[name] for name in fields}
 
 
 def redundant_variables(exponents: Mapping[str, ShortField], count: int) -> Ids:

@@ -17,7 +17,7 @@ from ..trace.outputs import check_patterns
 from ..trace.traced_model import TracedModel
 from .account import ChannelAccount
 from .count_ends import count_ends
-from .express import Expander, coprime_signs, group_order, redundant_variables
+from .express import Expander, FreeFields, coprime_signs, group_order, redundant_variables
 from .flow import channels_of, flows_of, sites_of
 from .folds import find_folds
 from .graph.arguments import bound_arguments, operator_name
@@ -82,8 +82,7 @@ def find_symmetry(
         _refuse_unknown(found.barriers)
     roles = {name: next(role for role in _ROLE_ORDER if role in seen) for name, seen in walk.roles.items() if name in shapes}
     warn_of_uncounted(walk.unsaid, found.exponents, roles)
-    counts = (found.num_scales, roles, found.origins, found.second, short)
-    account = count_ends(walk, found.solution, found.exponents, *counts)
+    account = count_ends(walk, found.free, found.exponents, found.num_scales, roles, found.origins, found.second)
     buffers = dict(model.named_buffers())
     moved = {name: tuple(buffers[name].shape) for name in sorted(walk.movable & found.exponents.keys())}
     return _as_symmetry(walk, traced, found, shapes, moved, roles, _inexact_reasons(walk, traced, by_batch), account)
@@ -99,7 +98,7 @@ class _Found:
         expander: the way from raw variables to final ones.
         barriers: the nodes that force variables to zero.
         by_output: by path, how many variables each output forces to zero.
-        solution: the solution that was taken.
+        free: the fields of parameters by the solution that was taken.
         origins: number of origins that it knows of.
         second: the first origin of the second size if that was needed.
     """
@@ -109,7 +108,7 @@ class _Found:
     expander: Expander
     barriers: tuple[Barrier, ...]
     by_output: dict[str, int]
-    solution: Solution
+    free: FreeFields
     origins: int
     second: int | None = None
 
@@ -193,20 +192,22 @@ def _common_group(walk: Walk, traced: Sequence[TracedModel], held: set[str], sho
     Where the second size takes nothing away, all is told as the first size shows it.
     """
     solution = solve(walk.equations)
-    final = _final_exponents(walk, solution, held, short)
+    free = FreeFields(solution, short)
+    final = _final_exponents(walk, free, held, short)
     seconds = [graph.second for graph in traced if graph.second is not None]
     origins, fields = len(walk.origins), len(walk.parameters.fields)
-    first = _Found(*final, *_barriers(walk.origins, solution), solution, origins)
+    first = _Found(*final, *_barriers(walk.origins, solution), free, origins)
     if not seconds:
         return first
     for graph in seconds:
         walk.run(graph, events="")
     common = solve(walk.equations)
-    unchanged = _same(common.matrix, solution.matrix) or _rank(walk, common, short) == first.num_scales
+    unchanged = _same(common.matrix, solution.matrix) or _rank(walk, FreeFields(common, short)) == first.num_scales
     if len(walk.parameters.fields) == fields and unchanged:
         return first
     barriers = _barriers(walk.origins, common, solution.labels, origins)
-    return _Found(*_final_exponents(walk, common, held, short), *barriers, common, len(walk.origins), origins)
+    free = FreeFields(common, short)
+    return _Found(*_final_exponents(walk, free, held, short), *barriers, free, len(walk.origins), origins)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -214,9 +215,9 @@ def _same(one: Any, other: Any) -> bool:
     return one.shape == other.shape and not (one != other).nnz
 
 
-def _rank(walk: Walk, solution: Solution, short: ShortFields) -> int:
+def _rank(walk: Walk, free: FreeFields) -> int:
     """Returns the number of independent scales that move a parameter."""
-    return int(_free_columns(walk, solution, short).size)
+    return int(_free_columns(walk, free).size)
 
 
 def _second_sizes(traced: Sequence[TracedModel]) -> tuple[tuple[tuple[int, int], ...], ...]:
@@ -289,11 +290,11 @@ def _refuse_unknown(barriers: Sequence[Barrier]) -> None:
         )
 
 
-def _final_exponents(walk: Walk, solution: Solution, held: set[str], short: ShortFields) -> _Final:
+def _final_exponents(walk: Walk, free: FreeFields, held: set[str], short: ShortFields) -> _Final:
     """Returns the exponents of all parameters over final variables, the starts of the groups, and the way from raw ids there."""
     # A held parameter is zero everywhere, whatever sums of variables its terms have become.
     fields = {name: field for name, field in short.of(walk.parameters.fields).items() if name not in held}
-    matrix = solution.matrix[:, _free_columns(walk, solution, short)]
+    matrix = free.solution.matrix[:, _free_columns(walk, free)]
     matrix.eliminate_zeros()
     count = matrix.shape[1]
     second = Expander(matrix)
@@ -310,11 +311,10 @@ def _final_exponents(walk: Walk, solution: Solution, held: set[str], short: Shor
     return {name: terms for name, terms in merged.items() if terms}, starts, final
 
 
-def _free_columns(walk: Walk, solution: Solution, short: ShortFields) -> Ids:
+def _free_columns(walk: Walk, free: FreeFields) -> Ids:
     """Returns the free variables that move parameters, each in a way that the others cannot."""
-    first = Expander(solution.matrix)
-    raw = {name: field.over(first) for name, field in short.of(walk.parameters.fields).items()}
-    count = solution.matrix.shape[1]
+    raw = free.of(walk.parameters.fields)
+    count = free.solution.matrix.shape[1]
     used = np.zeros(count, dtype=bool)
     for field in raw.values():
         for _, ids in field.terms:

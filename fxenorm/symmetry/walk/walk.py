@@ -19,7 +19,7 @@ from ...trace.hold import HOLD
 from ...trace.layers import LayerNames
 from ...trace.outputs import Output
 from ...trace.traced_model import Placeholder, TracedModel, call_number, module_path, source_line
-from ..graph.arguments import flat, nodes_in, operator_name, replaced
+from ..graph.arguments import flat, is_item, nodes_in, operator_name, replaced
 from ..graph.facts import GraphFacts
 from ..graph.known_values import known_zeros
 from ..graph.memory import Memory
@@ -100,7 +100,7 @@ class Walk:
 
     def run(self, traced: TracedModel, events: str | None = None) -> None:
         """Walks one graph and keeps its calls under `events` (default: its mode); "" keeps none."""
-        kept: list[Event] = [] if events == "" else self.events.setdefault(events or traced.mode, [])
+        kept = None if events == "" else self.events.setdefault(events or traced.mode, [])
         self.causes.runs.append((traced.mode, len(self.origins)))
         _GraphWalk(self, traced, kept).run()
 
@@ -108,7 +108,7 @@ class Walk:
 class _GraphWalk:
     """The state of the walk over one graph: the current field of every node."""
 
-    def __init__(self, walk: Walk, traced: TracedModel, events: list[Event]) -> None:
+    def __init__(self, walk: Walk, traced: TracedModel, events: list[Event] | None) -> None:
         self.walk = walk
         self.traced = traced
         facts = walk.facts_of(traced)
@@ -140,7 +140,8 @@ class _GraphWalk:
         """Goes through the graph, node by node."""
         ends = self.ends
         for node in self.traced.graph.nodes:
-            self.reads.follow(node)
+            if self.events is not None:
+                self.reads.follow(node)
             if node.op in ("placeholder", "get_attr"):
                 self._start(node)
             elif node.op == "output":
@@ -271,29 +272,34 @@ class _GraphWalk:
         if any(source in self.active for source in sources):
             self.active.add(node)
             # Expert weights picked by a router are still weights, though which of them depends on the input.
-            if operator_name(node) in _GATHERS and isinstance(node.args[0], fx.Node) and node.args[0] not in self.active:
-                self.made_of[node] = self.made_of.get(node.args[0], frozenset())
-            elif operator_name(node) in _MOVES and isinstance(node.args[0], fx.Node) and node.args[0] in self.made_of:
-                self.made_of[node] = self.made_of[node.args[0]]
+            first, name = node.args[0] if node.args else None, operator_name(node)
+            if name in _GATHERS and isinstance(first, fx.Node) and first not in self.active:
+                self.made_of[node] = self.made_of.get(first, frozenset())
+            elif name in _MOVES and isinstance(first, fx.Node) and first in self.made_of:
+                self.made_of[node] = self.made_of[first]
         else:
             self.made_of[node] = frozenset().union(*(self.made_of.get(source, frozenset()) for source in sources))
-        if getattr(node.target, "__name__", "") == "getitem" and isinstance(node.args[0], fx.Node):
-            written = self.writes.written(node.args[0])
-            holder = self._current(node.args[0]) if written else self.values.get(node.args[0])
-            if isinstance(holder, (list, tuple)) and isinstance(node.args[1], int):
-                value = holder[node.args[1]]
-                self.values[node] = value if isinstance(value, Picked) else self._looked(value)
-                self.zeros.item(node, node.args[0], node.args[1])
-                if node.args[0] in self.part_of:
-                    self.part_of[node] = self.part_of[node.args[0]]
-                self._record(node, "getitem", ())
-                self._drop(node)
-                return
         if isinstance(node.target, torch._ops.OpOverload):
             self.values[node] = self._call(node)
-        else:
+        elif not self._item(node):
             self.values[node] = self._unknown(node)
         self._drop(node)
+
+    def _item(self, node: fx.Node) -> bool:
+        """Gives a node its value where it takes one output of a call that has several; whether it does."""
+        source, position = node.args if is_item(node) else (None, None)
+        if not isinstance(source, fx.Node) or not isinstance(position, int):
+            return False
+        holder = self._current(source) if self.writes.written(source) else self.values.get(source)
+        if not isinstance(holder, (list, tuple)):
+            return False
+        value = holder[position]
+        self.values[node] = value if isinstance(value, Picked) else self._looked(value)
+        self.zeros.item(node, source, position)
+        if source in self.part_of:
+            self.part_of[node] = self.part_of[source]
+        self._record(node, "getitem", ())
+        return True
 
     def _drop(self, node: fx.Node) -> None:
         """Forgets the fields of nodes that nothing reads any more."""
@@ -444,10 +450,13 @@ class _GraphWalk:
         """Gives (parameter name, role) for every parameter that the call reads."""
         for key, sources in self.bound.of(node).nodes.items():
             for position, source in enumerate(sources):
+                made = self.made_of.get(source)
+                if not made:
+                    continue
                 # Weights and biases may stand in one list: a rule names their roles one by one.
                 said = call.roles.get(f"{key}[{position}]", call.roles.get(key))
                 role = said or "other"
-                for name in self.made_of.get(source, ()):
+                for name in made:
                     if call.own and said is None:
                         self.walk.unsaid.setdefault(name, (call.operator, key))
                     yield name, role
@@ -600,6 +609,8 @@ class _GraphWalk:
         """Notes the call for pairs and sites."""
         for name, role in uses:
             self.walk.roles.setdefault(name, set()).add(role)
+        if self.events is None:
+            return
         found_reads = list(self.reads.of(node))
         if node not in self.active:
             return
