@@ -120,8 +120,8 @@ def _rows(terms: Sequence[Term]) -> Ids:
             arrays = [ids.take(kept, axis=axis) if ids.shape[axis] > 1 else ids for ids in arrays]
     shape = [max(sizes) if min(sizes) else 0 for sizes in zip(*(ids.shape for ids in arrays), strict=True)]
     rows: Ids = np.empty((len(arrays), *shape), dtype=np.int64)
-    for row, ids in zip(rows, arrays, strict=True):
-        row[...] = ids
+    for row, ids in enumerate(arrays):
+        rows[row] = ids
     return rows.reshape(len(arrays), -1)
 
 

@@ -382,3 +382,14 @@ def test_terms_of_equal_ids_become_one_and_what_cancels_is_gone() -> None:
         (2, [[0, 1]]), (1, [[1, 0]]), (1, [[0], [1]]),
     ]  # fmt: skip
     assert simplify([(1, np.array([[-1]])), (3, np.full((2, 2), -1))]) == ()
+
+
+def test_equations_between_tensors_without_axes() -> None:
+    """A tie, a sum of two scales that are not opposite, and one of three."""
+    equations = Equations()
+    a, b, c, d = (equations.fresh(()) for _ in range(4))
+    equations.require_equal(a, b, origin=0)
+    equations.require_zero(ScaleField((), (*b.terms, *c.terms, *d.terms)), origin=1)
+    equations.require_zero(ScaleField((), ((2, c.terms[0][1]), *a.terms)), origin=2)
+    (free,) = solve(equations).matrix.toarray().T
+    assert free[0] == free[1] and free[1] + free[2] + free[3] == 0 and 2 * free[2] + free[0] == 0 and free.any()
