@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer, snapshot_fake
 from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = ["NotPlain", "recorded_plainly"]
@@ -91,7 +91,7 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         node = self._graph.create_node("call_function", target, node_args, node_kwargs, name)
         if isinstance(output, torch.Tensor) and _makes(func) and id(output) not in self._nodes:
             self._made[output] = node
-            node.meta["val"] = output.detach()
+            node.meta["val"] = snapshot_fake(output)
         else:
             self._is_result(output, node)
         return output
@@ -130,7 +130,8 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
             raise NotPlain("a tensor has values, or is sparse")
         self._values.append((tensor, tensor.shape, tensor.stride()))
         self._nodes[id(tensor)] = node
-        node.meta["val"] = tensor
+        # What is made of numbers alone knows them; nobody else is to read them off the graph.
+        node.meta["val"] = tensor if tensor.constant is None else snapshot_fake(tensor)
 
     def end_with(self, outputs: Sequence[Any]) -> fx.Graph:
         """Writes the outputs, and returns the whole.

@@ -107,7 +107,8 @@ def written(graph: fx.Graph) -> list[Any]:
 
     def value(one: Any) -> Any:
         if isinstance(one, Tensor):
-            return type(one), tuple(one.shape), one.stride(), one.dtype, one.device
+            known = getattr(one, "constant", None) is not None
+            return type(one), tuple(one.shape), one.stride(), one.dtype, one.device, known
         return [value(item) for item in one] if isinstance(one, (list, tuple)) else one
 
     def line(node: fx.Node) -> Any:
