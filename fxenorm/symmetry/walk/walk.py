@@ -148,6 +148,8 @@ class _GraphWalk:
                 self._finish(node, ends)
             elif node in ends.live:
                 self._step(node)
+        # These hold this object, which without them goes as soon as it is done: no collection has to find it.
+        del self.calls, self.writes, self.picks, self.zeros
 
     # --- ends ----------------------------------------------------------------------------------------------------
 
