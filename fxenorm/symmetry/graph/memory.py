@@ -86,7 +86,8 @@ class Memory:
         sources = [source for source in sources if source in self._blocks]
         shared = self._shares(node, sources) if sources else False
         if shared is False:
-            if any(isinstance(value, torch.Tensor) for value in flat(node.meta.get("val"))):
+            made = node.meta.get("val")
+            if isinstance(made, torch.Tensor) or any(isinstance(value, torch.Tensor) for value in flat(made)):
                 self._blocks[node] = Block(node)
             return
         block = self._blocks[sources[0]]

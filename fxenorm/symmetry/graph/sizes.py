@@ -24,10 +24,9 @@ _WHOLE = frozenset({int})
 
 def is_symbolic(value: Any) -> bool:
     """Whether a tensor, a number, or one in a list, has a size or value that is known at run time only."""
-    return any(
-        isinstance(item, torch.SymInt) or (isinstance(item, torch.Tensor) and not _WHOLE.issuperset(map(type, item.shape)))
-        for item in flat(value)
-    )
+    if isinstance(value, torch.Tensor):
+        return not _WHOLE.issuperset(map(type, value.shape))
+    return isinstance(value, torch.SymInt) or (isinstance(value, (list, tuple)) and any(map(is_symbolic, flat(value))))
 
 
 class Sizes:

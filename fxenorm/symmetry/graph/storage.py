@@ -32,24 +32,24 @@ def written_arguments(node: fx.Node) -> list[tuple[fx.Node, int | None]]:
     written = _written(node.target) if isinstance(node.target, torch._ops.OpOverload) else ()
     if not written:
         return []
-    values = bound_arguments(node)
-    return [(argument, output) for name, output in written for argument in nodes_in(values[name])]
+    given = ((node.args[at] if at < len(node.args) else node.kwargs.get(name), output) for at, name, output in written)
+    return [(argument, output) for value, output in given for argument in nodes_in(value)]
 
 
 @cache
-def _written(operator: torch._ops.OpOverload) -> tuple[tuple[str, int | None], ...]:
-    """(name of the argument, position of the output that holds its new value or None) for each that the operator writes to."""
+def _written(operator: torch._ops.OpOverload) -> tuple[tuple[int, str, int | None], ...]:
+    """(position, name, position of the output that holds its new value or None) for each argument that the operator writes to."""
     schema = operator._schema
     # detach_ is marked as a write, but changes no value.
     if not schema.is_mutable or schema.name == "aten::detach_":
         return ()
     found = []
-    for argument in schema.arguments:
+    for position, argument in enumerate(schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
         before = argument.alias_info.before_set
         outputs = [k for k, r in enumerate(schema.returns) if r.alias_info is not None and r.alias_info.before_set & before]
-        found.append((argument.name, outputs[0] if outputs else None))
+        found.append((position, argument.name, outputs[0] if outputs else None))
     return tuple(found)
 
 
