@@ -19,7 +19,13 @@ import torch
 import torch.distributed as dist
 
 import fxenorm
-from tests import distributed_meshes, distributed_objectives, distributed_shards, distributed_training  # noqa: F401  (add their checks)
+from tests import (  # noqa: F401  (add their checks)
+    distributed_meshes,
+    distributed_objectives,
+    distributed_observations,
+    distributed_shards,
+    distributed_training,
+)
 from tests.distributed_harness import CHECKS
 
 

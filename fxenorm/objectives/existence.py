@@ -17,11 +17,12 @@ from torch import Tensor
 from ..analysis.attained.exponent_rows import ExponentRows, exponent_rows
 from ..analysis.attained.movable import CountedSides
 from ..analysis.groups import Group
+from ..weights.objective import CurrentObjective
 from .function import Function
 from .own import Own
 from .parts import Exponentials, Normal
 
-__all__ = ["counted_sides", "one_sided_groups", "rows_of"]
+__all__ = ["counted_sides", "one_sided_groups", "rows_of", "rows_of_entries"]
 
 Ids = NDArray[np.int64]
 
@@ -72,7 +73,7 @@ def rows_of(function: Function, groups: Sequence[Sequence[int]]) -> ExponentRows
     count = function.labels.numel()
     rows = ExponentRows(count, count)
     plain = function.sums()
-    found = [_rows_of_sum(part) for part in plain]
+    found = [rows_of_entries(part.objective) for part in plain]
     rows = rows.extended(found) if found else rows
     for part in function.parts:
         if isinstance(part, Normal) and plain:
@@ -82,9 +83,8 @@ def rows_of(function: Function, groups: Sequence[Sequence[int]]) -> ExponentRows
     return rows
 
 
-def _rows_of_sum(part: Exponentials) -> ExponentRows:
-    """Returns the exponents of the entries that are not zero."""
-    own = part.objective
+def rows_of_entries(own: CurrentObjective) -> ExponentRows:
+    """Returns the exponents of the entries that are not zero, on whatever process they are."""
     parts = own.sums.gathered(lambda: exponent_rows(own.program.to(torch.device("cpu")), own.matrices))
     return parts[0].extended(parts[1:])
 

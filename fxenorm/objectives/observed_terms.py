@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -91,7 +91,9 @@ class PredictedNoise(Term):
     for the largest entry of a range. A ridge of 1e-4 |s - s0|^2 keeps directions that no range determines at s0, where the
     entries of each tensor are as even as can be. Entries of exactly 0 are never rounded, so that they make no noise.
 
-    It is written as a user's own term: value_and_gradient, curvature_times, recession.
+    It is written as a user's own term: value_and_gradient, curvature_times, recession. Of a model that is spread over processes
+    the noise of all ranges stands in one logarithm, which is no sum of parts. So each process has the observations of the whole
+    model, made before it was sharded or read from a file, and each answer is the whole: ``adds`` is False.
 
     Attributes:
         observations: of ``plan.observe(loader, derivatives=True)``.
@@ -114,6 +116,7 @@ class PredictedNoise(Term):
     observations: Observations
     bits: Bits = field(default_factory=Bits)
     ridge: float = _RIDGE
+    adds: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_observations(self.observations)

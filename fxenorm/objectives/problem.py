@@ -14,12 +14,11 @@ from torch import Tensor
 
 from ..analysis.analysis import Analysis
 from ..analysis.attained.basis import Equation
-from ..analysis.attained.exponent_rows import exponent_rows
 from ..analysis.attained.movable import CountedSides, Movable, with_minimum
 from ..analysis.held import MEAN
 from ..weights.objective import CurrentObjective
 from ..weights.weights import Weights
-from .existence import counted_sides, one_sided_groups, rows_of
+from .existence import counted_sides, one_sided_groups, rows_of, rows_of_entries
 from .function import Function
 from .observed_terms import Migration
 from .source import Source
@@ -80,7 +79,7 @@ def opened_for_largest(term: Any, whole: Weights) -> tuple[Weights, CurrentObjec
     program = objective.program.to(torch.device("cpu"))
     negative, positive = (logs.cpu().numpy() for logs in objective.log_sums())
     sides = CountedSides(program.counted_negative.numpy(), program.counted_positive.numpy(), negative, positive)
-    left = with_minimum(whole.analysis, unfrozen, exponent_rows(program, objective.matrices), sides=sides)
+    left = with_minimum(whole.analysis, unfrozen, rows_of_entries(objective), sides=sides)
     if left.analysis is first.analysis:
         weights = first
     else:

@@ -81,17 +81,22 @@ class Source:
         options = term.options(plan.options)
         counted = count_tensors(plan.symmetry, options, plan.depths)
         if not term.gains:
-            gains = [item for item in counted.tensors if item.fold is None and _is_gain(item, plan.symmetry.roles)]
-            counted = counted.without(gains, count, options.p)
+            counted = self._without_gains(counted, options.p)
         moving = counted if self._basis is None else counted.in_basis(self._basis, count, options.p)
         if self._spread is not None:
             return self._exponentials(
-                self._spread.of_counted(moving, options), self._spread.items(plan, counted, options), options.p
+                self._spread.of_counted(moving, options), self._spread.items(plan, counted, options, options.p), options.p
             )
         program = moving.program.to(self._weights.device)
         backend = self._weights.backend
         matrices = backend.matrices(program, *moving.gather(self._weights.tensors_for(moving)))
         return self._exponentials(self._objective(backend, program, matrices), self._items(counted, options.p), options.p)
+
+    def _without_gains(self, counted: CountedTensors, p: float) -> CountedTensors:
+        """Returns counted tensors without the gains of normalisations."""
+        symmetry = self._plan.symmetry
+        gains = [item for item in counted.tensors if item.fold is None and _is_gain(item, symmetry.roles)]
+        return counted.without(gains, symmetry.num_scales, p)
 
     def _exponentials(self, objective: CurrentObjective, items: Sequence[Item], power: float) -> Exponentials:
         """Returns a sum, with what does not move of some entries and with what is counted of them."""
@@ -125,12 +130,9 @@ class Source:
     def largest(self, term: Migration) -> CurrentObjective:
         """Returns ranges of activations and weights as an objective of exponent infinity."""
         plan = self._plan
-        counted = count_tensors(plan.symmetry, replace(plan.options, p=math.inf, c=1.0, biases="scale"), plan.depths)
-        items = [
-            item
-            for tensor, item in zip(counted.tensors, self._items(counted, 1.0), strict=True)
-            if tensor.fold is not None or not _is_gain(tensor, plan.symmetry.roles)
-        ]
+        options = replace(plan.options, p=math.inf, c=1.0, biases="scale")
+        counted = self._without_gains(count_tensors(plan.symmetry, options, plan.depths), options.p)
+        items = self._items(counted, 1.0) if self._spread is None else self._spread.items(plan, counted, options, 1.0)
         return self._read([*items, *self._ranges(term)], 1, math.inf)
 
     def _ranges(self, term: Migration) -> list[Item]:

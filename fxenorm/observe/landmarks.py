@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..distributed.dtensors import is_distributed
+from ..distributed.dtensors import is_distributed, local_part
+from ..distributed.layout import layout_of
+from ..distributed.ranks import Ranks
 from ..symmetry.symmetry import Symmetry
 from .packed import packed, unpacked, unpacked_tensor
 
@@ -44,13 +46,19 @@ class Landmarks:
     position: Tensor
     variables: str
 
-    def differing(self, tensors: Mapping[str, Tensor], symmetry: Symmetry, position: Tensor) -> list[str]:
-        """Returns the names of the parameters that are not as a rescaling has left them.
+    def differing(
+        self, tensors: Mapping[str, Tensor], symmetry: Symmetry, position: Tensor, ranks: Ranks | None = None
+    ) -> list[str]:
+        """Returns the names of the parameters that are not as a rescaling has left them, by the entries that this process holds.
 
         Args:
             tensors: the parameters now, by name.
             symmetry: of the plan.
             position: (num_scales,) the sum of the plan's rescalings up to now, float64 on the CPU.
+            ranks: the processes over which the model is spread; None: this one holds all.
+
+        Raises:
+            RescaleError: of a parameter it is not known which part this process holds.
         """
         found = []
         padded = np.append((position - self.position).numpy(), 0.0)
@@ -59,8 +67,9 @@ class Landmarks:
             if tensor is None or shape is None or tuple(tensor.shape) != tuple(shape) or places.max() >= math.prod(shape):
                 found.append(name)
                 continue
-            now = _entries(tensor, places) + symmetry.offsets.get(name, 0.0)
-            expected = values * np.exp(_logs(symmetry, name, places, padded))
+            here, now = _here(name, tensor, places, ranks)
+            now = now + symmetry.offsets.get(name, 0.0)
+            expected = (values * np.exp(_logs(symmetry, name, places, padded)))[here]
             share = min(_ROUNDINGS * torch.finfo(tensor.dtype).eps, _LARGEST)
             # An entry of w stands in digits of o + w.
             room = share * np.maximum(np.abs(expected), abs(symmetry.offsets.get(name, 0.0)))
@@ -115,9 +124,30 @@ def variables_of(symmetry: Symmetry) -> str:
     return found.hexdigest()
 
 
+def _here(
+    name: str, tensor: Tensor, places: NDArray[np.int64], ranks: Ranks | None
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Returns which of some entries of a parameter this process holds, and these in float64."""
+    if ranks is None or not is_distributed(tensor):
+        return np.ones(places.shape, dtype=bool), _entries(tensor, places)
+    here, rows = np.ones(places.shape, dtype=bool), []
+    axes = np.unravel_index(places, tuple(tensor.shape)) if tensor.ndim else ()
+    for row, held, size in zip(axes, layout_of(name, tensor, ranks.first_rank, ranks.rank).positions, tensor.shape, strict=True):
+        known = np.full(size, -1, dtype=np.int64)
+        own = np.arange(size, dtype=np.int64) if held is None else held
+        known[own] = np.arange(own.size, dtype=np.int64)
+        rows.append(known[row])
+        here &= rows[-1] >= 0
+    return here, _at(local_part(tensor), [row[here] for row in rows])[: here.sum()]
+
+
 def _entries(tensor: Tensor, places: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns some entries of a tensor in float64."""
-    rows = np.unravel_index(places, tuple(tensor.shape)) if tensor.ndim else ()
+    return _at(tensor, np.unravel_index(places, tuple(tensor.shape)) if tensor.ndim else ())
+
+
+def _at(tensor: Tensor, rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+    """Returns the entries of a tensor at some positions by axis, in float64; of one without axes the only one."""
     where = tuple(torch.from_numpy(row).to(tensor.device) for row in rows)
     picked = tensor.detach()[where] if where else tensor.detach().reshape(1)
     return np.asarray(picked.to("cpu", torch.float64).numpy(), dtype=np.float64)

@@ -894,7 +894,8 @@ class Plan:
         """Returns observations as they are at the current weights, by the rescalings since; no run is needed.
 
         Whatever takes observations does this first. `rescale` and `balance` of this plan are followed, and of those that were
-        made from it by `bind` or a copy. Entries of all parameters tell whether the rescalings lead to the weights.
+        made from it by `bind` or a copy. Entries of all parameters tell whether the rescalings lead to the weights. Of a model
+        that is spread over processes, each passes the same observations, which were made of the model as a whole.
 
         Args:
             observations: of `observe`, also stored ones.
@@ -902,7 +903,8 @@ class Plan:
         Raises:
             StaleError: the weights have changed otherwise since, as by training, `step`, or a loaded checkpoint; or the
                 observations are of a plan with other variables.
-            OptionError: these are no observations, or the model is spread over processes.
+            OptionError: these are no observations.
+            AgreementError: the model is spread over processes, and another one met an error.
 
         Example:
             >>> import fxenorm, torch
@@ -914,12 +916,9 @@ class Plan:
             >>> bool(torch.allclose(now, before * torch.ones(8).double().exp()))
             True
         """
-        if self.rescaler.ranks() is not None:
-            raise OptionError("observations are of whole tensors, and this model is spread over processes: use the unsharded one")
         with self.rescaler.lock:
-            self.repair()
-            tensors = dict(self.model.named_parameters(remove_duplicate=False))
-            return followed(observations, self.symmetry, tensors, self.rescaler.position)
+            rescaler = self.rescaler
+            return followed(observations, self.symmetry, rescaler.parameters, rescaler.position, rescaler.ranks())
 
     def predict(self, observations: Observations, bits: Bits | None = None) -> Prediction:
         """Predicts the noise that rounding makes in the outputs, by layer, now and after the best rescaling; print it.

@@ -134,6 +134,11 @@ class Rescaler:
             if self.journal.is_open:
                 self.journal.repair(named_tensors(self.model))
 
+    def parameters(self) -> dict[str, Tensor]:
+        """Returns the model's parameters by all their names, once what an interrupted call may have left is finished."""
+        self.repair()
+        return dict(self.model.named_parameters(remove_duplicate=False))
+
     def open(self, flags: FrozenChoice = "auto") -> Weights:
         """Returns the model's tensors now, once what an interrupted call may have left is finished."""
         self.repair()

@@ -166,6 +166,20 @@ def test_objectives_of_shards_are_those_of_the_whole(findings: Findings) -> None
         assert ("give it adds = True" in found["silent"]) == (findings.size > 1)
 
 
+def test_terms_of_observations_are_those_of_the_whole(findings: Findings) -> None:
+    """Predicted noise, alone and in a sum, and ranges; under fully_shard and tensor parallelism."""
+    for ending in ("log_scales", "weights", "predicted"):
+        assert findings.worst("observations", ending) <= 1e-9, ending
+    assert all(findings.one("observations", "converged").values())
+    assert len(findings.one("observations", "bits")) == 5
+    assert min(findings.one("observations", "moved").values()) > 1e-2
+    for rank, found in enumerate(findings.of("observations")):
+        for name in ("shards", "tensor parallel"):
+            assert found[f"{name} stale"].startswith("StaleError"), found
+            last = rank == findings.size - 1
+            assert found[f"{name} wrong"].startswith("OptionError" if last else "AgreementError")
+
+
 def test_what_is_held_does_not_depend_on_where_its_weights_lie(findings: Findings) -> None:
     for found in findings.of("dead_and_pruned"):
         kinds = {item.split(", ", 1)[1].split(":")[0] for item in found["held"]}

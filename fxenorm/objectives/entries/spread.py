@@ -61,16 +61,16 @@ class SpreadTensors:
             sums=spread.sums,
         )
 
-    def items(self, plan: Analysis, counted: CountedTensors, options: Options) -> list[Item]:
-        """Returns the entries of counted tensors over the plan's own variables, as far as they are here."""
+    def items(self, plan: Analysis, counted: CountedTensors, options: Options, power: float) -> list[Item]:
+        """Returns the entries of counted tensors to some power, over the plan's own variables, each as far as it is here."""
         spread = self._spread(plan.counting(counted, options))
         values, factors = spread.gather()
-        found = []
-        for place, layout, value, factor in zip(
-            spread.local.positions.tolist(), spread.local.layouts, values, factors, strict=True
-        ):
-            item = counted.tensors[place]
-            found.append(Item(item.shape, partial(powers, item, value, factor, options.p), item.terms, layout))
+        held = zip(spread.local.positions.tolist(), zip(spread.local.layouts, values, factors, strict=True), strict=True)
+        here, found = dict(held), []
+        for place, item in enumerate(counted.tensors):
+            # Every process knows of all tensors, whoever holds their entries.
+            layout, value, factor = here.get(place, (whole(item.shape, False), _no_entries(), None))
+            found.append(Item(item.shape, partial(powers, item, value, factor, power), item.terms, layout))
         return found
 
     def masses(self, name: str, tensor: Tensor, item: Item) -> Item:
@@ -119,3 +119,8 @@ class SpreadTensors:
 def _signed(terms: Sequence[FieldTerm], sign: int) -> list[FieldTerm]:
     """Returns exponents times a sign."""
     return [(sign * coefficient, ids) for coefficient, ids in terms]
+
+
+def _no_entries() -> Tensor:
+    """Returns a tensor without entries."""
+    return torch.zeros(0, dtype=torch.float64, device="cpu")
