@@ -52,6 +52,8 @@ def _reshaped(view: ParameterView, shape: tuple[int, ...]) -> ParameterView:
 
 def as_shape(value: Field, shape: tuple[int, ...]) -> Field:
     """Returns a field in another shape, with the same entries in the same order."""
+    if value.shape == shape:
+        return value
     if isinstance(value, ParameterView):
         return _reshaped(value, shape)
     return AnyField(shape) if isinstance(value, AnyField) else reshape(value, shape)
@@ -208,14 +210,16 @@ def convolution(call: Call) -> Field:
         x = call.constant(x, range(channel + 1, len(x_shape)))
         x = ScaleField((*x_shape[: channel + 1], *call.out_shape[channel + 1 :]), x.terms)
     inputs = x.shape[channel] // groups
-    x = reshape(x, (*x.shape[:channel], groups, inputs, *x.shape[channel + 1 :]))
+    # An axis of groups where there are several.
+    group, letter = ((groups,), "G") if groups > 1 else ((), "")
+    x = reshape(x, (*x.shape[:channel], *group, inputs, *x.shape[channel + 1 :]))
     outputs = call.out_shape[channel] // groups
     places, taps = ascii_lowercase[:spatial], ascii_lowercase[spatial : 2 * spatial]
-    batch = "N" if batched else ""
-    inner = (groups, inputs, outputs) if transposed else (groups, outputs, inputs)
+    batch = ("N" if batched else "") + letter
+    inner = (*group, inputs, outputs) if transposed else (*group, outputs, inputs)
     weight = call.same_weight(call["weight"], as_shape(call["weight"], (*inner, *kernel)))
-    letters = ("GJO" if transposed else "GOJ") + taps
-    y = contract(call, x, f"{batch}GJ{places}", weight, letters, f"{batch}GO{places}")
+    letters = letter + ("JO" if transposed else "OJ") + taps
+    y = contract(call, x, f"{batch}J{places}", weight, letters, f"{batch}O{places}")
     return add_bias(call, as_shape(y, call.out_shape), "bias", channel)
 
 
