@@ -153,10 +153,17 @@ def _parts_above(p: float, block: Block, matrix: Tensor, log_scales: Tensor, lea
         above = torch.zeros_like(part, dtype=torch.bool)
         for bound in own_bounds:
             above |= part > part_of(bound, index)
-        places = above.nonzero()
+        places = _places_of(above)
         if len(places):
-            first = sum((piece.start or 0) * stride for piece, stride in zip(index, strides, strict=False))
-            yield first + (places * torch.tensor(strides, dtype=torch.int64, device=matrix.device)).sum(1)
+            # A part has no gaps in the order of the axes, so its positions follow one another from that of its first entry.
+            yield places + sum((piece.start or 0) * stride for piece, stride in zip(index, strides, strict=False))
+
+
+def _places_of(mask: Tensor) -> Tensor:
+    """Returns the (n,) flat positions where a mask is set; on a CPU by NumPy, which is the faster where few are."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.reshape(-1).nonzero()[:, 0]
 
 
 def _with_bounds(
