@@ -204,3 +204,23 @@ def test_a_plan_of_a_real_model_comes_back_whole(options):
     )
     assert again.fingerprint == plan.fingerprint
     assert str(again) == str(plan)
+
+
+def test_what_is_stored_is_in_an_order_of_the_model() -> None:
+    """Sets of names have another order in each process: twelve of them do not come in the model's by chance."""
+
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Buffer(torch.rand(1, 4, dtype=torch.float32))
+            self.first, self.last = nn.Linear(4, 4, bias=False), nn.Linear(4, 4)
+            self.bias = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(4, 4), nn.Tanh())))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(x) + self.bias(self.table))
+
+    model = Biased()
+    flows = fxenorm.analyze(model, torch.randn(2, 4, dtype=torch.float32)).to_dict()["symmetry"]["flows"]
+    flow = next(iter(flows.values()))
+    (read,) = [[name for name, _ in event[6]] for event in flow if event[1].startswith("add")]
+    assert read == [f"bias.{name}" for name, _ in model.bias.named_parameters()]

@@ -124,7 +124,7 @@ class _GraphWalk:
         self.values: dict[fx.Node, Any] = {}
         self.active: set[fx.Node] = set()
         # Parameters that a node is made of, as long as no model input is mixed in.
-        self.made_of: dict[fx.Node, frozenset[str]] = {}
+        self.made_of: dict[fx.Node, tuple[str, ...]] = {}
         # The parameter of which a node shows entries and nothing else.
         self.part_of: dict[fx.Node, str] = {}
         self.calls = Calls(facts, walk.parameters, walk.options, self.active, self.part_of, self.writes.without_values)
@@ -170,7 +170,7 @@ class _GraphWalk:
             return  # neither a sparse parameter nor a sparse buffer is rescaled
         elif is_floating(value) and (known.kind == "parameter" or known.name in self.walk.movable):
             self.values[node] = ParameterView(known.name, shape)
-            self.made_of[node] = frozenset([known.name])
+            self.made_of[node] = (known.name,)
             self.part_of[node] = known.name
         elif known.kind == "constant" and is_floating(value) and _carries_any(known.value):
             self.values[node] = AnyField(shape)
@@ -276,11 +276,11 @@ class _GraphWalk:
             # Expert weights picked by a router are still weights, though which of them depends on the input.
             first, name = node.args[0] if node.args else None, operator_name(node)
             if name in _GATHERS and isinstance(first, fx.Node) and first not in self.active:
-                self.made_of[node] = self.made_of.get(first, frozenset())
+                self.made_of[node] = self.made_of.get(first, ())
             elif name in _MOVES and isinstance(first, fx.Node) and first in self.made_of:
                 self.made_of[node] = self.made_of[first]
         else:
-            self.made_of[node] = frozenset().union(*(self.made_of.get(source, frozenset()) for source in sources))
+            self.made_of[node] = tuple(dict.fromkeys(name for source in sources for name in self.made_of.get(source, ())))
         if isinstance(node.target, torch._ops.OpOverload):
             self.values[node] = self._call(node)
         elif not self._item(node):
