@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from ..errors import warn_user
-from .backend import Backend, get_backend
+from .backend import Backend, Ids, Values, get_backend
 from .cpu.build import kernels
+from .reference.executor import EagerBackend
 
 __all__ = ["HERE", "NEVER", "NOT_YET", "ExecutorChoice"]
 
@@ -18,6 +19,20 @@ _LATEST_STEP = 100
 
 _LATEST_SECONDS = 20.0
 """How long that step waits at most: an idle machine needs 7 seconds, and a slow compiler is no reason to stop training."""
+
+
+_MANY_ARCS = 20_000
+"""Arcs of a graph for which Python takes a second or more, and of a large model a minute; compiled code takes a hundredth."""
+
+
+class _Meanwhile(EagerBackend):
+    """Plain PyTorch until the compiled kernels are there; what takes longer than a compiler does waits for them."""
+
+    def contraction(self, count: int, tails: Ids, heads: Ids, lengths: Values) -> tuple[Values, Ids, Values] | None:
+        """Contracts a large graph in compiled code, as soon as that is there; None where Python does it as quickly."""
+        if len(tails) < _MANY_ARCS or not kernels().wait(_LATEST_SECONDS) or kernels().library is None:
+            return None
+        return get_backend("compiled").contraction(count, tails, heads, lengths)
 
 
 class ExecutorChoice:
@@ -35,7 +50,8 @@ class ExecutorChoice:
         self._compiled: Backend | None = None
         self._steps = 0
         if self._named is None:
-            self._eager = get_backend("eager")
+            eager = get_backend("eager")
+            self._eager = _Meanwhile() if type(eager) is EagerBackend else eager  # another one may have taken its name
             kernels()  # the compiler begins now, beside all that comes before the first step
 
     def current(self, *, wait: bool = False) -> Backend:

@@ -13,6 +13,7 @@ from torch import nn
 
 import fxenorm
 from fxenorm.errors import FxenormWarning
+from fxenorm.kernels.choice import ExecutorChoice
 from fxenorm.kernels.cpu import build
 from fxenorm.kernels.cpu.executor import CompiledBackend
 from fxenorm.kernels.layout import matrix_form
@@ -105,6 +106,31 @@ def test_groups_of_a_convolution_are_segments() -> None:
     backend.apply([ScaleTarget("w", weight, term_tensors(terms, 4, 32))], log_scales)
     EAGER.apply([ScaleTarget("w", other, term_tensors(terms, 4, 32))], log_scales)
     assert_same_weights(weight, other)
+
+
+def test_a_large_graph_waits_for_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the kernels are there "auto" is eager, and Python would take longer for such a graph than the compiler."""
+
+    def ring(arcs: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+        tails = np.arange(arcs, dtype=np.int64) % 2
+        return 2, tails, 1 - tails, np.linspace(0.0, 1.0, arcs)
+
+    meanwhile = ExecutorChoice("auto").taken(False)
+    large = ring(30_000)
+    assert meanwhile.name == "eager" and meanwhile.contraction(*ring(10)) is None
+    waited, wanted = meanwhile.contraction(*large), compiled().contraction(*large)
+    assert waited is not None and wanted is not None
+    assert all(np.array_equal(one, other) for one, other in zip(waited, wanted, strict=True))
+
+    class Never:
+        library = None
+
+        def wait(self, seconds: float) -> bool:
+            return False
+
+    monkeypatch.setattr("fxenorm.kernels.choice.kernels", Never)
+    assert meanwhile.contraction(*large) is None
+    assert EAGER.contraction(*large) is None, "who asks for eager does not wait"
 
 
 @pytest.mark.parametrize("seed", range(6))
