@@ -105,7 +105,7 @@ def solve(
             squares = False
         if report is not None:
             report(iteration, worst_inside)
-        if sets is not None and (of_sets > tol or sets.leads(worst_inside)):
+        if sets is not None and ((of_sets > tol and not sets.falls) or sets.leads(worst_inside)):
             ahead = sets(total, tol)
         elif powers_of_two is None:
             ahead = cycle(problem, total, *sums)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -317,3 +318,19 @@ def test_rounding_of_the_norm_does_not_keep_newton_between_two_points(p: float) 
             weight.mul_((4 * torch.randn(weight.shape[0], 1, generator=generator, dtype=torch.float64)).exp())
     result = plan.balance(max_iterations=40)
     assert result.converged and result.imbalance_after <= 1e-6 and not result.held
+
+
+@pytest.mark.parametrize("p", [8.0, 32.0])
+def test_newtons_method_goes_on_before_all_entries_are_looked_at(p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where p is small all weights of a wide layer matter: a look at them holds as many numbers as the model."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("all entries are looked at")
+
+    torch.manual_seed(0)
+    layers = [layer for _ in range(6) for layer in (nn.Linear(100, 100, bias=False), nn.ReLU())]
+    plan = fxenorm.analyze(nn.Sequential(*layers), torch.zeros(1, 100), p=p)
+    plan.rescale(torch.randn(plan.num_scales, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    monkeypatch.setattr("fxenorm.solve.channel_sets.large_power.look", refuse)
+    assert plan.balance(tol=1e-4).converged
+    assert float(plan.channel_imbalance().max()) <= 1e-4

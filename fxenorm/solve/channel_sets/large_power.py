@@ -27,6 +27,10 @@ _STALLED, _LOWER = 5, 0.9
 """Iterations in a row that do not lower the imbalance by a tenth, after which sets of channels are balanced: where N and P are
 within a factor of e, Newton's method squares it, or rounding is in the way."""
 
+_FALLS = 0.1
+"""A bound on the imbalance of sets that is this share of the last one falls still: another of Newton's iterations costs less than
+a look at all entries, which are as many numbers as the weights where p is small."""
+
 _ROUNDING = 1e-13
 """What rounding leaves unknown of a channel's N - P, relative to N + P."""
 
@@ -37,12 +41,15 @@ class LargePower:
     Args:
         objective: with finite p.
         start: returns (K,) log-scales near those of p = inf, from which its answer is found.
+
+    Attributes:
+        falls: whether the last imbalance is a bound that Newton's method on sums by channel lowers still.
     """
 
     def __init__(self, objective: Objective, start: Callable[[Tensor], Tensor]) -> None:
         self._objective, self._start, self._begun = objective, start, False
         self._known: tuple[Tensor, float] | None = None
-        self._least_gap, self._stalled = 1.0, 0
+        self._least_gap, self._stalled, self._bound, self.falls = 1.0, 0, 1.0, False
 
     @staticmethod
     def applies(p: float) -> bool:
@@ -65,7 +72,7 @@ class LargePower:
         return self._is_large or self._stalled >= _STALLED
 
     def imbalance(self, log_scales: Tensor, stopped: Tensor, tol: float) -> float:
-        """Returns the largest |log(N / P)| / p over sets of channels, or a bound on it that is at most `tol`.
+        """Returns the largest |log(N / P)| / p over sets of channels, or a bound on it that is at most `tol` or falls.
 
         Where a move leaves its strongest entries alone, its N - P is the sum of those of its channels. So a bound follows from
         sums by channel and the largest entries, and all entries are looked at only where it says nothing.
@@ -92,7 +99,8 @@ class LargePower:
             unknown = off[moves.row] - p * near.largest(at).max(axis=0)[moves.col] + np.log(np.abs(moves.data))
             bounds = np.bincount(moves.col, np.exp(unknown), minlength=near.moves.shape[1])
         bound = float(np.nan_to_num(bounds, nan=np.inf).max(initial=0.0)) / p
-        return bound if bound <= tol else look(objective, p, at, free).imbalance
+        self.falls, self._bound = tol < bound < _FALLS * self._bound, bound
+        return bound if bound <= tol or self.falls else look(objective, p, at, free).imbalance
 
     def __call__(self, log_scales: Tensor, tol: float) -> Tensor:
         """Returns the (K,) log-scales at which sets of channels are balanced too; those given where they are no better."""
