@@ -16,11 +16,12 @@ __all__ = ["SetSums", "summed"]
 _DROPPED = 1e-10
 """Shares of a move's second derivative that the matrix does without: a step need not be better than that."""
 
-_MANY, _COARSE = 100_000, 1e-3
-"""A matrix of more entries is factorised without those below the second, and the rest is made up for by iterations."""
+_MANY, _COARSE, _KEPT = 100_000, 1e-3, 4
+"""A matrix of more entries is factorised without those below the second, and with the third of each row on average, for factors
+of all of it are full. These then precede the iterations of GMRES."""
 
-_REFINED, _PRECISION = 20, 1e-7
-"""Such iterations at most, which end where the residual falls no more; and the relative residual that is enough."""
+_RESTART, _CYCLES = 20, 3
+"""Such iterations between two restarts, and cycles of them at most; they end where five digits of the solution are there."""
 
 
 def summed(p: float, entries: Entries) -> Entries:
@@ -122,7 +123,7 @@ class SetSums:
     def _solved(self, at: _Point, wanted: Floats) -> Floats:
         """(J,) the solution of the second derivative, row by row over the move's largest entry."""
         from scipy.sparse import csc_array
-        from scipy.sparse.linalg import splu
+        from scipy.sparse.linalg import LinearOperator, gmres, splu
 
         changes = self._changes
         kept = np.where(np.abs(at.shares) > _DROPPED, at.shares, 0.0)
@@ -132,17 +133,17 @@ class SetSums:
         front, coarse = matrix, matrix.nnz > _MANY
         if coarse:
             front = matrix.copy()
-            front.data[np.abs(front.data) < _COARSE] = 0.0
+            sizes = np.abs(front.data)
+            rank = max(0, len(sizes) - _KEPT * matrix.shape[0])
+            front.data[sizes < max(_COARSE, np.partition(sizes, rank)[rank])] = 0.0
             front.eliminate_zeros()
         places = np.arange(matrix.shape[0], dtype=np.int64)
         # A move that changes nothing has a row of zeros.
         ridge = csc_array((np.full(len(places), 1e-13), (places, places)), shape=matrix.shape)
         options = {"SymmetricMode": True}
         factor = splu(csc_array(front + ridge), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=options)
-        found, left = factor.solve(wanted), wanted
-        for _ in range(_REFINED if coarse else 0):
-            rest = wanted - matrix @ found
-            if not np.abs(rest).max() < np.abs(left).max() or np.abs(rest).max() <= _PRECISION * np.abs(wanted).max():
-                break
-            found, left = found + factor.solve(rest), rest
+        found = factor.solve(wanted)
+        if coarse:
+            near = LinearOperator(matrix.shape, factor.solve, dtype=np.float64)
+            found, _ = gmres(matrix, wanted, x0=found, M=near, atol=0.0, restart=_RESTART, maxiter=_CYCLES)
         return np.asarray(found)
