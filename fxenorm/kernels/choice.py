@@ -36,7 +36,7 @@ class _Meanwhile(EagerBackend):
 
 
 class ExecutorChoice:
-    """The executor of that name; "auto" takes "compiled" as soon as it is compiled, and "eager" until then.
+    """The executor of that name; "auto" takes "compiled" as soon as it is compiled, and "eager" until then (see `_Meanwhile`).
 
     Args:
         name: as in ``analyze(backend=...)``.

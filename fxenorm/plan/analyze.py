@@ -96,7 +96,8 @@ def analyze(
             (and, unlike the other, waits for a GPU). "auto" and "newton" leave `step` at "jacobi". `balance`
             takes Newton's method (p = inf: the max-balanced answer by contraction) unless "gauss-seidel" is named.
         backend: what reads and writes the weights: "auto": "compiled" on CPUs as soon as a C++ compiler, which works in
-            the background, has finished, "eager" until then. "compiled" waits for the compiler.
+            the background, has finished, "eager" until then; a balance at p = inf waits for it where a graph is large.
+            "compiled" waits for the compiler.
             "triton", for GPUs, is opt-in: no GPU has run or timed it yet; see `fxenorm.kernels.gpu.executor.TritonBackend`.
         scales: "exact"; "pow2": powers of two only, by which no entry loses digits, so that outputs stay bit-identical; but
             float16 entries smaller than 2 ** -11 of the largest of their row may (`BalanceResult.rounded` counts them);
