@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,3 +142,21 @@ def least_by_definition(exponents: np.ndarray, logs: np.ndarray) -> np.ndarray:
             values[tied] = (logs + exponents @ scales)[tied]
             settled |= tied
     return values
+
+
+def sides_of_sets(rows: Rows, logs: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """By set of variables that entries above any value hold together: masks of the entries that grow and that shrink with it.
+
+    Entries of at most two variables of opposite signs; a set that is joined to zero stands still.
+    """
+    count = 1 + max(max(row) for row in rows)
+    tails, heads = (np.full(len(rows), count) for _ in range(2))
+    for place, row in enumerate(rows):
+        for k, value in row.items():
+            (heads if value > 0 else tails)[place] = k
+    for value in [np.inf, *sorted(set(logs), reverse=True)]:
+        kept = logs >= value
+        graph = csr_array((np.ones(kept.sum()), (tails[kept], heads[kept])), shape=(count + 1, count + 1))
+        parts, part = connected_components(graph, directed=False)
+        for one in set(range(parts)) - {part[count]}:
+            yield (part[heads] == one) & (part[tails] != one), (part[tails] == one) & (part[heads] != one)

@@ -18,7 +18,7 @@ _LATEST_STEP = 100
 """From this step on the kernels are waited for: training steps take longer than a compiler does, tests should not wait."""
 
 _LATEST_SECONDS = 20.0
-"""How long that step waits at most: an idle machine needs 7 seconds, and a slow compiler is no reason to stop training."""
+"""How long is waited at most: an idle machine needs 7 seconds, and a slow compiler is no reason to stop training."""
 
 
 _MANY_ARCS = 20_000

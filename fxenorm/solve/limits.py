@@ -12,7 +12,7 @@ from torch import Tensor
 from .jacobi import clamped
 from .max_balance.entries import Floats, Mask
 
-__all__ = ["Limited", "within_limits"]
+__all__ = ["Limited", "numbers", "within_limits"]
 
 _MOST_LIMITS = 10
 """How often variables are put to their limits, or taken away from them, before the rest is left as it is."""
@@ -60,3 +60,8 @@ def within_limits(objective: Limited, start: Floats, free: Mask, answer: Callabl
             break
         moving = (moving & ~over) | inward
     return clamped(torch.from_numpy(log_scales), limit).numpy()
+
+
+def numbers(tensor: Tensor) -> Floats:
+    """Returns a vector for numpy, in float64 on the CPU."""
+    return tensor.detach().to(device="cpu", dtype=torch.float64).numpy()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .dense_coarse import CoarseProblem
+from .limits import numbers
 
-__all__ = ["SparseCoarseProblem"]
+__all__ = ["SparseCoarseProblem", "factorised"]
 
 _MOST_NEIGHBOURS = 64
 """Groups that a group meets on average. Chains and residual streams meet a few; with more, factors fill up towards a dense
@@ -32,34 +33,40 @@ class SparseCoarseProblem(CoarseProblem):
 
     def _along(self, scalars: Tensor) -> Tensor:
         """Returns (E,) b_e . y, the log-scale of every entry."""
-        return torch.from_numpy(self._sparse @ _numbers(scalars)).to(scalars)
+        return torch.from_numpy(self._sparse @ numbers(scalars)).to(scalars)
 
     def _across(self, weights: Tensor, *, sizes: bool = False) -> Tensor:
         """(G,) the sum over entries of weight times b_e, or times |b_e|."""
-        return torch.from_numpy((abs(self._sparse) if sizes else self._sparse).T @ _numbers(weights)).to(weights)
+        return torch.from_numpy((abs(self._sparse) if sizes else self._sparse).T @ numbers(weights)).to(weights)
 
     def _solver(self, weights: Tensor, ridge: float) -> Callable[[Tensor], Tensor] | None:
         """Returns a solver by sparse LU factors, None where they would fill up; see `CoarseProblem`."""
         from scipy.sparse import csc_array
-        from scipy.sparse.linalg import splu
 
-        matrix = self._sparse.T @ (_diagonal(_numbers(weights)) @ self._sparse)
+        matrix = self._sparse.T @ (_diagonal(numbers(weights)) @ self._sparse)
         if matrix.nnz > _MOST_NEIGHBOURS * self.count:
             return None
         diagonal = matrix.diagonal()
         root = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
         scaled = csc_array(_diagonal(root) @ matrix @ _diagonal(root) + _diagonal(np.full(self.count, ridge)))
         try:
-            factor = splu(scaled, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+            factor = factorised(scaled)
         except (RuntimeError, MemoryError):  # not positive in its digits, or filled up: the solver does without
             return None
 
         def solve(vector: Tensor) -> Tensor:
             """Returns (G,) the solution for one right-hand side."""
-            solution = factor.solve(root * _numbers(vector)) * root
+            solution = factor.solve(root * numbers(vector)) * root
             return torch.from_numpy(np.where((diagonal > 0) & np.isfinite(solution), solution, 0.0)).to(vector)
 
         return solve
+
+
+def factorised(matrix: Any) -> Any:
+    """Returns sparse LU factors of a symmetric positive matrix, sparse by columns: without pivots, which would fill up."""
+    from scipy.sparse.linalg import splu
+
+    return splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
 
 
 def _diagonal(entries: Any) -> Any:
@@ -68,8 +75,3 @@ def _diagonal(entries: Any) -> Any:
 
     places = np.arange(len(entries))
     return csr_array((entries, (places, places)), shape=(len(entries), len(entries)))
-
-
-def _numbers(tensor: Tensor) -> Any:
-    """Returns a vector for scipy, in float64 on the CPU."""
-    return tensor.to(device="cpu", dtype=torch.float64).numpy()

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 import fxenorm
@@ -20,7 +18,7 @@ from fxenorm.objectives.problem import problem_of
 from fxenorm.solve.convex import minimise
 
 from ..helpers import TOLERANCE, outputs, relative_difference
-from ..max_balance_check import Rows
+from ..max_balance_check import Rows, sides_of_sets
 from ..solve.test_large_p import IMAGE, entries_of_plan, made
 
 
@@ -75,20 +73,10 @@ def off_by_definition(rows: Rows, logs: np.ndarray, powers: np.ndarray) -> float
         logs: the logarithms of the summands.
         powers: by which they follow log-scales.
     """
-    count = 1 + max(max(row) for row in rows)
-    tails, heads = (np.full(len(rows), count) for _ in range(2))
-    for place, row in enumerate(rows):
-        for k, value in row.items():
-            (heads if value > 0 else tails)[place] = k
     worst = 0.0
-    for value in [math.inf, *sorted(set(logs), reverse=True)]:
-        kept = logs >= value
-        graph = csr_array((np.ones(kept.sum()), (tails[kept], heads[kept])), shape=(count + 1, count + 1))
-        parts, part = connected_components(graph, directed=False)
-        for one in set(range(parts)) - {part[count]}:
-            sides = (part[heads] == one) & (part[tails] != one), (part[tails] == one) & (part[heads] != one)
-            sums = [np.logaddexp.reduce(logs[side] + np.log(powers[side])) for side in sides if side.any()]
-            worst = max(worst, abs(sums[0] - sums[1]) if len(sums) == 2 else 0.0)
+    for sides in sides_of_sets(rows, logs):
+        sums = [np.logaddexp.reduce(logs[side] + np.log(powers[side])) for side in sides if side.any()]
+        worst = max(worst, abs(sums[0] - sums[1]) if len(sums) == 2 else 0.0)
     return worst
 
 

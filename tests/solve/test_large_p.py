@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 import fxenorm
@@ -25,7 +23,7 @@ from fxenorm.solve.max_balance.entries import Entries
 from fxenorm.weights.objective import CurrentObjective
 
 from ..helpers import TOLERANCE, load_tool, outputs, randomise, relative_difference
-from ..max_balance_check import Rows, entries_of, matrix_of
+from ..max_balance_check import Rows, entries_of, matrix_of, sides_of_sets
 from ..random_plans import Case
 from ..solver_problems import chain, problem_of
 from .test_max_balance import KINDS, gated_case, random_case, stream
@@ -36,26 +34,13 @@ IMAGE = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
 
 
 def off_by_definition(rows: Rows, logs: np.ndarray, p: float) -> float:
-    """The largest |log(in / out)| / p of the sets that entries above any value hold together, each over its largest entry.
-
-    Entries of at most two variables of opposite signs; a set that is joined to zero stands still.
-    """
-    count = 1 + max(max(row) for row in rows)
-    tails, heads = (np.full(len(rows), count) for _ in range(2))
-    for place, row in enumerate(rows):
-        for k, value in row.items():
-            (heads if value > 0 else tails)[place] = k
+    """The largest |log(in / out)| / p of the sets that entries above any value hold together, each over its largest entry."""
     worst = 0.0
-    for value in [math.inf, *sorted(set(logs), reverse=True)]:
-        kept = logs >= value
-        graph = csr_array((np.ones(kept.sum()), (tails[kept], heads[kept])), shape=(count + 1, count + 1))
-        parts, part = connected_components(graph, directed=False)
-        for one in set(range(parts)) - {part[count]}:
-            inside, outside = (part[heads] == one) & (part[tails] != one), (part[tails] == one) & (part[heads] != one)
-            if not inside.any() and not outside.any():
-                continue  # no entry carries it
-            sums = [np.logaddexp.reduce(p * logs[side]) for side in (inside, outside)]
-            worst = max(worst, abs(sums[0] - sums[1]) / p)
+    for inside, outside in sides_of_sets(rows, logs):
+        if not inside.any() and not outside.any():
+            continue  # no entry carries it
+        sums = [np.logaddexp.reduce(p * logs[side]) for side in (inside, outside)]
+        worst = max(worst, abs(sums[0] - sums[1]) / p)
     return worst
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ..jacobi import solvable
-from ..limits import within_limits
+from ..limits import numbers, within_limits
 from ..max_balance.entries import Floats, Mask
 from ..max_balance.rounds import max_balanced
 from ..objective import Objective
 from .solver import look, near_sums, solved
 
-__all__ = ["LargePower"]
+__all__ = ["ROUNDING", "LargePower"]
 
 _SUMS_ALONE = 4.0
 """Up to this p sums by channel decide alone: weights of one layer differ by less than the fourth root of a float64's digits."""
@@ -31,7 +31,7 @@ _FALLS = 0.1
 """A bound on the imbalance of sets that is this share of the last one falls still: another of Newton's iterations costs less than
 a look at all entries, which are as many numbers as the weights where p is small."""
 
-_ROUNDING = 1e-13
+ROUNDING = 1e-13
 """What rounding leaves unknown of a channel's N - P, relative to N + P."""
 
 
@@ -87,13 +87,13 @@ class LargePower:
         objective, p = self._objective, self._objective.p
         log_negative, log_positive = objective.log_sums(log_scales)
         alive = solvable(log_negative, log_positive, objective.held) & ~stopped
-        free, at = _mask(alive), _numbers(log_scales)
+        free, at = _mask(alive), numbers(log_scales)
         if not free.any():
             return 0.0
-        negative, positive = _numbers(log_negative), _numbers(log_positive)
+        negative, positive = numbers(log_negative), numbers(log_positive)
         near = near_sums(objective, p, at, free)
         with np.errstate(invalid="ignore", over="ignore"):
-            off = np.log(np.tanh(np.abs(negative - positive) / 2) + _ROUNDING) + np.logaddexp(negative, positive)
+            off = np.log(np.tanh(np.abs(negative - positive) / 2) + ROUNDING) + np.logaddexp(negative, positive)
             off = np.where(free, off, -np.inf)
             moves = near.moves.tocoo()
             unknown = off[moves.row] - p * near.largest(at).max(axis=0)[moves.col] + np.log(np.abs(moves.data))
@@ -108,9 +108,9 @@ class LargePower:
         first, self._begun = self._is_large and not self._begun, True
         log_negative, log_positive = objective.log_sums(log_scales)
         free = _mask(solvable(log_negative, log_positive, objective.held))
-        start = _numbers(log_scales)
+        start = numbers(log_scales)
         if first:
-            near = _numbers(self._start(log_scales))
+            near = numbers(self._start(log_scales))
             start = max_balanced(objective, np.where(free, near, start), free).log_scales
         reached: list[tuple[Floats, float]] = []
 
@@ -127,11 +127,6 @@ class LargePower:
         # What was found without a limit in the way needs no second look.
         self._known = (ahead, reached[-1][1]) if len(reached) == 1 and np.array_equal(found, reached[0][0]) else None
         return ahead
-
-
-def _numbers(tensor: Tensor) -> Floats:
-    """Returns a vector for numpy, in float64 on the CPU."""
-    return tensor.to(device="cpu", dtype=torch.float64).numpy()
 
 
 def _mask(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

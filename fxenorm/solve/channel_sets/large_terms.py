@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..limits import within_limits
+from ..limits import numbers, within_limits
 from ..max_balance.entries import Entries, Floats, Ids, Mask
-from .large_power import LargePower
-from .solver import look, near_sums, stepped
+from .large_power import ROUNDING, LargePower
+from .solver import ahead_of, look, near_sums, stepped
 from .sums import SetSums
 from .term_sums import TermKind, TermSource
 
@@ -29,9 +29,6 @@ second, and so many times more at each turn; each to this log-scale."""
 _STALLED, _STALLED_FAR, _LOWER = 5, 15, 0.9
 """Iterations in a row that do not lower the imbalance by a tenth, near the answer and far from it, after which sets of channels
 are balanced; as in `fxenorm.solve.channel_sets.large_power`."""
-
-_ROUNDING = 1e-13
-"""What rounding leaves unknown of a channel's N - P, relative to N + P."""
 
 _MOST_ROUNDS, _MOST_STEPS, _ENOUGH = 8, 60, 0.01
 """Looks at all entries; steps between two of them; and the share of the tolerance at which these end."""
@@ -110,7 +107,7 @@ class LargeTerms:
         moving = terms.free(log_scales) & ~stopped.cpu().numpy()
         if not moving.any():
             return 0.0
-        at, free = self._padded(_numbers(log_scales), moving)
+        at, free = self._padded(numbers(log_scales), moving)
         # A normalised sum bends less than its entries do, so there they bound nothing.
         if not len(terms.totals) and (bound := self._bound(log_scales, at, free)) <= tol:
             return bound
@@ -119,11 +116,11 @@ class LargeTerms:
     def _bound(self, log_scales: Tensor, at: Floats, free: Mask) -> float:
         """Returns a bound from sums by channel and the largest entries: the derivative by a move is the sum of its channels'."""
         terms = self._terms
-        negative, positive = (_numbers(side) for side in terms.log_sums(log_scales))
+        negative, positive = (numbers(side) for side in terms.log_sums(log_scales))
         near = near_sums(terms, 1.0, at, free, self._kind)
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             off = np.logaddexp(negative, positive) + np.log(np.tanh(np.abs(negative - positive) / 2))
-            off = np.logaddexp(off, _numbers(terms.log_sizes(log_scales)) + math.log(_ROUNDING))
+            off = np.logaddexp(off, numbers(terms.log_sizes(log_scales)) + math.log(ROUNDING))
             off = np.where(free, off, -np.inf)
             moves = near.moves.tocoo()
             unknown = off[moves.row] - near.log_curvatures(at)[moves.col] + np.log(np.abs(moves.data))
@@ -140,7 +137,7 @@ class LargeTerms:
             padded, free = self._padded(at, moving)
             return self._solved(padded, free, tol)[:count]
 
-        found = within_limits(terms, _numbers(log_scales), terms.free(log_scales), answer)
+        found = within_limits(terms, numbers(log_scales), terms.free(log_scales), answer)
         return torch.from_numpy(found).to(log_scales)
 
     def _solved(self, start: Floats, free: Mask, tol: float) -> Floats:
@@ -177,13 +174,8 @@ def _descended(sums: SetSums, start: Floats, enough: float) -> Floats:
     for _ in range(_MOST_STEPS):
         if sums.imbalance(at) <= enough:
             break
-        ahead = at + sums.step(at)
-        if np.array_equal(ahead, at) or not np.isfinite(ahead).all():
+        ahead = ahead_of(sums, at)
+        if ahead is None:
             break
         at = ahead
     return at
-
-
-def _numbers(tensor: Tensor) -> Floats:
-    """Returns a vector for numpy, in float64 on the CPU."""
-    return tensor.detach().to(device="cpu", dtype=torch.float64).numpy()

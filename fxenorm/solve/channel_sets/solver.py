@@ -14,7 +14,7 @@ from ..max_balance.source import EntrySource
 from .moves import moves_of, sparse_exponents
 from .sums import SetSums, summed
 
-__all__ = ["Kind", "Looked", "look", "near_sums", "solved", "stepped"]
+__all__ = ["Kind", "Looked", "ahead_of", "look", "near_sums", "solved", "stepped"]
 
 _LARGEST = 3
 """Entries in and out of each variable by which the moves are found."""
@@ -174,8 +174,14 @@ def stepped(sums: SetSums, start: Floats, enough: float) -> Floats:
         best, least, since = (at, imbalance, 0) if imbalance < least else (best, least, since + 1)
         if imbalance <= max(enough, _ROUNDING * size) or since > _PATIENCE:
             break
-        ahead = at + sums.step(at)
-        if np.array_equal(ahead, at) or not np.isfinite(ahead).all():
+        ahead = ahead_of(sums, at)
+        if ahead is None:
             break
         at = ahead
     return best
+
+
+def ahead_of(sums: SetSums, log_scales: Floats) -> Floats | None:
+    """Returns the (K,) log-scales after a Newton step; None where it leads nowhere."""
+    ahead = log_scales + sums.step(log_scales)
+    return None if np.array_equal(ahead, log_scales) or not np.isfinite(ahead).all() else ahead

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..max_balance.entries import Entries, Floats, Ids
+from ..sparse_coarse import factorised
 from .moves import sparse_exponents
 
 __all__ = ["SetSums", "summed"]
@@ -55,14 +56,17 @@ class SetSums:
         p: the norm's exponent.
         entries: those that matter, one of each exponents.
         moves: (K, J) sparse, as `moves_of` returns them.
+
+    Attributes:
+        exponents: (n, K) of the entries, sparse.
     """
 
     def __init__(self, p: float, entries: Entries, moves: Any) -> None:
         from scipy.sparse import csc_array
 
         self.p, self.entries, self.moves = p, entries, moves
-        self._exponents = sparse_exponents(entries, moves.shape[0])
-        changes = csc_array(self._exponents @ moves)
+        self.exponents = sparse_exponents(entries, moves.shape[0])
+        changes = csc_array(self.exponents @ moves)
         changes.eliminate_zeros()
         self._changes = changes
 
@@ -74,7 +78,7 @@ class SetSums:
     def _at(self, log_scales: Floats) -> _Point:
         """Returns the sums after a rescaling, in powers of p."""
         count, changes = self._changes.shape[1], self._changes
-        logs = self.p * (self.entries.logs + self._exponents @ log_scales)[changes.indices]
+        logs = self.p * (self.entries.logs + self.exponents @ log_scales)[changes.indices]
         slots = self._columns + np.where(changes.data > 0, count, 0)
         largest = np.full(2 * count, -np.inf)
         np.maximum.at(largest, slots, logs)
@@ -117,13 +121,13 @@ class SetSums:
         some = np.isfinite(largest)
         negative, positive = np.exp(at.log_sums - np.where(some, largest, 0.0))
         change = self.moves @ self._solved(at, (negative - positive) / self.p)
-        most = self.p * float(np.abs(self._exponents @ change).max(initial=0.0))
+        most = self.p * float(np.abs(self.exponents @ change).max(initial=0.0))
         return np.asarray(change * (np.log1p(most) / most if most > 0.1 else 1.0))
 
     def _solved(self, at: _Point, wanted: Floats) -> Floats:
         """(J,) the solution of the second derivative, row by row over the move's largest entry."""
         from scipy.sparse import csc_array
-        from scipy.sparse.linalg import LinearOperator, gmres, splu
+        from scipy.sparse.linalg import LinearOperator, gmres
 
         changes = self._changes
         kept = np.where(np.abs(at.shares) > _DROPPED, at.shares, 0.0)
@@ -140,8 +144,7 @@ class SetSums:
         places = np.arange(matrix.shape[0], dtype=np.int64)
         # A move that changes nothing has a row of zeros.
         ridge = csc_array((np.full(len(places), 1e-13), (places, places)), shape=matrix.shape)
-        options = {"SymmetricMode": True}
-        factor = splu(csc_array(front + ridge), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=options)
+        factor = factorised(csc_array(front + ridge))
         found = factor.solve(wanted)
         if coarse:
             near = LinearOperator(matrix.shape, factor.solve, dtype=np.float64)

@@ -14,7 +14,8 @@ import numpy as np
 
 from ..max_balance.entries import Entries, Floats, Ids, Mask
 from ..max_balance.source import EntrySource
-from .moves import moves_of, sparse_exponents
+from ..sparse_coarse import factorised
+from .moves import moves_of
 from .solver import Kind
 from .sums import SetSums
 
@@ -73,7 +74,6 @@ class TermSums(SetSums):
     def __init__(self, p: float, entries: Entries, moves: Any, source: TermSource) -> None:
         super().__init__(p, entries, moves)
         self._source = source
-        self._along = sparse_exponents(entries, moves.shape[0])
         self._last: tuple[Floats, Floats] | None = None
 
     def imbalance(self, log_scales: Floats) -> float:
@@ -95,7 +95,7 @@ class TermSums(SetSums):
         change = self._change(at)
         if not np.isfinite(change).all():
             return np.full_like(at, np.nan)
-        most = float(np.abs(self._along @ change).max(initial=0.0))
+        most = float(np.abs(self.exponents @ change).max(initial=0.0))
         length = np.log1p(most) / most if most > 0.1 else 1.0
         before = source.value(at)
         allowed = before + _SLACK * (1e-3 + abs(before))
@@ -137,14 +137,13 @@ class TermSums(SetSums):
             some: (J,) the moves that change the function.
         """
         from scipy.sparse import csc_array
-        from scipy.sparse.linalg import splu
 
         source, moves, totals = self._source, self.moves, self._source.totals
         logs = self.entries.at(at).logs / 2
-        changes = (self._along @ moves).tocoo()
+        changes = (self.exponents @ moves).tocoo()
         data = changes.data * np.exp(logs[changes.row] - halves[changes.col])
         matrix = csc_array((data, (changes.row, changes.col)), shape=changes.shape)
-        normal = self._along[:, len(at) - len(totals) :].multiply(np.exp(logs)[:, None])
+        normal = self.exponents[:, len(at) - len(totals) :].multiply(np.exp(logs)[:, None])
         ranks = np.asarray((matrix.T @ normal).toarray()) / np.sqrt(totals)
         scales = np.where(some, np.exp(-halves), 0.0)
 
@@ -155,13 +154,7 @@ class TermSums(SetSums):
 
         places = np.arange(len(halves), dtype=np.int64)
         diagonal = csc_array((sizes + np.where(some, 1e-13, 1.0), (places, places)), shape=(len(halves), len(halves)))
-        factor = splu(
-            csc_array(matrix.T @ matrix + diagonal),
-            permc_spec="MMD_AT_PLUS_A",
-            diag_pivot_thresh=0.0,
-            options={"SymmetricMode": True},
-        )
-        return product, factor.solve
+        return product, factorised(csc_array(matrix.T @ matrix + diagonal)).solve
 
 
 def _conjugate_gradients(product: Callable[[Floats], Floats], precondition: Callable[[Floats], Floats], wanted: Floats) -> Floats:

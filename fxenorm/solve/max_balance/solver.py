@@ -11,7 +11,7 @@ from torch import Tensor
 from ..channel_sets.limit import limit_of_powers
 from ..iterate import solve
 from ..jacobi import solvable
-from ..limits import within_limits
+from ..limits import numbers, within_limits
 from ..objective import Objective
 from ..registry import Solver, register_solver
 from .entries import Floats, Mask
@@ -41,15 +41,10 @@ class MaxBalance:
             return log_scales
         free = solvable(log_negative, log_positive, objective.held)
         start = _start(objective, log_scales)
-        numbers = _numbers(torch.where(free, start, log_scales))
-        found = within_limits(objective, numbers, free.cpu().numpy(), partial(_answer, objective))
+        begun = numbers(torch.where(free, start, log_scales))
+        found = within_limits(objective, begun, free.cpu().numpy(), partial(_answer, objective))
         self._found = torch.from_numpy(found).to(log_scales)
         return self._found
-
-
-def _numbers(tensor: Tensor) -> Floats:
-    """Returns a vector for numpy, in float64 on the CPU."""
-    return tensor.to(device="cpu", dtype=torch.float64).numpy()
 
 
 def _start(objective: Objective, log_scales: Tensor) -> Tensor:
@@ -77,7 +72,7 @@ def _of_large_p(objective: Objective, answer: MaxBalanced) -> Floats:
             where = solve(easier, tol=_LARGE_TOL, max_iterations=_LARGE_ITERATIONS, start=where, solver="newton").log_scales
         # Its matrices are freed before those of the next are made.
         del easier
-    start = np.where(answer.open, _numbers(where), answer.log_scales)
+    start = np.where(answer.open, numbers(where), answer.log_scales)
     return limit_of_powers(objective, start, answer.open).log_scales
 
 
